@@ -1,8 +1,8 @@
 """An event store in memory for tests that change what a verb does.
 
-The long verbs pass their arguments on as one value. A test store overrides ``on_append`` or ``on_read``, so it need not
-repeat the signature. It calls the method of the same name on ``super()``, with the value as it is or with a field
-replaced (``attrs.evolve``).
+The long verbs pass their arguments on as one value. A test store overrides ``on_append``, ``on_read`` or
+``on_current``, so it need not repeat the signature. It calls the method of the same name on ``super()``, with the value
+as it is or with a field replaced (``attrs.evolve``).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from attrs import frozen
 
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent
+from airy_trio.log.store import NewEvent, Position, StateAt, StateChange, StoredEvent
 
 
 @frozen
@@ -29,6 +29,17 @@ class Append:
 class Read:
     """The arguments of ``EventStore.read``."""
 
+    after: Position
+    limit: int
+    destination: Destination | None = None
+    bytes_max: int | None = None
+
+
+@frozen
+class Current:
+    """The arguments of ``EventStore.current``."""
+
+    state: StateAt
     after: Position
     limit: int
     destination: Destination | None = None
@@ -56,6 +67,18 @@ class DelegatingStore(MemoryStore):
         """See ``EventStore.read``."""
         return await self.on_read(Read(after, limit, destination, bytes_max))
 
+    async def current(
+        self,
+        state: StateAt,
+        after: Position,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.current``."""
+        return await self.on_current(Current(state, after, limit, destination, bytes_max))
+
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         """Append to the memory."""
         return await super().append(
@@ -65,3 +88,7 @@ class DelegatingStore(MemoryStore):
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         """Read from the memory."""
         return await super().read(call.after, call.limit, call.destination, bytes_max=call.bytes_max)
+
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        """Read the current state from the memory."""
+        return await super().current(call.state, call.after, call.limit, call.destination, bytes_max=call.bytes_max)

@@ -8,7 +8,8 @@ import pytest
 
 from airy_trio import terminal
 from airy_trio.admin.console import FOLDER
-from airy_trio.capture.mapping import DELETABLE, FIELDS, KINDS, SINGULAR, Kind, TablesOptions
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import DELETABLE, FIELDS, KINDS, SINGULAR, TablesOptions
 from airy_trio.cli.commands import TYPES as NAMES
 from airy_trio.events.models import TYPES, Event
 from tests.application import only

@@ -108,7 +108,8 @@ class Reset:
     """Events are missing: reload what is derived from them. The events after ``position`` follow.
 
     ``verdict``: ``reset-expired`` (the next events are no longer retained), or ``reset-epoch`` (the position is of
-    another log, or not a position).
+    another log, or not a position). The server is asked for no recent window after it: what is reloaded now
+    contains these events.
     """
 
     verdict: Verdict
@@ -209,9 +210,9 @@ class _Loop:
         headers = [("id", "0"), ("destination", self._destination), ("receipt", "0")]
         if self._position is not None:
             headers.append(("last-event-id", str(self._position)))
-        if self._position is None or self._replay == "current":
-            headers.append(("replay", self._replay))
-        return Frame("SUBSCRIBE", tuple(headers))
+        # After a reset only the state is wanted: what the loop reloads instead contains everything else.
+        wanted = self._position is None or self._replay == "current"
+        return Frame("SUBSCRIBE", (*headers, ("replay", self._replay if wanted else "none")))
 
     async def subscribed(self, receipt: Frame) -> None:
         """Take the server's verdict on the position. Raises ``BadAnswer``."""
@@ -236,7 +237,9 @@ class _Loop:
     async def deliver(self, message: Frame) -> None:
         """Wait until the loop takes the event of a MESSAGE. Raises ``BadAnswer``."""
         event = _event(message)
-        position, until = _position(event.position), self._until
+        position, before, until = _position(event.position), self._position, self._until
+        if before is not None and before.epoch == position.epoch and position <= before:
+            return  # of the recent window, which servers of earlier versions send after a reset
         if until is not None and (message.get("state") == "complete" or position.offset > until.offset):
             event = evolve(event, completes_state=True)
         await self._sending.send(event)

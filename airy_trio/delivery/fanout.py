@@ -321,8 +321,8 @@ async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Bat
             batch = None
         if batch is None:
             if page is not None:
-                if page.completes_state and subscription.state is not None:
-                    # The event that should have said so has changed, or ended, since the page before it was read.
+                if subscription.state is not None and page.completes_state:
+                    # Its last event has changed or ended since the page before this one was read.
                     subscription.resume_header += STATE_COMPLETE
                 subscription.skip_to(page.upto)
             return False

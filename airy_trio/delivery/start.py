@@ -31,6 +31,8 @@ RESET_EPOCH: Final = "reset-epoch"
 class StartRequest:
     """Where a SUBSCRIBE asks to start: after ``last_event_id``, else by ``replay`` (one of ``stomp.frames.REPLAYS``).
 
+    ``replay`` decides as well if the position cannot be resumed.
+
     ``last_event_id``: as the client sent it. ``address``: for the fair sharing of reads of the store.
     """
 
@@ -109,7 +111,9 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
             return Start(position, resume)
     if request.replay == "current":
         return await _current(eventlog, view, resume, request.address)
-    if request.replay == "all" and resume == LIVE:
+    if request.replay == "none":
+        return Start(eventlog.head, resume)
+    if request.replay == "all":
         async with eventlog.gate.place(request.address):
             return Start(await eventlog.floor(), resume)
     return _recent(eventlog, await eventlog.since(options.window_s, address=request.address), resume, options)

@@ -1,6 +1,6 @@
 """What the claims grant, and that SUBSCRIBE delivers no more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -23,10 +23,10 @@ from airy_trio.events.destinations import (
     Within,
     parse,
 )
+from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import StoredEvent, StoreUnavailable
+from airy_trio.log.store import Position, StoredEvent, StoreUnavailable
 from tests.auth.signing import SECRET, connect_with, issuer
-from tests.delegating_store import DelegatingStore, Recent
 from tests.sessions.serving import event, open_log, serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
@@ -47,18 +47,18 @@ OUT_OF_TAIL = [event(1, channel="ch2"), event(2, conversation="c3"), event(3, co
 """So is the event of conversation c1 if the tail holds one event."""
 
 
-class Store(DelegatingStore):
-    """Counts how often it is asked for the newest events, and is unavailable on demand."""
+class Store(MemoryStore):
+    """Counts how often it is asked for a newest event, and is unavailable on demand."""
 
     asked = 0
     away = False
 
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
         self.asked += 1
         if self.away:
             message = "away"
             raise StoreUnavailable(message)
-        return await super().on_recent(call)
+        return await super().newest(until, destination)
 
 
 def passcode(claims: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -162,7 +162,7 @@ async def test_expired_position_gives_a_reset_then_what_follows(autojump_clock: 
         events = inbox.events(position=f"{server.log.epoch}-1")
         assert await anext(events) == Reset(verdict="reset-expired", position=f"{server.log.epoch}-5")
         await append(server, 6, 7)
-        assert await take(events, 2) == [6, 7]  # 4 and 5 are in the recent window
+        assert await take(events, 2) == [6, 7]  # what is reloaded after a reset contains 4 and 5
 
 
 async def test_new_epoch_under_a_running_loop_gives_a_reset(autojump_clock: MockClock) -> None:

@@ -62,7 +62,7 @@ class Mutant:
     @property
     def slice(self) -> int:
         """The value of ``YIELD_EVERY``: neighbours must share a slice; all other faults show between slices."""
-        return 256 if self.name in {"_serve_slice", "extend_backlog", "end"} else 1
+        return 256 if self.name in {"_serve_slice", "end"} else 1
 
     def function(self) -> Callable[..., Any]:
         original = getattr(self.owner, self.name)
@@ -145,14 +145,14 @@ MUTANTS = (
         "no evicted check in the fan-out",
         FanOut,
         "serve",
-        "subscription.backlog or subscription.position.offset >= subscription.view.evicted",
+        "subscription.position.offset >= subscription.view.evicted",
         "True",
     ),
     Mutant(
         "a page of the store counts as sent after its first batch",
         Batches,
         "of_page",
-        "if offsets[-1] == events[-1].offset",
+        "if offsets[-1] == last",
         "if True",
     ),
     Mutant("a view forgets its evictions", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
@@ -252,11 +252,7 @@ DIRECTED = (
             "await self._send_receipt(",
             "subscription.start(); services.fanout.serve(subscription, 0); await self._send_receipt(",
         ),
-        test_fanout.test_the_receipt_of_a_subscribe_precedes_its_backlog,
-    ),
-    (
-        Mutant("a neighbour's batch despite a backlog", Subscription, "extend_backlog", "self.in_step = False", "pass"),
-        test_fanout.test_a_neighbour_with_a_backlog_gets_that_first,
+        test_fanout.test_the_receipt_of_a_subscribe_precedes_its_replay,
     ),
     (
         Mutant(
@@ -309,10 +305,6 @@ DIRECTED = (
     (
         Mutant("a page reaches beyond the head", Reads, "_read", "if event.offset <= head.offset", "if True"),
         lambda _clock: test_reads.test_a_page_ends_at_the_head_of_this_node(),
-    ),
-    (
-        Mutant("a page expires while it is sent", fanout, "_has_expired", "page is None", "True"),
-        test_sender.test_a_page_that_is_being_sent_does_not_expire,
     ),
     (
         Mutant("never live again", Client, "catch_up", "self.stream.transport.pending", "True"),

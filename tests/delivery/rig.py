@@ -14,14 +14,14 @@ from airy_trio.delivery.client import Client, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
-from tests.delegating_store import DelegatingStore, Read, Recent
+from tests.delegating_store import Current, DelegatingStore, Read
 from tests.delivery.messages import Reader, stomp
 
 SEND_TIMEOUT_S = 10.0
@@ -52,9 +52,13 @@ class MoodyStore(DelegatingStore):
         await trio.sleep(self.moods.uniform(0, self.delay_s))
         return found
 
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
         await self._mood()
-        return await super().on_recent(call)
+        return await super().on_current(call)
+
+    async def since(self, age_s: float) -> Position:
+        await self._mood()
+        return await super().since(age_s)
 
     async def bounds(self) -> Bounds:
         await trio.sleep(self.moods.uniform(0, self.delay_s))
@@ -124,8 +128,8 @@ class Rig:
             new += more
         return new
 
-    async def append(self, events: Sequence[NewEvent]) -> None:
-        await self.log.append(self.log.head, events, "point")
+    async def append(self, events: Sequence[NewEvent], state: StateChange | None = None) -> None:
+        await self.log.append(self.log.head, events, "point", state=state)
 
 
 @define(eq=False)

@@ -1,6 +1,5 @@
 """Batches: bounded, shared between equal subscriptions, with acks and resume headers that are not shared."""
 
-from collections import deque
 from typing import cast
 
 import pytest
@@ -8,12 +7,13 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches
+from airy_trio.delivery.batches import BATCH_BYTES_MAX, SHARED_BATCHES_MAX, Batches
 from airy_trio.delivery.client import Client, Subscription, Window
-from airy_trio.events.destinations import EVERYTHING, OfChannel, Within
+from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Page
+from airy_trio.log.store import StateAt
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Subscribe
 from airy_trio.websocket.stream import FramedStream
@@ -111,11 +111,41 @@ async def test_acks_and_resume_headers_are_not_shared() -> None:
     ]
 
 
-async def test_a_backlog_batch_comes_from_the_backlog() -> None:
-    log = await filled(BATCH_EVENTS_MAX + 1)
-    subscription = subscribed(log, BATCH_EVENTS_MAX + 1)
-    subscription.backlog = deque(await log.store.read(log.head.at(0), 2))
-    assert Batches(log).next_batch(subscription).offsets == (1, 2)
+@pytest.mark.parametrize("ack", [AckMode.AUTO, AckMode.CLIENT])
+async def test_the_last_message_of_the_state_says_that_it_is_complete(ack: AckMode) -> None:
+    log = await filled(6, size=BATCH_BYTES_MAX // 2, tail_events=16)
+    state = StateAt("first0", log.head.at(5))
+    found = tuple(await log.store.read(log.head.at(0), 6))
+    pages = (
+        Page(EVERYTHING, log.head.at(0), 3, (found[0], found[2]), state),
+        Page(EVERYTHING, log.head.at(3), 5, (found[3],), state),
+    )
+    batches = Batches(log)
+    subscription = subscribed(log, ack=ack)
+    subscription.begin_after(log.head.at(0), state, b"resume:reset-expired\n")
+    seen: list[tuple[str | None, str | None]] = []
+    for page in pages:
+        while (batch := batches.of_page(subscription, page)) is not None:
+            frames = [stomp(message) for message in Reader().feed(batch.data)]
+            seen += [(frame.get("resume"), frame.get("state")) for frame in frames if frame]
+            batches.commit(subscription, batch, 0.0)
+    assert seen == [("reset-expired", None), (None, None), (None, "complete")]
+    assert (subscription.position, subscription.state) == (log.head.at(5), None)
+
+
+async def test_completing_header_waits_for_its_event() -> None:
+    """Also if the event does not fit into the batch that was being made."""
+    log = await filled(2, size=BATCH_BYTES_MAX)
+    state = StateAt("first0", log.head)
+    page = Page(EVERYTHING, log.head.at(0), 2, tuple(await log.store.read(log.head.at(0), 2)), state)
+    batches, subscription = Batches(log), subscribed(log)
+    subscription.begin_after(log.head.at(0), state)
+    first = batches.of_page(subscription, page)
+    assert first is not None
+    batches.commit(subscription, first, 0.0)
+    second = batches.of_page(subscription, page)
+    assert second is not None
+    assert [b"\nstate:complete\n" in batch.data for batch in (first, second)] == [False, True]
 
 
 async def test_a_page_is_sent_from_the_position_to_its_end() -> None:
@@ -141,7 +171,7 @@ async def test_clients_at_one_position_of_a_page_share_its_batches() -> None:
     batch = batches.of_page(subscribed(log, 1), page)
     assert batches.of_page(subscribed(log, 1), page) is batch
     assert batches.of_page(subscribed(log, 1), evolve(page, upto=9, events=page.events[:9])) is not batch
-    assert batches.of_page(subscribed(log, 1), evolve(page, destination=OfChannel("ch1"))) is not batch
+    assert batches.of_page(subscribed(log, 1), evolve(page, state=StateAt("first0", log.head))) is not batch
     assert batches.of_page(subscribed(log, 2), page) is not batch
     assert batches.of_page(subscribed(log, 1, id_="different"), page) is not batch
     assert batches.of_page(subscribed(log, 1, ack=AckMode.CLIENT), page) is not batch
@@ -227,28 +257,18 @@ async def test_plain_live_subscriptions_are_in_step() -> None:
         assert not subscription.in_step
         batches.commit(subscription, batches.next_batch(subscription), 0.0)
     assert [one.in_step for one in (plain, replayed, acking, waiting)] == [True, False, False, False]
-    found: list[bool] = []
-    plain.extend_backlog(await log.store.read(log.head.at(0), 2))
-    found.append(plain.in_step)
-    batches.commit(plain, batches.next_batch(plain), 0.0)
-    found.append(plain.in_step)
     plain.end()
-    found.append(plain.in_step)
-    assert found == [False, True, False]
+    assert not plain.in_step
 
 
 async def test_a_cursor_moves_when_its_batch_is_committed() -> None:
     log = await filled(3)
     batches = Batches(log)
     subscription = subscribed(log, 1)
-    subscription.backlog = deque(await log.store.read(log.head.at(0), 1))
     batch = batches.next_batch(subscription)
-    assert (batch.offsets, subscription.position.offset, len(subscription.backlog)) == ((1,), 1, 1)
+    assert (batch.offsets, subscription.position.offset) == ((2, 3), 1)
     batches.commit(subscription, batch, 0.0)
-    assert (subscription.position.offset, len(subscription.backlog)) == (1, 0)
-    batches.commit(subscription, batches.next_batch(subscription), 0.0)
-    assert subscription.position.offset == 3
-    assert batches.deliveries == 3
+    assert (subscription.position.offset, batches.deliveries) == (3, 2)
 
 
 async def test_batches_are_not_shared_between_different_grants() -> None:

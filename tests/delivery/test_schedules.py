@@ -13,8 +13,9 @@ from airy_trio.delivery import fanout
 from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.events.destinations import OfConversation, covers, parse
+from airy_trio.log.current import Marks
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import Position, StoredEvent
+from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent
 from airy_trio.sessions.heartbeats import PING_EVERY_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.transport import MemoryTransport
@@ -32,6 +33,7 @@ DESTINATIONS = (
 OBJECTS = 40
 STEPS = 60
 REST_SHARE = 0.3
+ENDED_SHARE = 0.05
 PATIENCE_S = 1e6
 """Long enough for a client that does not read until the client with the slowest socket is done."""
 
@@ -48,6 +50,8 @@ class Expected:
     replay: str | None
     position: Position | None = None
     verdict: str = ""
+    until: Position | None = None
+    complete: int = 0
     got: list[int] = field(factory=list)
     bodies: list[bytes] = field(factory=list)
     in_flight: list[Frame] = field(factory=list)
@@ -70,6 +74,8 @@ class Schedule:
     ending: dict[str, Expected] = field(factory=dict)
     seen: list[str] = field(factory=list)
     numbers: int = 0
+    over: set[str] = field(factory=set)
+    """Objects that have ended, for good."""
 
     @property
     def grant(self) -> Grant:
@@ -105,11 +111,20 @@ class Schedule:
         ]
         at_once = self.chance.choice((1, 1, len(new)))
         for start in range(0, len(new), at_once):
-            await self.rig.append(new[start : start + at_once])
+            await self.append_kept(new[start : start + at_once])
             for _ in range(self.chance.randrange(5)):
                 await trio.lowlevel.checkpoint()
         at = Position(self.rig.log.epoch, len(self.everything))
         self.everything += await self.rig.log.store.read(at, len(new))
+
+    async def append_kept(self, new: Sequence[NewEvent]) -> None:
+        """Append, and keep the newest event of each object, unless the object ends."""
+        newest = {one.object: index for index, one in enumerate(new)}
+        if self.chance.random() < ENDED_SHARE:
+            self.over.add(f"message:{self.chance.randrange(OBJECTS)}")
+        kept = sorted(index for object_, index in newest.items() if object_ not in self.over)
+        change = StateChange(generation="first0", marks=str(Marks()), kept=kept, ended=tuple(self.over))
+        await self.rig.append(new, change)
 
     async def take(self) -> None:
         self.look_at(self.rig.read(self.chance.choice((1, 50, 500, 5000, None))))
@@ -136,7 +151,7 @@ class Schedule:
             ack=ack,
             prefetch=self.chance.choice((1, 2, 30)),
             asked=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < resumed_share else None,
-            replay="none" if self.alike else self.chance.choice((None, "none", "all")),
+            replay="none" if self.alike else self.chance.choice((None, "none", "all", "current", "current")),
         )
         headers = [("id", one.id), ("destination", one.destination), ("receipt", f"start {one.id}"), ("ack", one.ack)]
         headers.append(("prefetch-count", str(one.prefetch)))
@@ -206,6 +221,7 @@ class Schedule:
                 case "RECEIPT" if frame.get("receipt-id") in self.waiting:
                     one = self.waiting.pop(frame.get("receipt-id") or "")
                     one.position, one.verdict = Position.parse(frame.get("position") or ""), frame.get("resume") or ""
+                    one.until = Position.parse(frame.get("until") or "")
                 case "RECEIPT":
                     self.ending.pop(frame.get("receipt-id") or "").ended = True
                 case "MESSAGE":
@@ -220,6 +236,7 @@ class Schedule:
         assert frame.get("resume") == (one.verdict if one.asked and not one.got else None)
         position = Position.parse(frame.get("message-id") or "")
         assert position is not None
+        one.complete += frame.get("state") == "complete"
         one.got.append(position.offset)
         one.bodies.append(frame.body)
         self.seen.append(str(position))
@@ -254,13 +271,29 @@ class Schedule:
                 assert one.verdict == "live"
             wanted = [e for e in self.everything if covers(parse(one.destination), e) and self.may_read(e)]
             after = [e.offset for e in wanted if e.offset > one.position.offset]
-            before: list[int] = []
-            if asked is None and one.replay is None:
-                newest = {e.object: e.offset for e in wanted if e.offset <= one.position.offset}
-                before = sorted(newest.values())[-WINDOW.events_max :]
             assert one.bodies == [self.everything[offset - 1].body for offset in one.got]
-            expected = before + after
-            assert one.got == (expected[: len(one.got)] if one.ended else expected), one
+            if one.until is None:
+                assert one.got == (after[: len(one.got)] if one.ended else after), one
+            else:
+                self.check_state(one, one.until.offset, wanted)
+
+    def check_state(self, one: Expected, until: int, wanted: Sequence[StoredEvent]) -> None:
+        """Check a subscription that began with the current state: the newest of each object, then everything."""
+        state, live = [[at for at in one.got if part(at)] for part in (until.__ge__, until.__lt__)]
+        last = {event.object: event for event in self.everything if event.offset <= until}
+        newest = {object_: event.offset for object_, event in last.items() if event in wanted}
+        assert state == sorted(state)
+        assert set(state) <= set(newest.values()), "an event that was superseded, or twice"
+        following = [event.offset for event in wanted if event.offset > until]
+        if one.ended:
+            assert live == following[: len(live)]
+            return
+        assert live == following
+        changed = {event.object for event in self.everything[until:]}
+        missing = {object_ for object_, offset in newest.items() if offset not in state}
+        assert missing <= changed | self.over, "an object without an event"
+        expected = 0 if one.position == one.until or not one.got else 1
+        assert one.complete == expected, one
 
 
 WINDOW = ReplayOptions(window_s=3600, events_max=25)
@@ -281,6 +314,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
     everything: list[StoredEvent] = []
     heart_beat = chance.choice(("0,0", "0,500"))
     habits: dict[int, tuple[str, str]] = {}
+    over: set[str] = set()
     async with delivering(log) as delivery:
         schedules: list[Schedule] = []
         for _ in range(clients):
@@ -288,7 +322,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
             rig = await delivery.connect(transport, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
                 rig.client.user = User("somebody", grant=grants[len(schedules)])
-            schedules.append(Schedule(rig, chance, everything, habits, alike))
+            schedules.append(Schedule(rig, chance, everything, habits, alike, over=over))
         for _ in range(STEPS * clients):
             await chance.choice(schedules).step()
             if chance.random() < REST_SHARE:

@@ -8,14 +8,16 @@ from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.delivery.start import Start, StartRequest, start
-from airy_trio.events.destinations import EVERYTHING
-from airy_trio.log.event_log import EventLog
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
+from airy_trio.log.current import Marks
+from airy_trio.log.event_log import STATE_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import Bounds, StoreUnavailable
+from airy_trio.log.store import Bounds, StateAt, StateChange, StoreUnavailable
 from tests.sessions.serving import event, events, open_log
 
 OPTIONS = ReplayOptions(window_s=3600, events_max=3)
+GENERATION = "first0"
 
 
 async def filled(count: int = 10, *, tail_events: int = 20_000) -> EventLog:
@@ -26,53 +28,71 @@ async def filled(count: int = 10, *, tail_events: int = 20_000) -> EventLog:
 
 async def started(
     log: EventLog, last_event_id: str | None = None, replay: str | None = None, options: ReplayOptions = OPTIONS
-) -> tuple[int, str, list[int]]:
+) -> tuple[int, str]:
     view = log.attach(EVERYTHING, log)
     found: Start = await start(log, view, StartRequest(last_event_id, replay), options)
     assert found.position.epoch == log.epoch
-    return found.position.offset, found.resume, [event.offset for event in found.backlog]
+    return found.position.offset, found.resume
 
 
-async def test_without_a_position_the_recent_window_comes_first() -> None:
-    assert await started(await filled()) == (10, "live", [8, 9, 10])
+@pytest.mark.parametrize("replay", [None, "recent"])
+async def test_without_a_position_the_recent_window_comes_first(replay: str | None) -> None:
+    whole, none = (ReplayOptions(window_s=window_s) for window_s in (3600, 0))
+    log = await filled(tail_events=4)
+    assert await started(log, replay=replay, options=whole) == (0, "live")
+    await log.store.trim(age_s=3600, keep=8, limit=100, unused_s=10**6)
+    assert await started(log, replay=replay, options=whole) == (2, "live")
+    await trio.sleep(0.01)
+    assert await started(log, replay=replay, options=none) == (10, "live")
 
 
-async def test_window_has_the_newest_event_of_each_object() -> None:
-    log = await open_log()
-    await log.append(log.head, [event(n, obj=name) for n, name in enumerate("abcab", start=1)], "point")
-    assert await started(log) == (5, "live", [3, 4, 5])
+@pytest.mark.parametrize("events_max, position, state", [(3, 7, "partial"), (9, 1, "partial"), (10, 0, None)])
+async def test_a_window_that_is_cut_is_partial(events_max: int, position: int, state: str | None) -> None:
+    log = await filled()
+    view = log.attach(EVERYTHING, log)
+    found = await start(log, view, StartRequest(None, None), ReplayOptions(window_s=3600, events_max=events_max))
+    assert found.position.offset == position
+    assert dict(found.headers).get("state") == state
 
 
 async def test_none_turns_the_window_off_and_all_gives_everything() -> None:
     log = await filled()
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
-    assert await started(log, replay="none") == (10, "live", [])
-    assert await started(log, replay="all") == (6, "live", [])
+    assert await started(log, replay="none") == (10, "live")
+    assert await started(log, replay="all") == (6, "live")
 
 
 @pytest.mark.parametrize("offset", [0, 4, 10])
 async def test_a_retained_position_is_resumed(offset: int) -> None:
     log = await filled()
-    assert await started(log, str(log.head.at(offset)), "none") == (offset, "resumed", [])
+    assert await started(log, str(log.head.at(offset)), "none") == (offset, "resumed")
 
 
 @pytest.mark.parametrize("offset, verdict", [(5, "reset-expired"), (6, "resumed")])
 async def test_a_position_before_trimmed_events_is_reset(offset: int, verdict: str) -> None:
     log = await filled(tail_events=3)
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
-    position, found, backlog = await started(log, str(log.head.at(offset)))
-    assert found == verdict
-    assert (position, backlog) == ((6, []) if verdict == "resumed" else (10, [8, 9, 10]))
+    position, found = await started(log, str(log.head.at(offset)))
+    assert (position, found) == (6 if verdict == "resumed" else 7, verdict)
 
 
 @pytest.mark.parametrize("received", ["", "nonsense", "abcdef-3", "zzzzzz-00", "ABCDEF-1"])
 async def test_a_foreign_or_malformed_position_is_reset(received: str) -> None:
-    assert await started(await filled(), received) == (10, "reset-epoch", [8, 9, 10])
+    assert await started(await filled(), received) == (7, "reset-epoch")
 
 
 async def test_a_position_beyond_the_head_is_reset() -> None:
     log = await filled()
-    assert await started(log, str(log.head.at(11))) == (10, "reset-epoch", [8, 9, 10])
+    assert await started(log, str(log.head.at(11))) == (7, "reset-epoch")
+
+
+@pytest.mark.parametrize("replay, position", [("none", 10), ("all", 6), ("recent", 7), (None, 7)])
+async def test_replay_decides_after_a_reset(replay: str | None, position: int) -> None:
+    log = await filled(tail_events=3)
+    await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
+    assert await started(log, str(log.head.at(5)), replay) == (position, "reset-expired")
+    assert await started(log, "zzzzzz-1", replay) == (position, "reset-epoch")
+    assert await started(log, str(log.head.at(6)), replay) == (6, "resumed")
 
 
 async def test_node_catches_up_to_a_position_from_another_node() -> None:
@@ -80,7 +100,7 @@ async def test_node_catches_up_to_a_position_from_another_node() -> None:
     log, other = await open_log(store), await open_log(store)
     await other.append(other.head, events(1, 5), "point")
     assert log.head.offset == 0
-    assert await started(log, str(other.head)) == (5, "resumed", [])
+    assert await started(log, str(other.head)) == (5, "resumed")
 
 
 @pytest.mark.parametrize("asked", [None, 2])
@@ -98,7 +118,7 @@ async def test_an_epoch_that_begins_during_the_read_is_reported(
         return await bounds()
 
     monkeypatch.setattr(log.store, "bounds", another_node_began_one)
-    expected = (0, "live", []) if asked is None else (4, "reset-epoch", [2, 3, 4])
+    expected = (0, "live" if asked is None else "reset-epoch")
     assert await started(log, received, "all") == expected
 
 
@@ -115,6 +135,113 @@ async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, mon
         return await bounds()
 
     monkeypatch.setattr(log.store, "bounds", away)
-    assert await started(log, replay="all") == (0, "live", [])
+    assert await started(log, replay="all") == (0, "live")
     pauses = [after - before for before, after in pairwise(asked)]
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1])
+
+
+async def kept(log: EventLog, names: str, *, types: str = "", whole: str = "", generation: str = GENERATION) -> None:
+    """Append an event for each letter, of an object named by it, as the state of that object."""
+    new = [event(log.head.offset + number, obj=name) for number, name in enumerate(names, start=1)]
+    newest = {name: index for index, name in enumerate(names)}
+    marks = Marks(types=frozenset(types.split()), whole=frozenset(whole.split()))
+    state = StateChange(generation=generation, marks=str(marks), kept=sorted(newest.values()))
+    await log.append(log.head, new, "point", state=state)
+
+
+MAPPED = "message.updated tag.updated channel.updated metadata.updated"
+
+
+async def found_state(log: EventLog, destination: Destination = EVERYTHING, last_event_id: str | None = None) -> Start:
+    return await start(log, log.attach(destination, log), StartRequest(last_event_id, "current"), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "types, whole, destination, missing",
+    [
+        ("message.updated", "message.updated", EVERYTHING, ""),
+        (MAPPED, "message.updated", EVERYTHING, "channel.updated metadata.updated tag.updated"),
+        (MAPPED, "message.updated", OfType("message.updated"), ""),
+        (MAPPED, "message.updated", OfType("tag.updated"), "tag.updated"),
+        (MAPPED, "message.updated", OfType("message.deleted"), ""),
+        (MAPPED, "message.updated", OfChannel("ch1"), "channel.updated metadata.updated"),
+        (MAPPED, "message.updated", OfConversation("c1"), "metadata.updated"),
+        (MAPPED, "message.updated", Within(EVERYTHING, frozenset({"ch1"})), "channel.updated metadata.updated"),
+        (MAPPED, "", EVERYTHING, MAPPED),
+    ],
+)
+async def test_missing_types_are_named(types: str, whole: str, destination: Destination, missing: str) -> None:
+    """A type is missing if it is mapped, belongs to the destination, and has had no backfill."""
+    log = await open_log()
+    await kept(log, "ab", types=types, whole=whole)
+    headers = dict((await found_state(log, destination)).headers)
+    assert headers["until"] == str(log.head)
+    assert (headers["state"], headers.get("state-missing", "")) == (
+        "partial" if missing else "current",
+        ",".join(sorted(missing.split())),
+    )
+
+
+async def test_without_a_recorded_state_every_type_is_missing() -> None:
+    log = await filled()
+    assert dict((await found_state(log)).headers) == {
+        "position": str(log.head),
+        "resume": "live",
+        "state": "partial",
+        "until": str(log.head),
+        "state-missing": ",".join(sorted(MAPPED.split())),
+    }
+
+
+async def test_an_empty_state_ends_where_it_begins() -> None:
+    log = await filled()
+    await kept(log, "ab", types=MAPPED, whole=MAPPED)
+    begin = await found_state(log, OfType("tag.updated"))
+    assert (begin.state, begin.position, begin.until, begin.whole) == (None, log.head, log.head, True)
+    begin = await found_state(log)
+    assert (begin.state, begin.position) == (StateAt(GENERATION, log.head), log.head.at(0))
+
+
+async def test_a_position_that_can_be_resumed_has_precedence_over_the_state() -> None:
+    log = await filled(tail_events=3)
+    await kept(log, "ab")
+    begin = await found_state(log, last_event_id=str(log.head.at(5)))
+    assert begin.headers == (("position", str(log.head.at(5))), ("resume", "resumed"))
+    await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
+    begin = await found_state(log, last_event_id=str(log.head.at(5)))
+    assert (begin.resume, begin.position.offset, begin.state) == ("reset-expired", 0, StateAt(GENERATION, log.head))
+
+
+async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_clock: MockClock) -> None:
+    log = await filled()
+    await kept(log, "ab")
+    assert (await found_state(log)).state == StateAt(GENERATION, log.head)
+    before = log.head
+    await kept(log, "c", generation="second")
+    other = OfType("message.updated")  # its pages are not retained yet
+    assert (await found_state(log, other)).state == StateAt("second", log.head)
+    await log.begin_epoch(log.head, "point")
+    begin = await found_state(log)
+    assert (begin.state, begin.until, begin.whole) == (None, log.head, False)
+    assert log.epoch != before.epoch
+
+
+async def test_clients_that_come_together_get_the_same_state(autojump_clock: MockClock) -> None:
+    log = await filled()
+    await kept(log, "ab")
+    first = (await found_state(log)).until
+    await kept(log, "c")
+    assert (await found_state(log)).until == first
+    await trio.sleep(STATE_AGE_S)
+    assert (await found_state(log)).until == log.head
+
+
+async def test_the_state_ends_at_the_head_of_this_node() -> None:
+    """The node may not have read the newest events of the store; they follow the state."""
+    store = MemoryStore()
+    log, other = await open_log(store), await open_log(store)
+    await kept(other, "ab")
+    await log.catch_up()
+    await kept(other, "bc")
+    begin = await found_state(log)
+    assert begin.until == log.head == other.head.at(2)

@@ -38,9 +38,10 @@ PUBLISHED: Final = (
         "airy_trio.stores",
         "log/store.py events/destinations.py",
         (
-            "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Claim", "Acknowledgement", "OpenEventStore",
+            "EventStore", "NewEvent", "StoredEvent", "StateChange", "StoredState", "StateAt", "Bounds", "Position",
+            "Claim", "Acknowledgement", "OpenEventStore",
             "Destination", "Everything", "OfType", "OfChannel", "OfConversation", "Within", "covers",
-            "stored_after", "up_to_bytes", "newest_of_each", "is_all", "new_epoch",
+            "stored_after", "up_to_bytes", "is_all", "new_epoch",
             "StoreUnavailable", "StoreReplaced", "StaleAppend", "PositionExpired",
         ),
     ),

@@ -13,21 +13,36 @@ import trio
 
 from airy_trio import stores
 from airy_trio.errors import AiryTrioError
-from airy_trio.stores import Acknowledgement, Bounds, Claim, Destination, NewEvent, Position, StoredEvent
+from airy_trio.stores import (
+    Acknowledgement,
+    Bounds,
+    Claim,
+    Destination,
+    NewEvent,
+    Position,
+    StateAt,
+    StateChange,
+    StoredEvent,
+    StoredState,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Of = Destination | None
 Verb = Coroutine[Any, Any, T]
 SCHEMA = """
-    create table if not exists log (epoch, trimmed, last, at_ms, point);
+    create table if not exists log (epoch, trimmed, last, at_ms, point, generation, marks);
     create table if not exists events
         (id integer primary key, at_ms, type, object, conversation, channel, body, cut, age);
+    create table if not exists current
+        (id integer primary key, at_ms, type, object unique, conversation, channel, body, cut, age);
     create table if not exists durables (owner, name, token, epoch, id, used_ms, primary key (owner, name));
 """
 APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
-    where epoch = ? and last = ? and point is coalesce(?, point) returning at_ms"""
-BEGIN_EPOCH = "update log set epoch = ?, trimmed = 0, last = 0, point = ? where epoch = ? and last = ? returning epoch"
+    where epoch = ? and last = ? and point is coalesce(?, point) returning at_ms, generation"""
+BEGIN_EPOCH = """update log set epoch = ?, trimmed = 0, last = 0, point = ?, generation = null
+    where epoch = ? and last = ? returning epoch"""
+INSERT = "insert or replace into {} values (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 CLAIM = """insert into durables values (?, ?, ?, null, null, ?) on conflict
     do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
 ACKNOWLEDGE = """insert into durables values (?, ?, ?, ?, ?, ?) on conflict do update set epoch = excluded.epoch,
@@ -71,7 +86,10 @@ class AcmeStore:
         """Connect in the first verb, so that the server retries if the file cannot be used yet."""
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         db.executescript(f"pragma journal_mode = wal; {SCHEMA}")
-        db.execute("insert into log select ?, 0, 0, 0, null where not exists (select * from log)", [stores.new_epoch()])
+        db.execute(
+            "insert into log select ?, 0, 0, 0, null, null, null where not exists (select * from log)",
+            [stores.new_epoch()],
+        )
         return db
 
     def close(self) -> None:
@@ -80,14 +98,31 @@ class AcmeStore:
 
     @transaction
     def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         row = self.row(APPEND, len(events), now_ms(), resume_point, expected.epoch, expected.offset, replaces)
         if row is None:
             raise stores.StaleAppend(f"the head is not {expected}, or the resume point is another one")
         stored = stores.stored_after(expected, events, row[0])
-        self.db.executemany("insert into events values (?, ?, ?, ?, ?, ?, ?, ?, ?)", stored)
+        self.db.executemany(INSERT.format("events"), stored)
+        self.change(row[1], state, stored)
         return stored
+
+    def change(self, generation: str | None, state: StateChange | None, stored: Sequence[StoredEvent]) -> None:
+        new, marks = (None, None) if state is None else (state.generation, state.marks)
+        self.db.execute("update log set generation = ?, marks = ?", [new, marks])
+        if generation != new:
+            self.db.execute("delete from current")
+        if state is not None:
+            self.db.executemany("delete from current where type = ? and id <= ?", state.swept.items())
+            self.db.executemany(INSERT.format("current"), [stored[index] for index in state.kept])
+            self.db.executemany("delete from current where object = ?", [[object_] for object_ in state.ended])
 
     @transaction
     def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
@@ -104,23 +139,35 @@ class AcmeStore:
         epoch, trimmed = self.row("select epoch, trimmed from log")
         if after.epoch != epoch or after.offset < trimmed:
             raise stores.PositionExpired(f"{after} is before {epoch}-{trimmed}")
-        found = self.events(destination, "id > ? order by id", after.offset)
+        found = self.events(destination, "events where id > ? order by id", after.offset)
         return list(stores.up_to_bytes(islice(found, limit), bytes_max))
 
     @transaction
-    def recent(
-        self, until: Position, age_s: float, limit: int, destination: Of = None, *, bytes_max: int | None = None
+    def current(
+        self, state: StateAt, after: Position, limit: int, destination: Of = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
+        if (state.until.epoch, state.generation) != self.row("select epoch, generation from log"):
+            raise stores.PositionExpired(f"the state {state.generation} up to {state.until} is gone")
+        where = "current where id > ? and id <= ? order by id"
+        found = self.events(destination, where, after.offset, state.until.offset)
+        return list(stores.up_to_bytes(islice(found, limit), bytes_max))
+
+    @transaction
+    def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
         if until.epoch != self.row("select epoch from log")[0]:
             raise stores.PositionExpired(f"{until} is of another epoch")
-        since_ms = now_ms() - age_s * 1000
-        young = self.events(destination, "id <= ? and at_ms >= ? order by id desc", until.offset, since_ms)
-        return list(stores.up_to_bytes(islice(stores.newest_of_each(young), limit), bytes_max))[::-1]
+        return next(self.events(destination, "events where id <= ? order by id desc", until.offset), None)
+
+    @transaction
+    def since(self, age_s: float) -> Position:
+        old = "select epoch, max(trimmed, coalesce((select max(id) from events where at_ms < ?), 0)) from log"
+        return Position(*self.row(old, now_ms() - age_s * 1000))
 
     @transaction
     def bounds(self) -> Bounds:
-        epoch, trimmed, last = self.row("select epoch, trimmed, last from log")
-        return Bounds(epoch=epoch, first=trimmed + 1, last=last, now_ms=now_ms())
+        epoch, trimmed, last, *state = self.row("select epoch, trimmed, last, generation, marks from log")
+        kept = StoredState(*state) if state[0] else None
+        return Bounds(epoch=epoch, first=trimmed + 1, last=last, now_ms=now_ms(), state=kept)
 
     @transaction
     def resume_point(self) -> str | None:
@@ -156,7 +203,7 @@ class AcmeStore:
         return [one.claim for one in acknowledgements if not keep(one.claim, one.position)]
 
     def events(self, destination: Of, where: str, *values: object) -> Iterator[StoredEvent]:
-        for *fields, cut, age in self.db.execute(f"select * from events where {where}", values):
+        for *fields, cut, age in self.db.execute(f"select * from {where}", values):
             event = StoredEvent._make([*fields, bool(cut), age])
             if destination is None or stores.covers(destination, event):
                 yield event

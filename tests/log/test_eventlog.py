@@ -16,7 +16,7 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, NewEvent, Position, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
-from tests.delegating_store import Append, DelegatingStore, Read, Recent
+from tests.delegating_store import Append, DelegatingStore, Read
 from tests.log.places import event
 
 MANY = 1 << 30
@@ -62,9 +62,9 @@ class Outages(DelegatingStore):
             await self.held_reads.wait()
         return found
 
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+    async def since(self, age_s: float) -> Position:
         self._reach()
-        return await super().on_recent(call)
+        return await super().since(age_s)
 
     async def wait(self, after: Position) -> None:
         self._reach()
@@ -527,38 +527,29 @@ async def test_an_append_during_catch_up_is_no_loss(store: Outages, nursery: tri
     assert log.head == head
 
 
-class TestRecent:
-    async def recent(self, log: EventLog, age_s: float, limit: int = 100) -> list[int]:
-        _, events = await log.recent(OfChannel("ch1"), age_s=age_s, limit=limit, bytes_max=MANY)
-        return [one.offset for one in events]
+class TestSince:
+    async def since(self, log: EventLog, age_s: float) -> int:
+        position = await log.since(age_s)
+        assert position.epoch == log.epoch
+        return position.offset
 
     async def test_tail_and_store_agree(self, store: Outages) -> None:
         for number in range(60):
             store.now_s += 1
-            await store.add(event(number % 7, channel_id="ch1" if number % 3 else "ch2"))
+            await store.add(event(number))
         whole, short = await opened(store), await opened(store, tail_events=5)
         store.away = True  # the whole tail needs no store
-        from_tail = {
-            (age_s, limit): await self.recent(whole, age_s, limit) for age_s in range(70) for limit in (3, 100)
-        }
+        from_tail = [await self.since(whole, age_s) for age_s in range(70)]
         store.away = False
-        assert from_tail == {
-            (age_s, limit): await self.recent(short, age_s, limit) for age_s in range(70) for limit in (3, 100)
-        }
-        assert len(from_tail[60, 100]) == 7
-
-    async def test_live_events_continue_after_it(self, store: Outages) -> None:
-        log = await opened(store)
-        await log.append(log.head, numbered(1, 3), "point")
-        position, events = await log.recent(EVERYTHING, age_s=60, limit=2, bytes_max=MANY)
-        assert (position, [one.offset for one in events]) == (log.head, [2, 3])
+        assert from_tail == [await self.since(short, age_s) for age_s in range(70)]
+        assert from_tail == [max(0, 59 - age_s) for age_s in range(70)]
 
     async def test_age_is_by_the_stores_clock(self, store: Outages) -> None:
         log = EventLog(store, LogOptions(store="memory"), clock=lambda: store.now_s + 5000)
         await log.open()
         await log.append(log.head, numbered(1, 3), "point")
         store.now_s += 30
-        assert (await self.recent(log, 29), await self.recent(log, 31)) == ([], [1, 2, 3])
+        assert (await self.since(log, 29), await self.since(log, 31)) == (3, 0)
 
     def test_the_clock_is_monotonic(self) -> None:
         """A wall clock that is set between two reads of the store's clock would make ages wrong."""
@@ -569,21 +560,22 @@ class TestRecent:
         log = await opened(store, tail_events=5)
         store.away = True
         with pytest.raises(StoreUnavailable):
-            await self.recent(log, 60)
-        assert await self.recent(log, 60, limit=5) == [16, 17, 18, 19, 20]
+            await log.since(60)
+
+    async def test_it_is_never_after_the_head_of_this_node(self, store: Outages) -> None:
+        await store.add(*numbered(1, 20))
+        log = await opened(store, tail_events=5)
+        store.now_s += 100
+        await store.add(*numbered(21, 30))
+        store.now_s += 100
+        assert await self.since(log, 50) == 20
 
     async def test_a_new_epoch_is_followed_first(self, store: Outages) -> None:
         await store.add(*numbered(1, 20))
         log = await opened(store, tail_events=5)
         await store.begin_epoch(log.head, "again")
         await store.add(event(1))
-        position, events = await log.recent(EVERYTHING, age_s=60, limit=100, bytes_max=MANY)
-        assert (position, [one.offset for one in events]) == ((await store.bounds()).head, [1])
-
-    async def test_no_view_remains(self, store: Outages) -> None:
-        log = await opened(store)
-        await log.recent(OfChannel("nobody"), age_s=60, limit=100, bytes_max=MANY)
-        assert log.statistics()["views"] == 0
+        assert await log.since(60) == (await store.bounds()).head.at(0)
 
 
 async def test_no_growth_is_lost_between_two_calls(store: Outages, nursery: trio.Nursery) -> None:

@@ -24,14 +24,14 @@ from airy_trio.log.reads import (
     Reads,
 )
 from airy_trio.log.store import NewEvent, Position, PositionExpired, StoredEvent, StoreUnavailable
-from tests.delegating_store import DelegatingStore, Read, Recent
+from tests.delegating_store import DelegatingStore, Read
 from tests.log.places import event
 
 MANY = 1 << 30
 
 
 class Scanned(DelegatingStore):
-    """A store that records the starts of reads of one destination in ``scans``, and of recent events in ``backwards``.
+    """A store that records the starts of reads of one destination in ``scans``, and of newest events in ``backwards``.
 
     Reads of one destination end only when ``go_on`` is set.
     """
@@ -52,9 +52,9 @@ class Scanned(DelegatingStore):
                 raise StoreUnavailable(message)
         return await super().on_read(call)
 
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
-        self.backwards.append(call.until)
-        return await super().on_recent(call)
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        self.backwards.append(until)
+        return await super().newest(until, destination)
 
 
 async def opened(store: MemoryStore, count: int = 3, *, tail_events: int = 20_000) -> EventLog:

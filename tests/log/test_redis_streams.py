@@ -163,9 +163,10 @@ async def test_read_continues_over_many_scans(redis_server: RedisServer) -> None
         assert [one.offset for one in await store.read(head, 2, OfChannel("rare"))] == [997, 1994]
         assert [one.offset for one in await store.read(head, 9, OfChannel("rare"))] == [997, 1994, 2991]
         assert len(await store.read(head, 10_000)) == len(new)
-        recent = await store.recent(head.at(len(new)), 60, 2, OfChannel("rare"))
-        assert [one.offset for one in recent] == [1994, 2991]
-        assert len(await store.recent(head.at(len(new)), 60, 10_000)) == len(new)
+        newest = await store.newest(head.at(2990), OfChannel("rare"))
+        assert newest is not None
+        assert newest.offset == 1994
+        assert await store.newest(head.at(len(new)), OfChannel("none")) is None
 
 
 async def test_permanent_error_is_refused(redis_server: RedisServer) -> None:

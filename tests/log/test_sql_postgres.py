@@ -160,7 +160,9 @@ async def test_each_destination_is_read_by_its_own_statement(store: EventStore) 
         ]
         for destination in destinations:
             assert [found.offset for found in await store.read(head.at(0), 9, destination)] == [number + 1]
-            assert [found.offset for found in await store.recent(head, 60, 9, destination)] == [number + 1]
+            newest = await store.newest(head, destination)
+            assert newest is not None
+            assert newest.offset == number + 1
 
 
 @pytest.fixture
@@ -302,7 +304,7 @@ async def test_cancelled_verbs_leave_neither_statement_nor_connection(
     head = (await store.bounds()).head
     verbs: list[Callable[[], Awaitable[object]]] = [
         lambda: store.read(head, 9),
-        lambda: store.recent(head, 60, 9, OfChannel("ch1")),
+        lambda: store.newest(head, OfChannel("ch1")),
         lambda: store.append(head, [event(1)], "point"),
         lambda: store.trim(age_s=0, keep=0, limit=9, unused_s=0),
     ]
@@ -435,7 +437,7 @@ async def test_pooled_reads_prepare_nothing(postgres_database: str, pgbouncer: i
     head = (await store.bounds()).head
     for _ in range(8):
         await store.read(head, 9, OfChannel("ch1"))
-        await store.recent(head, 60, 9, OfConversation("c1"))
+        await store.newest(head, OfConversation("c1"))
     prepared = "select count(*), (select count(*) from pg_listening_channels()) from pg_prepared_statements"
     assert await pooled.run(lambda connection: tuple(connection.exec_driver_sql(prepared).one())) == (0, 0)
     await store.aclose()

@@ -147,48 +147,34 @@ def test_start_after_empties_every_view() -> None:
     assert offsets(tail.after(view, 20, events_max=10, bytes_max=1000)) == [21]
 
 
-def test_the_recent_window_is_the_newest_of_each_object() -> None:
+def test_events_since_a_time_follow_an_offset() -> None:
     tail = Tail(events_max=100, bytes_max=10_000)
-    tail.extend(stored(number, object=name, at_ms=10 * number) for number, name in enumerate("abcab", start=1))
-
-    def recent(since_ms: int, limit: int) -> list[int]:
-        found = tail.recent(EVERYTHING, since_ms=since_ms, limit=limit, bytes_max=1 << 30)
-        assert found is not None
-        return offsets(found)
-
-    assert recent(0, 10) == [3, 4, 5]
-    assert recent(40, 10) == [4, 5]
-    assert recent(41, 10) == [5]
-    assert recent(0, 2) == [4, 5]
+    tail.extend(stored(number, at_ms=10 * number) for number in range(1, 6))
+    assert [tail.since(since_ms) for since_ms in (0, 10, 11, 40, 41, 51)] == [0, 0, 1, 3, 4, 5]
+    assert Tail(events_max=100, bytes_max=10_000).since(0) == 0
 
 
-def test_the_recent_window_counts_bytes_from_the_newest() -> None:
-    tail = Tail(events_max=16, bytes_max=10_000)
-    tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
-    size = len(stored(19).body)
-    for bytes_max, count in ((1, 1), (size, 1), (size + 1, 2), (3 * size, 3)):
-        found = tail.recent(EVERYTHING, since_ms=0, limit=100, bytes_max=bytes_max)
-        assert found is not None
-        assert offsets(found) == list(range(20 - count, 20))
-
-
-def test_the_recent_window_is_unknown_beyond_the_tail() -> None:
+def test_events_since_a_time_are_unknown_beyond_the_tail() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
     assert tail.evicted == 3
-    assert tail.recent(EVERYTHING, since_ms=30, limit=100, bytes_max=1 << 30) is None
-    found = tail.recent(EVERYTHING, since_ms=31, limit=100, bytes_max=1 << 30)
-    assert found is not None
-    assert offsets(found) == list(range(4, 20))
-    newest = tail.recent(EVERYTHING, since_ms=0, limit=3, bytes_max=1 << 30)
-    assert newest is not None
-    assert offsets(newest) == [17, 18, 19]
+    assert [tail.since(since_ms) for since_ms in (30, 31, 40, 41)] == [None, 3, 3, 4]
 
 
-def test_the_recent_window_is_unknown_after_start_after() -> None:
+def test_events_since_a_time_are_unknown_after_start_after() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.start_after(7)
-    assert tail.recent(EVERYTHING, since_ms=0, limit=10, bytes_max=1 << 30) is None
+    assert tail.since(0) is None
+    tail.extend([stored(8, at_ms=80)])
+    assert (tail.since(80), tail.since(81)) == (None, 8)
+
+
+def test_the_newest_event_of_a_conversation_is_found() -> None:
+    tail = Tail(events_max=16, bytes_max=10_000)
+    tail.extend(stored(number, conversation_id=f"c{number % 2}") for number in range(1, 20))
+    newest = tail.newest_of(OfConversation("c0"))
+    assert newest is not None
+    assert (newest.offset, tail.newest_of(OfConversation("c2"))) == (18, None)
 
 
 @define
@@ -249,8 +235,6 @@ def test_it_agrees_with_a_list(
             assert found == naive.after(destination, cursor, 0)
             few = data.draw(st.integers(1, 4))
             assert tail.after(view, cursor, events_max=few, bytes_max=10_000) == found[:few]
-            newest = tail.recent(destination, since_ms=0, limit=few, bytes_max=10_000)
-            assert newest is None or list(newest) == wanted[-few:]
 
 
 @pytest.mark.parametrize("scanned", [0, 4, 10_000], ids=["by channel", "as it is", "one by one"])
@@ -263,9 +247,6 @@ def test_both_ways_to_read_a_narrow_view_agree(scanned: int, monkeypatch: pytest
     wanted = [offset for offset in range(tail.evicted + 1, 301) if offset * 7 % 20 % 3 == 0]
     assert view.last == wanted[-1]
     assert offsets(tail.after(view, view.evicted, events_max=1000, bytes_max=1_000_000)) == wanted
-    newest = tail.recent(destination, since_ms=0, limit=5, bytes_max=1_000_000)
-    assert newest is not None
-    assert offsets(newest) == wanted[-5:]
 
 
 def test_readers_with_the_same_rights_share_a_view() -> None:

@@ -17,7 +17,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Page
-from airy_trio.log.store import Position, PositionExpired, StoredEvent
+from airy_trio.log.store import Position, PositionExpired, StateAt, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport
@@ -116,15 +116,11 @@ class FaultyLog(EventLog):
         self._use(view.destination)
         return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
-    async def page(self, after: Position, destination: Destination, *, address: str = "") -> Page:
+    async def page(
+        self, after: Position, destination: Destination, state: StateAt | None = None, *, address: str = ""
+    ) -> Page:
         self._use(destination)
-        return await super().page(after, destination, address=address)
-
-    async def recent(
-        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""
-    ) -> tuple[Position, Sequence[StoredEvent]]:
-        self._use(destination)
-        return await super().recent(destination, age_s=age_s, limit=limit, bytes_max=bytes_max, address=address)
+        return await super().page(after, destination, state, address=address)
 
 
 async def use(client: StompClient) -> None:

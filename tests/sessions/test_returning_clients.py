@@ -35,6 +35,7 @@ OBJECTS = 40
 TRIM_SHARE = 0.15
 HASTY_SHARE = 0.5
 ACKS_SHARE = 0.4
+ALL_SHARE = 0.5
 LEAST = 5
 """Each branch must be taken at least this often for the schedules to mean anything."""
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=0, connect_timeout_s=3600, send_timeout_s=3600)
@@ -93,7 +94,6 @@ class ReturningClient:
     world: World
     destination: str
     position: int | None = None
-    window: list[int] = field(factory=list)
 
     async def live(self) -> None:
         """Come, stay a while, leave, and come back, until all is had."""
@@ -125,7 +125,8 @@ class ReturningClient:
 
     async def _subscribe(self, client: StompClient) -> int:
         asked, world = self.position, self.world
-        headers = [("replay", "all")]
+        whole = world.chance.random() < ALL_SHARE or asked is None
+        headers = [("replay", "all")] if whole else []
         if world.chance.random() < ACKS_SHARE:
             headers += [("ack", "client-individual"), ("prefetch-count", "2")]
         if asked is not None:
@@ -134,14 +135,14 @@ class ReturningClient:
         verdict, received = receipt.get("resume") or "", Position.parse(receipt.get("position") or "")
         assert received is not None, receipt
         world.branches[verdict] += 1
-        self.window = []
         match verdict:
             case "resumed":
                 assert received.offset == asked
             case "reset-expired":
                 assert asked is not None
                 assert asked < world.trimmed, "nothing after its position was trimmed"
-                self.window = self._recent(received.offset)
+                latest = world.trimmed if whole else len(world.everything)
+                assert received.offset <= latest
             case _:
                 assert (verdict, asked) == ("live", None)
         self.position = received.offset
@@ -166,9 +167,7 @@ class ReturningClient:
         received = Position.parse(frame.get("message-id") or "")
         assert received is not None
         assert self.position is not None
-        if self.window and self.window[0] < received.offset:  # trimmed before it could be read
-            self.window = [offset for offset in self.window if offset > self.world.trimmed or offset >= received.offset]
-        expected = self.window.pop(0) if self.window else self._next(max(start, self.position))
+        expected = self._next(max(start, self.position))
         assert (received.offset, frame.body) == (expected, self.world.everything[expected - 1].body)
         self.position = received.offset
         return True
@@ -177,11 +176,6 @@ class ReturningClient:
         assert self.position is not None
         assert self.position < self.world.trimmed, "nothing that it lacks was trimmed"
         self.world.branches[how] += 1
-
-    def _recent(self, upto: int) -> list[int]:
-        """The recent window: the newest event of each object, at most so many."""
-        newest = {one.object: one.offset for one in self._wanted() if one.offset <= upto}
-        return sorted(newest.values())[-WINDOW.events_max :]
 
     def _next(self, after: int) -> int:
         return next(one.offset for one in self._wanted(after) if one.offset > after)

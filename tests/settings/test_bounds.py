@@ -1,5 +1,7 @@
 """Every bound: the value at the bound is accepted, the next one beyond is refused."""
 
+import json
+
 import pytest
 
 from airy_trio.capture.mapping import KINDS
@@ -21,7 +23,6 @@ NUMBERS = [
     ("log.tail_bytes", ["1"], ["0"]),
     ("replay.window_s", ["0", "0.5"], ["-1", "-0.5"]),
     ("replay.events_max", ["0", "1"], ["-1"]),
-    ("log.keep_current", ["[]", '["message.updated"]'], ['["message.deleted"]', '["tags"]']),
     ("listener.port", ["0", "65535"], ["-1", "65536"]),
     ("listener.subscriptions_max", ["1"], ["0"]),
     ("listener.durables_per_user_max", ["1"], ["0"]),
@@ -62,9 +63,8 @@ TEXTS = [
     ),
 ]
 ANY = {
-    "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "auth.tokens",
-    "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
-    "listener.tls_key",
+    "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "log.keep_current",
+    "auth.tokens", "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies", "listener.tls_key",
     "auth.jwt_key", "auth.jwt_algorithms", "auth.jwt_audience", "auth.jwt_issuer", "auth.jwt_require_exp",
     "auth.jwt_leeway_s", "auth.jwt_require_grants", "auth.cookie",
     *(
@@ -110,6 +110,20 @@ def test_allowed_strings(setting: str, good: list[str], bad: list[str]) -> None:
         assert value_of(read(written(setting, f'"{value}"')), setting) == value
     for value in bad:
         assert fault(written(setting, f'"{value}"')).startswith(f'{setting}: found string "{value}", expected ')
+
+
+@pytest.mark.parametrize("types", [[], ["message.updated"], ["tag.updated", "metadata.updated", "channel.updated"]])
+def test_types_that_have_a_state_can_be_kept(types: list[str]) -> None:
+    assert read(written("log.keep_current", json.dumps(types))).log.keep_current == types
+
+
+@pytest.mark.parametrize("types", [["message.deleted"], ["tag.updated", "tags"], [1]])
+def test_other_types_cannot_be_kept(types: list[object]) -> None:
+    assert fault(written("log.keep_current", json.dumps(types))).startswith("log.keep_current")
+
+
+def test_types_that_are_kept_are_a_list() -> None:
+    assert fault(written("log.keep_current", '"tag.updated"')).startswith("log.keep_current: found string")
 
 
 @pytest.mark.parametrize(

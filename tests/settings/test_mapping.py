@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from airy_trio.capture.mapping import FIELDS, Kind
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import FIELDS
 from airy_trio.settings.reader import BY_FIELD
 from tests.settings.reading import fault, read
 

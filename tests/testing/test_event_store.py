@@ -18,9 +18,9 @@ from airy_trio.log.store import (
     NewEvent,
     Position,
     StaleAppend,
+    StateChange,
     StoredEvent,
     stored_after,
-    up_to_bytes,
 )
 from airy_trio.testing.event_store import (
     BrokenStoreError,
@@ -31,7 +31,7 @@ from airy_trio.testing.event_store import (
     check_whole_batches,
     write_batches,
 )
-from tests.delegating_store import Append, DelegatingStore, Read, Recent
+from tests.delegating_store import Append, Current, DelegatingStore, Read
 from tests.log.places import memory_place, opened
 
 pytestmark = pytest.mark.slow  # the whole suite again and again: several seconds together
@@ -167,9 +167,122 @@ class LimitsBeforeFiltering(DelegatingStore):
         return [event for event in await super().on_read(call) if event.offset in kept]
 
 
-class ReturnsTheOldestObjects(DelegatingStore):
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
-        return (await super().on_recent(evolve(call, limit=10**6, bytes_max=None)))[: call.limit]
+class ReturnsTheOldestOfADestination(MemoryStore):
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        oldest = await self.read(until.at(self._trimmed), 1, destination)
+        return oldest[0] if oldest else None
+
+
+class IgnoresTheEndOfNewest(MemoryStore):
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        return await super().newest(until.at(10**6), destination)
+
+
+class ReturnsTheFloorForAnyAge(MemoryStore):
+    async def since(self, age_s: float) -> Position:
+        return (await self.bounds()).floor
+
+
+class KeepsEverythingInTheState(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None:
+            call = evolve(call, state=evolve(call.state, kept=range(len(call.events))))
+        return await super().on_append(call)
+
+
+class NothingEverEnds(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None:
+            call = evolve(call, state=evolve(call.state, ended=()))
+        return await super().on_append(call)
+
+
+class EndsOnlyWhatHasAnEvent(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None:
+            new = {event.object for event in call.events}
+            call = evolve(call, state=evolve(call.state, ended=[one for one in call.state.ended if one in new]))
+        return await super().on_append(call)
+
+
+class NothingIsSwept(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None:
+            call = evolve(call, state=evolve(call.state, swept={}))
+        return await super().on_append(call)
+
+
+class SweepsEveryType(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None and call.state.swept:
+            upto = max(call.state.swept.values())
+            types = {event.type for event in self._kept.values()}
+            call = evolve(call, state=evolve(call.state, swept=dict.fromkeys(types, upto)))
+        return await super().on_append(call)
+
+
+class ContinuesTheStateOfAnotherGeneration(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None and self._state is not None:
+            self._state = evolve(self._state, generation=call.state.generation)
+        return await super().on_append(call)
+
+
+class ContinuesAStateAfterAnAppendWithoutOne(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        state = self._state
+        stored = await super().on_append(call)
+        self._state = self._state or state
+        return stored
+
+
+class ChangesTheStateBeforeItRejects(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None and call.expected != self._bounds().head:
+            self._change_state(call.state, ())
+        return await super().on_append(call)
+
+
+class KeepsTheStateOfTheOldEpoch(MemoryStore):
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        state = self._state
+        await super().begin_epoch(expected, resume_point)
+        self._state = state
+        return self._bounds()
+
+
+class TrimsTheState(MemoryStore):
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        count = await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s)
+        for event in [one for one in self._kept.values() if one.offset <= self._trimmed]:
+            self._end(event.object)
+        return count
+
+
+class ReadsTheStateBeyondItsEnd(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        return await super().on_current(evolve(call, state=evolve(call.state, until=call.after.at(10**6))))
+
+
+class ReadsTheWholeStateAtOnce(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        return await super().on_current(evolve(call, limit=10**6))
+
+
+class IgnoresBytesOfTheState(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        return await super().on_current(evolve(call, bytes_max=None))
+
+
+class IgnoresDestinationsOfTheState(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        return await super().on_current(evolve(call, destination=None))
+
+
+class ReadsAnyGeneration(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        generation = call.state.generation if self._state is None else self._state.generation
+        return await super().on_current(evolve(call, state=evolve(call.state, generation=generation)))
 
 
 class IgnoresBytes(DelegatingStore):
@@ -190,11 +303,6 @@ class CountsBytesOfOtherDestinations(DelegatingStore):
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         kept = {event.offset for event in await super().on_read(evolve(call, destination=None))}
         return [event for event in await super().on_read(evolve(call, bytes_max=None)) if event.offset in kept]
-
-
-class CountsBytesFromTheOldest(DelegatingStore):
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
-        return list(up_to_bytes(await super().on_recent(evolve(call, bytes_max=None)), call.bytes_max))
 
 
 class KeepsEventsOfTheOldEpoch(MemoryStore):
@@ -370,7 +478,13 @@ class WritesLater(MemoryStore):
         self.later: tuple[Position, Sequence[NewEvent], str] | None = None
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         if self.later is not None:
             await self.place.append(*self.later)
@@ -438,11 +552,27 @@ BROKEN: dict[type[MemoryStore], str] = {
     TrimsTooMuch: "trims_delete_the_oldest",
     IgnoresDestinations: "destinations_filter",
     LimitsBeforeFiltering: "destinations_filter",
-    ReturnsTheOldestObjects: "recent_is_the_newest_of_each",
+    ReturnsTheOldestOfADestination: "destinations_filter",
+    IgnoresTheEndOfNewest: "newest_finds_the_last_event",
+    ReturnsTheFloorForAnyAge: "newest_finds_the_last_event",
+    KeepsEverythingInTheState: "the_state_has_what_was_kept",
+    NothingEverEnds: "the_state_has_what_was_kept",
+    EndsOnlyWhatHasAnEvent: "the_state_has_what_was_kept",
+    TrimsTheState: "the_state_has_what_was_kept",
+    ReadsTheStateBeyondItsEnd: "the_state_has_what_was_kept",
+    NothingIsSwept: "a_type_is_swept",
+    SweepsEveryType: "a_type_is_swept",
+    ContinuesTheStateOfAnotherGeneration: "generations_and_epochs_end_the_state",
+    ContinuesAStateAfterAnAppendWithoutOne: "generations_and_epochs_end_the_state",
+    ChangesTheStateBeforeItRejects: "generations_and_epochs_end_the_state",
+    KeepsTheStateOfTheOldEpoch: "generations_and_epochs_end_the_state",
+    ReadsAnyGeneration: "generations_and_epochs_end_the_state",
+    ReadsTheWholeStateAtOnce: "states_are_read_in_pages",
+    IgnoresBytesOfTheState: "states_are_read_in_pages",
+    IgnoresDestinationsOfTheState: "states_are_read_in_pages",
     IgnoresBytes: "reads_end_at_bytes_max",
     StopsBeforeBytesMax: "reads_end_at_bytes_max",
     CountsBytesOfOtherDestinations: "reads_end_at_bytes_max",
-    CountsBytesFromTheOldest: "recent_ends_at_bytes_max",
     KeepsEventsOfTheOldEpoch: "epochs_end_all_positions",
     KeepsTheEpoch: "epochs_end_all_positions",
     BeginsEpochsAfterAnyHead: "epochs_end_all_positions",
@@ -493,7 +623,7 @@ async def test_a_correct_store_breaks_no_promise(autojump_clock: trio.testing.Mo
 
 
 async def test_all_broken_promises_are_reported_together(autojump_clock: trio.testing.MockClock) -> None:
-    with pytest.RaisesGroup(*[BrokenStoreError] * 5, match=r"offsets_are_gapless.*destinations_filter"):
+    with pytest.RaisesGroup(*[BrokenStoreError] * 6, match=r"offsets_are_gapless.*destinations_filter"):
         await check_event_store(places_of(TimesFallAndDestinationsAreIgnored))
 
 
