@@ -1,0 +1,352 @@
+"""``airy-trio backfill``: which tables, how fast, interrupted and continued, and one line for each fault."""
+
+import re
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import trio
+from attrs import define, field
+
+from airy_trio import backfill as implementation
+from airy_trio.backfill import BackfillOptions, backfill
+from airy_trio.capture.backfill import BackfillTaken
+from airy_trio.capture.feed import Kind
+from airy_trio.database import SQLITE
+from airy_trio.errors import AiryTrioError, FaultsError
+from airy_trio.settings import Settings
+from tests.application import Application, only
+from tests.command_line import CommandLine
+from tests.processes import AIRY_TRIO
+
+TIMEOUT_S = 50.0
+TAGS = only(tags="")
+
+
+@define
+class Lines:
+    """What a backfill reports."""
+
+    shown: list[tuple[Kind, int, int | None]] = field(factory=list)
+    lines: list[str] = field(factory=list)
+    notes: list[str] = field(factory=list)
+
+    def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+        assert rows_per_s > 0
+        self.shown.append((kind, rows, about))
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def with_tags(application: Application, count: int, more: str = TAGS) -> Settings:
+    """An application with rows that are older than our triggers."""
+    settings = application.migrate(more)
+    with application.engine.begin() as connection:
+        rows = [{"id": f"t{number:05}"} for number in range(count)]
+        connection.execute(sa.text("insert into tags (id, name, color) values (:id, 'flag', 'red')"), rows)
+    application.execute(f"delete from {application.log_table('change_log')}")
+    return settings
+
+
+def logged(application: Application) -> list[tuple[str, str, str]]:
+    """Kind, operation and first key of the change log, in order."""
+    log = application.log_table("change_log")
+    with application.engine.begin() as connection:
+        rows = connection.execute(sa.text(f"select kind, operation, key_1 from {log} order by seq"))
+        return [(row[0], row[1], row[2]) for row in rows]
+
+
+def ids(count: int) -> set[str]:
+    return {f"t{number:05}" for number in range(count)}
+
+
+def config_of(application: Application, folder: Path, more: str = "") -> str:
+    config = folder / "airy-trio.toml"
+    config.write_text(f'[database]\nurl = "{application.url}"\n{more}\n[admin]\nport = 0\n')
+    return str(config)
+
+
+async def test_default_is_every_mapped_type_of_keep_current(any_application: Application) -> None:
+    settings = any_application.migrate('[log]\nkeep_current = ["tag.updated", "channel.updated", "message.updated"]\n')
+    any_application.message()
+    any_application.channel()
+    any_application.metadata("channel", "ch1", "a", "b")
+    any_application.execute(f"delete from {any_application.log_table('change_log')}")
+    report = Lines()
+    await backfill(settings, BackfillOptions(), report)
+    assert [(kind, operation) for kind, operation, _ in logged(any_application)] == [
+        ("messages", "B"), ("messages", "U"), ("messages", "E"),
+        ("channels", "B"), ("channels", "U"), ("channels", "E"),
+        ("tags", "B"), ("tags", "E"),
+    ]  # fmt: skip
+    assert [line.partition(":")[0] for line in report.lines[:3]] == ["messages", "channels", "tags"]
+    assert "replay:current has message.updated, channel.updated, tag.updated completely" in report.lines[3]
+
+
+@pytest.mark.parametrize("name", ["messages", "message", "message.updated"])
+async def test_tables_by_kind_or_type(any_application: Application, name: str) -> None:
+    settings = any_application.migrate()
+    report = Lines()
+    await backfill(settings, BackfillOptions(names=(name, "messages")), report)
+    assert [(kind, operation) for kind, operation, _ in logged(any_application)] == [
+        ("messages", "B"),
+        ("messages", "E"),
+    ]
+    assert "not in log.keep_current" in report.lines[-1]
+
+
+async def test_pages_cover_the_table(any_application: Application) -> None:
+    settings = with_tags(any_application, 25)
+    any_application.execute("analyze tags")
+    report = Lines()
+    await backfill(settings, BackfillOptions(page_rows=10), report)
+    assert {key for _, operation, key in logged(any_application) if operation == "U"} == ids(25)
+    about = None if any_application.dialect == SQLITE else 25
+    assert report.shown == [("tags", rows, about) for rows in (10, 20, 25)]
+    assert report.lines[0].startswith("tags: 25 rows ")
+
+
+async def test_interrupted_backfill_continues(any_application: Application) -> None:
+    settings = with_tags(any_application, 100)
+    with trio.move_on_after(0.5) as scope:
+        await backfill(settings, BackfillOptions(rate=40), Lines())
+    assert scope.cancelled_caught
+    before = logged(any_application)
+    written = {key for _, operation, key in before if operation == "U"}
+    assert 0 < len(written) < 100
+    report = Lines()
+    await backfill(settings, BackfillOptions(), report)
+    assert re.fullmatch(r"tags: continuing after \d+ rows", report.notes[0])
+    after = logged(any_application)
+    assert sorted(key for _, operation, key in after if operation == "U") == sorted(ids(100))  # each once
+    assert [(operation, key) for _, operation, key in after if operation != "U"] == [
+        ("B", before[0][2]), ("E", before[0][2])
+    ]  # fmt: skip
+
+
+async def test_restart_begins_again(any_application: Application) -> None:
+    settings = with_tags(any_application, 100)
+    with trio.move_on_after(0.5):
+        await backfill(settings, BackfillOptions(rate=40), Lines())
+    report = Lines()
+    await backfill(settings, BackfillOptions(restart=True), report)
+    assert report.notes == []
+    found = logged(any_application)
+    begun = [key for _, operation, key in found if operation == "B"]
+    assert (len(begun), [key for _, operation, key in found if operation == "E"]) == (2, begun[1:])
+    again = [key for _, _, key in found[found.index(("tags", "B", begun[1])) + 1 : -1]]
+    assert set(again) == ids(100)
+
+
+async def test_rate_holds_for_each_page(any_application: Application) -> None:
+    settings = with_tags(any_application, 100)
+    times: list[float] = []
+
+    class Timed(Lines):
+        def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+            times.append(trio.current_time())
+            super().progress(kind, rows, about, rows_per_s)
+
+    report = Timed()
+    begun_at = trio.current_time()
+    await backfill(settings, BackfillOptions(rate=100), report)
+    assert trio.current_time() - begun_at >= 0.95
+    pages = [rows for _, rows, _ in report.shown]
+    assert pages == [50, 100]
+    assert times[1] - times[0] >= 0.45
+
+
+async def test_second_backfill_takes_over(any_application: Application) -> None:
+    settings = with_tags(any_application, 200)
+    taken: list[BackfillTaken] = []
+
+    async def first() -> None:
+        try:
+            await backfill(settings, BackfillOptions(rate=40), Lines())
+        except BackfillTaken as error:
+            taken.append(error)
+
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await trio.sleep(0.7)
+            await backfill(settings, BackfillOptions(page_rows=50), Lines())
+    assert len(taken) == 1
+    found = logged(any_application)
+    assert sorted(key for _, operation, key in found if operation == "U") == sorted(ids(200))
+    assert [operation for _, operation, _ in found if operation != "U"] == ["B", "E"]
+
+
+async def test_waits_for_the_recorder(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = with_tags(any_application, 60)
+    monkeypatch.setattr(implementation, "WAITING_PATIENCE_S", 0.2)
+    monkeypatch.setattr(implementation, "WAITING_POLL_S", 0.05)
+    report = Lines()
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(backfill, settings, BackfillOptions(page_rows=20, waiting_rows=30), report)
+            await trio.sleep(1.5)
+            rows = logged(any_application)
+            assert len(rows) == 41  # the page that goes beyond the limit is the last one
+            assert [note for note in report.notes if "no server seems to record them" in note] == report.notes
+            assert len(report.notes) == 1
+            any_application.execute(f"delete from {any_application.log_table('change_log')}")
+    assert {key for _, operation, key in [*rows, *logged(any_application)] if operation == "U"} == ids(60)
+
+
+async def test_capture_by_updated_at_has_no_backfill(any_application: Application) -> None:
+    settings = any_application.settings('[changes]\ncapture = "updated_at"\n[log]\nstore = "memory"\n')
+    with pytest.raises(AiryTrioError, match=r'^changes\.capture is "updated_at"'):
+        await backfill(settings, BackfillOptions(), Lines())
+
+
+FAULTS = {
+    "unknown": (("tickets",), TAGS, '"tickets" is neither a kind (messages, metadata, channels, tags) nor a type'),
+    "deleted": (("tag.deleted",), TAGS, '"tag.deleted" is neither a kind'),
+    "unmapped": (("messages",), TAGS, "messages: no table is mapped (database.tables.messages.name)"),
+    "none": ((), f"{only(messages='')}", "log.keep_current names no type of a mapped table"),
+}
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+async def test_one_line_for_each_fault(any_application: Application, name: str) -> None:
+    names, more, words = FAULTS[name]
+    any_application.migrate()
+    with pytest.raises(FaultsError) as caught:
+        await backfill(any_application.settings(more), BackfillOptions(names=names), Lines())
+    assert len(caught.value.faults) == 1
+    assert words in caught.value.faults[0]
+
+
+async def test_pending_migration_is_one_line(any_application: Application) -> None:
+    settings = any_application.migrate()
+    version = any_application.log_table("changes_version")
+    any_application.execute(f"update {version} set version_num = 'changes_0002'")
+    with pytest.raises(FaultsError) as caught:
+        await backfill(settings, BackfillOptions(), Lines())
+    assert len(caught.value.faults) == 1
+    assert "run: airy-trio migrate --config FILE" in caught.value.faults[0]
+
+
+async def test_missing_trigger_is_one_line(any_application: Application) -> None:
+    settings = any_application.migrate(TAGS)
+    on = "" if any_application.dialect == SQLITE else " on tags"
+    any_application.execute(f"drop trigger airy_trio_tags_delete{on}")
+    with pytest.raises(FaultsError) as caught:
+        await backfill(settings, BackfillOptions(), Lines())
+    assert len(caught.value.faults) == 1
+    assert "trigger" in caught.value.faults[0]
+
+
+async def test_missing_right_is_one_line(postgres_application: Application) -> None:
+    with_tags(postgres_application, 1)
+    role = "airy_backfill_without_rights"
+    postgres_application.execute(f"drop role if exists {role}", f"create role {role} login")
+    postgres_application.execute(
+        f"grant usage on schema airy_trio to {role}",
+        f"grant select on all tables in schema airy_trio, public to {role}",
+    )
+    try:
+        url = sa.make_url(postgres_application.url).set(username=role).render_as_string(hide_password=False)
+        with pytest.raises(FaultsError) as caught:
+            await backfill(Application(url).settings(TAGS), BackfillOptions(), Lines())
+    finally:
+        postgres_application.execute(f"drop owned by {role}", f"drop role {role}")
+    assert len(caught.value.faults) == 1
+    assert "permission denied for table change_state" in caught.value.faults[0]
+
+
+async def test_rights_of_a_server_are_enough(postgres_application: Application) -> None:
+    from airy_trio.migrate import migrate  # noqa: PLC0415
+
+    settings = with_tags(postgres_application, 3)
+    role = "airy_backfill_server"
+    postgres_application.execute(f"drop role if exists {role}", f"create role {role} login")
+    migrate(settings, grant=role)
+    url = sa.make_url(postgres_application.url).set(username=role).render_as_string(hide_password=False)
+    other = Application(url)
+    try:
+        await backfill(other.settings(TAGS), BackfillOptions(), Lines())
+        assert len(logged(postgres_application)) == 5
+    finally:
+        other.engine.dispose()
+        postgres_application.execute(f"drop owned by {role}", f"drop role {role}")
+
+
+def test_command_prints_what_follows(any_application: Application, tmp_path: Path, command_line: CommandLine) -> None:
+    with_tags(any_application, 3)
+    ended = command_line("backfill", "tags", "--config", config_of(any_application, tmp_path, TAGS))
+    assert (ended.code, ended.err) == (0, "")
+    first, second = ended.out.splitlines()
+    assert first.startswith("tags: 3 rows written to the change log in ")
+    assert "replay:current has tag.updated completely" in second
+
+
+def test_migrate_then_backfill(any_application: Application, tmp_path: Path, command_line: CommandLine) -> None:
+    any_application.execute("create table tags (id text primary key, name text, color text)")
+    any_application.execute("insert into tags values ('t1', 'flag', 'red')")
+    ended = command_line("migrate", "--backfill", "--config", config_of(any_application, tmp_path, TAGS))
+    assert ended.code == 0
+    assert ended.out.startswith("watching tags\ntags: 1 row")
+    assert [(operation, key) for _, operation, key in logged(any_application)][1] == ("U", "t1")
+
+
+@pytest.mark.parametrize("other", ["--sql", "--remove", "--adopt-log"])
+def test_migrate_backfill_excludes(
+    sqlite_application: Application, tmp_path: Path, command_line: CommandLine, other: str
+) -> None:
+    ended = command_line("migrate", "--backfill", other, "--config", config_of(sqlite_application, tmp_path))
+    assert ended.code == 2
+
+
+@asynccontextmanager
+async def running(config: str, rate: int) -> AsyncIterator[trio.Process]:
+    """Run the command in a process of its own."""
+    command = [*AIRY_TRIO, "backfill", "--rate", str(rate), "--config", config]
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def until_logged(application: Application, count: int) -> None:
+    """Return when the change log has so many rows."""
+    while len(logged(application)) < count:  # noqa: ASYNC110 - another process writes them
+        await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_signal_keeps_the_mark(any_application: Application, tmp_path: Path, number: signal.Signals) -> None:
+    with_tags(any_application, 500)
+    with trio.fail_after(TIMEOUT_S):
+        async with running(config_of(any_application, tmp_path, TAGS), 50) as process:
+            await until_logged(any_application, 2)
+            process.send_signal(number)
+            assert await process.wait() == 1
+            assert process.stderr is not None
+            err = b"".join([part async for part in process.stderr]).decode()
+    assert err == "airy-trio: interrupted; the next run of airy-trio backfill continues\n"
+    stored = any_application.scalar(f"select backfill from {any_application.log_table('change_state')}")
+    assert '"tags"' in stored
+
+
+async def test_killed_command_continues(any_application: Application, tmp_path: Path) -> None:
+    settings = with_tags(any_application, 500)
+    with trio.fail_after(TIMEOUT_S):
+        async with running(config_of(any_application, tmp_path, TAGS), 100) as process:
+            await until_logged(any_application, 60)
+            process.kill()
+        await backfill(settings, BackfillOptions(), Lines())
+    found = logged(any_application)
+    assert sorted(key for _, operation, key in found if operation == "U") == sorted(ids(500))
+    assert found[0][2] == found[-1][2]
