@@ -9,7 +9,7 @@ import trio
 import trio_websocket
 from attrs import define, field
 
-from airy_trio.client import Event, Events, Reset
+from airy_trio.client import Event, Events, Reset, State
 from airy_trio.log.store import NewEvent
 from tests.sessions.serving import HOST, Server
 
@@ -38,7 +38,7 @@ def url_of(server: Server) -> str:
     return f"ws://{HOST}:{server.port}"
 
 
-def number_of(item: Event | Reset) -> int:
+def number_of(item: Event | Reset | State) -> int:
     """Return the number of a tag."""
     assert isinstance(item, Event), item
     return int(item.payload["id"].removeprefix("t"))

@@ -25,7 +25,7 @@ OLD = "CONNECTED\nversion:1.1\nheart-beat:0,0\n\n\0"
 SILENT = "CONNECTED\nversion:1.2\nheart-beat:20000,0\n\n\0"
 
 
-async def first(url: str) -> client.Event | client.Reset:
+async def first(url: str) -> client.Event | client.Reset | client.State:
     with trio.fail_after(1000):
         async with client.open(url) as inbox:
             return await anext(inbox.events())
