@@ -216,6 +216,8 @@ async def test_state_is_whole_after_a_restart(any_application: Application, tmp_
         async with server(config) as serving:
             await backfill(config)
             await until(serving, lambda receipt, _: receipt.get("state-missing") == "message.updated,metadata.updated")
+            checked = await run("check", "--config", str(config))
+            assert "replay:current has channel.updated, tag.updated completely" in checked.out
             await serving.terminate()
         any_application.tag("t2")
         async with server(config) as serving:
