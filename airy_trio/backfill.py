@@ -21,6 +21,7 @@ from airy_trio.capture.mapping import KINDS, SINGULAR, Table
 from airy_trio.database import POSTGRES, SQLITE, Database, DatabaseRefused, Names, sqlite_path
 from airy_trio.errors import StartError, Unavailable
 from airy_trio.log.current import TYPE_OF
+from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 
 PAGE_ROWS_MAX: Final = 2000
@@ -144,16 +145,27 @@ class _Backfill:
     warned: bool = False
 
     async def table(self, table: Table) -> None:
-        """Write the keys of one table, from the beginning or from where an earlier run ended."""
+        """Write the keys of one table, from the beginning or from where an earlier run ended.
+
+        A page is tried again while the database is unavailable: on SQLite the application may hold the lock.
+        """
         unit = TableBackfill(self.names, table)
         about = await self.database.run(unit.rows_about)
         progress = await self.database.write(partial(unit.begin, restart=self.options.restart))
         before, begun_at = progress.rows, trio.current_time()
+        backoff = Backoff()
         if progress.after is not None:
             self.report.note(f"{table.kind}: continuing after {before} rows")
         while not progress.is_done:
             await self._until_recorded()
-            progress = await self._page(unit, progress)
+            try:
+                progress = await self._page(unit, progress)
+            except Unavailable as error:
+                self.report.note(f"{table.kind}: trying again: {error}")
+                await trio.sleep(backoff.next_s())
+                progress = await self.database.write(unit.begin)  # the page may have been written or not
+                continue
+            backoff = Backoff()
             took_s = max(trio.current_time() - begun_at, 1e-9)
             self.report.progress(table.kind, progress.rows, about, (progress.rows - before) / took_s)
         await self.database.write(partial(unit.end, progress=progress))

@@ -106,6 +106,11 @@ class _ServerCollector(Collector):
         yield _gauge("tail_views", "Destinations with a view of the events held in memory.", found["views"])
         yield _counter("events_trimmed", "Events deleted by retention.", trimmed["events"])
         yield _counter("changes_trimmed", "Rows of the change log deleted by retention.", trimmed["changes"])
+        whole = {type_: int(is_whole) for type_, is_whole in self._sources.log.state_whole.items()}
+        words = "Whether replay:current has all objects of a type of keep_current; if not, run a backfill."
+        yield _gauges("current_state_complete", words, "type", whole)
+        pages = self._sources.log.state_pages
+        yield _counter("current_state_pages_read", "Pages of the current state read from the event store.", pages)
         yield _histogram("store_append_seconds", "Time of an append to the event store.", self._sources.log.appending)
 
 

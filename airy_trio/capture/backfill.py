@@ -172,8 +172,7 @@ class TableBackfill:
             return f"cast(to_jsonb({text}) #>> '{{}}' as {_escaped(column.sql_type)})"
         if isinstance(stored, str):
             values[name] = bytes.fromhex(stored)
-        # `+` takes the affinity of the cast away, which would convert the column's values.
-        return f"+cast(:{name} as text)" if storage == "text" else f":{name}"
+        return f"cast(:{name} as text)" if storage == "text" else f":{name}"
 
     def _place(self, connection: sa.Connection, statement: str, values: dict[str, Any]) -> Place | None:
         row = connection.execute(sa.text(statement), values).first()

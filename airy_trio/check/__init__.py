@@ -42,9 +42,12 @@ from airy_trio.database import (
     sqlite_path,
 )
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
+from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.options import find_store
+from airy_trio.log.sql.store import bounds_of
 from airy_trio.log.sql.tables import log_tables
+from airy_trio.log.store import Bounds
 from airy_trio.settings import Settings
 from airy_trio.websocket.tls import CERTIFICATE, KEY
 
@@ -87,7 +90,7 @@ class _Place:
 class _Log:
     """The state of an event store, and its place in words."""
 
-    epoch: str
+    bounds: Bounds
     resume_point: str | None
     words: str
 
@@ -118,10 +121,12 @@ class _Check:
         self.certificate()
         self.credentials()
         application, log = self.application(), self.store()
+        if log is not None:
+            self.report.add("note", _completeness(self.settings, log.bounds))
         if application is None or log is None or (is_shareable(self.settings) and self.is_foreign(log, application)):
             return
         consumer = application.consumer
-        if consumer is not None and consumer.epoch != log.epoch:
+        if consumer is not None and consumer.epoch != log.bounds.epoch:
             finding = f"the changes are recorded into another event log ({consumer.store})"
             again = "with these settings a new epoch begins, and clients must reload"
             self.report.add("warning", [f"log: {finding}; {again}"])
@@ -317,7 +322,7 @@ class _Check:
         if newer is not None:
             report.add("note", [f"log: {newer}, with which this version works"])
         state = connection.execute(log_tables(names).bounds).one()
-        return _Log(state.epoch, state.resume_point, shown(place.url))
+        return _Log(bounds_of(state), state.resume_point, shown(place.url))
 
     def opened_store(self) -> _Log | None:
         """Check a store that is opened by its URL: Redis, or one of another package. Return as ``store`` does."""
@@ -326,7 +331,7 @@ class _Check:
         async def read() -> _Log:
             with trio.fail_after(STORE_TIMEOUT_S):
                 async with find_store(options.store)(options.url) as store:
-                    return _Log((await store.bounds()).epoch, await store.resume_point(), words_of(options))
+                    return _Log(await store.bounds(), await store.resume_point(), words_of(options))
 
         try:
             return trio.run(read)
@@ -349,6 +354,20 @@ class _Check:
             return None
         finally:
             engine.dispose()
+
+
+def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:
+    """Yield lines about the types whose current state is kept: whether it has all their objects."""
+    mapped = {TYPE_OF[kind] for kind, table in settings.tables.items() if table.location(kind) is not None}
+    kept = mapped.intersection(settings.log.keep_current)
+    missing = CurrentState.of(bounds, bounds.head).missing(kept)
+    if whole := ", ".join(sorted(kept - missing)):
+        yield f"log.keep_current: replay:current has {whole} completely"
+    if missing:
+        remedy = "run: airy-trio backfill --config FILE"
+        if settings.changes.reads_only:
+            remedy = f'with changes.capture "{settings.changes.capture}" there is no backfill'
+        yield f"log.keep_current: replay:current does not have {', '.join(sorted(missing))} completely; {remedy}"
 
 
 def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:

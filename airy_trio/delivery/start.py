@@ -129,8 +129,7 @@ async def _current(eventlog: EventLog, view: View, resume: str, address: str) ->
     """Start with the current state. Its first page is read now, so that the RECEIPT can say that there is none."""
     while True:
         found = await eventlog.current_state(address=address)
-        types = STATE_TYPES if found.types is None else found.types
-        missing = tuple(sorted(types & types_of(view.destination) - found.whole))
+        missing = tuple(sorted(found.missing(STATE_TYPES & types_of(view.destination))))
         begin, state = found.until.at(0), found.at
         if state is not None:
             try:

@@ -13,6 +13,7 @@ begins to record; later nobody else can have appended, because its appends would
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Self
 
 from attrs import evolve, field, frozen
@@ -93,6 +94,11 @@ class CurrentState:
         if bounds.state is None or marks is None:
             return cls(until)
         return cls(until, StateAt(bounds.state.generation, until), marks.whole, marks.types)
+
+    def missing(self, types: AbstractSet[str]) -> frozenset[str]:
+        """Return those of some types that the state does not have completely. An unmapped table has no objects."""
+        mapped = types if self.types is None else types & self.types
+        return frozenset(mapped - self.whole)
 
 
 class StateRecorder:

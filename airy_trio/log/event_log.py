@@ -99,6 +99,8 @@ class EventLog:
         # Each is set when the read has ended.
         self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
+        self._kept = frozenset(options.keep_current)
+        self._missing = self._kept
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -141,6 +143,16 @@ class EventLog:
         if self._goal is not None and not self._has_reached(self._goal[0]):
             since = self._goal[1]
         return 0.0 if since is None else trio.current_time() - since
+
+    @property
+    def state_whole(self) -> dict[str, bool]:
+        """Whether the current state has each kept type completely, as ``watch_lag`` has found. See ``CurrentState``."""
+        return {type_: type_ not in self._missing for type_ in self._kept}
+
+    @property
+    def state_pages(self) -> int:
+        """The number of pages of current states that were read from the store."""
+        return self._reads.state_pages
 
     def statistics(self) -> dict[str, int]:
         """Return what the tail holds, ``events``, ``bytes`` of bodies and ``views``, and the ``head``'s offset."""
@@ -229,12 +241,14 @@ class EventLog:
                 continue
             asked_at = self._goal_asked_at = trio.current_time()
             try:
-                head = (await self.store.bounds()).head
+                bounds = await self.store.bounds()
             except StoreUnavailable:
                 self._doubts += 1  # `follow` may be waiting, and must not continue as if it had missed nothing
                 continue
             finally:
                 self._goal_asked_at = None
+            head = bounds.head
+            self._missing = CurrentState.of(bounds, head).missing(self._kept)
             if self._goal is None or self._has_reached(self._goal[0]):
                 self._goal = head, asked_at
             elif self._goal[0].epoch != head.epoch:  # the old goal can never be reached; the lag continues

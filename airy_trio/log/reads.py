@@ -129,6 +129,8 @@ class Reads:
         # Both are LRU caches: the destination that was used last is the last.
         self._known: OrderedDict[Destination, Page] = OrderedDict()
         self._newest: OrderedDict[Destination, _Newest] = OrderedDict()
+        self.state_pages = 0
+        """Pages of current states that were read from the store."""
 
     def page(
         self, after: Position, head: Position, destination: Destination, state: StateAt | None = None
@@ -157,6 +159,7 @@ class Reads:
                 page = await self._read(after, head, destination)
             else:
                 page = await self._read_state(after, destination, state)
+                self.state_pages += 1
             self._pages.append(page)
         return page
 

@@ -7,6 +7,8 @@ import pytest
 import trio
 
 from airy_trio import __version__
+from airy_trio.backfill import BackfillOptions, backfill
+from airy_trio.capture.feed import Kind
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.events.models import TYPES
 from airy_trio.log.latency import BOUNDS_S
@@ -101,6 +103,37 @@ async def test_metrics_count_deliveries_and_faults(any_application: Application)
     assert value(samples, "airy_trio_log_head_offset") == 3
     assert value(samples, "airy_trio_tail_events") == 3
     assert counted(samples, "airy_trio_connections_ended_total") == {"gone": 1}
+
+
+class _Silent:
+    """Ignores what a backfill reports."""
+
+    def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+async def test_current_state_is_complete_after_a_backfill(any_application: Application) -> None:
+    settings = any_application.migrate(admin(free_port()))
+    name = "airy_trio_current_state_complete"
+    async with serving_all(settings) as (address, port):
+        any_application.tag()
+        assert labelled(await port.samples(), name) == {"channel.updated": 0, "tag.updated": 0}
+        await backfill(settings, BackfillOptions(names=["tags"]), _Silent())
+        while not labelled(samples := await port.samples(), name)["tag.updated"]:  # noqa: ASYNC110 - as in `until`
+            await trio.sleep(0.05)
+        assert labelled(samples, name) == {"channel.updated": 0, "tag.updated": 1}
+        assert value(samples, "airy_trio_current_state_pages_read_total") == 0
+        async with await connect(address.host, address.port) as client:
+            receipt = await client.subscribe(headers=[("replay", "current")])
+            assert receipt.get("state-missing") == "channel.updated,message.updated,metadata.updated"
+            assert (await client.receive()).get("state") == "complete"
+        assert value(await port.samples(), "airy_trio_current_state_pages_read_total") == 1
 
 
 async def test_latency_histograms_exclude_replays(any_application: Application) -> None:

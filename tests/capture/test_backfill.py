@@ -123,7 +123,7 @@ POSTGRES_TYPES = {
 }
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+@pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize("name", list(POSTGRES_TYPES))
 def test_every_type_of_key_on_postgres(postgres_application: Application, name: str, limit: int) -> None:
     declared, values = POSTGRES_TYPES[name]
@@ -149,7 +149,7 @@ SQLITE_VALUES: list[object] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("limit", [1, 2, 7, 100])
+@pytest.mark.parametrize("limit", [1, 7])
 @pytest.mark.parametrize(
     "declared", ["", "text", "text collate nocase", "text collate rtrim", "integer", "numeric", "real", "blob"]
 )
@@ -170,7 +170,7 @@ def test_every_type_of_key_on_sqlite(sqlite_application: Application, declared: 
         assert sorted(written.scalars()) == sorted(there.scalars())
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize("limit", [1, 3, 100])
 def test_metadata_pairs_come_once(any_application: Application, limit: int) -> None:
     any_application.settings(SUBJECT)
     settings = any_application.migrate(SUBJECT)
@@ -307,10 +307,10 @@ async def test_feed_returns_marks_in_order(any_application: Application) -> None
 
 
 async def test_marks_alone_are_changes(any_application: Application) -> None:
-    settings = any_application.migrate(ANY_ID)
+    settings = any_application.migrate(SUBJECT)  # a mark that is taken for a change would give an empty pair
     async with feed_of(any_application, settings) as feed:
         point = await feed.origin()
-        whole(any_application, table_backfill(any_application, settings), 10)
+        whole(any_application, table_backfill(any_application, settings, "metadata"), 10)
         batches = []
         for _ in range(2):
             batches.append(await feed.read(point, 1))

@@ -62,7 +62,7 @@ class SqlStore:
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
         [[state]] = await self._translated(self._reading(Step(self._tables.bounds)))
-        return _bounds(state)
+        return bounds_of(state)
 
     async def append(
         self,
@@ -128,7 +128,7 @@ class SqlStore:
     async def since(self, age_s: float) -> Position:
         """See ``EventStore.since``."""
         [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": int(age_s * 1000)})))
-        return _bounds(state).head.at(state[-1])
+        return bounds_of(state).head.at(state[-1])
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
@@ -155,7 +155,7 @@ class SqlStore:
         """
         tables = self._tables
         [[state]] = await self._translated(self._reading(Step(tables.aged, {"age_ms": int(age_s * 1000)})))
-        bounds, upto = _bounds(state), state[-1]
+        bounds, upto = bounds_of(state), state[-1]
         first = max(bounds.first, min(max(upto, bounds.last - keep) + 1, bounds.first + limit))
         lowest = await self._lowest(bounds)
         deleted = min(first, lowest + limit) - 1
@@ -224,7 +224,7 @@ class SqlStore:
         values["bytes_max"] = UNLIMITED if bytes_max is None else bytes_max
         step = Step(statement, values, lambda rows: list(up_to_bytes(stored(rows), bytes_max)))
         events, [state] = await self._translated(run(step, Step(self._tables.bounds)))
-        return events, _bounds(state)
+        return events, bounds_of(state)
 
     async def _upsert(self, make: Any, rows: list[Durable]) -> list[Any]:  # noqa: ANN401 - of LogTables
         """Store rows in the order of their keys, so that two nodes cannot wait for each other's rows."""
@@ -278,7 +278,8 @@ class SqlStore:
         return StaleAppend(f"the head is {head}, not {expected}")
 
 
-def _bounds(state: Sequence[Any]) -> Bounds:
+def bounds_of(state: Sequence[Any]) -> Bounds:
+    """Return what a row of ``LogTables.bounds`` says."""
     epoch, first, last, _, now_ms, generation, marks, in_step, *_ = state
     kept = StoredState(generation, marks) if in_step else None
     return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms, state=kept)
