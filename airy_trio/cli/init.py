@@ -51,11 +51,10 @@ def init(url: str, file: Path, *, yes: bool, force: bool) -> None:
     for line in draft.found:
         _print(line)
     for answer in taken:
-        click.echo(f"airy-trio: not sure: {answer}", err=True)
+        click.echo(f"airy-trio: not sure, took the best: {answer}", err=True)
     _show_events(draft)
     exit_on_error(lambda: _write(file, mode, draft.text))
-    _show_statements(draft)
-    _show_next(draft, file)
+    _show_next(draft, file, may_migrate=_show_statements(draft))
 
 
 def _ask(question: str, answers: Sequence[str], best: str) -> str:
@@ -98,8 +97,8 @@ def _show_events(draft: "Draft") -> None:
         _print(body if len(body) <= _CHARS_MAX else f"{body[:_CHARS_MAX]}…")
 
 
-def _show_statements(draft: "Draft") -> None:
-    """Print what ``migrate`` would do. If it could not do that, say why: the file is good all the same."""
+def _show_statements(draft: "Draft") -> bool:
+    """Print what ``migrate`` would do. If it could not, warn and return False: the file is good all the same."""
     from airy_trio import migrate
 
     try:
@@ -108,23 +107,25 @@ def _show_statements(draft: "Draft") -> None:
     except StartError as error:
         for fault in error.faults:
             click.echo(f"airy-trio: warning: migrate would fail: {fault}", err=True)
-        return
+        return False
     _print("")
     _print("what migrate would run:" if statements else "migrate would change nothing")
     for statement in statements:
         click.echo(statement)
+    return True
 
 
-def _show_next(draft: "Draft", file: Path) -> None:
-    name = shlex.quote(str(file))
+def _show_next(draft: "Draft", file: Path, *, may_migrate: bool) -> None:
+    import sqlalchemy as sa
+
+    url, name = sa.make_url(draft.settings.database.url), shlex.quote(str(file))
     _print("")
     _print(f"wrote {file}; next:")
     if draft.variable:
-        from airy_trio.database import shown
-
-        url = shlex.quote(shown(draft.settings.database.url))
-        _print(f"  export {draft.variable}={url}    with the password, which is not in the file")
-    _print(f"  airy-trio migrate --config {name}")
+        value = shlex.quote(url.set(query={}).render_as_string(hide_password=True))
+        _print(f"  export {draft.variable}={value}    with the password, which is not in the file")
+    as_owner = "" if may_migrate or url.username is None else f" --grant {url.username}    as the owner of the tables"
+    _print(f"  airy-trio migrate --config {name}{as_owner}")
     _print(f"  airy-trio --config {name}")
 
 

@@ -13,13 +13,13 @@ import sqlalchemy as sa
 from attrs import frozen
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
 from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import quoted_name
 from airy_trio.check.rows import bounded, took_too_long
-from airy_trio.database import POSTGRES, Names, quote_identifier
-from airy_trio.database.errors import DRIVER_ERRORS
+from airy_trio.database import POSTGRES, Names, is_refusal, quote_identifier
 
 Family = Literal["text", "json", "time", "flag", "integer", "number", "uuid", "other"]
 """What a column can hold, for both dialects."""
@@ -96,13 +96,13 @@ def look(connection: sa.Connection, names: Names) -> Sequence[FoundTable]:
             return list(_tables(inspector, None, _sqlite_names(connection, names)))
         found: dict[str, dict[str, bool]] = {}
         for row in connection.execute(_POSTGRES_TABLES, {"ours": names.schema}):
-            if not _FRAMEWORKS.fullmatch(row.name):
+            if _may_be_mapped(row.name):
                 found.setdefault(row.schema, {})[row.name] = row.visible
         return [table for schema, tables in found.items() for table in _tables(inspector, schema, tables)]
 
 
 def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
-    """Read some rows, those with the largest keys. Nothing if that takes too long; the driver's error otherwise."""
+    """Read some rows, those with the largest keys. None if that takes too long or is refused (``inspect`` says why)."""
     columns = [_beginning(connection, column.name) for column in table.columns.values()]
     order = f" order by t.{quote_identifier(table.key)} desc" if table.key is not None else ""
     name = quoted_name(table.schema, table.name)
@@ -111,8 +111,8 @@ def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
         with connection.begin_nested() as reading, bounded(connection):
             rows = connection.execute(sa.text(sql.replace(":", "\\:"))).all()
             reading.rollback()
-    except DRIVER_ERRORS as error:
-        if took_too_long(error):
+    except DBAPIError as error:
+        if is_refusal(error) or (isinstance(error.orig, Exception) and took_too_long(error.orig)):
             return ()
         raise
     return [dict(zip(table.columns, row, strict=True)) for row in rows]
@@ -131,7 +131,12 @@ def _sqlite_names(connection: sa.Connection, names: Names) -> Mapping[str, bool]
     virtual = tuple(f"{row.name}_" for row in rows if row.virtual)
     ours = f"{names.schema}_"
     kept = (row.name for row in rows if not row.virtual and not row.name.startswith((*virtual, ours)))
-    return {name: True for name in kept if not _FRAMEWORKS.fullmatch(name)}
+    return {name: True for name in kept if _may_be_mapped(name)}
+
+
+def _may_be_mapped(name: str) -> bool:
+    """Return whether a table may be an application's; the settings accept no name with control characters."""
+    return name.isprintable() and not _FRAMEWORKS.fullmatch(name)
 
 
 def _tables(inspector: Inspector, schema: str | None, names: Mapping[str, bool]) -> Iterator[FoundTable]:

@@ -51,12 +51,18 @@ class Columns:
         """Give the key of the table to the id."""
         self.put("id", Source(column=self.table.key, why="the key of the table"))
 
-    def take_named(self, name: str) -> bool:
-        """Give the column with the best name whose values are accepted."""
-        for column, why in candidates(self.table, self.kind, name):
-            if column.name in self.free and self._accepts(name, column):
-                self.put(name, Source(column=column.name, why=why))
-                return True
+    def reference(self, name: str, nouns: Sequence[str]) -> FoundColumn | None:
+        """Return the column that refers to one of these nouns and whose values are accepted; it is not taken."""
+        found = (column for column in references(self.table, nouns) if column.name in self.free)
+        return next((column for column in found if self._accepts(name, column)), None)
+
+    def take_named(self, name: str, *, always: bool = False) -> bool:
+        """Give the column with the best name whose values are accepted. ``always``: if none is, one that is not."""
+        found = [(column, why) for column, why in candidates(self.table, self.kind, name) if column.name in self.free]
+        accepted = [(column, why) for column, why in found if self._accepts(name, column)]
+        for column, why in accepted or (found if always else ()):
+            self.put(name, Source(column=column.name, why=why))
+            return True
         return False
 
     def take_coded(self, name: str, chosen: str | None = None) -> bool:
@@ -136,8 +142,8 @@ def with_names(table: FoundTable, names: Sequence[str]) -> Iterator[FoundColumn]
     return (columns[name] for name in map(squashed, names) if name in columns)
 
 
-def reference(table: FoundTable, nouns: Sequence[str]) -> FoundColumn | None:
-    """Return the column that refers to one of these nouns, by its own name or by that of the table it refers to.
+def references(table: FoundTable, nouns: Sequence[str]) -> Iterator[FoundColumn]:
+    """Yield the columns that refer to these nouns, by their own name or by that of the table they refer to.
 
     Without a foreign key, ``room_id`` and ``room`` refer to a room, but only ``room_id`` may begin with more words.
     """
@@ -147,11 +153,9 @@ def reference(table: FoundTable, nouns: Sequence[str]) -> FoundColumn | None:
                 continue
             base = without_id(column.name)
             is_id = base != squashed(column.name) or column.target is not None
-            if base == noun or (is_id and base.endswith(noun)):
-                return column
-            if column.target is not None and singular(column.target).endswith(noun):
-                return column
-    return None
+            is_target = column.target is not None and singular(column.target).endswith(noun)
+            if base == noun or (is_id and base.endswith(noun)) or is_target:
+                yield column
 
 
 def target(column: FoundColumn) -> str:

@@ -18,7 +18,7 @@ from airy_trio.capture.mapping import KINDS, SINGULAR, Kind, Scalar
 from airy_trio.database import quote_identifier
 from airy_trio.events.values import ANONYMOUS
 from airy_trio.init.catalogue import FoundTable, Row
-from airy_trio.init.columns import Columns, Source, candidates, reference, target, translated, with_names
+from airy_trio.init.columns import Columns, Source, candidates, references, target, translated, with_names
 from airy_trio.init.vocabulary import (
     CHANNELS,
     CODED,
@@ -26,6 +26,7 @@ from airy_trio.init.vocabulary import (
     DELETED_AT,
     HIDDEN,
     NOUNS,
+    SHOWN,
     SUBJECTS,
     singular,
     squashed,
@@ -88,25 +89,14 @@ class _Proposer:
 
     def messages(self) -> Proposal:
         """Choose a table with a key and a text. Only for this kind a table may have any name."""
-        scores = {table.label: _message_score(table) for table in self._tables}
-        table = self._choose("messages", {name: score for name, score in scores.items() if score >= SCORE_MIN})
+        scores = {one.label: score for one in self._tables if (score := _message_score(one)) >= SCORE_MIN}
+        table = self._choose("messages", scores)
         if table is None:
             return Proposal(kind="messages", why="no table has a key, a text, and enough else of a message")
         columns = Columns("messages", table, self._sample(table))
         columns.take_key()
-        conversation, channel = reference(table, CONVERSATIONS), reference(table, CHANNELS)
-        if channel is not None:
-            columns.put("channel_id", Source(column=channel.name, why=f"refers to {target(channel)}"))
-        else:
-            self._or_constant(columns, "channel_id", self._application)
-        if conversation is not None:
-            columns.put("conversation_id", Source(column=conversation.name, why=f"refers to {target(conversation)}"))
-        elif channel is not None:
-            why = "the only column that groups messages: each channel is one conversation"
-            columns.put("conversation_id", Source(column=channel.name, why=why))
-        else:
-            self._ask_column(columns, "conversation_id", "all")
-        columns.take_named("content")
+        columns.take_named("content", always=True)
+        self._group(columns)
         if not columns.take_named("sent_at"):
             self._ask_column(columns, "sent_at", 0)
         if not columns.take_named("sender_id"):
@@ -126,6 +116,24 @@ class _Proposer:
             content=columns.content_form,
         )
 
+    def _group(self, columns: Columns) -> None:
+        """Give columns to the conversation and the channel of a message. One column may be both."""
+        channel = columns.reference("channel_id", CHANNELS)
+        conversation = columns.reference("conversation_id", CONVERSATIONS)
+        if conversation is None and channel is None:  # one with NULL is better than none: only such rows are not sent
+            conversation = next(references(columns.table, CONVERSATIONS), None)
+        if channel is not None:
+            columns.put("channel_id", Source(column=channel.name, why=f"refers to {target(channel)}"))
+        else:
+            self._or_constant(columns, "channel_id", self._application)
+        if conversation is not None:
+            columns.put("conversation_id", Source(column=conversation.name, why=f"refers to {target(conversation)}"))
+        elif channel is not None:
+            why = "the only column that groups messages: each channel is one conversation"
+            columns.put("conversation_id", Source(column=channel.name, why=why))
+        else:
+            self._ask_column(columns, "conversation_id", "all")
+
     def metadata(self, messages: Proposal) -> Proposal:
         """Choose a table with keys, values, and what they are about."""
         scores: dict[str, float] = {}
@@ -140,8 +148,8 @@ class _Proposer:
         columns = Columns("metadata", chosen, self._sample(chosen))
         for name, source in about.items():
             columns.put(name, source)
-        columns.take_named("key")
-        columns.take_named("value")
+        columns.take_named("key", always=True)
+        columns.take_named("value", always=True)
         columns.take_coded("value_type")
         columns.take_named("updated_at")
         why = self._why("metadata", chosen, scores)
@@ -183,7 +191,7 @@ class _Proposer:
             return Proposal(kind="tags", why="no table is called tags or labels and has a key and a name")
         columns = Columns("tags", table, self._sample(table))
         columns.take_key()
-        columns.take_named("name")
+        columns.take_named("name", always=True)
         if not columns.take_named("color"):
             self._or_constant(columns, "color", "tag-blue")
         return Proposal(kind="tags", why=self._why("tags", table, scores), table=table, sources=columns.sources)
@@ -240,13 +248,15 @@ class _Proposer:
 
     def _why(self, kind: Kind, table: FoundTable, scores: Mapping[str, float]) -> str:
         is_called = _noun_score(table, NOUNS[kind]) > 0
-        reason = f"called like {kind}" if is_called else f"has the columns of {kind}"
-        others = [f"{name} {scores[name]:.1f}" for name in _ranked(scores) if name != table.label and scores[name]][:3]
+        reason = f"named like {kind}" if is_called else f"has the columns of {kind}"
+        others = [f"{name} {scores[name]:.1f}" for name in _ranked(scores) if name != table.label][:3]
         more = f"; next best: {', '.join(others)}" if others else ""
         return f"{reason}, score {scores[table.label]:.1f}{more}"
 
 
 _NOUN_SCORE_MIN: Final = 5.0
+_SHORT_TEXTS: Final = ("title", "subject", "summary", "name", "description")
+"""Texts that many other tables have too."""
 _MISSING: Final[Mapping[str, str]] = {
     "conversation_id": "no column groups messages",
     "channel_id": "no column refers to a channel",
@@ -266,9 +276,9 @@ def _message_score(table: FoundTable) -> float:
     texts = [column.name for column, _ in candidates(table, "messages", "content")]
     if table.key is None or not texts:
         return 0.0
-    is_long = not any(squashed(texts[0]).endswith(name) for name in ("title", "subject", "summary", "name"))
+    is_long = not squashed(texts[0]).endswith(_SHORT_TEXTS)
     score = _noun_score(table, NOUNS["messages"]) + (6.0 if is_long else 3.0)
-    score += 5.0 if reference(table, (*CONVERSATIONS, *CHANNELS)) is not None else 0.0
+    score += 5.0 if any(references(table, (*CONVERSATIONS, *CHANNELS))) else 0.0
     score += 3.0 if any(candidates(table, "messages", "sent_at")) else 0.0
     score += 3.0 if any(candidates(table, "messages", "sender_id")) else 0.0
     coded = ("from_contact", "delivery_state")
@@ -297,8 +307,13 @@ def _constant_subject(subject: str, column: str) -> Mapping[str, Source]:
 
 def _where(table: FoundTable) -> str:
     """Return a condition that leaves out private and deleted messages, by the names of columns; "" for none."""
-    hidden = (one for one in with_names(table, HIDDEN) if one.family in ("flag", "integer"))
-    deleted = (one for one in with_names(table, DELETED_AT) if one.family == "time")
-    conditions = [f"{quote_identifier(column.name)} is not true" for column in hidden]
-    conditions += [f"{quote_identifier(column.name)} is null" for column in deleted]
+    conditions: list[str] = []
+    for names, flag, number, time in (
+        (HIDDEN, "{} is not true", "coalesce({}, 0) = 0", ""),
+        (SHOWN, "{} is not false", "coalesce({}, 1) <> 0", ""),
+        (DELETED_AT, "", "coalesce({}, 0) = 0", "{} is null"),
+    ):
+        by_family = {"flag": flag, "integer": number, "time": time, "text": time}
+        found = ((column, by_family.get(column.family)) for column in with_names(table, names))
+        conditions += [form.format(quote_identifier(column.name)) for column, form in found if form]
     return " and ".join(conditions)

@@ -40,7 +40,8 @@ NAMES: Final[Mapping[Kind, Mapping[str, tuple[str, ...]]]] = {
     "messages": {
         "content": (
             "content", "body", "text", "message", "msg", "message_text", "body_text", "text_body", "comment", "raw",
-            "said", "cooked", "html", "body_html", "title", "note", "notes", "description", "subject", "summary", "name",
+            "said", "cooked", "html", "body_html", "title", "note", "notes", "description", "subject", "summary",
+            "name",
         ),
         "sent_at": (
             "sent_at", "sent", "timestamp", "created_at", "create_at", "created", "date_created", "created_date",
@@ -178,9 +179,9 @@ CODED: Final[Mapping[str, tuple[Flag | Words, ...]]] = {
 """The fields with a closed set of values."""
 
 SUBJECTS: Final = _meanings(
-    (" ".join(CONVERSATIONS), "conversation"),
-    (" ".join(NOUNS["messages"][:8]), "message"),
-    (" ".join(CHANNELS), "channel"),
+    ("conversation", " ".join(CONVERSATIONS)),
+    ("message", "message comment reply note"),
+    ("channel", " ".join(CHANNELS)),
 )
 """What the subject of metadata may be called: the class of a row that metadata is about."""
 
@@ -190,6 +191,8 @@ HIDDEN: Final = (
     "draft", "is_draft",
 )  # fmt: skip
 """Yes or no: messages that clients should not receive."""
+SHOWN: Final = ("public", "is_public", "visible", "is_visible", "published", "is_published", "approved", "is_approved")
+"""Yes or no: messages that clients should receive."""
 DELETED_AT: Final = ("deleted_at", "removed_at", "discarded_at", "archived_at", "delete_at")
 """Times: of messages that clients should no longer see."""
 
