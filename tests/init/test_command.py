@@ -131,7 +131,7 @@ def no_folder(folder: Path) -> tuple[str, Path]:
     "make, code, words",
     [
         (lambda folder: ("inbox.db", folder / "a.toml"), 2, "database.url: found a string that is not a URL"),
-        (lambda folder: ("mysql://airy@db/airy", folder / "a.toml"), 2, "found a mysql:// URL, expected sqlite:///FILE or "),
+        (lambda folder: ("mysql://airy@db/airy", folder / "a.toml"), 2, "found a mysql:// URL, expected sqlite:///FILE"),
         (lambda folder: (f"mysql://a:{PASSWORD}@db/a", folder / "a.toml"), 2, "database.url: found a mysql:// URL"),
         (lambda folder: ("${AIRY_TEST_UNSET}", folder / "a.toml"), 2, "not set in the environment: AIRY_TEST_UNSET"),
         (lambda folder: ("sqlite:///a.db", folder), 2, "this is a directory, not a settings file"),

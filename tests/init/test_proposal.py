@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 import pytest
 
-from airy_trio.capture.mapping import Kind
+from airy_trio.capture.mapping import FIELDS, KINDS, Kind
 from airy_trio.init.catalogue import Family, FoundColumn, FoundTable, Row
 from airy_trio.init.proposal import Proposal, Proposals, propose
+from airy_trio.init.vocabulary import CODED, NAMES, NOUNS
 
 FAMILIES = get_args(Family)
 
@@ -202,3 +203,9 @@ def test_tags_need_their_name() -> None:
     tags: Kind = "tags"
     assert found[tags].table is tables[-1]
     assert columns_of(found[tags]) == {"id": "id", "name": "title", "color": ("tag-blue",)}
+
+
+def test_words_for_every_kind_and_no_other_field() -> None:
+    assert set(NOUNS) == set(NAMES) == set(KINDS)
+    fields = {field.name for kind in KINDS for field in FIELDS[kind]}
+    assert {name for names in NAMES.values() for name in names} | set(CODED) <= fields
