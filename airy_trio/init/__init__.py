@@ -19,7 +19,7 @@ from attrs import frozen
 
 from airy_trio import migrate
 from airy_trio.capture.inspection import inspect
-from airy_trio.check import rows
+from airy_trio.check import rows, servers
 from airy_trio.database import (
     POSTGRES,
     ROW_SECURITY_OFF,
@@ -90,6 +90,8 @@ def draft(url: str, environ: Mapping[str, str], ask: Ask) -> Draft:
         text = file.text_of(written, proposals)
         settings = parse(text, environ)
         warnings, events = _tried(connection, settings)
+        if is_postgres:
+            warnings = [*(f"database.url: {line}" for line in servers.lacks_session(connection)), *warnings]
         return Draft(text=text, settings=settings, found=found, warnings=warnings, events=events, variable=variable)
 
     try:
@@ -121,9 +123,9 @@ def _proposed(connection: sa.Connection, place: DatabaseOptions, ask: Ask) -> tu
     if proposals is None:
         proposals = propose(tables, partial(catalogue.sample, connection), _application(place.url), ask)
     if all(proposal.table is None for proposal in proposals.values()):
-        found = f"none of its {len(tables)} tables that can be read has the columns of a message, channel or tag"
+        found = f"no table has the columns of a message, channel or tag (tables that can be read: {len(tables)})"
         raise StartError([f"database.url: {found}; write the mapping by hand"])
-    heading = f"{shown(place.url)}: {len(tables)} tables" + (f", recognised as {name}" if name else "")
+    heading = f"{shown(place.url)}, tables: {len(tables)}" + (f", recognised as {name}" if name else "")
     return [heading, *chain.from_iterable(map(file.lines_of, proposals.values()))], proposals
 
 

@@ -99,9 +99,10 @@ class _Proposer:
         self._group(columns)
         if not columns.take_named("sent_at"):
             self._ask_column(columns, "sent_at", 0)
+        has_direction = columns.take_coded("from_contact")  # first: a column "sender" may be either
         if not columns.take_named("sender_id"):
             self._or_constant(columns, "sender_id", ANONYMOUS)
-        if not columns.take_coded("from_contact"):
+        if not has_direction:
             self._ask_column(columns, "from_contact", True)  # noqa: FBT003 - the constant
         if not columns.take_coded("delivery_state"):
             self._or_constant(columns, "delivery_state", "delivered")
@@ -200,8 +201,8 @@ class _Proposer:
         """Return the sources of subject and identifier, or None if the table does not say what its rows are about."""
         columns = {squashed(name): column for name, column in table.columns.items()}
         for name, column in columns.items():
-            class_of, id_ = columns.get(f"{name.removesuffix('id')}type"), name.endswith("id")
-            if class_of is None or not id_ or class_of.name == column.name:
+            class_of = columns.get(f"{name.removesuffix('id')}type") if name.endswith("id") else None
+            if class_of is None or column.name == table.key:
                 continue
             # A polymorphic reference, as in Rails: the class and the id of what the row is about.
             classes = class_of.labels or [str(row[class_of.name]) for row in self._sample(table)]
@@ -262,13 +263,13 @@ _MISSING: Final[Mapping[str, str]] = {
     "channel_id": "no column refers to a channel",
     "sent_at": "no column has a time that can be used",
     "sender_id": "no column names the sender",
-    "from_contact": "no column tells customers from your own people",
+    "from_contact": "no column shows whether a contact wrote it",
     "delivery_state": "no column has a state with known words",
     "source": "no column names a platform",
     "connected": "no column has this state",
     "color": "no column has a color for each row",
 }
-"""Why a field is a constant."""
+"""The reason why a field is a constant."""
 
 
 def _message_score(table: FoundTable) -> float:

@@ -73,7 +73,7 @@ class Runner:
     def _with_ports(self, text: str) -> str:
         """Settings whose ports are not the defaults, which the machine may need for something else."""
         for section, port in zip(("listener", "admin"), self.ports.values(), strict=True):
-            if "[database]" in text and f"[{section}]" not in text:
+            if "[database]" in text and f"\n[{section}]" not in f"\n{text}":
                 text += f"\n[{section}]\nport = {port}\n"
         return text
 
@@ -93,6 +93,8 @@ class Runner:
                     self.printed += [" | ".join(map(str, row)) for row in answer]
 
     async def _start(self, name: str, words: str, text: str) -> None:
+        for file in self.folder.glob("*.toml"):  # also one that a command has written
+            file.write_text(self._with_ports(file.read_text()))
         self.started[name] = program = await self.stack.enter_async_context(self._program(f"exec 2>&1\nexec {text}"))
         self.seen[name] = 0
         with trio.move_on_after(READY_TIMEOUT_S):

@@ -9,6 +9,7 @@ from airy_trio.init import Draft, draft
 from airy_trio.settings import load
 from tests.application import Application
 from tests.init.schemas import create
+from tests.pgbouncer import through
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -36,7 +37,7 @@ def test_default_tables(any_application: Application) -> None:
     any_application.migrate()
     any_application.message(id="m7")
     found = drafted(any_application)
-    assert found.found[0].endswith("4 tables, recognised as airy-trio's default tables")
+    assert found.found[0].endswith("tables: 4, recognised as airy-trio's default tables")
     assert found.settings.tables == TablesOptions()
     assert '"id":"m7"' in found.events[0]
 
@@ -50,3 +51,10 @@ def test_known_table_with_other_columns_is_left_out(any_application: Application
     assert found.settings.tables.tags.name == ""
     assert found.settings.tables.channels.name == ""
     assert found.settings.tables.messages.name is None
+
+
+def test_pooler_is_reported(postgres_application: Application, pgbouncer: int) -> None:
+    postgres_application.migrate()
+    found = draft(through(postgres_application.url, pgbouncer), {}, best)
+    [warning] = found.warnings
+    assert warning.startswith("database.url: this goes through a pooler")

@@ -193,6 +193,25 @@ def test_chosen_column_is_used_with_its_words() -> None:
     assert found["messages"].sources["from_contact"].values == {"agent": False, "customer": True}
 
 
+@pytest.mark.parametrize(
+    "family, body, form", [("text", "Hi", "text"), ("text", '{"text": "Hi"}', "auto"), ("json", '"Hi"', "auto")]
+)
+def test_text_stays_text_unless_the_column_has_json(family: str, body: str, form: str) -> None:
+    found, _ = proposed(
+        table("messages", f"id conversation_id body:{family} created_at:time"), rows={"messages": [{"body": body}]}
+    )
+    assert found["messages"].content == form
+
+
+def test_sender_with_roles_is_no_name() -> None:
+    found, _ = proposed(
+        table("messages", "id conversation_id body:text created_at:time sender:text"),
+        rows={"messages": [{"sender": "agent"}, {"sender": "customer"}]},
+    )
+    assert columns_of(found["messages"])["from_contact"] == "sender"
+    assert columns_of(found["messages"])["sender_id"] == ("airy-core-anonymous",)
+
+
 def test_tags_need_their_name() -> None:
     tables = [
         table("taggings", "id tag_id name:text"),
