@@ -209,7 +209,7 @@ def singular(name: str) -> str:
         return text[:-3] + "y"
     if text.endswith(("xes", "ches", "shes", "sses")):
         return text[:-2]
-    return text[:-1] if text.endswith("s") and not text.endswith(("ss", "us")) else text
+    return text[:-1] if text.endswith("s") and not text.endswith(("ss", "us", "sms", "news")) else text
 
 
 def without_id(name: str) -> str:

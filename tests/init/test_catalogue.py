@@ -75,6 +75,13 @@ def test_views_partitions_and_tables_of_others_are_not_found(
     assert (found["chat.lines"].schema, found["chat.lines"].key) == ("chat", "id")
 
 
+def test_name_that_the_settings_reject_is_not_found(any_application: Application) -> None:
+    any_application.execute(
+        'create table "a\x1bb" (id integer primary key)', "create table lines (id integer primary key)"
+    )
+    assert {*look(any_application)} == {"lines"}
+
+
 def test_virtual_tables_are_not_found(sqlite_application: Application) -> None:
     sqlite_application.execute(
         "create table lines (id integer primary key, said text)", "create virtual table search using fts5(said)"

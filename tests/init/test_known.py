@@ -33,6 +33,16 @@ def test_mapping_of_the_example(name: str, words: str, postgres_application: App
     assert found.warnings == []
 
 
+def test_similar_tables_are_not_recognised(postgres_application: Application) -> None:
+    postgres_application.execute(
+        "create table messages (id int primary key, content text, inbox_id int, conversation_id int, message_type int, "
+        "created_at timestamp, status int, sender_id int)"
+    )
+    found = draft(postgres_application.url, {}, lambda _question, _answers, best: best)
+    assert found.found[0].endswith("tables: 1")
+    assert found.settings.tables.messages.where == ""
+
+
 def test_default_tables(any_application: Application) -> None:
     any_application.migrate()
     any_application.message(id="m7")

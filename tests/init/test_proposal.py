@@ -8,7 +8,7 @@ import pytest
 from airy_trio.capture.mapping import FIELDS, KINDS, Kind
 from airy_trio.init.catalogue import Family, FoundColumn, FoundTable, Row
 from airy_trio.init.proposal import Proposal, Proposals, propose
-from airy_trio.init.vocabulary import CODED, NAMES, NOUNS
+from airy_trio.init.vocabulary import CODED, NAMES, NOUNS, singular
 
 FAMILIES = get_args(Family)
 
@@ -210,6 +210,31 @@ def test_sender_with_roles_is_no_name() -> None:
     )
     assert columns_of(found["messages"])["from_contact"] == "sender"
     assert columns_of(found["messages"])["sender_id"] == ("airy-core-anonymous",)
+
+
+def test_sender_is_found_by_the_table_that_it_refers_to() -> None:
+    found, _ = proposed(table("messages", "id conversation_id body:text created_at:time written>members"))
+    assert columns_of(found["messages"])["sender_id"] == "written"
+
+
+def test_metadata_of_a_message_by_its_foreign_key() -> None:
+    found, _ = proposed(
+        table("comments", "id ticket_id body:text user_id created_at:time"),
+        table("attributes", "id about>comments type:text name:text value:text"),
+        rows={"attributes": [{"type": "Comment"}]},  # a class, but not of what "about" refers to
+    )
+    assert columns_of(found["metadata"]) == {
+        "subject": ("message",), "identifier": "about", "key": "name", "value": "value",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "plural, one",
+    [("replies", "reply"), ("inboxes", "inbox"), ("addresses", "address"), ("cases", "case"), ("status", "status"),
+     ("ChatMessages", "chatmessage"), ("sms", "sms"), ("news", "news")],
+)  # fmt: skip
+def test_singular(plural: str, one: str) -> None:
+    assert singular(plural) == one
 
 
 def test_tags_need_their_name() -> None:
