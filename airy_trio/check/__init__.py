@@ -271,11 +271,8 @@ class _Check:
             problems += servers.missing_rights(connection, names, servers.CHANGES)
         self.report.add("problem", place.named(problems))
         self.report.add("warning", place.named(servers.durability(connection, reads_only=reads_only)))
-        if servers.is_pooled(connection):
-            finding = "this goes through a pooler or another proxy, but the lease needs a session"
-            remedy = "name one that reaches PostgreSQL itself in database.direct_url"
-            self.report.add("warning", [f"{place.setting}: {finding}; {remedy}"])
-            self.report.add("warning", _shared(connection, place))
+        self.report.add("warning", place.named(servers.lacks_session(connection)))
+        self.report.add("warning", _shared(connection, place))
         return not problems
 
     def store(self) -> _Log | None:

@@ -9,16 +9,16 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.capture.feed import Value
+from airy_trio.capture.feed import ChangedObject, Value
 from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
@@ -26,9 +26,12 @@ from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.errors import DRIVER_ERRORS
 from airy_trio.events import values
+from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.translate import translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
+
+T = TypeVar("T")
 
 ROWS_MAX: Final = 1000
 """How many rows of each table are read."""
@@ -71,25 +74,58 @@ def findings(connection: sa.Connection, settings: Settings, tables: Tables) -> I
     """
     for kind, table in tables.items():
         setting = f"database.tables.{kind}"
-        for order in _orders(table):
-            try:
-                with connection.begin_nested() as reading, _bounded(connection):
-                    seen = _read(connection, settings, tables, table, order)
-                    reading.rollback()
-            except DRIVER_ERRORS as error:
-                if _took_too_long(error):
-                    continue
-                refusal = translated(error)
-                if not isinstance(refusal, DatabaseRefused):
-                    raise
-                yield "problem", f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
-            else:
-                for line in _warnings(table, seen, f"the newest {seen.rows} by {order}"):
-                    yield "warning", line
-            break
-        else:
+        try:
+            found = _in_newest_order(connection, table, partial(_read, connection, settings, tables, table))
+        except DRIVER_ERRORS as error:
+            refusal = translated(error)
+            if not isinstance(refusal, DatabaseRefused):
+                raise
+            yield "problem", f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
+            continue
+        if found is None:
             reason = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
             yield "note", f"{setting}: its newest rows were not checked: {reason}"
+            continue
+        order, seen = found
+        for line in _warnings(table, seen, f"the newest {seen.rows} by {order}"):
+            yield "warning", line
+
+
+def newest_bodies(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, count: int) -> list[str]:
+    """Return the bodies of the events that the newest rows of a table would become, newest first.
+
+    Rows that cannot be converted are left out. Empty if reading takes too long. Raises the driver's error.
+    """
+
+    def read(order: "_Order") -> tuple[ChangedObject, ...]:
+        chars_max = settings.listener.message_bytes_max
+        keys = _newest_keys(connection, Queries(connection.dialect.name, table, chars_max), order, count)
+        objects = Objects(connection.dialect.name, tables, chars_max)
+        return objects.read(connection, (Change(table.kind, "U", key, (None, None)) for key in keys))
+
+    found = _in_newest_order(connection, table, read)
+    bodies: list[str] = []
+    for event in () if found is None else translate(found[1], settings.events).events:
+        with suppress(EventTooLargeError):
+            bodies.append(encode(event, settings.listener.message_bytes_max)[0].decode())
+    return bodies
+
+
+def _in_newest_order(
+    connection: sa.Connection, table: Table, work: Callable[["_Order"], T]
+) -> tuple["_Order", T] | None:
+    """Do the work in the best order in which it is fast enough. None if there is none. Raises the driver's error."""
+    for order in _orders(table):
+        try:
+            with connection.begin_nested() as reading, bounded(connection):
+                done = work(order)
+                reading.rollback()
+        except DRIVER_ERRORS as error:
+            if not took_too_long(error):
+                raise
+        else:
+            return order, done
+    return None
 
 
 @frozen
@@ -115,7 +151,7 @@ def _orders(table: Table) -> Iterator[_Order]:
 
 
 @contextmanager
-def _bounded(connection: sa.Connection) -> Iterator[None]:
+def bounded(connection: sa.Connection) -> Iterator[None]:
     """Limit the time of statements; on Postgres forbid writes too, both until the savepoint is rolled back."""
     if connection.dialect.name == POSTGRES:
         connection.exec_driver_sql("set transaction read only")
@@ -131,7 +167,8 @@ def _bounded(connection: sa.Connection) -> Iterator[None]:
         driver.set_progress_handler(None, 0)
 
 
-def _took_too_long(error: Exception) -> bool:
+def took_too_long(error: Exception) -> bool:
+    """Return whether a statement failed because of ``bounded``."""
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
     return isinstance(error, psycopg.errors.QueryCanceled)
@@ -141,8 +178,7 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
     chars_max = settings.listener.message_bytes_max
     queries = Queries(connection.dialect.name, table, chars_max)
     objects = Objects(connection.dialect.name, tables, chars_max)
-    newest = queries.newest(order.columns, ROWS_MAX, nulls=order.nulls)
-    keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
+    keys = _newest_keys(connection, queries, order, ROWS_MAX)
     seen = _Seen(rows=len(keys))
     rest = iter(keys)
     while batch := list(islice(rest, BATCH_ROWS)):
@@ -155,6 +191,11 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
                 if not _is_listed(table, name, raw):
                     seen.unlisted[name][_shown(raw)] = None
     return seen
+
+
+def _newest_keys(connection: sa.Connection, queries: Queries, order: _Order, count: int) -> list[Key]:
+    newest = queries.newest(order.columns, count, nulls=order.nulls)
+    return [(*row, None)[:2] for row in newest.rows(connection, {})]
 
 
 def _is_listed(table: Table, name: str, raw: Value) -> bool:

@@ -162,6 +162,13 @@ def is_pooled(connection: sa.Connection) -> bool:
     return bool(driver.is_pooled())
 
 
+def lacks_session(connection: sa.Connection) -> Iterator[str]:
+    """Yield a line if the connection goes through a pooler, which may lend it another session each time."""
+    if is_pooled(connection):
+        finding = "this goes through a pooler or another proxy, but the lease needs a session"
+        yield f"{finding}; name one that reaches PostgreSQL itself in database.direct_url"
+
+
 def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | None:
     """Return our role and the other programs that use this database as the same role from the same host, or None.
 

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from airy_trio.cli.commands import COMMANDS, CONFIG, exit_on_error, load_settings
+from airy_trio.cli.init import init
 from airy_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
     \b
     Examples:
       airy-trio demo                                try it, with nothing but Python
+      airy-trio init postgresql://airy@db/chat      write a settings file for a database
       airy-trio migrate --config config/prod.toml   once, and after an update
       airy-trio check --config config/prod.toml     look for problems
       airy-trio --config config/prod.toml           serve
@@ -89,5 +91,5 @@ def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
     exit_on_error(lambda: trio.run(serve))
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, init):
     airy_trio.add_command(command)

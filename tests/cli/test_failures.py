@@ -27,7 +27,7 @@ ARGUMENTS: dict[str, Sequence[str]] = {
     "verify": ("--seconds", "2"),
 }
 """Every command that has settings, with its other arguments; "" serves."""
-WITHOUT_SETTINGS = {"completion", "demo"}
+WITHOUT_SETTINGS = {"completion", "demo", "init"}
 
 
 @frozen

@@ -17,11 +17,15 @@ END_S = 50
 
 
 class Terminal:
-    """The terminal that is the stderr of a command."""
+    """The terminal that is the stderr of a command, and its stdin if it asks."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self.text = ""
+
+    def write(self, text: str) -> None:
+        """Type this."""
+        os.write(self._file, text.encode())
 
     def until(self, words: str) -> None:
         """Read until these words have been written."""
@@ -45,9 +49,15 @@ class Terminal:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[tuple[Terminal, "subprocess.Popen[str]"]]:
+def running(*arguments: str, stdin: bool = False) -> Iterator[tuple[Terminal, "subprocess.Popen[str]"]]:
     ours, theirs = pty.openpty()
-    with subprocess.Popen([*AIRY_TRIO, *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+    with subprocess.Popen(
+        [*AIRY_TRIO, *arguments],
+        stdin=theirs if stdin else None,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    ) as process:
         os.close(theirs)
         late = threading.Timer(END_S, process.kill)
         late.start()

@@ -3,12 +3,15 @@
 Above a block stands one of these, as an HTML comment that no reader sees::
 
     run                     a shell runs it in the page's folder, and it ends with 0
+    run: CODE               the same, and it ends with this exit code
+    sql                     it is run in the database of DATABASE_URL, as a superuser; its rows are printed
     start: NAME, WORDS      the same in the background, until it has said WORDS
     file: NAME              it is a file of the page's folder
-    shows                   what the last `run` printed: these lines, in this order
+    shows                   what the last `run` or `sql` printed: these lines, in this order
     shows: NAME             the same of what was started as NAME, which may still have to come
     settings                it is (a part of) a settings file, which the program accepts
     postgres                it sets DATABASE_URL, to that of a Postgres for the test
+    postgres: ROLE          the same, of this role
     not run: REASON         nothing
 
 ``stop: NAME`` stands alone: what was started is ended, as by Ctrl-C.
@@ -31,7 +34,7 @@ MADE: Final = (
     "reference/python.md",
 )
 """Pages that the program makes (``reference``): nothing in them is for a reader to type."""
-KINDS: Final = ("run", "start", "file", "shows", "settings", "postgres", "stop", "not run")
+KINDS: Final = ("run", "sql", "start", "file", "shows", "settings", "postgres", "stop", "not run")
 _STEP: Final = re.compile(
     r"^[ ]*<!-- (?P<mark>[^\n]*?) -->$|^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,

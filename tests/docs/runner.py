@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import psycopg
+import sqlalchemy as sa
 import trio
 from attrs import define, field
 
@@ -50,7 +52,9 @@ class Runner:
             case "settings":
                 accept(text)
             case "run":
-                await self._run(text, step.line)
+                await self._run(text, step.line, int(step.words or 0))
+            case "sql":
+                self._sql(text)
             case "start":
                 name, _, words = step.words.partition(", ")
                 await self._start(name, words, text)
@@ -58,7 +62,9 @@ class Runner:
                 await self._stop(step.words)
             case "postgres":
                 assert text.startswith("export DATABASE_URL=")
-                self.environ["DATABASE_URL"] = self.postgres()
+                url = sa.make_url(self.postgres())
+                url = url.set(username=step.words) if step.words else url
+                self.environ["DATABASE_URL"] = url.render_as_string(hide_password=False)
             case "shows":
                 await self._shows(step.words, text.splitlines(), step.line)
             case other:
@@ -67,17 +73,28 @@ class Runner:
     def _with_ports(self, text: str) -> str:
         """Settings whose ports are not the defaults, which the machine may need for something else."""
         for section, port in zip(("listener", "admin"), self.ports.values(), strict=True):
-            if "[database]" in text and f"[{section}]" not in text:
+            if "[database]" in text and f"\n[{section}]" not in f"\n{text}":
                 text += f"\n[{section}]\nport = {port}\n"
         return text
 
-    async def _run(self, text: str, line: int) -> None:
+    async def _run(self, text: str, line: int, expected: int) -> None:
         async with self._program(text) as program:
             code = await program.wait()
-        assert code == 0, f"line {line} ended with {code}:\n" + "\n".join([*program.out.all, *program.err.all])
-        self.printed = program.out.all
+        self.printed = [*program.out.all, *program.err.all]
+        assert code == expected, f"line {line} ended with {code}:\n" + "\n".join(self.printed)
+
+    def _sql(self, text: str) -> None:
+        url = sa.make_url(self.postgres()).set(drivername="postgresql").render_as_string(hide_password=False)
+        self.printed = []
+        with psycopg.connect(url, autocommit=True) as connection:
+            for statement in filter(str.strip, text.split(";\n")):
+                answer = connection.execute(statement.encode())
+                if answer.description is not None:
+                    self.printed += [" | ".join(map(str, row)) for row in answer]
 
     async def _start(self, name: str, words: str, text: str) -> None:
+        for file in self.folder.glob("*.toml"):  # also one that a command has written
+            file.write_text(self._with_ports(file.read_text()))
         self.started[name] = program = await self.stack.enter_async_context(self._program(f"exec 2>&1\nexec {text}"))
         self.seen[name] = 0
         with trio.move_on_after(READY_TIMEOUT_S):

@@ -57,6 +57,7 @@ def test_indented_block_is_dedented() -> None:
     [
         pytest.param("<!-- run -->\n```sh\nfalse\n```\n", "line 2 ended with 1", id="a command fails"),
         pytest.param("<!-- run -->\n```sh\nfalse\ntrue\n```\n", "line 2 ended with 1", id="one of several fails"),
+        pytest.param("<!-- run: 1 -->\n```sh\ntrue\n```\n", "line 2 ended with 0", id="one succeeds that should fail"),
         pytest.param("<!-- run -->\n```sh\nfalse | true\n```\n", "line 2 ended with 1", id="one of a pipe fails"),
         pytest.param(
             "<!-- run -->\n```sh\necho a\n```\n<!-- shows -->\n```\nb\n```\n", "'b'", id="it says other things"
@@ -80,6 +81,13 @@ async def test_block_with_another_outcome_is_an_error(text: str, fault: str, tmp
         [leaf] = leaves(broken)
         said = str(leaf)
     assert fault in said
+
+
+async def test_sql_prints_rows(tmp_path: Path, postgres_database: str) -> None:
+    text = "<!-- sql -->\n```sql\ncreate table a (b int);\nselect 1, null\n```\n<!-- shows -->\n```\n1 | None\n```\n"
+    async with runner(tmp_path, lambda: postgres_database) as following:
+        for step in steps(text):
+            await following.do(step)
 
 
 def test_settings_that_the_program_rejects_are_an_error() -> None:

@@ -1,0 +1,188 @@
+"""Give the columns of one table to the fields of a kind: by name, type, reference, and the values in its rows."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC
+from typing import Final
+
+from attrs import define, field, frozen
+
+from airy_trio.capture.feed import ContentForm, Value
+from airy_trio.capture.mapping import FIELDS, Kind, Scalar
+from airy_trio.events.values import UnfitValueError, instant
+from airy_trio.init.catalogue import FoundColumn, FoundTable, Row
+from airy_trio.init.vocabulary import CODED, FAMILIES, NAMES, NOUNS, USERS, Flag, Words, singular, squashed, without_id
+
+MEANINGS_MAX: Final = 20
+"""A column with more different values does not have a closed set of them."""
+MILLISECONDS_MIN: Final = 10**11
+"""Smaller numbers are times in seconds, which the server would read as milliseconds, of the year 1973 or earlier."""
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]*)?")
+_MAY_BE_NULL: Final = frozenset({"content", "sender_id", "value", "updated_at"})
+
+
+@frozen(kw_only=True)
+class Source:
+    """Where a field comes from: a column, with its values translated, or a constant; and why."""
+
+    why: str
+    column: str | None = None
+    constant: Scalar = ""
+    values: Mapping[str, Scalar] = field(factory=dict)
+
+
+@define
+class Columns:
+    """The columns of a table and the fields that they were given to. ``rows``: some of the table's rows.
+
+    A method that takes a column returns False if none fits. A column that was taken is not taken again.
+    """
+
+    kind: Kind
+    table: FoundTable
+    rows: Sequence[Row]
+    _sources: dict[str, Source] = field(factory=dict)
+
+    def put(self, name: str, source: Source) -> None:
+        """Give this source to a field."""
+        self._sources[name] = source
+
+    def take_key(self) -> None:
+        """Give the key of the table to the id."""
+        self.put("id", Source(column=self.table.key, why="the key of the table"))
+
+    def reference(self, name: str, nouns: Sequence[str]) -> FoundColumn | None:
+        """Return the column that refers to one of these nouns and whose values are accepted; it is not taken."""
+        found = (column for column in references(self.table, nouns) if column.name in self.free)
+        return next((column for column in found if self._accepts(name, column)), None)
+
+    def take_named(self, name: str, *, always: bool = False) -> bool:
+        """Give the column with the best name whose values are accepted. ``always``: if none is, one that is not."""
+        found = [(column, why) for column, why in candidates(self.table, self.kind, name) if column.name in self.free]
+        accepted = [(column, why) for column, why in found if self._accepts(name, column)]
+        for column, why in accepted or (found if always else ()):
+            self.put(name, Source(column=column.name, why=why))
+            return True
+        return False
+
+    def take_coded(self, name: str, chosen: str | None = None) -> bool:
+        """Give a column with a closed set of values whose meanings are all known. ``chosen``: only this one."""
+        for code in CODED[name]:
+            for column in with_names(self.table, code.names if chosen is None else (chosen,)):
+                values = self._meanings(column, code) if column.name in self.free else None
+                if values is not None:
+                    self.put(name, Source(column=column.name, values=values, why="by name and values"))
+                    return True
+        return False
+
+    @property
+    def free(self) -> Sequence[str]:
+        """The columns that no field has yet."""
+        used = {source.column for source in self._sources.values()}
+        return [name for name in self.table.columns if name not in used]
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The sources in the order of the documentation."""
+        return {one.name: self._sources[one.name] for one in FIELDS[self.kind] if one.name in self._sources}
+
+    @property
+    def content_form(self) -> ContentForm:
+        """How content becomes JSON: as text, unless the column is JSON or has JSON in one of the rows."""
+        source = self._sources.get("content")
+        if source is None or source.column is None or self.table.columns[source.column].family == "json":
+            return "auto"
+        values = (row[source.column] for row in self.rows)
+        return "auto" if any(isinstance(one, str) and one.startswith(('{"', "[{")) for one in values) else "text"
+
+    def _accepts(self, name: str, column: FoundColumn) -> bool:
+        """Return whether the values of a column can be those of a field, as far as the rows show."""
+        values = [row[column.name] for row in self.rows]
+        if None in values and name not in _MAY_BE_NULL:
+            return False
+        is_time = name in ("sent_at", "updated_at")
+        return not is_time or column.family == "time" or all(value is None or _is_time(value) for value in values)
+
+    def _meanings(self, column: FoundColumn, code: Flag | Words) -> Mapping[str, Scalar] | None:
+        """Return the translation of a column's values, empty if they need none; None if one is not known."""
+        values = [row[column.name] for row in self.rows]
+        if None in values:
+            return None
+        found = column.labels or [str(value) for value in values]
+        if isinstance(code, Words):
+            return translated(found, code.meanings, code.relative)
+        if column.family not in ("flag", "integer", "other") or not {*found} <= {*column.bits}:
+            return None
+        yes, no = column.bits
+        return {} if (code.yes, code.no) == (True, False) else {yes: code.yes, no: code.no}
+
+
+def candidates(table: FoundTable, kind: Kind, name: str) -> Iterator[tuple[FoundColumn, str]]:
+    """Yield the columns that may be a field, best first, and why. A name may begin with the noun of the table."""
+    families = FAMILIES.get(name)
+    columns = {squashed(column.name): column for column in table.columns.values()}
+    own = singular(table.name)
+    prefixes = ("", own, *(noun for noun in map(squashed, NOUNS[kind]) if own.endswith(noun)))
+    for wanted in map(squashed, NAMES[kind][name]):
+        for prefix in prefixes:
+            column = columns.get(prefix + wanted)
+            if column is None or column.name == table.key or (families is not None and column.family not in families):
+                continue
+            if name == "sender_id" or column.target is None:
+                yield column, "by name and type"
+    if name == "sender_id":
+        for column in columns.values():
+            if column.target is not None and singular(column.target).endswith(USERS):
+                yield column, f"refers to {column.target}"
+
+
+def with_names(table: FoundTable, names: Sequence[str]) -> Iterator[FoundColumn]:
+    """Yield the columns with one of these names, in the order of the names."""
+    columns = {squashed(column.name): column for column in table.columns.values()}
+    return (columns[name] for name in map(squashed, names) if name in columns)
+
+
+def references(table: FoundTable, nouns: Sequence[str]) -> Iterator[FoundColumn]:
+    """Yield the columns that refer to these nouns, by their own name or by that of the table they refer to.
+
+    Without a foreign key, ``room_id`` and ``room`` refer to a room, but only ``room_id`` may begin with more words.
+    """
+    for noun in map(squashed, nouns):
+        for column in table.columns.values():
+            if column.name == table.key or column.target == table.name or column.family in ("time", "flag", "json"):
+                continue
+            base = without_id(column.name)
+            is_id = base != squashed(column.name) or column.target is not None
+            is_target = column.target is not None and singular(column.target).endswith(noun)
+            if base == noun or (is_id and base.endswith(noun)) or is_target:
+                yield column
+
+
+def target(column: FoundColumn) -> str:
+    """Return what a column refers to, for people."""
+    return column.target or without_id(column.name)
+
+
+def translated(
+    found: Collection[str], meanings: Mapping[str, Scalar], relative: Collection[str] = ()
+) -> Mapping[str, Scalar] | None:
+    """Return a translation of these values, or None if there is none, or one of them has no known meaning."""
+    if not found or len({*found}) > MEANINGS_MAX:
+        return None
+    known: dict[str, Scalar | None] = {value: meanings.get(squashed(value)) for value in dict.fromkeys(found)}
+    others = {meaning for meaning in known.values() if meaning is not None}
+    for value, meaning in known.items():
+        if meaning is None and squashed(value) in relative and len(others) == 1:
+            known[value] = not others.copy().pop()
+    result = {value: meaning for value, meaning in known.items() if meaning is not None}
+    return result if len(result) == len(known) else None
+
+
+def _is_time(value: Value) -> bool:
+    if _NUMBER.fullmatch(str(value)):
+        return float(str(value)) >= MILLISECONDS_MIN
+    try:
+        instant(value, UTC, "sent_at")
+    except UnfitValueError:
+        return False
+    return True

@@ -1,0 +1,20 @@
+"""Databases that the program has never seen, with rows in them: the SQL files in ``schemas``."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.application import Application
+
+FOLDER = Path(__file__).with_name("schemas")
+
+
+def create(application: Application, name: str) -> None:
+    """Create the tables of a schema, as its own program would."""
+    script = (FOLDER / f"{name}.sql").read_text()
+    with application.engine.begin() as connection:
+        driver: Any = connection.connection.driver_connection
+        if application.dialect == "sqlite":
+            for statement in script.split(";\n"):
+                driver.execute(statement)
+        else:
+            driver.execute(script)
