@@ -7,10 +7,12 @@ python -m tests.clients.table --write    writes it into the README
 import json
 import re
 import sys
-import tomllib
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from tests.clients.matrix import CLIENTS, Capability, RealClient
+from tests.locks import pins
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -18,7 +20,7 @@ HEADING = "## Clients\n"
 INTRODUCTION = """\
 CI runs each of these clients against a real server: events with content that has broken parsers before (emoji, quotes,
 backslashes before n, r and c, NUL in a JSON escape, 50 KiB), three heart-beat intervals of silence, `kill -9` of the
-server, its restart, and a disconnect. Clients from PyPI run in their newest release."""
+server, its restart, and a disconnect."""
 
 
 def section() -> str:
@@ -53,15 +55,12 @@ def _cell(client: RealClient, capability: Capability, notes: list[str]) -> str:
 
 
 def _name(client: RealClient) -> str:
-    """With the version: the locked one of npm's packages, the oldest allowed one of PyPI's."""
+    """With the version, as locked."""
     if client.program.endswith(".mjs"):
         lock = json.loads((Path(__file__).parent / "package-lock.json").read_text())
         return f"{client.package} {lock['packages'][f'node_modules/{client.package}']['version']}"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    [oldest] = [
-        found[1] for line in extras["test"] if (found := re.match(rf"{re.escape(client.package)}>=(\S+)", line))
-    ]
-    return f"{client.package} ≥ {oldest}"
+    [version] = [pin.version for pin in pins("test") if pin.name == canonicalize_name(client.package)]
+    return f"{client.package} {version}"
 
 
 def main() -> None:

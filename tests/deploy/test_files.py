@@ -4,6 +4,7 @@ import configparser
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import trio
 import yaml
 
+import airy_trio
 from airy_trio.admin.server import AdminOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
@@ -18,6 +20,7 @@ from airy_trio.settings import load, parse
 from airy_trio.websocket.admission import Admission
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import read_head, upgrade_in
+from tests.locks import pins
 from tests.processes import AIRY_TRIO
 from tests.websocket.test_request import head
 
@@ -100,8 +103,9 @@ def test_image_copies_existing_files_and_runs_unprivileged() -> None:
     users = [rest for word, rest in final if word == "USER"]
     assert users == ["10001:10001"]
     assert [rest for word, rest in final if word == "EXPOSE"] == [str(LISTENER.port)]
-    assert all(word in {"FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
-               for word, _ in final)  # fmt: skip
+    packaging = {"FROM", "ARG", "LABEL", "RUN", "COPY", "ENV", "USER", "WORKDIR"}
+    allowed = packaging | {"EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+    assert all(word in allowed for word, _ in final)
 
 
 def test_image_starts_the_program_with_a_health_check() -> None:
@@ -110,18 +114,44 @@ def test_image_starts_the_program_with_a_health_check() -> None:
     assert entry == ["airy-trio"]
     arguments(command)
     health = yaml.safe_load(said["HEALTHCHECK"].partition("CMD ")[2])
-    compile(health[2], "health check", "exec")
-    assert f"http://{ADMIN.host}:{ADMIN.port}/livez" in health[2]
+    assert health == ["airy-trio", "health", *command]
+    arguments(health[1:])
+
+
+def test_image_is_labelled_with_its_version() -> None:
+    text = dict(instructions())["LABEL"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', text))
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labels == {
+        "title": metadata["name"],
+        "description": metadata["description"],
+        "version": airy_trio.__version__,
+        "revision": "$REVISION",
+        "licenses": metadata["license"],
+    }
+
+
+def test_image_installs_locked_versions_alone() -> None:
+    installs = [step for word, rest in instructions() if word == "RUN" for step in rest.split("&&") if "pip " in step]
+    assert len(installs) == 4
+    for step in installs:
+        assert "--require-hashes --requirement locks/" in step or "--no-deps" in step, step
+    wheel, program = installs[2:]
+    assert "--no-build-isolation" in wheel, "else pip fetches the build tools without a hash"
+    assert "--no-index" in program
+    assert "coredis" in {pin.name for pin in pins("image")}
 
 
 def test_image_is_built_from_no_settings() -> None:
     lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert patterns[0] == "*"
-    copied = [rest.split()[:-1] for word, rest in instructions() if word == "COPY" and not rest.startswith("--from")]
-    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == {
-        name for names in copied for name in names
+    allowed = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
+    copied = {
+        name for word, rest in instructions() if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]
     }
+    of_config = {f"config/{path.name}" for path in (ROOT / "config").glob("*.toml")}
+    assert allowed == copied - {"config"} | of_config
 
 
 def test_compose_fits_the_image_and_the_settings() -> None:
