@@ -7,6 +7,7 @@ few seconds, and starting Trio would take longer than the request.
 import http.client
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 from airy_trio.settings import Settings
@@ -43,15 +44,17 @@ def answers(
     host = "127.0.0.1" if settings.admin.host in ANY_ADDRESS else settings.admin.host
     for number, port in enumerate(settings.admin.ports(processes)):
         prefix = f"worker {number}: " if settings.listener.workers > 1 else ""
-        answer = _get(http.client.HTTPConnection(host, port, timeout=timeout_s), path, names)
+        answer = _get(http.client.HTTPConnection(host, port, timeout=timeout_s), path, names, settings.admin.token)
         yield "recorder: " if number == settings.listener.recorder else prefix, answer
 
 
-def _get(connection: http.client.HTTPConnection, path: str, names: Sequence[str]) -> Answer:
+def _get(connection: http.client.HTTPConnection, path: str, names: Sequence[str], token: str) -> Answer:
     where = f"the admin port {connection.host}:{connection.port}"
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         answer = connection.getresponse()
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            return f"{where} has another token; the server was started with other settings"
         body = json.loads(answer.read(ANSWER_BYTES_MAX))
     except OSError:
         return f"no server answers at {where}; it is not running here"

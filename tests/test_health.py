@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 
 import trio
+from attrs import evolve
 
 from airy_trio import health
 from airy_trio.database import sqlite_path
@@ -38,6 +39,24 @@ async def test_server_that_is_not_ready_is_alive(sqlite_application: Application
             [feed] = [line for line in await faults_of(settings, ready=True) if line.startswith("feed")]
             assert feed.startswith("feed is not ready: recording is interrupted: ")
             locking.execute("rollback")
+
+
+async def test_token_of_the_settings_is_presented(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port(), f'token = "{"t" * 16}"\n'))
+    other = evolve(settings, admin=evolve(settings.admin, token="u" * 16))
+    path = "/api/connections"
+
+    def ask(from_: Settings) -> list[health.Answer]:
+        return [answer for _, answer in health.answers(from_, path, ("connections",), 1)]
+
+    async with serving_all(settings):
+        [answer] = await trio.to_thread.run_sync(ask, settings)
+        assert isinstance(answer, dict)
+        [refused] = await trio.to_thread.run_sync(ask, other)
+        assert refused == (
+            f"the admin port 127.0.0.1:{settings.admin.port} has another token; "
+            "the server was started with other settings"
+        )
 
 
 def test_each_process_that_does_not_answer_is_named(sqlite_application: Application) -> None:
