@@ -44,7 +44,7 @@ ATTACKS ?= all
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: dist lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz mutants
+.PHONY: dist lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers check-manifests fix clean bench bench-route bench-stomp drill soak fuzz mutants
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -63,7 +63,7 @@ screenshots: $(VENV)/.tests ## the pictures of the console, in docs/images; need
 	$(BIN)/python -m tests.console.screenshots
 
 check: $(VENV)/.checks ## every linter, the type checker, the layers
-	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers
+	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers check-manifests
 
 check-style: $(VENV)/.checks ## ruff alone
 	$(BIN)/ruff check
@@ -82,6 +82,9 @@ check-types: $(VENV)/.checks ## mypy alone
 
 check-layers: $(VENV)/.checks ## import-linter alone
 	$(BIN)/lint-imports
+
+check-manifests: $(VENV)/.checks ## the schemas of Kubernetes alone
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
 
 fix: $(VENV)/.checks ## what the linters can mend by themselves
 	$(BIN)/ruff check --fix

@@ -13,10 +13,10 @@ import trio
 import yaml
 
 import airy_trio
-from airy_trio.admin.server import AdminOptions
+from airy_trio.admin.server import PROBES, AdminOptions, is_loopback
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
-from airy_trio.settings import load, parse
+from airy_trio.settings import Settings, load, parse
 from airy_trio.websocket.admission import Admission
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import read_head, upgrade_in
@@ -172,6 +172,71 @@ def test_compose_fits_the_image_and_the_settings() -> None:
     assert float(services["server"]["stop_grace_period"].removesuffix("s")) > SHUTDOWN_S
 
 
+def kubernetes() -> dict[str, Any]:
+    """The objects of kubernetes.yaml by their kind. `make check-manifests` holds them against the schemas."""
+    objects = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    assert set(objects) == {"ConfigMap", "Job", "Deployment", "Service"}
+    return objects
+
+
+def pods() -> dict[str, Any]:
+    return {kind: kubernetes()[kind]["spec"]["template"]["spec"] for kind in ("Job", "Deployment")}
+
+
+def kubernetes_settings() -> Settings:
+    [text] = kubernetes()["ConfigMap"]["data"].values()
+    return parse(text, {"DATABASE_URL": "postgresql://airy@db/airy", "ADMIN_TOKEN": "t" * 16})
+
+
+def test_kubernetes_pods_run_the_program_with_the_settings() -> None:
+    [file] = kubernetes()["ConfigMap"]["data"]
+    config = kubernetes()["ConfigMap"]["metadata"]["name"]
+    for kind, pod in pods().items():
+        [container] = pod["containers"]
+        assert container["image"] == f"airy-trio:{airy_trio.__version__}"
+        arguments(container["args"])
+        [mount], [volume] = container["volumeMounts"], pod["volumes"]
+        assert container["args"][-2:] == ["--config", f"{mount['mountPath']}/{file}"]
+        assert (volume["name"], volume["configMap"]["name"]) == (mount["name"], config)
+        assert {one["name"] for one in container["env"]} == {"DATABASE_URL", "ADMIN_TOKEN"}
+        assert all(set(one["valueFrom"]) == {"secretKeyRef"} for one in container["env"]), "no secret in the file"
+        assert ("migrate" in container["args"]) == (kind == "Job")
+    job = kubernetes()["Job"]["metadata"]["name"]
+    assert job.endswith(airy_trio.__version__.replace(".", "-")), "a Job cannot be changed by an upgrade"
+
+
+def test_kubernetes_probes_ask_the_admin_port() -> None:
+    settings, [container] = kubernetes_settings(), pods()["Deployment"]["containers"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert ports == {"clients": settings.listener.port, "admin": settings.admin.port}
+    assert not is_loopback(settings.admin.host)
+    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
+        assert path in PROBES, "it needs no token"
+    [port] = kubernetes()["Service"]["spec"]["ports"]
+    assert port["targetPort"] == "clients", "the admin port is not public"
+    labels = kubernetes()["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels == kubernetes()["Service"]["spec"]["selector"]
+    assert labels == kubernetes()["Deployment"]["spec"]["selector"]["matchLabels"]
+
+
+def test_kubernetes_waits_for_the_shutdown() -> None:
+    grace_s = pods()["Deployment"]["terminationGracePeriodSeconds"]
+    assert grace_s > kubernetes_settings().listener.drain_s - LISTENER.drain_s + SHUTDOWN_S
+
+
+def test_kubernetes_gives_no_rights_away() -> None:
+    for pod in pods().values():
+        assert pod["automountServiceAccountToken"] is False
+        assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 10001)
+        [container] = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
 @pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile"])
 def test_settings_named_in_a_proxy_file_admit_its_clients(name: str) -> None:
     text = (DEPLOY / name).read_text()
@@ -205,4 +270,4 @@ def test_compose_gives_no_rights_away() -> None:
 def test_no_file_contains_a_password() -> None:
     for path in DEPLOY.iterdir():
         for match in re.finditer(r"(?:password|secret|token)\w*\s*[:=]\s*(\S+)", path.read_text(), re.IGNORECASE):
-            assert match[1].startswith(("${", "...")), (path.name, match[0])
+            assert match[1].startswith(("${", '"${', "...", "{", "false")), (path.name, match[0])
