@@ -44,7 +44,7 @@ ATTACKS ?= all
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: dist lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers check-manifests fix clean bench bench-route bench-stomp drill soak fuzz mutants
+.PHONY: dist pictures lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers check-manifests fix clean bench bench-route bench-stomp drill soak fuzz mutants
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -61,6 +61,9 @@ test: $(VENV)/.tests ## all tests; some: make test TESTS='tests/stomp -k escape'
 
 screenshots: $(VENV)/.tests ## the pictures of the console, in docs/images; needs Chromium
 	$(BIN)/python -m tests.console.screenshots
+
+pictures: $(VENV)/.tests ## the picture of the README, from a real run
+	$(BIN)/python -m tests.pictures
 
 check: $(VENV)/.checks ## every linter, the type checker, the layers
 	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers check-manifests

@@ -1,11 +1,10 @@
-"""The matrix as the README shows it.
+"""The matrix as a page of the documentation shows it.
 
-python -m tests.clients.table            prints the README's section
-python -m tests.clients.table --write    writes it into the README
+python -m tests.clients.table            prints the page
+python -m tests.clients.table --write    writes it
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -15,16 +14,16 @@ from tests.clients.matrix import CLIENTS, Capability, RealClient
 from tests.locks import pins
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-HEADING = "## Clients\n"
+PAGE = ROOT / "docs" / "reference" / "clients.md"
+HEADING = "# Clients\n"
 INTRODUCTION = """\
 CI runs each of these clients against a real server: events with content that has broken parsers before (emoji, quotes,
 backslashes before n, r and c, NUL in a JSON escape, 50 KiB), three heart-beat intervals of silence, `kill -9` of the
 server, its restart, and a disconnect."""
 
 
-def section() -> str:
-    """The README's section, from its heading to its last line end."""
+def page() -> str:
+    """The whole page."""
     notes: list[str] = []
     rows = [_row(["", *(capability.value for capability in Capability)]), _row(["---"] * (len(Capability) + 1))]
     rows += [
@@ -32,12 +31,6 @@ def section() -> str:
     ]
     numbered = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
     return "\n".join([HEADING, INTRODUCTION, "", *rows, "", *numbered, ""])
-
-
-def current(readme: str) -> str:
-    """The section as it stands in a README; empty where there is none."""
-    found = re.search(rf"^{HEADING}.*?(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
-    return found[0].rstrip("\n") + "\n" if found else ""
 
 
 def _row(cells: list[str]) -> str:
@@ -64,15 +57,11 @@ def _name(client: RealClient) -> str:
 
 
 def main() -> None:
-    """Print the section, or write it."""
-    if sys.argv[1:] != ["--write"]:
-        sys.stdout.write(section())
-        return
-    readme = README.read_text()
-    before = current(readme)
-    if not before:
-        sys.exit(f"the README has no {HEADING.strip()!r}")
-    README.write_text(readme.replace(before, section()))
+    """Print the page, or write it."""
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(page())
+    else:
+        sys.stdout.write(page())
 
 
 if __name__ == "__main__":
