@@ -161,7 +161,9 @@ def test_compose_fits_the_image_and_the_settings() -> None:
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         (settings,) = [volume.split(":") for volume in service["volumes"]]
         assert settings[1:] == ["/etc/airy-trio/airy-trio.toml", "ro"]
-        environment = {name: value.replace("$", "") for name, value in service["environment"].items()}
+        environment = {
+            name: re.sub(r"\$\{\w+(?::-([^}]*))?\}", r"\1", value) for name, value in service["environment"].items()
+        }
         loaded = load(DEPLOY / settings[0], environment)
         assert loaded.listener.trusted_proxies == [environment["TRUSTED_PROXIES"]]
         assert (loaded.listener.port, loaded.admin) == (LISTENER.port, ADMIN)
