@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# LOCKED=1 installs the versions in locks/ and checks their hashes; CI does. Otherwise: the newest that pyproject.toml allows.
+LOCKED ?=
 # One more than the processors of a small machine: tests also wait, for a process to start or a time-out to pass.
 TESTS_AT_ONCE ?= 3
 # The quick tests hardly wait: as many as there are processors.
@@ -27,6 +29,9 @@ DRILL_RESUMES ?= 10000
 # The seed of the capture drill, which a run that fails names, and how many seeds from there on, each for DRILL_SECONDS.
 DRILL_SEED ?= 4
 DRILL_SEEDS ?= 1
+# What `make lock` hands to uv: --upgrade moves every version, without it only those move that pyproject.toml no longer allows.
+LOCK ?=
+
 # Which of the drills.
 DRILL ?= tests/drill
 
@@ -39,7 +44,7 @@ ATTACKS ?= all
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz mutants
+.PHONY: dist pictures lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers check-manifests fix clean bench bench-route bench-stomp drill soak fuzz mutants
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -57,8 +62,11 @@ test: $(VENV)/.tests ## all tests; some: make test TESTS='tests/stomp -k escape'
 screenshots: $(VENV)/.tests ## the pictures of the console, in docs/images; needs Chromium
 	$(BIN)/python -m tests.console.screenshots
 
+pictures: $(VENV)/.tests ## the picture of the README, from a real run
+	$(BIN)/python -m tests.pictures
+
 check: $(VENV)/.checks ## every linter, the type checker, the layers
-	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers
+	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers check-manifests
 
 check-style: $(VENV)/.checks ## ruff alone
 	$(BIN)/ruff check
@@ -77,6 +85,9 @@ check-types: $(VENV)/.checks ## mypy alone
 
 check-layers: $(VENV)/.checks ## import-linter alone
 	$(BIN)/lint-imports
+
+check-manifests: $(VENV)/.checks ## the schemas of Kubernetes alone
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes.yaml
 
 fix: $(VENV)/.checks ## what the linters can mend by themselves
 	$(BIN)/ruff check --fix
@@ -123,13 +134,40 @@ fuzz: $(VENV)/.fuzzes ## coverage-guided fuzzing of stomp/ and WebSocket frames;
 	$(BIN)/python -m fuzz.run connection $(FUZZ_SECONDS)
 	$(BIN)/python -m fuzz.run frames $(FUZZ_SECONDS)
 
+# The tests of what stands on each dependency, from the settings to a whole server. One is left out: it prints a query
+# with its values, for which SQLAlchemy 2.1.0 warns.
+LOWEST ?= --deselect tests/log/test_sql.py::test_quiet_conversation_is_found_by_its_index \
+  tests/settings tests/auth/test_keys.py tests/auth/test_web_tokens.py tests/check/test_certificate.py \
+  tests/admin/test_metrics.py tests/admin/test_server.py tests/log/test_sql.py \
+  tests/e2e/test_payloads.py tests/test_migrate.py
+
+lowest: ## tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	@$(MAKE) --no-print-directory VENV=.venv-lowest .venv-lowest/bin/python
+	.venv-lowest/bin/python -m pip install --quiet --require-hashes --requirement locks/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	.venv-lowest/bin/python -m pytest -n $(TESTS_AT_ONCE) --dist worksteal -m 'not slow' $(LOWEST)
+
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header $(LOCK)
+
+lock: $(VENV)/.locks ## the lock files; newer versions: make lock LOCK=--upgrade
+	$(UV_COMPILE) pyproject.toml --extra dev --extra docs --extra fuzz --output-file locks/ci.txt
+	$(UV_COMPILE) pyproject.toml --extra test --constraints locks/ci.txt --output-file locks/test.txt
+	$(UV_COMPILE) pyproject.toml --extra redis --constraints locks/ci.txt --output-file locks/image.txt
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(UV_COMPILE) - --constraints locks/ci.txt --output-file locks/build.txt
+	$(UV_COMPILE) pyproject.toml --extra test --resolution lowest-direct --output-file locks/lowest.txt
+
+dist: $(VENV)/.tests ## the wheel and the source distribution, in dist/
+	@! grep -q example.org pyproject.toml || { echo "pyproject.toml has no public address of the project yet: replace git.example.org"; exit 1; }
+	$(BIN)/python -m build --no-isolation
+
 bench/build/%: bench/%.c bench/program.h
 	@command -v $(CC) >/dev/null || { echo "the benchmark needs a C compiler: install one, or name it with CC=…"; exit 1; }
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -Wall -Wextra $(CFLAGS) -o $@ $<
 
 clean: ## removes what all of these make
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache bench/build build dist
+	rm -rf $(VENV) .venv-lowest .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache bench/build build dist
 
 # The environment grows by what a target needs; each stamp is older than the pyproject.toml that it was made from
 # when that changes.
@@ -138,23 +176,31 @@ $(VENV)/bin/python:
 	  + "; choose another with PYTHON=…" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
+# $(call install,EXTRAS,LOCK FILE)
+install = $(if $(LOCKED),$(BIN)/python -m pip install --quiet --require-hashes --requirement locks/$2.txt \
+  && $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .,$(BIN)/python -m pip install --quiet --editable '.$1')
+
 $(VENV)/.runs: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.tests: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+$(VENV)/.tests: pyproject.toml locks/test.txt | $(VENV)/bin/python
+	$(call install,[test],test)
 	@touch $@ $(VENV)/.runs
 
-$(VENV)/.checks: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/.checks: pyproject.toml locks/ci.txt | $(VENV)/bin/python
+	$(call install,[dev],ci)
 	@rm -f $(VENV)/.async
 	@touch $@ $(VENV)/.runs $(VENV)/.tests
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+$(VENV)/.docs: pyproject.toml locks/ci.txt | $(VENV)/bin/python
+	$(call install,[docs],ci)
 	@touch $@ $(VENV)/.runs
 
-$(VENV)/.fuzzes: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+$(VENV)/.fuzzes: pyproject.toml locks/ci.txt | $(VENV)/bin/python
+	$(call install,[fuzz],ci)
+	@touch $@ $(VENV)/.runs
+
+$(VENV)/.locks: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[lock]'
 	@touch $@ $(VENV)/.runs

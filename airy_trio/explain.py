@@ -6,19 +6,18 @@ explanation continues without it. The first line is a verdict that combines all 
 object was recorded, or what prevents it.
 """
 
-import http.client
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
 import trio
 from attrs import define, evolve, field, frozen
 
-from airy_trio import migrate
+from airy_trio import health, migrate
 from airy_trio.app.build import open_database, opened_store, wait_until_available
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, newest_change
@@ -39,8 +38,6 @@ from airy_trio.settings import Settings
 READ_EVENTS_MAX: Final = 1000
 """How many events are read from the store at once."""
 TIMEOUT_S: Final = 5.0
-ANSWER_BYTES_MAX: Final = 1 << 20
-ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - a server that listens there is asked at the loopback address
 VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _STATES = {
@@ -369,7 +366,7 @@ def _client_lines(settings: Settings, position: Position, event: StoredEvent) ->
     optional = {"channel": event.channel_id, "conversation": event.conversation_id}
     query |= {name: value for name, value in optional.items() if value is not None}
     path = f"/api/clients?{urlencode(query)}"
-    found = [answer for _, answer in _answers(settings, path, VERDICTS, settings.listener.workers)]
+    found = [answer for _, answer in health.answers(settings, path, VERDICTS, settings.listener.workers, TIMEOUT_S)]
     answers = [answer for answer in found if not isinstance(answer, str)]
     if not answers:
         yield "clients   not known"
@@ -389,40 +386,5 @@ def _client_lines(settings: Settings, position: Position, event: StoredEvent) ->
 
 def _readiness_lines(settings: Settings) -> Iterator[str]:
     """Yield a line for each condition that is not met, and for each process that does not answer."""
-    for name, answer in _answers(settings, "/readyz", ("ready",), settings.listener.processes):
-        if isinstance(answer, str):
-            yield f"server    {name}{answer}"
-            continue
-        for condition, state in answer.items():
-            if isinstance(state, dict) and not state["well"]:
-                yield f"server    {name}{condition} is not ready: {state['reason']}"
-
-
-def _answers(
-    settings: Settings, path: str, names: Sequence[str], processes: int
-) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-    """Ask the first processes, workers before the recorder; yield a prefix that names each, and its answer or a reason.
-
-    An answer without all of ``names`` is not from a server of ours.
-    """
-    host = "127.0.0.1" if settings.admin.host in ANY_ADDRESS else settings.admin.host
-    for number, port in enumerate(settings.admin.ports(processes)):
-        prefix = f"worker {number}: " if settings.listener.workers > 1 else ""
-        yield "recorder: " if number == settings.listener.recorder else prefix, _get(host, port, path, names)
-
-
-def _get(host: str, port: int, path: str, names: Sequence[str]) -> Mapping[str, Any] | str:
-    """Return the answer, or why there is none, in words."""
-    other_program = f"another program answers at the admin port {host}:{port}"
-    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = json.loads(answer.read(ANSWER_BYTES_MAX))
-    except OSError:
-        return f"no server answers at the admin port {host}:{port}; it is not running here"
-    except (http.client.HTTPException, ValueError):
-        return other_program
-    finally:
-        connection.close()
-    return body if isinstance(body, dict) and body.keys() >= {*names} else other_program
+    if settings.admin.port:
+        yield from (f"server    {fault}" for fault in health.faults(settings, ready=True))

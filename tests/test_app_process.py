@@ -98,7 +98,7 @@ async def test_recording_and_probes_work_at_the_file_limit(sqlite_application: A
                 sqlite_application.tag(f"t{number}")
                 assert (await early.next()).offset == 1 + number
             metrics = await Port(admin_port).samples()
-            assert metrics["airy_trio_connections_turned_away_total", (("limit", "connections_max"),)] > 0
+            assert metrics["airy_trio_connections_rejected_total", (("limit", "connections_max"),)] > 0
             crowd.close()
             async with late_client(server) as late:
                 sqlite_application.tag("late")

@@ -1,17 +1,23 @@
 """The wheel and the source distribution: what is in them, and that each stands alone."""
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import airy_trio
+from tests.locks import NAMES, pins
 
 ROOT = Path(__file__).parent.parent
 NAME = f"airy_trio-{airy_trio.__version__}"
@@ -54,11 +60,12 @@ def sources(folder: str, pattern: str = "*") -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in found}
 
 
-def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_package_migrations_examples_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     migrations = {f"airy_trio/{name}" for name in sources("migrations")}
     assert migrations
-    assert inside == sources("airy_trio") | migrations
+    examples = {f"airy_trio/{name}" for name in sources("config")}
+    assert inside == sources("airy_trio") | migrations | examples
     assert "airy_trio/py.typed" in inside
 
 
@@ -69,6 +76,47 @@ def test_wheel_has_its_metadata(wheel: zipfile.ZipFile) -> None:
     assert f"{NAME}.dist-info/licenses/LICENSE" in wheel.namelist()
     scripts = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
     assert "airy-trio = airy_trio.__main__:main" in scripts
+
+
+def test_wheel_has_every_file_of_the_console(wheel: zipfile.ZipFile) -> None:
+    inside = {name.removeprefix("airy_trio/admin/console/") for name in wheel.namelist()}
+    page = wheel.read("airy_trio/admin/console/console.html").decode()
+    named = set(re.findall(r'(?:src|href)="(?:console/)?([\w.-]+)"', page))
+    for script in (name for name in inside if name.endswith(".js")):
+        named |= set(re.findall(r'from "\./([\w.-]+)"', wheel.read(f"airy_trio/admin/console/{script}").decode()))
+    assert {"console.css", "icon.svg", "main.js", "charts.js"} <= named
+    assert named <= inside
+
+
+def test_description_links_to_the_files_of_this_version(wheel: zipfile.ZipFile) -> None:
+    """A package index shows the description where no relative link leads anywhere."""
+    metadata = message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL") or [])
+    assert set(urls) == {"Changelog", "Documentation", "Source"}
+    source, version = urls["Source"], f"v{airy_trio.__version__}"
+    description = str(metadata.get_payload())
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)", description)
+    assert len(targets) == len(re.findall(r"\]\([^)\s]+", (ROOT / "README.md").read_text()))
+    ours = []
+    for picture, target in targets:
+        assert target.startswith(("https://", "#")), target
+        if target.startswith(source):
+            kind, at, path = target.removeprefix(f"{source}/").split("/", 2)
+            assert (kind, at) == ("raw" if picture else "blob", version)
+            ours.append(path.partition("#")[0])
+    assert ours
+    assert [path for path in ours if not (ROOT / path).exists()] == []
+
+
+def test_make_dist_refuses_an_address_that_is_not_public() -> None:
+    """The address in the metadata is reserved for documentation (RFC 2606) until the project has one."""
+    if "example.org" not in (ROOT / "pyproject.toml").read_text():
+        return
+    command = ["make", "--old-file", ".venv/.tests", "dist"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2
+    assert "no public address" in ended.stdout
 
 
 def test_wheel_works_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
@@ -92,7 +140,46 @@ def test_sdist_is_enough_to_work_on(sdist: set[str]) -> None:
     assert [name for name in sdist if "node_modules" in name or "__pycache__" in name] == []
 
 
-def test_lock_file_names_no_host() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_lock_file_has_hashes_and_no_host(name: str) -> None:
+    text = (ROOT / "locks" / f"{name}.txt").read_text()
+    assert "://" not in text
+    assert not re.search(r"^-", text, re.MULTILINE), "an option, such as that of an index"
+    assert all(pin.hashes for pin in pins(name))
+
+
+EXTRAS = {"ci": ("dev", "docs", "fuzz"), "image": ("redis",), "test": ("test",), "lowest": ("test",)}
+
+
+@pytest.mark.parametrize("name, extras", EXTRAS.items())
+def test_lock_file_fits_the_requirements(name: str, extras: tuple[str, ...]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted, open_ = list(project["dependencies"]), list(extras)
+    while open_:
+        for line in project["optional-dependencies"][open_.pop()]:
+            requirement = Requirement(line)
+            if requirement.name == "airy-trio":
+                open_ += requirement.extras
+            else:
+                wanted.append(line)
+    locked = pins(name)
+    for requirement in map(Requirement, wanted):
+        versions = [pin.version for pin in locked if pin.name == canonicalize_name(requirement.name)]
+        allowed = [version for version in versions if version in requirement.specifier]
+        assert allowed, f"{requirement}: run `make lock`"
+        if name == "lowest":
+            [lowest] = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
+            assert [*map(Version, allowed)] == [lowest], f"{requirement}: the lowest is {allowed}; run `make lock`"
+
+
+def test_build_lock_has_the_build_requirements() -> None:
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = {pin.name: pin.version for pin in pins("build")}
+    for requirement in map(Requirement, requires):
+        assert locked[requirement.name] in requirement.specifier
+
+
+def test_package_lock_names_no_host() -> None:
     """Where a package came from is the business of the machine that installs it; its hash is what counts."""
     packages = json.loads((ROOT / "tests" / "clients" / "package-lock.json").read_text())["packages"]
     for package in packages.values():

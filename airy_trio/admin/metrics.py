@@ -56,7 +56,7 @@ class _ServerCollector(Collector):
         yield from self._store()
         conditions = self._sources.conditions()
         well = {name: int(condition.well) for name, condition in conditions.items()}
-        yield _gauges("well", "Whether each part is ready, as in /readyz.", "part", well)
+        yield _gauges("ready", "Whether each part is ready, as in /readyz.", "part", well)
 
     def _clients(self) -> Iterator[Metric]:
         found = self._sources.sessions.statistics()
@@ -67,22 +67,22 @@ class _ServerCollector(Collector):
         yield _gauge("connections_behind", "Connections with events still to be sent.", found.behind)
         yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", found.durables)
         unstored = found.durables_unwritten
-        yield _gauge("durable_subscriptions_unwritten", "Those with acknowledgements not yet stored.", unstored)
+        yield _gauge("durable_subscriptions_deferred", "Those with acknowledgements not yet stored.", unstored)
         waited = "Client requests that waited in the fair queue behind others."
-        yield _counter("questions_waited", waited, found.waited)
+        yield _counter("client_requests_queued", waited, found.waited)
         yield _counter("deliveries", "Events sent, once for each subscription.", found.deliveries)
         yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found.bytes)
         yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.acks_ignored)
         yield _counter("nacks", "Messages that clients answered with NACK.", found.nacks)
         ended = found.disconnects
-        yield _counters("connections_ended", "Ended connections, by disconnect reason.", "farewell", ended)
+        yield _counters("disconnects", "Ended connections, by disconnect reason.", "reason", ended)
         yield _gauge("client_addresses", "Client addresses with open connections.", found.addresses)
         limited = found.turned_away
-        yield _counters("connections_turned_away", "Connections refused because of a limit.", "limit", limited)
+        yield _counters("connections_rejected", "Connections rejected because of a limit.", "limit", limited)
         requests = {str(status): count for status, count in found.requests_refused.items()}
-        yield _counters("requests_refused", "Requests refused in HTTP, by status.", "status", requests)
+        yield _counters("http_requests_refused", "Requests refused in HTTP, by status.", "status", requests)
         refused = found.client_faults
-        yield _counters("frames_refused", "Connections ended because of a frame, by error token.", "token", refused)
+        yield _counters("frames_refused", "Connections ended because of a frame, by STOMP error.", "error", refused)
         words = 'From the change in the database to the socket; with capture = "updated_at", from its event in the log.'
         yield _histogram("delivery_seconds", words, self._sources.sessions.latencies)
 
@@ -92,7 +92,7 @@ class _ServerCollector(Collector):
         yield _counters("events_recorded", "Events appended by this server.", "type", recorder.events_by_type())
         yield _counter("changes_read", "Rows of the change log that were read.", found["changes"])
         yield _counter("row_faults", "Rows that could not become an event.", found["faults"])
-        yield _counter("metadata_misfits", "Metadata values that did not fit their type.", found["misfits"])
+        yield _counter("metadata_value_faults", "Metadata values that did not fit their type.", found["misfits"])
         yield _gauge("recording", "Whether this server is the recorder.", int(recorder.recording))
         yield _gauge("recorder_lag_seconds", "How long changes have waited to be recorded.", recorder.lag_s)
 

@@ -3,8 +3,11 @@
 Probes are answered whatever other peers do. A new connection replaces the oldest one from the address that has the
 most. Pages other than probes wait for each other, but a probe waits for none of them.
 
-On a loopback address, requests with another host name are refused. Otherwise a page of any site could make its own host
-name resolve to 127.0.0.1 (DNS rebinding), and its scripts could read the answers.
+With ``[admin] token``, every request but a probe needs it: as a bearer token, or as the password of HTTP's basic
+authentication, for which a browser asks. The settings require a token on an address that is not loopback.
+
+On a loopback address, requests with another host name are refused unless they have the token. Otherwise a page of any
+site could make its own host name resolve to 127.0.0.1 (DNS rebinding), and its scripts could read the answers.
 
 The requests of a connection are answered one after another, in one task. When it ends, it leaves no task and no
 reference cycle, so its memory is free at once: peers that connect and end as fast as they can grow the server by
@@ -12,6 +15,8 @@ nothing. There is no HTTP/2, whose peers can open and reset many requests at onc
 body is not read, and its connection is closed after the answer.
 """
 
+import base64
+import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
@@ -50,7 +55,9 @@ READ_BYTES_MAX: Final = 4 * 1024
 """Received at once. With ``HEAD_BYTES_MAX`` it bounds what is buffered of a peer that sends without end."""
 WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
 """The allowed values of ``[admin] websocket_url``."""
+TOKEN_PATTERN: Final = r"(?:[!-~]{16,})?"  # noqa: S105 - the allowed values of a token
 TEXT: Final[Mapping[str, str]] = {"content-type": "text/plain; charset=utf-8"}
+ASK_FOR_TOKEN: Final = {"www-authenticate": 'Basic realm="airy-trio", charset="UTF-8"'}
 
 
 @frozen(kw_only=True)
@@ -59,11 +66,17 @@ class AdminOptions:
 
     ``port`` 0: there is none. ``lag_max_s``: a server that is further behind the changes, or behind the event store, is
     not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own address. Worker
-    n has ``port`` + n, and the recorder process the port after the last worker.
+    n has ``port`` + n, and the recorder process the port after the last worker. ``token``: what every request but a
+    probe needs; "": nothing, which the settings allow on a loopback address only.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
     port: int = field(default=8081, validator=between(0, 65535))
+    token: str = field(
+        default="",
+        repr=False,
+        validator=matching(TOKEN_PATTERN, 'at least 16 printable ASCII characters without a space, or ""'),
+    )
     lag_max_s: float = field(default=10, validator=more_than(0))
     websocket_url: str = field(
         default="", validator=matching(WEBSOCKET_URL, '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""')
@@ -136,21 +149,22 @@ async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.So
     return listeners
 
 
-async def serve(listeners: list[trio.SocketListener], pages: Pages) -> None:
+async def serve(listeners: list[trio.SocketListener], pages: Pages, token: str = "") -> None:
     """Answer requests until cancelled, then close the listeners. Returns at once if there are none.
 
-    An exception in one connection ends that connection.
+    ``token``: see ``AdminOptions``. An exception in one connection ends that connection.
     """
     if listeners:
         loopback = all(is_loopback(str(listener.socket.getsockname()[0])) for listener in listeners)
-        await trio.serve_listeners(_Port(pages, loopback=loopback).serve, listeners)
+        await trio.serve_listeners(_Port(pages, token, loopback=loopback).serve, listeners)
 
 
 class _Port:
     """The connections of the port. ``loopback``: it has only loopback addresses."""
 
-    def __init__(self, pages: Pages, *, loopback: bool) -> None:
+    def __init__(self, pages: Pages, token: str, *, loopback: bool) -> None:
         self._pages = pages
+        self._token = token
         self._loopback = loopback
         self._turn = trio.StrictFIFOLock()
         self._addresses: dict[trio.CancelScope, str] = {}  # of the peers, the oldest connection first
@@ -199,11 +213,11 @@ class _Port:
             self._report_at, self._evicted = now + REPORT_EVERY_S, 0
 
     async def _answer(self, request: PageRequest) -> Answer:
-        if self._loopback and not is_loopback(_host_of(request.host)):
-            return Answer(HTTPStatus.FORBIDDEN, b"This port is for this machine only.\n")
         if request.path not in PROBES:
             async with self._turn:
                 await trio.sleep(PAGE_PAUSE_S)
+        if refusal := self._refusal(request):
+            return refusal
         page = self._pages.of(request.path)
         if request.method not in {"GET", "HEAD"} and page is not not_found:
             return Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"Method Not Allowed", {**TEXT, "allow": "GET, HEAD"})
@@ -212,6 +226,16 @@ class _Port:
         except Exception:
             logger.exception("admin request failed")
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"Internal Server Error")
+
+    def _refusal(self, request: PageRequest) -> Answer | None:
+        """Return the answer to a request that may not read its page; None if it may."""
+        if self._token and hmac.compare_digest(_token_of(request).encode(), self._token.encode()):
+            return None
+        if self._token and request.path not in PROBES:
+            return Answer(HTTPStatus.UNAUTHORIZED, b"[admin] token is needed.\n", {**TEXT, **ASK_FOR_TOKEN})
+        if self._loopback and not is_loopback(_host_of(request.host)):
+            return Answer(HTTPStatus.FORBIDDEN, b"This port is for this machine only.\n")
+        return None
 
 
 class HttpConnection:
@@ -264,6 +288,19 @@ def _request_of(head: h11.Request) -> PageRequest:
     path, _, query = head.target.decode().partition("?")
     headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
     return PageRequest(head.method.decode(), unquote(path), dict(parse_qsl(query, keep_blank_values=True)), headers)
+
+
+def _token_of(request: PageRequest) -> str:
+    """Return the bearer token, or the password of basic authentication with any user name; "" if there is neither."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:  # not base64, not ASCII, or not UTF-8
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -160,7 +160,9 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
     pages = starting_pages(starting.conditions)
     try:
         async with trio.open_nursery() as port:
-            port.start_soon(admin.serve, await admin.open_listeners(settings.admin, worker), pages)
+            port.start_soon(
+                admin.serve, await admin.open_listeners(settings.admin, worker), pages, settings.admin.token
+            )
             port.start_soon(starting.run)
             if settings.database.migrate:
                 with starting.waiting_for("the database (database.url) to be migrated"):

@@ -274,6 +274,32 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     sys.exit(0 if explanation.recorded else 1)
 
 
+@click.command(short_help="Ask the server on this machine whether it is alive or ready.")
+@CONFIG
+@click.option("--ready", is_flag=True, help="Whether it is ready, not only alive; prints what is not.")
+def health(config: Path | None, *, ready: bool) -> None:
+    """Ask each process of the server on this machine for its health, on the admin port that the settings name.
+
+    For supervisors that cannot send an HTTP request, such as the health check of an image. Restart a server that is not
+    alive. A server that is not ready recovers by itself, for example when its database is back. Exit code 1 if a
+    process does not answer or, with --ready, is not ready.
+
+    \b
+    Examples:
+      airy-trio health --config config/prod.toml
+      airy-trio health --config config/prod.toml --ready
+    """  # noqa: D301 - click's mark for lines that it must not wrap
+    settings = load_settings(config)
+    from airy_trio import health as implementation
+
+    faults = [*implementation.faults(settings, ready=ready)]
+    for fault in faults:
+        click.echo(f"airy-trio: {fault}", err=True)
+    if faults:
+        sys.exit(1)
+    click.echo("ready" if ready else "alive")
+
+
 @click.command(short_help="Install our tables and triggers, or remove them.")
 @CONFIG
 @click.option("--with-tables", is_flag=True, help="Create our default tables if they do not exist.")
@@ -521,4 +547,4 @@ def _faults(certificate: "LossCertificate") -> Iterator[str]:
             yield f"{kind}: {'; '.join(found[:EXAMPLES_MAX])}{more}"
 
 
-COMMANDS: Final = (backfill, check, completion, demo, explain, migrate, tail, verify)
+COMMANDS: Final = (backfill, check, completion, demo, explain, health, migrate, tail, verify)

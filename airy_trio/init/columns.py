@@ -7,8 +7,8 @@ from typing import Final
 
 from attrs import define, field, frozen
 
-from airy_trio.capture.feed import ContentForm, Value
-from airy_trio.capture.mapping import FIELDS, Kind, Scalar
+from airy_trio.capture.feed import ContentForm, Kind, Value
+from airy_trio.capture.mapping import FIELDS, Scalar
 from airy_trio.events.values import UnfitValueError, instant
 from airy_trio.init.catalogue import FoundColumn, FoundTable, Row
 from airy_trio.init.vocabulary import CODED, FAMILIES, NAMES, NOUNS, USERS, Flag, Words, singular, squashed, without_id

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from airy_trio.capture.mapping import DELETABLE, KINDS, Kind, Scalar
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import DELETABLE, KINDS, Scalar
 from airy_trio.init.columns import Source
 from airy_trio.init.proposal import Proposal, Proposals
 

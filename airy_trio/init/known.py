@@ -9,10 +9,10 @@ from typing import Final
 
 from attrs import field, frozen
 
+from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import (
     FIELDS,
     KINDS,
-    Kind,
     MessagesOptions,
     Scalar,
     TableOptions,

@@ -13,8 +13,8 @@ from typing import Final
 
 from attrs import define, field, frozen
 
-from airy_trio.capture.feed import ContentForm
-from airy_trio.capture.mapping import KINDS, SINGULAR, Kind, Scalar
+from airy_trio.capture.feed import ContentForm, Kind
+from airy_trio.capture.mapping import KINDS, SINGULAR, Scalar
 from airy_trio.database import quote_identifier
 from airy_trio.events.values import ANONYMOUS
 from airy_trio.init.catalogue import FoundTable, Row

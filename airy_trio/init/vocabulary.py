@@ -11,7 +11,8 @@ from typing import Final
 
 from attrs import field, frozen
 
-from airy_trio.capture.mapping import Kind, Scalar
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import Scalar
 from airy_trio.init.catalogue import Family
 
 NOUNS: Final[Mapping[Kind, tuple[str, ...]]] = {

@@ -1,9 +1,9 @@
 """From a TOML document to options, or to all of its faults: one line each.
 
 cattrs by itself converts: ``port = "8080"`` would become 8080 and ``host = 5`` the string "5". The hooks below accept a
-value only if TOML gave it the type of its option. They also expand ``${NAME}`` in strings, and run the validators of a
-class one option at a time, because an attrs class stops at the first validator that fails. One pass therefore finds
-every fault.
+value only if TOML gave it the type of its option. A number may also be a string with a reference to the environment:
+``port = "${PORT:-8080}"``. They also expand ``${NAME}`` in strings, and run the validators of a class one option at a
+time, because an attrs class stops at the first validator that fails. One pass therefore finds every fault.
 
 A line has the path of the setting, what was found and what is expected. cattrs' own ``transform_error`` formats the
 path before it asks for the message. Our lines need the path itself: to quote keys as TOML does, to hide keys and values
@@ -37,6 +37,11 @@ INTEGER_BITS: Final = 64
 _TYPES: Final = {
     str: "a string", bool: "true or false", int: "an integer", float: "a finite number", list: "an array of strings"
 }  # fmt: skip
+_NUMBERS: Final = {
+    int: re.compile(r"-?[0-9]{1,20}"),
+    float: re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,3})?"),
+}
+"""Numbers that a string may have after expansion. TOML has more forms, which no environment needs."""
 _REFERENCE: Final = re.compile(
     r"\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<rest>:-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
 )
@@ -116,13 +121,19 @@ class StrictConverter(Converter):
         self.register_structure_hook_factory(is_sequence, lambda type_: _container(list, "an array", array(type_)))
         self.register_structure_hook_factory(attrs.has, lambda cls: _container(dict, "a table", self._section(cls)))
 
-    def _scalar(self, value: Any, kind: Any) -> object:  # noqa: ANN401 - a TOML value, and its type
+    def _scalar(self, written: Any, kind: Any) -> object:  # noqa: ANN401 - a TOML value, and its type
+        value = written
+        if kind in _NUMBERS and isinstance(written, str) and _REFERENCE.search(written):
+            text = expanded(written, self._environ)
+            if not _NUMBERS[kind].fullmatch(text):
+                raise ConversionError(written, f"{_TYPES[kind]} in the environment")
+            value = kind(text)
         if kind in (int, float) and isinstance(value, int) and not isinstance(value, bool):
             if not -(2 ** (INTEGER_BITS - 1)) <= value < 2 ** (INTEGER_BITS - 1):
-                raise ConversionError(value, f"an integer of at most {INTEGER_BITS} bits")
+                raise ConversionError(written, f"an integer of at most {INTEGER_BITS} bits")
             return float(value) if kind is float else value
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            raise ConversionError(value, _TYPES[kind])
+            raise ConversionError(written, _TYPES[kind])
         return expanded(value, self._environ) if kind is str else value
 
     def _literal(self, value: object, type_: Any) -> object:  # noqa: ANN401 - typing has no name for it

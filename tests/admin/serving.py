@@ -91,11 +91,11 @@ async def serving_all(settings: Settings) -> AsyncIterator[tuple[app.Address, Po
 
 
 @asynccontextmanager
-async def serving(pages: Pages) -> AsyncIterator[Port]:
+async def serving(pages: Pages, token: str = "") -> AsyncIterator[Port]:
     """Serve pages alone until the block ends."""
     port = free_port()
     listeners = await open_listeners(AdminOptions(port=port))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, listeners, pages)  # noqa: ASYNC113 - the ports are open already
+        nursery.start_soon(serve, listeners, pages, token)  # noqa: ASYNC113 - the ports are open already
         yield Port(port)
         nursery.cancel_scope.cancel()

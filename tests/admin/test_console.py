@@ -148,14 +148,6 @@ async def test_invalid_query_is_refused(query: str, words: str, sqlite_applicati
         assert (answer.status_code, answer.json()) == (400, {"error": words})
 
 
-async def test_connections_need_an_address_or_loopback_name(sqlite_application: Application) -> None:
-    number = free_port()
-    settings = sqlite_application.migrate(admin(number, 'host = "0.0.0.0"\n'))
-    async with serving_all(settings) as (_, port):
-        for host, status in (("10.0.0.1:8081", 200), ("[::1]", 200), ("localhost", 200), ("console.example", 403)):
-            assert (await port.get("/api/connections", host=host)).status_code == status
-
-
 @pytest.mark.parametrize("url", ["http://x/", "wss://a b/", "wss://x; script-src *", "wss://x"])
 def test_invalid_websocket_url_is_refused(url: str, sqlite_application: Application) -> None:
     with pytest.raises(SettingsError, match="websocket_url"):

@@ -1,5 +1,6 @@
 """The admin port with real sockets, and peers that are slow, broken or too many."""
 
+import base64
 import gc
 import re
 import socket
@@ -125,6 +126,43 @@ async def test_other_address_accepts_any_host_name() -> None:
         nursery.start_soon(server.serve, listeners, pages())
         assert (await Port(port).get("/livez", host="probe.example")).status_code == 200
         nursery.cancel_scope.cancel()
+
+
+TOKEN = "correct-horse-battery:staple"
+BASIC = base64.b64encode(f"anyone:{TOKEN}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "header, status",
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"bearer  {TOKEN}", 200),
+        (f"Basic {BASIC}", 200),
+        ("", 401),
+        (TOKEN, 401),
+        ("Bearer", 401),
+        (f"Bearer {TOKEN[:-1]}", 401),
+        (f"Bearer {TOKEN}x", 401),
+        (f"Basic {TOKEN}", 401),
+        ("Basic YTpiYg==", 401),
+        ("Basic //79", 401),
+    ],
+)
+async def test_pages_but_probes_need_the_token(header: str, status: int) -> None:
+    async with serving(pages(), TOKEN) as port:
+        headers = {"authorization": header} if header else {}
+        for path in ("/metrics", "/api/connections", "/"):
+            answer = await port.get(path, host="airy.example:8081", **headers)
+            expected = 404 if status == 200 and path != "/metrics" else status
+            assert (answer.status_code, "www-authenticate" in answer.headers) == (expected, status == 401)
+        for probe in ("/livez", "/readyz"):
+            assert (await port.get(probe, **headers)).status_code == 200
+
+
+async def test_token_does_not_open_probes_to_other_host_names() -> None:
+    async with serving(pages(), TOKEN) as port:
+        assert (await port.get("/readyz", host="attacker.example")).status_code == 403
+        assert (await port.get("/readyz", host="airy.example", authorization=f"Bearer {TOKEN}")).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -55,7 +55,7 @@ async def test_readiness_fails_first_and_port_answers_during_drain(
             stopping.set()
             assert await port.until_unwell("listener", "shutting down")  # the client has not answered its Close yet
             assert (await port.get("/livez")).status_code == 200
-            assert 'airy_trio_well{part="listener"} 0.0' in (await port.get("/metrics")).text
+            assert 'airy_trio_ready{part="listener"} 0.0' in (await port.get("/metrics")).text
             with pytest.raises(OSError, match="connect"):  # refused at once instead of waiting for a server that ends
                 await trio.open_tcp_stream(HOST, address.port)
             assert (await one.receive()).get("message") == "503-shutting-down"

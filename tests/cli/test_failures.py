@@ -22,12 +22,14 @@ ARGUMENTS: dict[str, Sequence[str]] = {
     "": (),
     "check": (),
     "explain": ("tag", "t1"),
+    "health": (),
     "migrate": (),
     "tail": (),
     "verify": ("--seconds", "2"),
 }
 """Every command that has settings, with its other arguments; "" serves."""
 WITHOUT_SETTINGS = {"completion", "demo", "init"}
+ASKS_NO_DATABASE = frozenset({"health"})
 
 
 @frozen
@@ -204,21 +206,28 @@ CASES = (
         make=unreachable,
         code=1,
         words="url: the database cannot be used: OperationalError: connection failed",
+        without=ASKS_NO_DATABASE,
     ),
-    Case(name="the password is wrong", make=wrong_password, code=1, words="password authentication failed for user "),
+    Case(
+        name="the password is wrong",
+        make=wrong_password,
+        code=1,
+        words="password authentication failed for user ",
+        without=ASKS_NO_DATABASE,
+    ),
     Case(
         name="the SQLite file does not exist",
         make=no_database_file,
         code=1,
         words="absent.db does not exist",
-        without=frozenset({"tail"}),  # does not read it
+        without=ASKS_NO_DATABASE | frozenset({"tail"}),  # does not read it
     ),
     Case(
         name="the SQLite file is not a database",
         make=not_a_database,
         code=1,
         words="database.url: the database cannot be used: DatabaseError: file is not a database",
-        without=frozenset({"tail"}),  # the same
+        without=ASKS_NO_DATABASE | frozenset({"tail"}),  # the same
     ),
     Case(
         name="the port is in use",
@@ -254,14 +263,15 @@ CASES = (
         code=1,
         words=": the event store cannot be used: ConnectionError",
         here=False,
-        without=frozenset({"explain", "migrate", "verify"}),  # one reports it, one needs none, one has its own
+        without=ASKS_NO_DATABASE
+        | frozenset({"explain", "migrate", "verify"}),  # one reports it, one needs none, one has its own
     ),
     Case(
         name="nothing was granted to the role",
         make=without_grants,
         code=1,
         words="permission denied for ",
-        without=frozenset({"verify"}),
+        without=ASKS_NO_DATABASE | frozenset({"verify"}),
     ),
     Case(
         name="the role may not create a schema",
@@ -275,28 +285,29 @@ CASES = (
         make=missing_table,
         code=1,
         words='there is no table "labels"',
-        without=frozenset({"tail", "verify"}),  # do not read it
+        without=ASKS_NO_DATABASE | frozenset({"tail", "verify"}),  # do not read it
     ),
     Case(
         name="`migrate` has not been run",
         make=missing_migrations,
         code=1,
         words="has not been installed here",
-        without=frozenset({"explain", "migrate", "verify"}),  # one reports it, one does it, one has its own
+        without=ASKS_NO_DATABASE
+        | frozenset({"explain", "migrate", "verify"}),  # one reports it, one does it, one has its own
     ),
     Case(
         name="the schema is of a newer version that dropped support for this one",
         make=newer_schema,
         code=1,
         words="of a newer version of airy-trio, with which this version does not work; install the newer version",
-        without=frozenset({"explain", "verify"}),  # one reports it, one has its own schema
+        without=ASKS_NO_DATABASE | frozenset({"explain", "verify"}),  # one reports it, one has its own schema
     ),
     Case(
         name="no database answers at the address of the event log",
         make=unreachable_store,
         code=1,
         words="log.url: the database cannot be used: OperationalError: connection failed",
-        without=frozenset({"explain", "verify"}),  # one reports it, one has its own
+        without=ASKS_NO_DATABASE | frozenset({"explain", "verify"}),  # one reports it, one has its own
     ),
 )
 

@@ -1,28 +1,29 @@
-"""The matrix as the README shows it.
+"""The matrix as a page of the documentation shows it.
 
-python -m tests.clients.table            prints the README's section
-python -m tests.clients.table --write    writes it into the README
+python -m tests.clients.table            prints the page
+python -m tests.clients.table --write    writes it
 """
 
 import json
-import re
 import sys
-import tomllib
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from tests.clients.matrix import CLIENTS, Capability, RealClient
+from tests.locks import pins
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-HEADING = "## Clients\n"
+PAGE = ROOT / "docs" / "reference" / "clients.md"
+HEADING = "# Clients\n"
 INTRODUCTION = """\
 CI runs each of these clients against a real server: events with content that has broken parsers before (emoji, quotes,
 backslashes before n, r and c, NUL in a JSON escape, 50 KiB), three heart-beat intervals of silence, `kill -9` of the
-server, its restart, and a disconnect. Clients from PyPI run in their newest release."""
+server, its restart, and a disconnect."""
 
 
-def section() -> str:
-    """The README's section, from its heading to its last line end."""
+def page() -> str:
+    """The whole page."""
     notes: list[str] = []
     rows = [_row(["", *(capability.value for capability in Capability)]), _row(["---"] * (len(Capability) + 1))]
     rows += [
@@ -30,12 +31,6 @@ def section() -> str:
     ]
     numbered = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
     return "\n".join([HEADING, INTRODUCTION, "", *rows, "", *numbered, ""])
-
-
-def current(readme: str) -> str:
-    """The section as it stands in a README; empty where there is none."""
-    found = re.search(rf"^{HEADING}.*?(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
-    return found[0].rstrip("\n") + "\n" if found else ""
 
 
 def _row(cells: list[str]) -> str:
@@ -53,27 +48,20 @@ def _cell(client: RealClient, capability: Capability, notes: list[str]) -> str:
 
 
 def _name(client: RealClient) -> str:
-    """With the version: the locked one of npm's packages, the oldest allowed one of PyPI's."""
+    """With the version, as locked."""
     if client.program.endswith(".mjs"):
         lock = json.loads((Path(__file__).parent / "package-lock.json").read_text())
         return f"{client.package} {lock['packages'][f'node_modules/{client.package}']['version']}"
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    [oldest] = [
-        found[1] for line in extras["test"] if (found := re.match(rf"{re.escape(client.package)}>=(\S+)", line))
-    ]
-    return f"{client.package} ≥ {oldest}"
+    [version] = [pin.version for pin in pins("test") if pin.name == canonicalize_name(client.package)]
+    return f"{client.package} {version}"
 
 
 def main() -> None:
-    """Print the section, or write it."""
-    if sys.argv[1:] != ["--write"]:
-        sys.stdout.write(section())
-        return
-    readme = README.read_text()
-    before = current(readme)
-    if not before:
-        sys.exit(f"the README has no {HEADING.strip()!r}")
-    README.write_text(readme.replace(before, section()))
+    """Print the page, or write it."""
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(page())
+    else:
+        sys.stdout.write(page())
 
 
 if __name__ == "__main__":

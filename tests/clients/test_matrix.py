@@ -1,4 +1,4 @@
-"""Each cell of the matrix, as one run of all clients has found it; and the README, which shows the matrix."""
+"""Each cell of the matrix, as one run of all clients has found it; and the page that shows the matrix."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.clients.client_processes import missing
 from tests.clients.contents import BEFORE_THE_CRASH, JSON_TEXTS, LARGE_BYTES, PLAIN_TEXTS, STORED
 from tests.clients.matrix import CLIENTS, Capability, RealClient
 from tests.clients.matrix_run import Outcomes, try_all
-from tests.clients.table import README, current, section
+from tests.clients.table import PAGE, page
 
 RUNNABLE = tuple(client for client in CLIENTS if missing(client.program) is None)
 
@@ -33,8 +33,8 @@ def test_cell(client: RealClient, capability: Capability, outcomes: Outcomes) ->
         raise failure
 
 
-def test_the_readme_shows_the_matrix() -> None:
-    assert current(README.read_text()) == section(), "run: python -m tests.clients.table --write"
+def test_the_page_shows_the_matrix() -> None:
+    assert PAGE.read_text() == page(), "run: python -m tests.clients.table --write"
 
 
 def test_every_exception_has_its_reason() -> None:

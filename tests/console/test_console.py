@@ -74,6 +74,14 @@ def shows(text: str) -> str:
     return f"document.querySelector('#log').innerText.includes({json.dumps(text)})"
 
 
+async def test_browser_presents_the_token_as_a_password(sqlite_application: Application) -> None:
+    password = {"username": "anyone", "password": "t" * 16}
+    async with console(sqlite_application, f'token = "{"t" * 16}"\n', http_credentials=password) as (tab, _):
+        sqlite_application.tag()
+        await tab.until(rows(1))
+        await tab.until("document.querySelector('#link').dataset.phase === 'live'")
+
+
 async def test_live_events_filters_and_keyboard(sqlite_application: Application) -> None:
     async with console(sqlite_application) as (tab, _):
         sqlite_application.message()

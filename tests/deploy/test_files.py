@@ -4,6 +4,7 @@ import configparser
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pytest
 import trio
 import yaml
 
-from airy_trio.admin.server import AdminOptions
+import airy_trio
+from airy_trio.admin.server import PROBES, AdminOptions, is_loopback
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
-from airy_trio.settings import load, parse
+from airy_trio.settings import Settings, load, parse
 from airy_trio.websocket.admission import Admission
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import read_head, upgrade_in
+from tests.locks import pins
 from tests.processes import AIRY_TRIO
 from tests.websocket.test_request import head
 
@@ -100,8 +103,9 @@ def test_image_copies_existing_files_and_runs_unprivileged() -> None:
     users = [rest for word, rest in final if word == "USER"]
     assert users == ["10001:10001"]
     assert [rest for word, rest in final if word == "EXPOSE"] == [str(LISTENER.port)]
-    assert all(word in {"FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
-               for word, _ in final)  # fmt: skip
+    packaging = {"FROM", "ARG", "LABEL", "RUN", "COPY", "ENV", "USER", "WORKDIR"}
+    allowed = packaging | {"EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+    assert all(word in allowed for word, _ in final)
 
 
 def test_image_starts_the_program_with_a_health_check() -> None:
@@ -110,18 +114,44 @@ def test_image_starts_the_program_with_a_health_check() -> None:
     assert entry == ["airy-trio"]
     arguments(command)
     health = yaml.safe_load(said["HEALTHCHECK"].partition("CMD ")[2])
-    compile(health[2], "health check", "exec")
-    assert f"http://{ADMIN.host}:{ADMIN.port}/livez" in health[2]
+    assert health == ["airy-trio", "health", *command]
+    arguments(health[1:])
+
+
+def test_image_is_labelled_with_its_version() -> None:
+    text = dict(instructions())["LABEL"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', text))
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labels == {
+        "title": metadata["name"],
+        "description": metadata["description"],
+        "version": airy_trio.__version__,
+        "revision": "$REVISION",
+        "licenses": metadata["license"],
+    }
+
+
+def test_image_installs_locked_versions_alone() -> None:
+    installs = [step for word, rest in instructions() if word == "RUN" for step in rest.split("&&") if "pip " in step]
+    assert len(installs) == 4
+    for step in installs:
+        assert "--require-hashes --requirement locks/" in step or "--no-deps" in step, step
+    wheel, program = installs[2:]
+    assert "--no-build-isolation" in wheel, "else pip fetches the build tools without a hash"
+    assert "--no-index" in program
+    assert "coredis" in {pin.name for pin in pins("image")}
 
 
 def test_image_is_built_from_no_settings() -> None:
     lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     assert patterns[0] == "*"
-    copied = [rest.split()[:-1] for word, rest in instructions() if word == "COPY" and not rest.startswith("--from")]
-    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == {
-        name for names in copied for name in names
+    allowed = {pattern[1:] for pattern in patterns if pattern.startswith("!")}
+    copied = {
+        name for word, rest in instructions() if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]
     }
+    of_config = {f"config/{path.name}" for path in (ROOT / "config").glob("*.toml")}
+    assert allowed == copied - {"config"} | of_config
 
 
 def test_compose_fits_the_image_and_the_settings() -> None:
@@ -131,7 +161,9 @@ def test_compose_fits_the_image_and_the_settings() -> None:
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         (settings,) = [volume.split(":") for volume in service["volumes"]]
         assert settings[1:] == ["/etc/airy-trio/airy-trio.toml", "ro"]
-        environment = {name: value.replace("$", "") for name, value in service["environment"].items()}
+        environment = {
+            name: re.sub(r"\$\{\w+(?::-([^}]*))?\}", r"\1", value) for name, value in service["environment"].items()
+        }
         loaded = load(DEPLOY / settings[0], environment)
         assert loaded.listener.trusted_proxies == [environment["TRUSTED_PROXIES"]]
         assert (loaded.listener.port, loaded.admin) == (LISTENER.port, ADMIN)
@@ -140,6 +172,71 @@ def test_compose_fits_the_image_and_the_settings() -> None:
         assert service["depends_on"]["db"]["condition"] == "service_healthy"
     assert services["server"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert float(services["server"]["stop_grace_period"].removesuffix("s")) > SHUTDOWN_S
+
+
+def kubernetes() -> dict[str, Any]:
+    """The objects of kubernetes.yaml by their kind. `make check-manifests` holds them against the schemas."""
+    objects = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    assert set(objects) == {"ConfigMap", "Job", "Deployment", "Service"}
+    return objects
+
+
+def pods() -> dict[str, Any]:
+    return {kind: kubernetes()[kind]["spec"]["template"]["spec"] for kind in ("Job", "Deployment")}
+
+
+def kubernetes_settings() -> Settings:
+    [text] = kubernetes()["ConfigMap"]["data"].values()
+    return parse(text, {"DATABASE_URL": "postgresql://airy@db/airy", "ADMIN_TOKEN": "t" * 16})
+
+
+def test_kubernetes_pods_run_the_program_with_the_settings() -> None:
+    [file] = kubernetes()["ConfigMap"]["data"]
+    config = kubernetes()["ConfigMap"]["metadata"]["name"]
+    for kind, pod in pods().items():
+        [container] = pod["containers"]
+        assert container["image"] == f"airy-trio:{airy_trio.__version__}"
+        arguments(container["args"])
+        [mount], [volume] = container["volumeMounts"], pod["volumes"]
+        assert container["args"][-2:] == ["--config", f"{mount['mountPath']}/{file}"]
+        assert (volume["name"], volume["configMap"]["name"]) == (mount["name"], config)
+        assert {one["name"] for one in container["env"]} == {"DATABASE_URL", "ADMIN_TOKEN"}
+        assert all(set(one["valueFrom"]) == {"secretKeyRef"} for one in container["env"]), "no secret in the file"
+        assert ("migrate" in container["args"]) == (kind == "Job")
+    job = kubernetes()["Job"]["metadata"]["name"]
+    assert job.endswith(airy_trio.__version__.replace(".", "-")), "a Job cannot be changed by an upgrade"
+
+
+def test_kubernetes_probes_ask_the_admin_port() -> None:
+    settings, [container] = kubernetes_settings(), pods()["Deployment"]["containers"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert ports == {"clients": settings.listener.port, "admin": settings.admin.port}
+    assert not is_loopback(settings.admin.host)
+    for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+        assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
+        assert path in PROBES, "it needs no token"
+    [port] = kubernetes()["Service"]["spec"]["ports"]
+    assert port["targetPort"] == "clients", "the admin port is not public"
+    labels = kubernetes()["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels == kubernetes()["Service"]["spec"]["selector"]
+    assert labels == kubernetes()["Deployment"]["spec"]["selector"]["matchLabels"]
+
+
+def test_kubernetes_waits_for_the_shutdown() -> None:
+    grace_s = pods()["Deployment"]["terminationGracePeriodSeconds"]
+    assert grace_s > kubernetes_settings().listener.drain_s - LISTENER.drain_s + SHUTDOWN_S
+
+
+def test_kubernetes_gives_no_rights_away() -> None:
+    for pod in pods().values():
+        assert pod["automountServiceAccountToken"] is False
+        assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 10001)
+        [container] = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
 
 
 @pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile"])
@@ -175,4 +272,4 @@ def test_compose_gives_no_rights_away() -> None:
 def test_no_file_contains_a_password() -> None:
     for path in DEPLOY.iterdir():
         for match in re.finditer(r"(?:password|secret|token)\w*\s*[:=]\s*(\S+)", path.read_text(), re.IGNORECASE):
-            assert match[1].startswith(("${", "...")), (path.name, match[0])
+            assert match[1].startswith(("${", '"${', "...", "{", "false")), (path.name, match[0])

@@ -43,8 +43,9 @@ def settings() -> str:
         "# Settings",
         "",
         "The settings are one TOML file, given by `--config`. Unknown keys are errors, and all errors are reported at",
-        "once. `${NAME}` and `${NAME:-default}` in a string are replaced from the environment. The complete file, to",
-        "start from: [config/example.toml](#the-file).",
+        "once. `${NAME}` and `${NAME:-default}` in a string are replaced from the environment. Such a string may also",
+        'stand for a number: `port = "${PORT:-8080}"`. The complete file, to start from:',
+        "[config/example.toml](#the-file).",
         "",
     ]
     for path, cls in _sections(Settings):

@@ -165,5 +165,5 @@ def accept(text: str) -> None:
     parse(text, environ | {"DATABASE_URL": "postgresql://airy@localhost/airy"})
 
 
-VARIABLES: Final = ("AGENT_TOKEN", "DASHBOARD_TOKEN", "JWT_SECRET", "LOG_URL")
+VARIABLES: Final = ("ADMIN_TOKEN", "AGENT_TOKEN", "DASHBOARD_TOKEN", "JWT_SECRET", "LOG_URL")
 """What the pages take from the environment."""

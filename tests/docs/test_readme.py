@@ -9,6 +9,7 @@ from tests.docs.runner import accept
 from tests.newcomer import Newcomer
 
 ROOT = Path(__file__).parents[2]
+LINES_MAX, WORDS_MAX = 120, 800
 TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 
 
@@ -37,10 +38,17 @@ def test_readme_has_the_blocks_that_make_newcomer_runs() -> None:
     assert len(newcomer.blocks("On your database", "toml")) == 1
 
 
-def test_readme_links_every_page() -> None:
+def test_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
-    pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-    assert [page for page in pages if f"({page}" not in text] == []
+    assert len(text.splitlines()) <= LINES_MAX
+    assert len(text.split()) <= WORDS_MAX
+
+
+def test_index_links_every_page() -> None:
+    docs = ROOT / "docs"
+    text = (docs / "index.md").read_text()
+    pages = sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
+    assert [page for page in pages if page != "index.md" and f"({page})" not in text] == []
 
 
 def test_make_targets_are_in_help_and_contributing() -> None:

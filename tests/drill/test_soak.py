@@ -42,7 +42,7 @@ async def soaked(application: Application, folder: Path, roles: Roles, seconds: 
 
 def summary(outcome: Outcome) -> str:
     """Return a line for the terminal."""
-    ended = 'airy_trio_connections_ended_total{farewell="too slow"}'
+    ended = 'airy_trio_disconnects_total{reason="too slow"}'
     deliveries = sum(len(one.offsets) for member in outcome.crowd for one in member.subscriptions.values())
     first, last = outcome.samples[len(outcome.samples) // 4], outcome.samples[-1]
     most = next(
@@ -75,5 +75,5 @@ async def test_all_clients_receive_everything_without_leaks(
     for leak in ("airy_trio_tasks", "airy_trio_subscriptions", "airy_trio_connections_behind"):
         assert outcome.after[leak] <= outcome.before[leak], leak
     assert outcome.after["process_open_fds"] <= outcome.before["process_open_fds"] + POOL_CONNECTIONS * FILES[database]
-    assert outcome.after['airy_trio_connections_ended_total{farewell="too slow"}'] >= ROLES.dead
+    assert outcome.after['airy_trio_disconnects_total{reason="too slow"}'] >= ROLES.dead
     assert sum(one.connections for one in outcome.crowd) > len(outcome.crowd) + SOAK_S

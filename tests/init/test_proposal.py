@@ -5,7 +5,8 @@ from typing import Any, get_args
 
 import pytest
 
-from airy_trio.capture.mapping import FIELDS, KINDS, Kind
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import FIELDS, KINDS
 from airy_trio.init.catalogue import Family, FoundColumn, FoundTable, Row
 from airy_trio.init.proposal import Proposal, Proposals, propose
 from airy_trio.init.vocabulary import CODED, NAMES, NOUNS, singular

@@ -1,4 +1,4 @@
-"""airy-trio as a library: in a stranger's program, and as the README shows it."""
+"""airy-trio as a library, in a stranger's program."""
 
 import inspect
 import json
@@ -13,7 +13,6 @@ import airy_trio
 import airy_trio.stores
 from airy_trio.errors import AiryTrioError
 from airy_trio.stores import StoreUnavailable
-from tests.application import application
 from tests.library.acme_events import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -39,18 +38,6 @@ def test_serves_in_a_strangers_program(tmp_path: Path) -> None:
     assert json.loads(ended.stdout) == {"resume": "live", "event": TAG, "farewell": "503-shutting-down", "code": 1012}
     assert "database.url: found integer" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
-    with application(f"sqlite:///{tmp_path}/inbox.db", create=True) as made:
-        made.migrate()
-        made.tag()
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    program = tmp_path / "program.py"
-    program.write_text(block.replace("port = 0\n", "port = 0\n[admin]\nport = 0\n", 1))  # tests run side by side
-    ended = run(program, folder=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert json.dumps(TAG, separators=(",", ":")) in ended.stdout.splitlines()  # between lines of the log
 
 
 async def test_the_example_store_raises_only_what_the_port_names(tmp_path: Path) -> None:

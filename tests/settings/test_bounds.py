@@ -44,7 +44,7 @@ NUMBERS = [
 TEXTS = [
     ("database.schema", ["a", "_", "airy_trio", "a" + "0" * 40], ["", "0a", "A", "a-b", "a.b", "a" + "0" * 41, "ä"]),
     ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - a value, nothing listens
-    ("admin.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - the same
+    ("admin.host", ["::1", "127.0.0.2", "localhost"], ["", " ", "a b"]),  # others need a token: test_sections
     ("admin.websocket_url", ["", "wss://airy.example/ws", "ws://[::1]:8080/"], ["airy.example", "a b", "/ws"]),
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
     ("listener.tls_certificate", [""], ["-----BEGIN CERTIFICATE-----"]),
@@ -64,7 +64,9 @@ TEXTS = [
 ]
 ANY = {
     "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "log.keep_current",
-    "auth.tokens", "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies", "listener.tls_key",
+    "auth.tokens", "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
+    "listener.tls_key",
+    "admin.token",
     "auth.jwt_key", "auth.jwt_algorithms", "auth.jwt_audience", "auth.jwt_issuer", "auth.jwt_require_exp",
     "auth.jwt_leeway_s", "auth.jwt_require_grants", "auth.cookie",
     *(

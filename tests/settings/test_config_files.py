@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.mapping import KINDS
 from airy_trio.settings import DatabaseSection, LoggingOptions, Settings, load, parse
 from airy_trio.settings.reader import options_of
@@ -84,6 +85,13 @@ def test_prod_takes_its_database_from_the_environment() -> None:
     assert settings.database.url == url
     assert settings.listener.host == "0.0.0.0"  # noqa: S104 - the purpose of the file
     assert settings.logging.format == "json"
+    assert (settings.listener.port, settings.admin) == (8080, AdminOptions())
+
+
+def test_prod_takes_ports_and_addresses_from_the_environment() -> None:
+    environ = {"DATABASE_URL": "postgresql://airy@db/airy", "PORT": "80", "ADMIN_HOST": "::", "ADMIN_TOKEN": "t" * 16}
+    settings = load(CONFIG / "prod.toml", environ)
+    assert (settings.listener.port, settings.admin) == (80, AdminOptions(host="::", token="t" * 16))
 
 
 @pytest.mark.parametrize("name", ["dev.toml", "prod.toml", "example.toml", "airy.toml", "chatwoot.toml"])

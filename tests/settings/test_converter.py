@@ -39,7 +39,8 @@ class Narrower(Options):
 
 
 def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - an instance of cls
-    return StrictConverter({"NAME": "a"}, {}, lambda _: ()).structure(document, cls)
+    environ = {"NAME": "a", "PORT": "8080", "NEGATIVE": "-5", "HALF": "0.5", "LARGE": str(2**63), "EMPTY": ""}
+    return StrictConverter(environ, {}, lambda _: ()).structure(document, cls)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,15 @@ def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN4
         ("whole", -(2**63), -(2**63)),
         ("number", 5, 5.0),
         ("number", 0.5, 0.5),
+        ("whole", "${PORT}", 8080),
+        ("whole", "${NEGATIVE}", -5),
+        ("whole", "${UNSET:-7}", 7),
+        ("whole", "${EMPTY:-7}", 7),
+        ("number", "${HALF}", 0.5),
+        ("number", "${PORT}", 8080.0),
+        ("number", "${UNSET:-1e3}", 1000.0),
+        ("measure", "${PORT}", "8080"),
+        ("bounded", "${PORT}", 8080),
         ("choice", "b", "b"),
         ("choice", "${NAME}", "a"),
         ("texts", ["x", "${NAME}"], ["x", "a"]),
@@ -90,6 +100,15 @@ def test_scalars_keep_their_type() -> None:
         ("whole", True, "an integer"),
         ("whole", 1.0, "an integer"),
         ("whole", "8080", "an integer"),
+        ("whole", "${NAME}", "an integer in the environment"),
+        ("whole", "${EMPTY}", "an integer in the environment"),
+        ("whole", "${HALF}", "an integer in the environment"),
+        ("whole", "${LARGE}", "an integer of at most 64 bits"),
+        ("number", "${NAME}", "a finite number in the environment"),
+        ("number", "${UNSET:-1e999}", "a finite number"),
+        ("number", "${UNSET:-nan}", "a finite number in the environment"),
+        ("flag", "${NAME}", "true or false"),
+        ("bounded", "${NEGATIVE}", "a number of at least 1"),
         ("whole", 2**63, "an integer of at most 64 bits"),
         ("whole", -(2**63) - 1, "an integer of at most 64 bits"),
         ("number", True, "a finite number"),

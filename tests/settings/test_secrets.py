@@ -43,6 +43,7 @@ SECRET_SETTINGS = st.sampled_from(
         ("log", "url"),
         ("auth", "tokens"),
         ("auth", "jwt_key"),
+        ("admin", "token"),
         ("listener", "tls_key"),
     ]
 )

@@ -36,6 +36,22 @@ def test_admin_ports_must_differ_from_the_client_port(port: int) -> None:
     assert parse(f"{URL}[listener]\nport = 8085\nworkers = 3", {}).listener.port == 8085
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "db1"])  # noqa: S104 - nothing listens
+def test_admin_port_for_other_machines_needs_a_token(host: str) -> None:
+    assert faults(f'[admin]\nhost = "{host}"') == (
+        "admin: host is not a loopback address, so set a token: every client that reaches the port could read it",
+    )
+    assert parse(f'{URL}[admin]\nhost = "{host}"\ntoken = "{"t" * 16}"', {}).admin.host == host
+    assert parse(f'{URL}[admin]\nhost = "{host}"\nport = 0', {}).admin.host == host
+
+
+@pytest.mark.parametrize("token", ["t" * 15, "with spaces in between", "umlaut-äöü-long-enough"])
+def test_admin_token_that_cannot_be_sent_or_is_short(token: str) -> None:
+    assert faults(f'[admin]\ntoken = "{token}"') == (
+        'admin.token: found string, expected at least 16 printable ASCII characters without a space, or ""',
+    )
+
+
 @pytest.mark.parametrize("workers", [0, -1, 257, "2.5", "'2'"])
 def test_invalid_number_of_workers(workers: object) -> None:
     (reported,) = faults(f"[listener]\nworkers = {workers}")
