@@ -69,6 +69,7 @@ from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import Fault, LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import (
     NO_SUBSCRIPTION,
+    REPLAYS,
     Ack,
     AckMode,
     Acknowledge,
@@ -366,7 +367,7 @@ def subscribe(connection: Connection, frame: Frame) -> Subscribe:
         raise RemoteProtocolError(*errors.BAD_ACK_MODE) from None
     prefetch = options.prefetch_default if ack is AckMode.AUTO else _prefetch(options, frame)
     replay = frame.get("replay")
-    if replay not in (None, "none", "all"):
+    if replay is not None and replay not in REPLAYS:
         raise RemoteProtocolError(*errors.BAD_REPLAY)
     number = connection.subscriptions.open(
         OpenSubscription(id=subscription_id, destination=destination, prefetch=0 if ack is AckMode.AUTO else prefetch)

@@ -114,6 +114,10 @@ class Connect:
     heartbeat: HeartBeat
 
 
+REPLAYS: Final = frozenset({"none", "all"})
+"""The values of the header ``replay``."""
+
+
 @frozen(kw_only=True)
 class Subscribe:
     """SUBSCRIBE. ``number`` counts the subscriptions of the connection from 1; the ``ack`` header starts with it.
