@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
 from airy_trio.delivery import disconnects
-from airy_trio.delivery.client import ReplayOptions
+from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.framing import RETRY_MS_MAX, RETRY_MS_MIN
 from airy_trio.log.options import LogOptions
@@ -481,3 +481,40 @@ async def test_longest_path_and_one_beyond(server: Server, autojump_clock: MockC
     longest = "/events/channel/" + "x" * (512 - len("/channel/"))
     await (await get(server, longest)).subscribed()
     assert (await get(server, longest + "x")).status == 414
+
+
+async def test_slow_stream_is_a_cursor_that_catches_up() -> None:
+    """Nothing is queued for it: at most one batch waits, whatever it has missed."""
+    count = 400
+    async with serving(options=OPTIONS) as server:
+        with trio.fail_after(30):
+            async with requesting(server.port) as slow, requesting(server.port) as live:
+                await live.subscribed()
+                for number in range(1, count + 1, 10):
+                    await server.append(number, number + 9, size=20_000)
+                    assert await offsets(live, 10) == list(range(number, number + 10))
+                client = server.clients[0]
+                (subscription,) = client.subscriptions.values()
+                assert client.state is ClientState.BEHIND
+                assert server.sessions.statistics().behind == 1
+                assert not subscription.backlog
+                assert subscription.position.offset < count
+                await slow.subscribed()
+                assert await offsets(slow, count) == list(range(1, count + 1))
+                await server.append(count + 1, count + 1)
+                assert await offsets(slow, 1) == [count + 1]
+
+
+async def test_stream_that_takes_nothing_is_reset() -> None:
+    async with serving(options=evolve(OPTIONS, send_timeout_s=0.2)) as server:
+        with trio.fail_after(30):
+            async with requesting(server.port) as slow, requesting(server.port) as live:
+                number = 1
+                while server.sessions.statistics().clients == 2:
+                    await server.append(number, number + 9, size=50_000)
+                    number += 10
+                    with trio.move_on_after(0.05):
+                        await live.receive()
+                assert server.sessions.statistics().disconnects["too slow"] == 1
+                with pytest.raises(trio.BrokenResourceError):
+                    await slow.body()
