@@ -424,6 +424,7 @@ async def test_preflight_request_of_an_allowed_origin_is_answered() -> None:
                 headers = [("Origin", origin), *asked]
                 async with requesting(server.port, method="OPTIONS", headers=headers) as answer:
                     assert (answer.status, await answer.body() == b"") == (status, status == 204)
+                    assert ("content-length" in answer.headers) is (status == 403)
                     if status == 403:
                         assert "access-control-allow-origin" not in answer.headers
                         continue
