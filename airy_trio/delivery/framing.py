@@ -26,6 +26,7 @@ from http import HTTPStatus
 from typing import Final, NoReturn, Protocol
 
 from airy_trio.delivery.disconnects import PROTOCOL_ERROR, DisconnectReason, Reconnect
+from airy_trio.events.destinations import ROOT
 from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.encoder import EOL, NUL, message_head
@@ -142,40 +143,19 @@ class StompFraming(Connection):
 
 
 class EventStreamFraming:
-    """Server-Sent Events: the response to ``request``, which an admission has accepted."""
+    """Server-Sent Events: the response to a request that an admission has accepted.
 
-    __slots__ = ("_begun", "_request", "session")
+    ``origin`` and ``returning``: see ``StreamRequest``. The request itself is not kept: it may be large.
+    """
+
+    __slots__ = ("_begun", "_origin", "_returning", "session")
     answers_end = False
 
-    def __init__(self, session: str, request: StreamRequest) -> None:
+    def __init__(self, session: str, *, origin: str | None, returning: bool) -> None:
         self.session = session
-        self._request = request
+        self._origin = origin
+        self._returning = returning
         self._begun = False  # whether the head of the stream was encoded
-
-    def requests(self, destination: str, heartbeat_ms: int) -> tuple[Connect, Subscribe]:
-        """Return what the request asks for. ``heartbeat_ms``: of the server; 0: none.
-
-        The client sends nothing, for as long as it likes. The system notices when it vanishes.
-        """
-        connect = Connect(
-            version=Version.V1_2,
-            login=None,
-            passcode=None,
-            authorization=None,
-            heartbeat=HeartBeat(outgoing_s=heartbeat_ms / 1000 or None, incoming_s=float("inf")),
-        )
-        subscribe = Subscribe(
-            number=_NUMBER,
-            id=None,
-            destination=destination,
-            ack=AckMode.AUTO,
-            prefetch=0,
-            last_event_id=self._request.last_event_id,
-            replay=self._request.replay,
-            durable=None,
-            receipt="",
-        )
-        return connect, subscribe
 
     def receive(self, data: bytes) -> NoReturn:
         """See ``Framing.receive``. Nothing may follow the request: the response never ends before the connection."""
@@ -229,15 +209,41 @@ class EventStreamFraming:
         if self._begun:
             return b""
         self._begun = True
-        return stream_head(self._request.origin, random.randint(RETRY_MS_MIN, RETRY_MS_MAX))  # noqa: S311 - no secret
+        return stream_head(self._origin, random.randint(RETRY_MS_MIN, RETRY_MS_MAX))  # noqa: S311 - no secret
 
     def _refusal(self, reason: DisconnectReason) -> bytes:
-        shared = sharing(self._request.origin)
-        if reason.reconnect is Reconnect.NO and self._request.returning:
+        shared = sharing(self._origin)
+        if reason.reconnect is Reconnect.NO and self._returning:
             return no_content(*shared)
         status = HTTPStatus(int((reason.token or "")[:3]))
         challenge = (_CHALLENGE,) if status is HTTPStatus.UNAUTHORIZED else ()
         return response(status, f"{reason.token}: {reason.prose}", *challenge, *shared)
+
+
+def requests_of(wanted: StreamRequest, heartbeat_ms: int) -> tuple[Connect, Subscribe]:
+    """Return what a request for an event stream asks for. ``heartbeat_ms``: of the server; 0: none.
+
+    The client sends nothing, for as long as it likes. The system notices when it vanishes.
+    """
+    connect = Connect(
+        version=Version.V1_2,
+        login=None,
+        passcode=None,
+        authorization=None,
+        heartbeat=HeartBeat(outgoing_s=heartbeat_ms / 1000 or None, incoming_s=float("inf")),
+    )
+    subscribe = Subscribe(
+        number=_NUMBER,
+        id=None,
+        destination=ROOT + wanted.path,
+        ack=AckMode.AUTO,
+        prefetch=0,
+        last_event_id=wanted.last_event_id,
+        replay=wanted.replay,
+        durable=None,
+        receipt="",
+    )
+    return connect, subscribe
 
 
 def _json(pairs: Iterable[tuple[str, str]]) -> bytes:

@@ -22,14 +22,13 @@ from attrs import evolve
 
 from airy_trio.delivery.client import Client
 from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, TOO_SLOW, reason_after
-from airy_trio.delivery.framing import EventStreamFraming, StompFraming
-from airy_trio.events.destinations import ROOT
+from airy_trio.delivery.framing import EventStreamFraming, StompFraming, requests_of
 from airy_trio.sessions.conversation import Conversation, Inbox, Services
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.event_stream import StreamRequest, is_stream_path, later, preflight_answer, stream_in
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.frames import CLOSE_BYTES_MAX, ends_with_close
-from airy_trio.websocket.request import Request, RequestRefusedError, read_head, response, upgrade_in
+from airy_trio.websocket.request import Request, RequestRefusedError, read_head, upgrade_in
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import HandshakeError, Transport
 
@@ -134,14 +133,9 @@ class Session:
     async def _open(self) -> None:
         """Accept the request and begin the conversation; disconnect the client if there is none."""
         client, services = self.client, self._services
-        wanted: StreamRequest | None = None
         try:
             await client.stream.transport.handshake()
-            request = await self._read_request()
-            if is_stream_path(request.path, services.options.sse_path):
-                wanted = await self._accept_stream(request)
-            else:
-                await self._upgrade(request)
+            request, wanted = await self._accept()
         except HandshakeError as error:
             services.sampled_log.log(
                 "TLS handshake failed", "TLS", session=client.session, address=client.address, reason=str(error)
@@ -169,59 +163,42 @@ class Session:
             upgrade_token=services.authenticator.token_of_upgrade(request.headers),
         )
         if wanted is not None:
-            framing = client.connection = EventStreamFraming(client.session, wanted)
+            client.connection = EventStreamFraming(client.session, origin=wanted.origin, returning=wanted.returning)
             await self._turn()  # as for the message with CONNECT
-            requests = framing.requests(ROOT + wanted.path, services.options.heartbeat_ms)
-            reason = await conversation.answer(requests)
+            reason = await conversation.answer(requests_of(wanted, services.options.heartbeat_ms))
             if reason is not None:
                 client.disconnect(reason)
 
-    async def _read_request(self) -> Request:
-        """Read the head of the request. Raises ``InputEnded``, and ``RequestRefusedError`` after it was answered."""
-        stream = self.client.stream
-        data = bytearray()
-        try:
-            while True:
-                parsed_before = len(data)
-                data += await stream.receive_some()
-                request = read_head(data, parsed_before)
-                if request is not None:
-                    return request
-        except RequestRefusedError as error:
-            await stream.write(error.answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
-            raise
+    async def _accept(self) -> tuple[Request, StreamRequest | None]:
+        """Read the request and accept it: an upgrade, or an event stream, which is returned too.
 
-    async def _upgrade(self, request: Request) -> None:
-        """Answer an upgrade request. Raises ``RequestRefusedError`` after a refusal was written."""
+        Raises ``RequestRefusedError`` after a refusal was written.
+        """
         stream, slot, options = self.client.stream, self.client.slot, self._services.options
-        try:
-            if request.path != options.path:
-                raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
-            wanted = upgrade_in(request)
-            if slot is not None:
-                slot.examine(request, wanted.host, wanted.origin)
-        except RequestRefusedError as error:
-            await stream.write(error.answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
-            raise
-        subprotocol = next((known for known in SUBPROTOCOLS if known in wanted.subprotocols), None)
-        await stream.upgrade(wanted.answer(subprotocol), options.frame_bytes_max)
-
-    async def _accept_stream(self, request: Request) -> StreamRequest:
-        """Accept a request for an event stream. Raises ``RequestRefusedError`` after a refusal was written."""
-        stream, slot = self.client.stream, self.client.slot
+        request: Request | None = None
         wanted: StreamRequest | None = None
         try:
-            wanted = stream_in(request, self._services.options.sse_path)
+            request = await _read_request(stream)
+            if is_stream_path(request.path, options.sse_path):
+                wanted = stream_in(request, options.sse_path)
+                if slot is not None:
+                    slot.examine(request, wanted.host, wanted.origin)
+                return request, wanted
+            if request.path != options.path:
+                raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
+            upgrade = upgrade_in(request)
             if slot is not None:
-                slot.examine(request, wanted.host, wanted.origin)
+                slot.examine(request, upgrade.host, upgrade.origin)
         except RequestRefusedError as error:
             if wanted is not None and error.status is HTTPStatus.SERVICE_UNAVAILABLE:
                 answer = later(wanted.origin, error)
             else:
-                answer = response(error.status, error.words, *error.headers, empty=request.method == "HEAD")
+                answer = error.answer(empty=request is not None and request.method == "HEAD")
             await stream.write(answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
             raise
-        return wanted
+        subprotocol = next((known for known in SUBPROTOCOLS if known in upgrade.subprotocols), None)
+        await stream.upgrade(upgrade.answer(subprotocol), options.frame_bytes_max)
+        return request, None
 
     def _release(self) -> None:
         """Release everything that reads or writes for the client. Idempotent."""
@@ -269,6 +246,17 @@ class Session:
             except Exception as fault:  # noqa: BLE001 - the connection is aborted in any case
                 reason_after(fault, client.session)  # which logs an unexpected one
         await abort(transport, client.session)
+
+
+async def _read_request(stream: FramedStream) -> Request:
+    """Read the head of a request. Raises ``InputEnded`` and ``RequestRefusedError``."""
+    data = bytearray()
+    while True:
+        parsed_before = len(data)
+        data += await stream.receive_some()
+        request = read_head(data, parsed_before)
+        if request is not None:
+            return request
 
 
 async def read_to_end(transport: Transport, turn: Turn, *, after: bytes = b"", or_close: bool = False) -> None:

@@ -61,10 +61,9 @@ class RequestRefusedError(Exception):
         self.details = details
         self.headers = headers
 
-    @property
-    def answer(self) -> bytes:
-        """The whole response, after which the connection is closed."""
-        return response(self.status, self.words, *self.headers)
+    def answer(self, *, empty: bool = False) -> bytes:
+        """Return the whole response, after which the connection is closed. ``empty``: to a HEAD."""
+        return response(self.status, self.words, *self.headers, empty=empty)
 
 
 def response(status: HTTPStatus, words: str, *headers: tuple[str, str], empty: bool = False) -> bytes:

@@ -135,7 +135,7 @@ def test_refusal_names_host_origin_and_setting_to_the_log_alone(
         rules.check(host, origin, loopback=True)
     assert str(caught.value).startswith(f"{caught.value.status.value}: {caught.value.words} {details}")
     assert len(str(caught.value)) < 1300
-    assert b" is '" not in caught.value.answer
+    assert b" is '" not in caught.value.answer()
 
 
 @pytest.mark.parametrize(
