@@ -203,3 +203,25 @@ async def test_browser_reconnects_after_the_end_of_a_stream_and_gives_up_after_a
             assert [b"\r\nLast-Event-ID: a-1\r\n" in one for one in requests] == [False, True, True]
             assert [one.split()[0] for one in requests] == [b"GET"] * 3  # Last-Event-ID needs no preflight request
             nursery.cancel_scope.cancel()
+
+
+async def test_page_reads_a_stream_with_a_header_and_no_image_does(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    """``fetch`` with Authorization sends a preflight request first. An image asks for nothing, and is refused."""
+    tokens = '[auth]\nmode = "tokens"\ntokens = { ann = "s3cret" }\ncookie = "airy"\n'
+    with trio.fail_after(TIMEOUT_S):
+        async with serving_site(site()) as page, browsing() as tab:
+            config = configured(sqlite_application, tmp_path, page.number, tokens)
+            async with server(config) as serving:
+                await tab.open(f"http://{HOST}:{page.number}/")
+                url = f"http://{HOST}:{serving.port}/events"
+                headers = "{ Authorization: 'Bearer s3cret', 'Last-Event-ID': 'abcdef-1' }"
+                read = "response.body.getReader().read().then(({ value }) => new TextDecoder().decode(value))"
+                found = await tab.evaluate(f'fetch("{url}", {{ headers: {headers} }}).then((response) => {read})')
+                assert "event: subscribed" in found
+                await serving.record("connection closed", refused="204: This was a preflight request.")
+                await tab.evaluate('document.cookie = "airy=s3cret; path=/; samesite=strict"')
+                await tab.evaluate(f'new Image().src = "{url}"')
+                words = "403: A page reads events with EventSource or fetch."
+                await serving.record("connection closed", refused=words)
