@@ -7,7 +7,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from bench.pace import BURSTS, NATURAL, STRICT, Pace, at_rate
-from bench.processes import AIRY, LIMIT, PEER, Contender, Figures, measure
+from bench.processes import AIRY, LIMIT, PEER, STREAMS, Contender, Figures, measure
 
 FEW: Final = 100
 """The number of clients in the cases about latency and about clients that do not read."""
@@ -90,11 +90,12 @@ def main_cases(scale: Scale) -> list[Case]:
     """Return the cases of one round, in order. Cases that are compared run one after the other."""
 
     def case(name: str, contender: Contender, pace: Pace, clients: int = scale.clients) -> Case:
-        return Case(name=name, contender=contender, pace=pace, clients=clients, measure_ms=scale.measure_ms)
+        load = {"stream": "/events"} if contender is STREAMS else {}
+        return Case(name=name, contender=contender, pace=pace, clients=clients, measure_ms=scale.measure_ms, load=load)
 
     return [
-        *(case("strict", contender, STRICT) for contender in (LIMIT, AIRY, PEER)),
-        *(case("natural", contender, NATURAL) for contender in (LIMIT, AIRY, PEER)),
+        *(case("strict", contender, STRICT) for contender in (LIMIT, AIRY, STREAMS, PEER)),
+        *(case("natural", contender, NATURAL) for contender in (LIMIT, AIRY, STREAMS, PEER)),
         *(case("bursts", contender, BURSTS) for contender in (LIMIT, AIRY, PEER)),
         *(case("100 events/s", contender, at_rate(100), FEW) for contender in (LIMIT, AIRY, PEER)),
         *(case("1000 events/s", contender, at_rate(1000)) for contender in (LIMIT, AIRY)),

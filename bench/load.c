@@ -1,6 +1,7 @@
-/* The load client: many STOMP-over-WebSocket clients in one thread, which check everything that they receive.
+/* The load client: many STOMP-over-WebSocket clients in one thread, which check everything that they receive. With
+ * --stream PATH they are readers of event streams (Server-Sent Events) instead.
  *
- * Connects (upgrade, CONNECT, SUBSCRIBE up to its RECEIPT), reports to the server's producer how many events all its
+ * Connects (upgrade, CONNECT, SUBSCRIBE up to its RECEIPT; or one GET up to the event `subscribed`), reports to the server's producer how many events all its
  * readers have, measures for a while, prints one line of JSON and ends. A Python client would be the bottleneck. It
  * depends on the wire contract only, so it works with every server of the benchmark.
  *
@@ -59,7 +60,7 @@ static long port, clients_count = 100, at_once = 64, dead_count, slow_count, vis
             warm_up_ms = 500, measure_ms = 3000, connect_timeout_ms = 60000, slow_bytes = 2048, visit_ms = 300, ping_ms,
             progress_fd = -1, progress_every = 1, own_destinations, deliveries_max, server_pid, announce;
 static const char *host = "127.0.0.1", *path = "/ws.communication", *destination = "/events", *subscription = "0",
-                  *replay = "none", *last_event_id = "";
+                  *replay = "none", *last_event_id = "", *stream = "";
 
 static struct client *clients;
 static struct sockaddr_in address;
@@ -220,9 +221,17 @@ static void begin(struct client *client) {
     connecting++;
 }
 
+/* Request a WebSocket, or an event stream. */
 static void upgrade(struct client *client) {
-    char request[1024];
-    int size = snprintf(request, sizeof request,
+    char request[1024], where[512], from[256] = "";
+    numbered(where, sizeof where, stream, client->number);
+    if (client->has_position)
+        snprintf(from, sizeof from, "Last-Event-ID: %.*s-%lu\r\n", EPOCH_CHARS, client->epoch, client->offset);
+    else if (*last_event_id)
+        snprintf(from, sizeof from, "Last-Event-ID: %s\r\n", last_event_id);
+    int size = *stream ? snprintf(request, sizeof request, "GET %s%s%s HTTP/1.1\r\nHost: %s:%ld\r\n%s\r\n", where,
+                                  *replay ? "?replay=" : "", replay, host, port, from)
+                       : snprintf(request, sizeof request,
                         "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         "Sec-WebSocket-Key: " WS_KEY "\r\nSec-WebSocket-Version: 13\r\n"
                         "Sec-WebSocket-Protocol: v12.stomp, v11.stomp, v10.stomp\r\n\r\n",
@@ -233,10 +242,12 @@ static void upgrade(struct client *client) {
 }
 
 static void settle_in(struct client *client, const char *data, size_t size) {
-    const char *position = memmem(data, size, "\nposition:", 10);
-    if (position && !client->has_position && position + 10 + EPOCH_CHARS + 1 < data + size) {
-        memcpy(client->epoch, position + 10, EPOCH_CHARS);
-        client->offset = strtoull(position + 10 + EPOCH_CHARS + 1, NULL, 10);
+    const char *mark = *stream ? "\"position\":\"" : "\nposition:";
+    const char *position = memmem(data, size, mark, strlen(mark));
+    if (position) position += strlen(mark);
+    if (position && !client->has_position && position + EPOCH_CHARS + 1 < data + size) {
+        memcpy(client->epoch, position, EPOCH_CHARS);
+        client->offset = strtoull(position + EPOCH_CHARS + 1, NULL, 10);
         client->has_position = true;
     } else if (client->has_position) {
         seen.resumes++;
@@ -300,7 +311,25 @@ static void count_latency(const char *body, size_t size, int64_t now) {
     if (latency_ms > seen.latency_max_ms) seen.latency_max_ms = latency_ms;
 }
 
-static void on_event(struct client *client, const char *data, size_t size, int64_t now) {
+static void on_event(struct client *client, const char *id, size_t id_size, const char *body, size_t length,
+                     int64_t now) {
+    check_position(client, id, id_size);
+    if (own_destinations) check_sequence(client, body, length);
+    if (client->kind == SLOW) seen.slow_received++;
+    if (client->kind == COMING_AND_GOING) seen.visitors_received++;
+    if (client->kind != READER) return;
+    if (!first_ns) first_ns = now;
+    last_ns = now;
+    count_reached(client);
+    if (!measuring) {
+        seen.before++;
+        return;
+    }
+    seen.deliveries++;
+    count_latency(body, length, now);
+}
+
+static void on_message(struct client *client, const char *data, size_t size, int64_t now) {
     const char *end = data + size, *line = data + 8, *id = NULL;
     size_t id_size = 0, length = 0;
     while (line < end && *line != '\n') {
@@ -320,25 +349,12 @@ static void on_event(struct client *client, const char *data, size_t size, int64
         complain("malformed", data, size);
         return;
     }
-    check_position(client, id, id_size);
-    if (own_destinations) check_sequence(client, body, length);
-    if (client->kind == SLOW) seen.slow_received++;
-    if (client->kind == COMING_AND_GOING) seen.visitors_received++;
-    if (client->kind != READER) return;
-    if (!first_ns) first_ns = now;
-    last_ns = now;
-    count_reached(client);
-    if (!measuring) {
-        seen.before++;
-        return;
-    }
-    seen.deliveries++;
-    count_latency(body, length, now);
+    on_event(client, id, id_size, body, length, now);
 }
 
 static void on_text(struct client *client, const char *data, size_t size, int64_t now) {
     if (size > 8 && !memcmp(data, "MESSAGE\n", 8)) {
-        on_event(client, data, size, now);
+        on_message(client, data, size, now);
     } else if (size == 1 && *data == '\n') {
         seen.heart_beats++;
     } else if (client->phase == GREETING && size > 10 && !memcmp(data, "CONNECTED\n", 10)) {
@@ -386,6 +402,52 @@ static size_t read_frames(struct client *client, const char *data, size_t size, 
     return at;
 }
 
+/* One event of a stream, without its blank line. */
+static void on_stream_event(struct client *client, const char *data, size_t size, int64_t now) {
+    const char *line_end = memchr(data, '\n', size);
+    if (size == 1 && *data == ':') {
+        seen.heart_beats++;
+    } else if (size > 4 && !memcmp(data, "id: ", 4) && line_end && line_end + 7 < data + size &&
+               !memcmp(line_end + 1, "data: ", 6)) {
+        const char *body = line_end + 7;
+        on_event(client, data + 4, (size_t)(line_end - data) - 4, body, (size_t)(data + size - body), now);
+    } else if (client->phase == SUBSCRIBING && size > 18 && !memcmp(data, "event: subscribed\n", 18)) {
+        settle_in(client, data, size);
+    } else if (size > 18 && !memcmp(data, "event: disconnect\n", 18)) {
+        if (client->kind <= SLOW) return;
+        seen.errors++;
+        complain("refused", data, size);
+    } else if (size < 6 || memcmp(data, "retry:", 6)) {
+        seen.malformed++;
+        complain("malformed", data, size);
+    }
+}
+
+/* Process the complete events at the beginning of data; return their size in octets. */
+static size_t read_stream(struct client *client, const char *data, size_t size, int64_t now) {
+    size_t at = 0;
+    while (client->phase != GONE) {
+        const char *end = memmem(data + at, size - at, "\n\n", 2);
+        if (!end) break;
+        on_stream_event(client, data + at, (size_t)(end - data) - at, now);
+        at = (size_t)(end - data) + 2;
+    }
+    return at;
+}
+
+static size_t read_stream_head(struct client *client, const char *data, size_t size) {
+    const char *end = memmem(data, size, "\r\n\r\n", 4);
+    if (!end) return 0;
+    size_t head = (size_t)(end - data) + 4;
+    if (size < 12 || memcmp(data + 8, " 200", 4)) {
+        complain("no stream", data, head);
+        lose(client);
+        return size;
+    }
+    client->phase = SUBSCRIBING;
+    return head;
+}
+
 static size_t read_upgrade(struct client *client, const char *data, size_t size) {
     static const char connect_frame[] = "CONNECT\naccept-version:1.2\nhost:localhost\nheart-beat:0,0\n\n";
     const char *end = memmem(data, size, "\r\n\r\n", 4);
@@ -414,8 +476,9 @@ static void on_readable(struct client *client, size_t bytes_max) {
     seen.reads++;
     seen.bytes += (uint64_t)size;
     size_t all = held + (size_t)size, used = 0;
-    if (client->phase == UPGRADING) used = read_upgrade(client, scratch, all);
-    if (client->phase >= GREETING && client->phase < GONE) used += read_frames(client, scratch + used, all - used, now);
+    if (client->phase == UPGRADING) used = (*stream ? read_stream_head : read_upgrade)(client, scratch, all);
+    if (client->phase >= GREETING && client->phase < GONE)
+        used += (*stream ? read_stream : read_frames)(client, scratch + used, all - used, now);
     if (client->phase == GONE) return;
     size_t rest = all - used;
     if (rest > held) client->held = realloc(client->held, rest);
@@ -551,6 +614,7 @@ static void set_up(int count, char **words) {
         {"host", NULL, &host}, {"port", &port, NULL}, {"path", NULL, &path}, {"clients", &clients_count, NULL},
         {"at-once", &at_once, NULL}, {"destination", NULL, &destination}, {"subscription", NULL, &subscription},
         {"own-destinations", &own_destinations, NULL}, {"replay", NULL, &replay}, {"last-event-id", NULL, &last_event_id},
+        {"stream", NULL, &stream},
         {"dead", &dead_count, NULL}, {"slow", &slow_count, NULL}, {"slow-bytes", &slow_bytes, NULL},
         {"visitors", &visitors_count, NULL}, {"visit-ms", &visit_ms, NULL}, {"ping-ms", &ping_ms, NULL},
         {"settle-ms", &settle_ms, NULL}, {"warm-up-ms", &warm_up_ms, NULL}, {"measure-ms", &measure_ms, NULL},

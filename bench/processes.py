@@ -45,6 +45,7 @@ class Contender:
 
 LIMIT: Final = Contender("C limit", (str(BUILT / "limit"),), python=False)
 AIRY: Final = Contender("airy-trio", (sys.executable, "-m", "bench.server"))
+STREAMS: Final = Contender("airy-trio, SSE", AIRY.command)
 PEER: Final = Contender("websockets", (sys.executable, "-m", "bench.peer_websockets"))
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from bench.cases import Results, Scale
 from bench.chart import Line, Panel, svg
 from bench.pace import NATURAL, STRICT, Pace, at_rate
-from bench.processes import AIRY, LIMIT, PEER, Contender
+from bench.processes import AIRY, LIMIT, PEER, STREAMS, Contender
 from bench.targets import Row, rounded
 
 _COLUMNS: Final = (
@@ -31,6 +31,7 @@ DELIVERY: Final = "Delivery: side by side with the limit and a peer"
 HOW: Final = """\
 *delivery*: one MESSAGE (348 octets of body, about 468 on the wire) received and checked by one client. *C limit*:
 `limit.c`, which only hands prebuilt bytes to the kernel. *websockets*: `peer_websockets.py`, asyncio and `broadcast()`.
+*SSE*: event streams instead of STOMP in a WebSocket, from the same server.
 All on loopback, so the sender also pays for the receiver's side of TCP. CPU is user and system time of the server's
 process. The load client reports to each producer how many events all readers have. Connects wait for the RECEIPT of
 SUBSCRIBE. Ratios are taken within one round; all figures are medians of the rounds.
@@ -140,7 +141,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _all_figures(results: Results) -> Iterable[tuple[str, ...]]:
-    by_name = {contender.name: contender for contender in (LIMIT, AIRY, PEER)}
+    by_name = {contender.name: contender for contender in (LIMIT, AIRY, STREAMS, PEER)}
     for name, server in results.rounds:
         values = (rounded(results.median(name, by_name[server], figure)) for _, figure in _COLUMNS)
         yield name, server, *values

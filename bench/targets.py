@@ -6,7 +6,7 @@ from typing import Final
 from attrs import frozen
 
 from bench.cases import FEW, SEND_TIMEOUT_S, SMALL_TAIL_BYTES, Results, Scale
-from bench.processes import AIRY, LIMIT, PEER, Figures
+from bench.processes import AIRY, LIMIT, PEER, STREAMS, Figures
 
 WHOLE_FROM: Final = 100
 LOAD_CPU_SHARE_MAX: Final = 0.9
@@ -81,6 +81,10 @@ def _fan_out(results: Results, scale: Scale) -> Iterator[Row]:
     if results.has("natural", AIRY, PEER):
         rate = results.ratio("natural", AIRY, PEER, "deliveries_per_s")
         yield Row(title=f"{clients}, two events in flight: rate against websockets", bound=2.6, value=rate, unit="×")
+    for name, pace in (("strict", "one event a write"), ("natural", "two events in flight")):
+        if results.has(name, STREAMS, AIRY):
+            rate = results.ratio(name, STREAMS, AIRY, "deliveries_per_s")
+            yield Row(title=f"{clients}, {pace}: rate of event streams against STOMP", bound=0.9, value=rate, unit="×")
     if results.has("bursts", AIRY, PEER):
         rate = results.ratio("bursts", AIRY, PEER, "deliveries_per_s")
         share = results.median("bursts", AIRY, "load_cpu_share")

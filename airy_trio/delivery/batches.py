@@ -1,4 +1,4 @@
-"""Encoded batches: MESSAGE frames in complete WebSocket messages, joined into one piece to write.
+"""Encoded batches: complete events in the framing of a client, joined into one piece to write.
 
 A batch holds the events after a position, and all subscriptions that would get the same bytes share it. ``Batches``
 sends nothing: the task that writes calls ``commit`` if, and only if, the transport has taken the batch.
@@ -8,17 +8,14 @@ from collections.abc import Iterable
 from typing import Final
 
 from airy_trio.delivery.client import EncodedBatch, Subscription
+from airy_trio.delivery.framing import STATE_COMPLETE
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, StoredEvent
-from airy_trio.stomp.encoder import EOL, NUL, header, message_head
-from airy_trio.websocket.frames import text_message
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024
-# A header line of the MESSAGE that completes the current state.
-STATE_COMPLETE: Final = header("state", "complete", None)
 # Shared batches that are remembered. Without a limit, clients at different positions would hold 64 KiB each.
 SHARED_BATCHES_MAX: Final = 64
 
@@ -121,7 +118,7 @@ class Batches:
                 break
             if event.offset == completing:
                 resume_header += STATE_COMPLETE
-            message = text_message(_frame(subscription, event, resume_header))
+            message = _message(subscription, event, resume_header)
             size += len(message)
             if offsets and size > BATCH_BYTES_MAX:
                 break
@@ -136,12 +133,8 @@ class Batches:
         return b"".join(messages), tuple(offsets), changed_at
 
 
-def _frame(subscription: Subscription, event: StoredEvent, resume_header: bytes) -> bytes:
+def _message(subscription: Subscription, event: StoredEvent, resume_header: bytes) -> bytes:
+    connection = subscription.client.connection
     message_id = f"{subscription.position.epoch}-{event.offset}"
-    head = message_head(message_id, len(event.body), truncated=event.truncated)
-    ack = (
-        b""
-        if subscription.window is None
-        else subscription.client.connection.message_ack(subscription.number, message_id)
-    )
-    return b"".join((subscription.prefix, head, ack, resume_header, EOL, event.body, NUL))
+    ack = b"" if subscription.window is None else connection.message_ack(subscription.number, message_id)
+    return connection.message(subscription.prefix, message_id, event, ack + resume_header)

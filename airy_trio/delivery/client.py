@@ -59,13 +59,13 @@ from attrs import define, field, frozen
 
 from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
+from airy_trio.delivery.framing import Framing
 from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Position, StateAt
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.retry import Backoff
-from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.stream import FramedStream
@@ -100,15 +100,15 @@ BEHIND: Final = ClientState.BEHIND
 class Client:
     """The state of one connection; owned by its session.
 
-    ``connection``: the STOMP protocol. ``stream``: the way to the socket. ``number``: counts the connections of this
-    process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the connection
-    and its subscriptions against the limits; None: no limits. ``user``: from CONNECT. ``connected``: CONNECT was
-    accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end the
-    conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request, so it does not read,
-    and that no bytes arrive is not the client's fault.
+    ``connection``: the protocol, in its framing. ``stream``: the way to the socket. ``number``: counts the connections
+    of this process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the
+    connection and its subscriptions against the limits; None: no limits. ``user``: from CONNECT. ``connected``: CONNECT
+    was accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end
+    the conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request, so it does not
+    read, and that no bytes arrive is not the client's fault.
     """
 
-    connection: Connection
+    connection: Framing
     stream: FramedStream
     number: int = 0
     begun_at: float = 0.0
@@ -204,7 +204,7 @@ class Client:
 
 @frozen
 class EncodedBatch:
-    """Complete WebSocket messages to write in one piece, with at least one event.
+    """Complete events, in the framing of a client, to write in one piece; at least one.
 
     ``offsets``: of the events, ascending. ``changed_at``: when the row behind the first event changed, in Trio's time.
     ``position``: of the cursor once the batch was taken. ``after`` and ``prefix``: every subscription of the view at
@@ -263,7 +263,8 @@ class Subscription:
 
     Every event up to ``position`` was sent or is not wanted. ``state``: the current state that is sent first, up to its
     end; None after that. ``number``: counts the subscriptions of the client; its ack ids begin with it.
-    ``prefix``: the bytes that all MESSAGE frames of this subscription begin with. ``window``: None if the client does
+    ``prefix``: the bytes that all MESSAGE frames of this subscription begin with; for event streams a constant.
+    ``window``: None if the client does
     not acknowledge. ``live_after``: the newest offset when it began; deliveries up to it are a replay. ``view``: of
     its destination, since ``attach``. ``started``: the RECEIPT was written. ``resume_header``: a header line for the
     next MESSAGE, or empty.

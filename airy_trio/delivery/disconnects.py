@@ -36,7 +36,8 @@ class DisconnectReason:
     ``token``: the ``message`` header of the ERROR frame; None: no ERROR. ``close_code``: of the WebSocket; None: no
     Close frame. ``prose``: the body of the ERROR. ``receipt_id`` and ``headers``: further headers of the ERROR.
     ``details``: for the log only: the setting or the claim that decided, without credentials or values of claims. The
-    client does not receive them, so reasons that differ only in their details are equal.
+    client does not receive them, so reasons that differ only in their details are equal. See ``delivery.framing``
+    for event streams.
     """
 
     name: str
@@ -127,7 +128,7 @@ TOO_SLOW: Final = DisconnectReason("too slow", None, None, Reconnect.YES)
 GONE: Final = DisconnectReason("gone", None, None, Reconnect.YES)
 """The client has left."""
 REFUSED: Final = DisconnectReason("refused", None, None, Reconnect.NO)
-"""The request did not become a WebSocket; it was answered over HTTP."""
+"""The request became neither a WebSocket nor an event stream; it was answered over HTTP."""
 
 _VARIANTS: Final = TOKEN_EXPIRED, KEYS_AWAY
 CATALOGUE: Final = tuple(

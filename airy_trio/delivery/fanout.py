@@ -21,9 +21,10 @@ from typing import Final, cast
 import trio
 from attrs import define, field, frozen
 
-from airy_trio.delivery.batches import STATE_COMPLETE, Batches
+from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
+from airy_trio.delivery.framing import STATE_COMPLETE
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, PositionExpired, StoreUnavailable

@@ -11,7 +11,7 @@ after wrong credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends t
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn, TypeVar, assert_never
 
@@ -47,7 +47,6 @@ from airy_trio.stomp.errors import TOO_MANY_SUBSCRIPTIONS, RemoteProtocolError
 from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.admission import AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue, Turn
-from airy_trio.websocket.frames import text_message
 from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.stream import InputEnded
 
@@ -83,6 +82,7 @@ class SessionOptions(AdmissionOptions):
     """
 
     path: str = field(default="/ws.communication", validator=matching(r"/[!-~]*", 'a path that begins with "/"'))
+    sse_path: str = field(default="/events", validator=matching(r"(/[!-.0->@-~]+)*", 'a path, or ""'))
     subscriptions_max: int = field(default=16, validator=at_least(1))
     durables_per_user_max: int = field(default=PER_USER_MAX, validator=at_least(1))
     connect_timeout_s: float = field(default=10, validator=more_than(0))
@@ -275,6 +275,10 @@ class Conversation:
             requests = self._client.connection.receive(piece)
         except RemoteProtocolError as fault:
             requests, refused = fault.fulfilled, _after_fault(fault)
+        return await self.answer(requests) or refused
+
+    async def answer(self, requests: Iterable[Request]) -> DisconnectReason | None:
+        """Answer requests in order; return the disconnect reason if one of them ends the session."""
         answered = False
         for request in requests:
             if answered:
@@ -285,7 +289,7 @@ class Conversation:
             answered = isinstance(request, Subscribe) or (
                 not isinstance(request, Connect) and request.receipt is not None
             )
-        return refused
+        return None
 
     async def _answer(self, request: Request) -> DisconnectReason | None:
         match request:
@@ -321,7 +325,7 @@ class Conversation:
         if isinstance(user, Refusal):
             return await self._refuse(user)
         client.identify(user)
-        await client.stream.write(text_message(client.connection.connected()))
+        await self._send(client.connection.connected())
         if not authenticator.accepts(user):
             # They were revoked during the write, when only clients that were connected already were disconnected.
             return UNAUTHORIZED
@@ -465,8 +469,11 @@ class Conversation:
 
     async def _send_receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if receipt_id is not None:
-            client = self._client
-            await client.stream.write(text_message(client.connection.receipt(receipt_id, headers)))
+            await self._send(self._client.connection.receipt(receipt_id, headers))
+
+    async def _send(self, data: bytes) -> None:
+        if data:
+            await self._client.stream.write(data)
 
 
 def _after_fault(fault: RemoteProtocolError) -> DisconnectReason:

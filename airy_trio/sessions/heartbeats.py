@@ -23,7 +23,7 @@ from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.disconnects import SILENT, TOKEN_EXPIRED, UNANSWERED, reason_after
 from airy_trio.delivery.fanout import Senders
 from airy_trio.stomp.frames import HeartBeat
-from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
+from airy_trio.websocket.frames import EMPTY_PING
 
 # The resolution: a heart-beat is written up to this much early, a silent client is disconnected this much late.
 SLOT_S: Final = 0.1
@@ -89,7 +89,7 @@ class ClientTimers:
         if now < self.write_at:
             return True
         # Programs do not see a PING, so a client that expects heart-beats gets one together with it.
-        data = b"" if self.heartbeat.outgoing_s is None else HEART_BEAT
+        data = b"" if self.heartbeat.outgoing_s is None else client.connection.heart_beat()
         if now >= self.ping_at:
             self.pinged_at = now
             data += EMPTY_PING

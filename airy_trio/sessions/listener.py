@@ -231,7 +231,7 @@ class _Acceptor:
             slot = admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
             self._rejecting += 1
-            answer = refused.answer if self._rejecting <= self._rejections_max else b""
+            answer = refused.answer() if self._rejecting <= self._rejections_max else b""
             handshake_turn = partial(admission.handshakes.enter, _REJECTED)
             turn = partial(admission.fair_queue.enter, _REJECTED)
             self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answer, turn)

@@ -1,4 +1,4 @@
-"""One session: from an accepted transport, over the HTTP upgrade and the conversation, to the closed connection.
+"""One session: from an accepted transport, over the HTTP request and the conversation, to the closed connection.
 
 A session ends for exactly one reason. The conversation returns it, or any task disconnects the client with it; only the
 session sends it, and only the session closes the transport. An exception in a session ends that session and no other.
@@ -6,7 +6,8 @@ session sends it, and only the session closes the transport. An exception in a s
 Every step of closing has a time limit, so a peer cannot delay the end of its connection; a peer that does not take its
 disconnect reason in time is cut off (``abort``).
 
-One task reads the upgrade request and then the client's messages, and answers them. A connection takes 8.4 KiB, and
+One task reads the request and then the client's messages, and answers them. A request for an event stream is the only
+one of its connection; all that differs after it is the framing (``delivery.framing``). A connection takes 8.4 KiB, and
 2,281 clients connect in a second. When trio-websocket read the messages in a task of its own, it was 21.5 KiB and 1,300
 clients (5,000 clients, medians of three interleaved rounds; ``websockets``: 17.4 KiB and 2,170).
 """
@@ -21,11 +22,12 @@ from attrs import evolve
 
 from airy_trio.delivery.client import Client
 from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, TOO_SLOW, reason_after
+from airy_trio.delivery.framing import EventStreamFraming, StompFraming, requests_of
 from airy_trio.sessions.conversation import Conversation, Inbox, Services
-from airy_trio.stomp.connection import Connection
 from airy_trio.websocket.admission import ConnectionSlot
+from airy_trio.websocket.event_stream import StreamRequest, is_stream_path, later, preflight_answer, stream_in
 from airy_trio.websocket.fair_queue import Turn
-from airy_trio.websocket.frames import CLOSE_BYTES_MAX, close_frame, ends_with_close, text_message
+from airy_trio.websocket.frames import CLOSE_BYTES_MAX, ends_with_close
 from airy_trio.websocket.request import Request, RequestRefusedError, read_head, upgrade_in
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import HandshakeError, Transport
@@ -69,9 +71,9 @@ class Session:
         self._connections = connections
         self._turn = services.fair_queue.enter if slot is None else slot.turn
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)
-        connection = Connection(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
+        connection = StompFraming(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = Client(connection, stream, number=number, begun_at=trio.current_time(), slot=slot)
-        self.conversation: Conversation | None = None  # from the upgrade on
+        self.conversation: Conversation | None = None  # from the accepted request on
 
     async def run(self) -> None:
         """Serve the client until the connection is closed and the session's tasks have ended."""
@@ -93,7 +95,7 @@ class Session:
             client.disconnect(CONNECT_TIMEOUT)  # the first reason wins: without any, the deadline has passed
             await self._turn()  # many sessions may end at once
             self._release()
-            if self.conversation is None:  # there was no upgrade; an answer over HTTP must still reach the client
+            if self.conversation is None:  # no request was accepted; an answer over HTTP must still reach the client
                 orderly = client.reason is not None and client.reason.name == REFUSED.name
             else:
                 orderly = await self._close_handshake()
@@ -129,11 +131,11 @@ class Session:
             self._services.sampled_log.log("connection closed", refused or ended.token or ended.name, **fields)
 
     async def _open(self) -> None:
-        """Upgrade and begin the conversation; disconnect the client if there is no upgrade."""
+        """Accept the request and begin the conversation; disconnect the client if there is none."""
         client, services = self.client, self._services
         try:
             await client.stream.transport.handshake()
-            request = await self._upgrade()
+            request, wanted = await self._accept()
         except HandshakeError as error:
             services.sampled_log.log(
                 "TLS handshake failed", "TLS", session=client.session, address=client.address, reason=str(error)
@@ -145,33 +147,58 @@ class Session:
             prose = f"{refused.status.value}: {refused.words}"
             client.disconnect(evolve(REFUSED, prose=prose, details=refused.details))
             return
+        if wanted is not None and wanted.preflight:
+            await client.stream.write(preflight_answer(wanted.origin))
+            client.disconnect(evolve(REFUSED, prose="204: This was a preflight request."))
+            return
         client.stream.limit(BYTES_BEFORE_CONNECT_MAX)
         services.senders.register(client, self._connections)
+        receive = client.stream.receive if wanted is None else client.stream.receive_some
         # The request itself is not kept: it contains credentials.
-        self.conversation = Conversation(
+        conversation = self.conversation = Conversation(
             client,
             services,
-            Inbox(client.stream.receive, self._turn, bytes_max=services.options.frame_bytes_max),
+            Inbox(receive, self._turn, bytes_max=services.options.frame_bytes_max),
             turn=self._turn,
             upgrade_token=services.authenticator.token_of_upgrade(request.headers),
         )
+        if wanted is not None:
+            client.connection = EventStreamFraming(client.session, origin=wanted.origin, returning=wanted.returning)
+            await self._turn()  # as for the message with CONNECT
+            reason = await conversation.answer(requests_of(wanted, services.options.heartbeat_ms))
+            if reason is not None:
+                client.disconnect(reason)
 
-    async def _upgrade(self) -> Request:
-        """Read the upgrade request and answer it. Raises ``RequestRefusedError`` after a refusal was written."""
+    async def _accept(self) -> tuple[Request, StreamRequest | None]:
+        """Read the request and accept it: an upgrade, or an event stream, which is returned too.
+
+        Raises ``RequestRefusedError`` after a refusal was written.
+        """
         stream, slot, options = self.client.stream, self.client.slot, self._services.options
+        request: Request | None = None
+        wanted: StreamRequest | None = None
         try:
             request = await _read_request(stream)
+            if is_stream_path(request.path, options.sse_path):
+                wanted = stream_in(request, options.sse_path)
+                if slot is not None:
+                    slot.examine(request, wanted.host, wanted.origin)
+                return request, wanted
             if request.path != options.path:
                 raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
-            wanted = upgrade_in(request)
+            upgrade = upgrade_in(request)
             if slot is not None:
-                slot.examine(request, wanted)
+                slot.examine(request, upgrade.host, upgrade.origin)
         except RequestRefusedError as error:
-            await stream.write(error.answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
+            if wanted is not None and error.status is HTTPStatus.SERVICE_UNAVAILABLE:
+                answer = later(wanted.origin, error)
+            else:
+                answer = error.answer(empty=request is not None and request.method == "HEAD")
+            await stream.write(answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
             raise
-        subprotocol = next((known for known in SUBPROTOCOLS if known in wanted.subprotocols), None)
-        await stream.upgrade(wanted.answer(subprotocol), options.frame_bytes_max)
-        return request
+        subprotocol = next((known for known in SUBPROTOCOLS if known in upgrade.subprotocols), None)
+        await stream.upgrade(upgrade.answer(subprotocol), options.frame_bytes_max)
+        return request, None
 
     def _release(self) -> None:
         """Release everything that reads or writes for the client. Idempotent."""
@@ -182,7 +209,7 @@ class Session:
         self._services.wheel.forget(self.client)
 
     async def _close_handshake(self) -> bool:
-        """Send ERROR and Close frame and wait for the client's Close frame; False if the connection must be aborted.
+        """Send reason and end and wait for the client's Close frame; False if the connection must be aborted.
 
         Further input is dropped without being parsed: 100,000 small messages of ten clients each would otherwise use
         all of the processor.
@@ -193,12 +220,12 @@ class Session:
             return False
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             try:
-                if reason.token is not None:
-                    error = client.connection.error(reason.token, reason.prose, reason.receipt_id, reason.headers)
-                    await stream.write(text_message(error))
-                if reason.close_code is not None:
-                    await stream.close(close_frame(reason.close_code, reason.token or reason.name))
-                if not stream.ended:
+                if last_words := client.connection.last_words(reason):
+                    await stream.write(last_words)
+                end = client.connection.end(reason)
+                if end is not None:
+                    await stream.close(end)
+                if client.connection.answers_end and not stream.ended:
                     await read_to_end(stream.transport, self._turn, after=stream.unread, or_close=True)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False

@@ -25,6 +25,7 @@ from airy_trio.log.options import BUILT_IN, LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.websocket import admission
+from airy_trio.websocket.event_stream import is_stream_path
 
 if TYPE_CHECKING:
     from airy_trio.settings import Settings
@@ -263,6 +264,11 @@ def contradictions(settings: "Settings") -> Iterator[str]:
         yield (
             'auth.cookie, listener.allowed_origins: browsers send cookies from every page and "*" accepts every page, '
             "so any page that a user visits could read what that user may read"
+        )
+    if is_stream_path(listener.path, listener.sse_path):
+        yield (
+            f"listener.path, listener.sse_path: {listener.path} would be an event stream as well as the WebSocket; "
+            'change one of them, or set sse_path = ""'
         )
     yield from _worker_contradictions(listener, log, settings.admin)
     yield from _own_file_fault(database, log)

@@ -1,1 +1,1 @@
-"""The edge: sockets, TLS, framed streams, HTTP requests and admission."""
+"""The edge: sockets, TLS, framed streams, HTTP requests, event streams and admission."""

@@ -27,7 +27,7 @@ from attrs import Attribute, define, field, frozen
 
 from airy_trio.options import NotAllowedError, at_least, matching
 from airy_trio.websocket.fair_queue import HANDSHAKES_PER_PASS, FairQueue
-from airy_trio.websocket.request import Request, RequestRefusedError, Upgrade, quoted
+from airy_trio.websocket.request import Request, RequestRefusedError, quoted
 
 logger = structlog.get_logger(__name__)
 
@@ -210,11 +210,14 @@ class ConnectionSlot:
     counted_as: str | None = None
     subscriptions: int = 0
 
-    def examine(self, request: Request, upgrade: Upgrade) -> None:
-        """Admit the request. Raises ``RequestRefusedError`` if its Host, its Origin or a limit forbids it."""
+    def examine(self, request: Request, host: str, origin: str | None) -> None:
+        """Admit the request. Raises ``RequestRefusedError`` if its Host, its Origin or a limit forbids it.
+
+        The limits come last: their refusals may be shown to the page that has sent the request.
+        """
+        self.admission.rules.check(host, origin, loopback=self.loopback)
         if self.admission.suspended:
             raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The event store is unavailable.", _RETRY)
-        self.admission.rules.check(upgrade, loopback=self.loopback)
         if self.counted_as is None and self.address is not None:
             forwarded = request.headers.get("x-forwarded-for", ())
             client = self.admission.proxies.client_of(self.address, forwarded)
@@ -322,21 +325,21 @@ class OriginRules:
         self._origins = frozenset(ANY if origin == ANY else _parsed(origin) for origin in allowed_origins)
         self._console = console
 
-    def check(self, upgrade: Upgrade, *, loopback: bool) -> None:
-        """Raise ``RequestRefusedError`` if the request is not allowed. ``loopback``: see ``Admission.arrive``."""
-        authority = _AUTHORITY.fullmatch(upgrade.host)
+    def check(self, named_host: str, origin: str | None, *, loopback: bool) -> None:
+        """Raise ``RequestRefusedError`` if Host and Origin are not allowed. ``loopback``: see ``Admission.arrive``."""
+        authority = _AUTHORITY.fullmatch(named_host)
         if authority is None:
-            details = f"Host is {quoted(upgrade.host)}"
+            details = f"Host is {quoted(named_host)}"
             raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "The header host is not a host name.", details=details)
         host, port = _host(authority[1]), authority[2]
         if host not in self._hosts and not (is_loopback(host) if loopback else self._any_host):
-            details = f"Host is {quoted(upgrade.host)}; to allow it, add its name to listener.hosts"
+            details = f"Host is {quoted(named_host)}; to allow it, add its name to listener.hosts"
             raise RequestRefusedError(HTTPStatus.FORBIDDEN, "This host name is not allowed.", details=details)
-        if upgrade.origin is not None and not self._allows(upgrade.origin, host, port):
+        if origin is not None and not self._allows(origin, host, port):
             remedy = "to allow it, list it and all other allowed origins in listener.allowed_origins"
-            if _parsed(upgrade.origin) is None:
+            if _parsed(origin) is None:
                 remedy = "no setting allows this"
-            details = f"Origin is {quoted(upgrade.origin)}, Host is {quoted(upgrade.host)}; {remedy}"
+            details = f"Origin is {quoted(origin)}, Host is {quoted(named_host)}; {remedy}"
             raise RequestRefusedError(HTTPStatus.FORBIDDEN, "This origin is not allowed.", details=details)
 
     def _allows(self, origin: str, host: str, port: str | None) -> bool:

@@ -37,6 +37,8 @@ STATUSES: Final = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.FORBIDDEN,
     HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.REQUEST_URI_TOO_LONG,
     HTTPStatus.UPGRADE_REQUIRED,
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -45,7 +47,7 @@ STATUSES: Final = (
 
 
 class RequestRefusedError(Exception):
-    """The request is answered with ``status`` instead of an upgrade.
+    """The request is answered with ``status`` instead of an upgrade or an event stream.
 
     ``words`` are the body. They are from a small, fixed set, because the log counts refusals by them. ``headers`` are
     further headers of the response. ``details`` are for the log only: the setting or the value of a header that
@@ -59,21 +61,29 @@ class RequestRefusedError(Exception):
         self.details = details
         self.headers = headers
 
-    @property
-    def answer(self) -> bytes:
-        """The whole response, after which the connection is closed."""
-        body = f"{self.words}\n"
-        own = ("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
-        lines = (f"{name}: {value}\r\n" for name, value in (*own, *self.headers))
-        return f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n{''.join(lines)}\r\n{body}".encode("ascii")
+    def answer(self, *, empty: bool = False) -> bytes:
+        """Return the whole response, after which the connection is closed. ``empty``: to a HEAD."""
+        return response(self.status, self.words, *self.headers, empty=empty)
+
+
+def response(status: HTTPStatus, words: str, *headers: tuple[str, str], empty: bool = False) -> bytes:
+    """Return a whole response with a line of text, after which the connection is closed. ``empty``: to a HEAD."""
+    body = f"{words}\n"
+    own = ("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (*own, *headers))
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n{'' if empty else body}".encode("latin-1")
 
 
 @frozen
 class Request:
-    """A complete request. ``headers`` has the values of each header in order, by its name in lower case."""
+    """A complete request. ``headers`` has the values of each header in order, by its name in lower case.
+
+    ``query``: after the first question mark, or empty.
+    """
 
     method: str
     path: str
+    query: str = field(repr=False)  # a client may put anything there, even a token
     headers: Mapping[str, tuple[str, ...]] = field(repr=False)  # they hold credentials
 
     def one(self, name: str) -> str | None:
@@ -128,9 +138,11 @@ def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
     line = _REQUEST_LINE.match(data)
     if line is None:
         raise RequestRefusedError(_BAD, "This is not an HTTP/1.1 request that this server accepts.")
+    path, _, query = line[2].decode("ascii").partition("?")
     return Request(
         method=line[1].decode("ascii"),
-        path=line[2].partition(b"?")[0].decode("ascii"),
+        path=path,
+        query=query,
         headers=_headers(data[line.end() : end]),
     )
 

@@ -8,7 +8,7 @@ import pytest
 from bench.cases import Case, Results, Scale, main_cases
 from bench.chart import Line, Panel, svg
 from bench.pace import STRICT
-from bench.processes import AIRY, LIMIT, PEER, Contender
+from bench.processes import AIRY, LIMIT, PEER, STREAMS, Contender
 from bench.report import put_section, table, write
 from bench.targets import Row, rows
 
@@ -60,6 +60,7 @@ def test_every_case_meets_its_targets_in_a_perfect_run() -> None:
     assert [row for row in rows(results, scale) if row.title.startswith("gaps") and not row.met] == []
     results.add(case(AIRY), {**figures, "faults": 1.0})
     results.add(case(LIMIT), {**figures, "faults": 0.0})
+    results.add(case(STREAMS), {**figures, "faults": 0.0})
     results.add(case(PEER), {**figures, "faults": 0.0})
     assert [row.value for row in rows(results, scale) if row.title.startswith("gaps")] == [1.0]
 

@@ -47,10 +47,14 @@ def inbox(url: str) -> Pages:
 
 @define
 class Network:
-    """A TCP proxy: ``cut`` resets what is open and refuses what comes, until ``mend``."""
+    """A TCP proxy: ``cut`` resets what is open and refuses what comes, until ``mend``.
+
+    ``connections``: those that were passed on.
+    """
 
     port: int
     target: int = 0
+    connections: int = 0
     _open: set[trio.SocketStream] = field(factory=set)
     _cut: bool = False
 
@@ -71,6 +75,7 @@ class Network:
         except OSError:
             await trio.aclose_forcefully(client)
             return
+        self.connections += 1
         self._open |= {client, server}
         async with client, server, trio.open_nursery() as nursery:
             nursery.start_soon(_copy, client, server)

@@ -13,10 +13,10 @@ from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.framing import StompFraming
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
-from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
@@ -95,11 +95,12 @@ class Rig:
     frames: list[Frame] = field(factory=list)
     heart_beats: int = 0
     turns: int = 0
+    version: Version = Version.V1_2
     reader: Reader = field(factory=Reader)
 
     async def request(self, command: str, *headers: tuple[str, str]) -> DisconnectReason | None:
         """Send a frame from the client and wait for its answer; return the disconnect reason, if any."""
-        return await self.conversation.handle(encode(Frame(command, headers), self.client.connection.version))
+        return await self.conversation.handle(encode(Frame(command, headers), self.version))
 
     def read(self, bytes_max: int | None = None) -> list[Frame]:
         """Take bytes at the client and return the frames that they complete. PINGs are answered."""
@@ -164,7 +165,7 @@ class Delivery:
     ) -> Rig:
         """Connect one more client."""
         stream = FramedStream(transport, send_timeout_s=send_timeout_s)
-        client = Client(Connection(self.services.connections, "s1"), stream)
+        client = Client(StompFraming(self.services.connections, "s1"), stream)
         services = copy(self.services)
         services.replay = replay or ReplayOptions()
 
@@ -173,7 +174,7 @@ class Delivery:
             await trio.lowlevel.checkpoint()
 
         conversation = Conversation(client, services, Inbox(trio.sleep_forever, turn, bytes_max=0), turn=turn)
-        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
+        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders, version=version)
         self.rigs.append(rig)
         self.senders.register(client, self.nursery)
         await rig.request("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))

@@ -9,12 +9,13 @@ from trio.testing import MockClock
 
 from airy_trio.delivery.batches import BATCH_BYTES_MAX, SHARED_BATCHES_MAX, Batches
 from airy_trio.delivery.client import Client, Subscription, Window
+from airy_trio.delivery.framing import StompFraming
 from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Page
 from airy_trio.log.store import StateAt
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Subscribe
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
@@ -28,7 +29,7 @@ async def filled(count: int, *, size: int = 0, tail_events: int = 20_000) -> Eve
 
 
 def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode = AckMode.AUTO) -> Subscription:
-    connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
+    connection = StompFraming(ConnectionOptions(server="airy-trio/test"), "s1")
     connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
     connection.connected()
     (request,) = connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")

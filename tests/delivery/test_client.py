@@ -10,16 +10,17 @@ from hypothesis import given
 
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import Client, ClientState, Subscription, Window
+from airy_trio.delivery.framing import StompFraming
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.store import Position
 from airy_trio.log.tail import View
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.stream import FramedStream
 
 
 def client() -> Client:
-    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None))
+    return Client(StompFraming(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None))
 
 
 def subscribed(window: Window | None = None) -> Subscription:

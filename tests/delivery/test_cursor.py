@@ -13,6 +13,7 @@ from trio.testing import MockClock
 from airy_trio.delivery import fanout
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription, Window
+from airy_trio.delivery.framing import StompFraming
 from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log import reads
@@ -21,7 +22,7 @@ from airy_trio.log.event_log import STATE_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent, Position, PositionExpired, StateChange
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Frame, Subscribe
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
@@ -85,7 +86,7 @@ class Viewer:
         log = self.world.log
         if self.subscription is not None:
             log.detach(self.subscription.view, self.subscription)
-        connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
+        connection = StompFraming(ConnectionOptions(server="airy-trio/test"), "s1")
         connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
         connection.connected()
         [request] = connection.receive(f"SUBSCRIBE\nid:0\ndestination:/events\nack:{self.ack.value}\n\n\0".encode())

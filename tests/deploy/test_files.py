@@ -254,7 +254,8 @@ def test_settings_named_in_a_proxy_file_admit_its_clients(name: str) -> None:
     async def come() -> str:
         await trio.lowlevel.checkpoint()
         slot = admission.arrive("127.0.0.1", loopback=True)
-        slot.examine(request, upgrade_in(request))
+        upgrade = upgrade_in(request)
+        slot.examine(request, upgrade.host, upgrade.origin)
         return slot.name
 
     assert trio.run(come) == "192.0.2.1"

@@ -18,7 +18,9 @@ from attrs import frozen
 
 from airy_trio import app
 from airy_trio.testing.client import StompClient
+from tests.admin.serving import free_port
 from tests.application import Application
+from tests.event_stream import EventStream
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 HOST: Final = "127.0.0.1"
@@ -63,10 +65,8 @@ PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin"
 
 
 @asynccontextmanager
-async def proxied(
-    proxy: Proxy, folder: Path, address: app.Address
-) -> AsyncIterator[Callable[[], Awaitable[trio.abc.Stream]]]:
-    """Run a proxy before a server; gives what opens a stream to it."""
+async def proxied(proxy: Proxy, folder: Path, server: int) -> AsyncIterator[Callable[[], Awaitable[trio.abc.Stream]]]:
+    """Run a proxy before the port of a server; gives what opens a stream to it."""
     authority = trustme.CA()
     certificate = authority.issue_cert(NAME)
     certificate.private_key_pem.write_to_path(folder / "privkey.pem")
@@ -77,7 +77,7 @@ async def proxied(
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
     port = listener.socket.getsockname()[1]
     await listener.aclose()
-    command = [shutil.which(proxy.program, path=PATH) or "", *proxy.configure(folder, port, address.port)]
+    command = [shutil.which(proxy.program, path=PATH) or "", *proxy.configure(folder, port, server)]
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": PATH}
     )
@@ -110,7 +110,7 @@ async def test_events_arrive_through_a_proxy(proxy: Proxy, sqlite_application: A
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
             address: app.Address = await nursery.start(app.serve, settings)
-            async with proxied(proxy, folder, address) as dial, StompClient(await dial()) as client:
+            async with proxied(proxy, folder, address.port) as dial, StompClient(await dial()) as client:
                 await client.upgrade(NAME)
                 await client.connect()
                 await client.subscribe(headers=[("replay", "none")])
@@ -118,3 +118,41 @@ async def test_events_arrive_through_a_proxy(proxy: Proxy, sqlite_application: A
                 assert f'"id":"{proxy.program}"'.encode() in (await client.receive()).body
                 await client.disconnect()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.program)
+async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
+    """Events arrive at once. While the server is away or at its limit, an ``EventSource`` gets a stream that ends."""
+    if shutil.which(proxy.program, path=PATH) is None:
+        pytest.skip(f"{proxy.program} is not installed")
+    listener = f'port = {free_port()}\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\nconnections_max = 1\n'
+    settings = sqlite_application.migrate(f"[listener]\n{listener}heartbeat_ms = 500\n")
+    folder = tmp_path / proxy.program
+    folder.mkdir()
+    names = [f"{proxy.program}{number}" for number in range(3)]
+    async with proxied(proxy, folder, settings.listener.port) as dial:
+        with trio.fail_after(TIMEOUT_S):
+            await assert_later(dial)  # the server is away
+            async with trio.open_nursery() as nursery, await dial() as stream:
+                await nursery.start(app.serve, settings)
+                found = await EventStream(stream).request("/events/tag.updated?replay=none", host=NAME)
+                assert (found.status, found.headers["content-type"]) == (200, "text/event-stream")
+                await found.subscribed()
+                for name in names:
+                    sqlite_application.tag(name)
+                    assert (await found.receive()).json["payload"]["id"] == name
+                await assert_later(dial)  # the server is at its limit
+                with trio.move_on_after(1.5):
+                    await found.receive()
+                assert found.parser.comments > 0
+                nursery.cancel_scope.cancel()
+
+
+async def assert_later(dial: Dial) -> None:
+    """The proxy answers with a stream that ends, and does so on its own."""
+    async with await dial() as stream:
+        later = await EventStream(stream).request("/events", host=NAME)
+        assert (later.status, later.headers["content-type"]) == (200, "text/event-stream")
+        with pytest.raises(EOFError):
+            await later.receive()
+        assert (later.parser.retry, later.parser.comments) == (5000, 0)

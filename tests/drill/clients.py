@@ -1,19 +1,28 @@
 """Clients that lose their connection again and again, and resume on any node that listens."""
 
 import random
+from collections.abc import Callable
 
+import h11
 import trio
 from attrs import define, field
 
+from airy_trio import client as library
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, Rejected, StompClient, connect
+from tests.clients.page import Network, network
 from tests.drill.nodes import Nodes, listens
 from tests.e2e.route import HOST, Event, event_of
+from tests.event_stream import requesting
 
 RETRY_S = 0.01
 STAY_MAX_S = 2.0
 FORGETS = 0.5
 """How often a client that builds a table begins anew, instead of continuing."""
+STAY_SHORT_MAX_S = 0.15
+STAY_OF_LIBRARY_MAX_S = 1.0  # it makes a pause before it connects
+CUT_AFTER_ONE_EVENT_IN = 5
+EVENTS_MAX = 20  # that a client reads before it disconnects
 ACKNOWLEDGED_ONCE_IN = 10
 CONFIRMED_SHARE = 0.3
 TOKEN = "s3cret"
@@ -61,6 +70,12 @@ class Resuming:
         except _DISCONNECTED:
             self.refused += 1
             await trio.sleep(RETRY_S)
+
+    async def resume_until(self, enough: Callable[[], bool]) -> None:
+        """Connect and read a little, again and again."""
+        while not enough():
+            with trio.move_on_after(self.random.uniform(0, STAY_SHORT_MAX_S)):  # in the middle of anything
+                await self.receive(self.random.randrange(EVENTS_MAX))
 
     async def follow(self) -> None:
         """Receive until the end of the drill."""
@@ -129,6 +144,86 @@ class Building:
         else:
             self.table[event.payload["id"]] = event.payload["name"]
         self.ended = event.is_end
+
+
+class StreamResuming(Resuming):
+    """A reader of event streams."""
+
+    async def receive(self, at_most: int | None = None) -> None:
+        """See ``Resuming.receive``."""
+        node = self.random.choice(await self.nodes.wait(listens))
+        headers = [("Last-Event-ID", self.position)] if self.position else []
+        try:
+            async with requesting(node.port, "/events?replay=none", headers=headers) as stream:
+                subscribed = await stream.subscribed()
+                if self.position:
+                    assert subscribed == {"resume": "resumed", "position": self.position}
+                    self.resumes += 1
+                self.position = subscribed["position"]
+                while not self.ended and (at_most is None or at_most > 0):
+                    event = await stream.receive()
+                    assert event.type == "message", event
+                    self._take(Event(event.id, event.data))
+                    at_most = None if at_most is None else at_most - 1
+        except (OSError, EOFError, h11.RemoteProtocolError, trio.BrokenResourceError):
+            self.refused += 1
+            await trio.sleep(RETRY_S)
+
+
+@define
+class LibraryResuming(Resuming):
+    """``airy_trio.client`` over connections that are cut again and again: it reconnects and resumes by itself.
+
+    Is also the store of its position. ``resumes``: how often an event came over another connection than the one before.
+    """
+
+    async def resume_until(self, enough: Callable[[], bool]) -> None:
+        """Receive over connections of random length."""
+        async with network() as link, trio.open_nursery() as nursery:
+            await self._cut(link)
+            nursery.start_soon(self._cut_repeatedly, link)
+            await self._follow(link, enough, cuts=True)
+            nursery.cancel_scope.cancel()
+
+    async def follow(self) -> None:
+        """See ``Resuming.follow``."""
+        async with network() as link:
+            link.target = self.random.choice(await self.nodes.wait(listens)).port
+            await self._follow(link, lambda: self.ended, cuts=False)
+
+    async def load(self) -> str | None:
+        """See ``PositionStore.load``."""
+        await trio.lowlevel.checkpoint()
+        return self.position or None
+
+    async def save(self, position: str) -> None:
+        """See ``PositionStore.save``: where it starts. Of every event it keeps the position itself."""
+        await trio.lowlevel.checkpoint()
+        self.position = self.position or position
+
+    async def _cut(self, link: Network) -> None:
+        await link.cut()
+        link.target = self.random.choice(await self.nodes.wait(listens)).port
+        link.mend()
+        self.refused += 1
+
+    async def _cut_repeatedly(self, link: Network) -> None:
+        while True:
+            await trio.sleep(self.random.uniform(0, STAY_OF_LIBRARY_MAX_S))  # in the middle of anything
+            await self._cut(link)
+
+    async def _follow(self, link: Network, enough: Callable[[], bool], *, cuts: bool) -> None:
+        before = 0
+        async with library.open(f"ws://{HOST}:{link.port}") as inbox:
+            async for event in inbox.events("/events", position=self):
+                assert isinstance(event, library.Event), event
+                self.resumes += link.connections > before > 0
+                before = link.connections
+                self._take(Event(event.position, event.body.decode()))
+                if enough():
+                    return
+                if cuts and self.random.randrange(CUT_AFTER_ONE_EVENT_IN) == 0:
+                    await self._cut(link)
 
 
 @define

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from airy_trio import client as library
 from tests.application import Application
-from tests.drill.clients import Resuming
+from tests.drill.clients import RETRY_S, LibraryResuming, Resuming, StreamResuming
 from tests.drill.log_check import examine, sql_log
 from tests.drill.nodes import ROOT, Nodes, listens, records
 from tests.e2e.route import END, configure
@@ -21,18 +22,9 @@ RESUMES = int(os.environ.get("DRILL_RESUMES", "2000"))
 RESUMES_PER_S_MIN = 15
 END_S = 60.0
 CLIENTS = 8
-EVENTS_MAX = 20  # that a client reads before it disconnects
 CALM_S = 1.0  # between two kills
-STAY_MAX_S = 0.15
 SEED = 5
 MORE = "connect_timeout_s = 20\n[events]\ndeletes = true\n"
-
-
-async def resume_repeatedly(client: Resuming, clients: list[Resuming]) -> None:
-    """Connect and read a little, again and again, until all clients together have resumed often enough."""
-    while sum(each.resumes for each in clients) < RESUMES:
-        with trio.move_on_after(client.random.uniform(0, STAY_MAX_S)):  # in the middle of anything
-            await client.receive(client.random.randrange(EVENTS_MAX))
 
 
 async def kill_in_turn(nodes: Nodes) -> None:
@@ -46,10 +38,20 @@ async def kill_in_turn(nodes: Nodes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(RESUMES / RESUMES_PER_S_MIN + 2 * END_S)
-async def test_resuming_clients_receive_everything_once(postgres_application: Application, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Resuming, StreamResuming, LibraryResuming])
+async def test_resuming_clients_receive_everything_once(
+    kind: type[Resuming], postgres_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Made for programs that run for days. Here the pause between two connections would take most of the time.
+    monkeypatch.setattr(library, "RETRY_FIRST_S", RETRY_S)
+    monkeypatch.setattr(library, "RETRY_MAX_S", 2 * RETRY_S)
     nodes = Nodes(configure(postgres_application, tmp_path, MORE))
-    clients = [Resuming(nodes, random.Random(SEED + number)) for number in range(CLIENTS)]
+    clients = [kind(nodes, random.Random(SEED + number)) for number in range(CLIENTS)]
     load = [sys.executable, "-m", "tests.drill.load", postgres_application.url, str(SEED), "1", "0.05"]
+
+    def enough() -> bool:
+        return sum(client.resumes for client in clients) >= RESUMES and all(node.lives > 1 for node in nodes.all)
+
     begun_at = trio.current_time()
     with trio.fail_after(RESUMES / RESUMES_PER_S_MIN + END_S):
         async with trio.open_nursery() as living:
@@ -61,7 +63,7 @@ async def test_resuming_clients_receive_everything_once(postgres_application: Ap
                     killing.start_soon(kill_in_turn, nodes)
                     async with trio.open_nursery() as resuming:
                         for client in clients:
-                            resuming.start_soon(resume_repeatedly, client, clients)
+                            resuming.start_soon(client.resume_until, enough)
                     killing.cancel_scope.cancel()
                 assert await writers.terminate() == 0, writers.err.all
             await trio.to_thread.run_sync(partial(postgres_application.tag, END))
@@ -77,8 +79,7 @@ async def test_resuming_clients_receive_everything_once(postgres_application: Ap
         f"{sum(node.lives for node in nodes.all)} starts of nodes, {len(log.events)} events, "
         f"{sum(len(c.events) for c in clients)} received in {trio.current_time() - begun_at:.0f} s\n"
     )
-    assert resumes >= RESUMES
-    assert all(node.lives > 1 for node in nodes.all)
+    assert enough()
     assert (findings.lost, findings.reordered, findings.holes) == ([], [], [])
     for client in clients:
         assert len(client.events) > CLIENTS

@@ -17,6 +17,7 @@ from tests.application import Application
 from tests.certificates import Files, issue, trusting
 from tests.clients.client_processes import client
 from tests.clients.matrix import CLIENTS, Capability, RealClient
+from tests.event_stream import EventStream
 from tests.processes import Server, run, server
 
 TIMEOUT_S = 40.0
@@ -260,3 +261,23 @@ async def test_check_and_start_report_the_same_faults(sqlite_application: Applic
         assert told.code == 1
         assert f"airy-trio: {missing(files)}\n" in told.err
         assert "Traceback" not in told.err
+
+
+async def test_event_stream_over_tls(sqlite_application: Application, tmp_path: Path) -> None:
+    async with speaking_tls(sqlite_application, tmp_path, "heartbeat_ms = 500\n") as (serving, _, _):
+        raw = await trio.open_tcp_stream("localhost", serving.port)
+        async with trio.SSLStream(raw, trusting(), server_hostname="localhost") as stream:
+            events = await EventStream(stream).request("/events?replay=none", host="localhost")
+            await events.subscribed()
+            for number in range(EVENTS):
+                sqlite_application.tag(f"t{number}")
+            assert [(await events.receive()).json["payload"]["id"] for _ in range(EVENTS)] == [
+                f"t{number}" for number in range(EVENTS)
+            ]
+            with trio.move_on_after(1.2):
+                await events.receive()
+            assert events.parser.comments > 0
+            serving.process.terminate()
+            assert (await events.receive()).json["token"] == "503-shutting-down"
+            with pytest.raises(EOFError):  # and not `trio.BrokenResourceError`: TLS was closed in order
+                await events.receive()

@@ -46,7 +46,9 @@ def mark(token: str, *, ended: bool = False) -> Backfill:
 
 
 def whole(made: StateChange) -> set[str]:
-    return set(Marks.parse(made.marks).whole)
+    marks = Marks.parse(made.marks)
+    assert marks is not None
+    return set(marks.whole)
 
 
 def stored(made: StateChange) -> StoredState:

@@ -13,6 +13,7 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.fanout import Senders
+from airy_trio.delivery.framing import StompFraming
 from airy_trio.sessions.heartbeats import (
     PING_EVERY_S,
     SLOT_S,
@@ -20,7 +21,7 @@ from airy_trio.sessions.heartbeats import (
     ClientTimers,
     TimerWheel,
 )
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
@@ -51,7 +52,7 @@ def timers_of(
     incoming_s: float | None = None,
     turn: Turn = trio.lowlevel.checkpoint,
 ) -> ClientTimers:
-    connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
+    connection = StompFraming(ConnectionOptions(server="airy-trio/test"), "s1")
     stream = FramedStream(transport, send_timeout_s=10, turn=turn)
     client = Client(connection, stream, state=ClientState.LIVE)
     return ClientTimers(client, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))

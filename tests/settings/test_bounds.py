@@ -47,6 +47,7 @@ TEXTS = [
     ("admin.host", ["::1", "127.0.0.2", "localhost"], ["", " ", "a b"]),  # others need a token: test_sections
     ("admin.websocket_url", ["", "wss://airy.example/ws", "ws://[::1]:8080/"], ["airy.example", "a b", "/ws"]),
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
+    ("listener.sse_path", ["", "/events", "/a/b"], ["/", "events", "/a/", "/a//b", "/a b"]),
     ("listener.tls_certificate", [""], ["-----BEGIN CERTIFICATE-----"]),
     ("auth.mode", ["none"], ["", "None", "JWT"]),
     # Other names need mode = "jwt": test_credentials.

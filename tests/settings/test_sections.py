@@ -56,3 +56,11 @@ def test_admin_token_that_cannot_be_sent_or_is_short(token: str) -> None:
 def test_invalid_number_of_workers(workers: object) -> None:
     (reported,) = faults(f"[listener]\nworkers = {workers}")
     assert reported.startswith("listener.workers: found ")
+
+
+@pytest.mark.parametrize("path, sse_path", [("/events", "/events"), ("/events/ws", "/events"), ("/a/b", "/a")])
+def test_websocket_and_event_streams_have_different_paths(path: str, sse_path: str) -> None:
+    (reported,) = faults(f'[listener]\npath = "{path}"\nsse_path = "{sse_path}"')
+    assert reported.startswith(f"listener.path, listener.sse_path: {path} would be an event stream as well")
+    assert parse(f'{URL}[listener]\npath = "{path}"\nsse_path = ""', {}).listener.sse_path == ""
+    assert parse(f'{URL}[listener]\npath = "{path}s"\nsse_path = "{path}"', {}).listener.sse_path == path

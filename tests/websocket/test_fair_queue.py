@@ -16,6 +16,7 @@ from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue
 from tests.delivery.rig import rigged
+from tests.event_stream import EventStream
 from tests.sessions.serving import open_log, serving
 
 
@@ -248,6 +249,20 @@ async def test_each_message_takes_a_turn(together: int, monkeypatch: pytest.Monk
         for _ in range(together):
             assert (await client.receive()).command == "RECEIPT"
         assert turns["taken"] == together
+
+
+async def test_request_for_events_takes_two_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Counter[str]()
+    enter = FairQueue.enter
+
+    async def noted(fair_queue: FairQueue, address: str = "") -> None:
+        turns["taken"] += 1
+        await enter(fair_queue, address)
+
+    monkeypatch.setattr(FairQueue, "enter", noted)
+    async with serving(listen=False) as server:
+        await (await EventStream(server.plug().client.stream).request()).subscribed()
+        assert turns["taken"] == 2  # to read it, and to start the subscription
 
 
 async def test_large_message_is_handled_in_pieces() -> None:

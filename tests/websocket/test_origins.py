@@ -3,7 +3,7 @@
 import pytest
 
 from airy_trio.websocket.admission import Console, OriginRules, is_loopback
-from airy_trio.websocket.request import RequestRefusedError, Upgrade
+from airy_trio.websocket.request import RequestRefusedError
 from tests.settings.reading import fault, read
 
 CONSOLE = Console("127.0.0.1", range(8081, 8083))
@@ -11,7 +11,7 @@ CONSOLE = Console("127.0.0.1", range(8081, 8083))
 
 def status(rules: OriginRules, host: str, origin: str | None, *, loopback: bool) -> int:
     try:
-        rules.check(Upgrade(host, origin, "", ()), loopback=loopback)
+        rules.check(host, origin, loopback=loopback)
     except RequestRefusedError as refused:
         return refused.status.value
     return 0
@@ -132,10 +132,10 @@ def test_refusal_names_host_origin_and_setting_to_the_log_alone(
 ) -> None:
     rules = OriginRules(host="127.0.0.1", hosts=["chat"], allowed_origins=allowed)
     with pytest.raises(RequestRefusedError) as caught:
-        rules.check(Upgrade(host, origin, "", ()), loopback=True)
+        rules.check(host, origin, loopback=True)
     assert str(caught.value).startswith(f"{caught.value.status.value}: {caught.value.words} {details}")
     assert len(str(caught.value)) < 1300
-    assert b" is '" not in caught.value.answer
+    assert b" is '" not in caught.value.answer()
 
 
 @pytest.mark.parametrize(

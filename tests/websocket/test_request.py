@@ -169,7 +169,7 @@ def test_request_that_is_not_for_a_websocket_is_refused(changed: dict[str, str |
 def test_the_answer_to_another_version_names_ours() -> None:
     with pytest.raises(RequestRefusedError) as caught:
         upgrade_in(read(head(changed={"Sec-WebSocket-Version": "8"})))
-    assert b"\r\nSec-WebSocket-Version: 13\r\n" in caught.value.answer
+    assert b"\r\nSec-WebSocket-Version: 13\r\n" in caught.value.answer()
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "OPTIONS", "CONNECT", "DELETE"])
@@ -239,7 +239,7 @@ def test_answer_is_a_complete_response() -> None:
     reader = h11.Connection(h11.CLIENT)
     reader.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     reader.send(h11.EndOfMessage())
-    reader.receive_data(caught.value.answer)
+    reader.receive_data(caught.value.answer())
     reader.receive_data(b"")
     events = []
     while not isinstance(event := reader.next_event(), h11.ConnectionClosed):

@@ -1,0 +1,245 @@
+"""The two ways to write to a client: STOMP in a WebSocket, and an event stream over HTTP.
+
+Both read the same cursors. Fan-out, send tasks and shared batches handle complete octets, and the octets of a
+subscription follow from its ``prefix`` and the event: subscriptions of both ways never have the same prefix, so they
+never share a batch. What differs is in this module: the octets of an event, of the answers to requests, of a heart-beat
+and of the end.
+
+A request for an event stream is CONNECT and SUBSCRIBE in one. Its answer begins with the first of: the subscription has
+started, a heart-beat is due (the store is unavailable), the session ends. Until then it may become a refusal by status:
+
+    reconnect, in the catalogue         before the stream has begun             within the stream
+    --------------------------------    ------------------------------------    -------------------
+    yes, later                          a stream with ``event: disconnect``     ``event: disconnect``
+    with new credentials                401                                     ``event: disconnect``
+    no                                  the number of the token, such as 403;   ``event: disconnect``
+                                        204 for a client that has had a stream
+
+Any status but 200 ends an ``EventSource`` for good. Some other clients come back after 403, but all stop at 204, which
+the HTML standard names for this. The answer for a client that asks for the first time is the one that says more.
+"""
+
+import json
+import random
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final, NoReturn, Protocol
+
+from airy_trio.delivery.disconnects import PROTOCOL_ERROR, DisconnectReason, Reconnect
+from airy_trio.events.destinations import ROOT
+from airy_trio.log.store import StoredEvent
+from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.encoder import EOL, NUL, header, message_head
+from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.stomp.frames import AckMode, Connect, HeartBeat, Request, Subscribe, Version
+from airy_trio.websocket.event_stream import (
+    COMMENT,
+    StreamRequest,
+    event,
+    named_event,
+    no_content,
+    sharing,
+    stream_head,
+)
+from airy_trio.websocket.frames import HEART_BEAT, close_frame, text_message
+from airy_trio.websocket.request import response
+
+# The header line of the MESSAGE that completes the current state; an event stream has an event of its own after it.
+STATE_COMPLETE: Final = header("state", "complete", None)
+# The one prefix of all event streams, because their events depend on nothing but the event. No MESSAGE begins like it.
+STREAM_PREFIX: Final = b"id: "
+# The time until a client reconnects. Each is told another one, so that all clients of a server do not come at once.
+RETRY_MS_MIN: Final = 1000
+RETRY_MS_MAX: Final = 3000
+# The subscription of an event stream; the number of a subscription to `Conversation`.
+_NUMBER: Final = 1
+_COMPLETE: Final = b'{"state":"complete"}'
+_CHALLENGE: Final = ("WWW-Authenticate", "Bearer")
+
+
+class Framing(Protocol):
+    """How the octets of one client are read and written. Sans-IO.
+
+    ``session``: the name of the session. ``answers_end``: the client answers the server's end with one of its own.
+    """
+
+    session: str
+    answers_end: bool
+
+    def receive(self, data: bytes) -> list[Request]:
+        """Return the requests in a piece of input. Raises ``RemoteProtocolError``."""
+        ...
+
+    def connected(self) -> bytes:
+        """Accept CONNECT; return the octets for it, which may be none."""
+        ...
+
+    def message_prefix(self, request: Subscribe) -> bytes:
+        """Return what the octets of a subscription's events depend on, besides the event."""
+        ...
+
+    def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+        """Encode the answer to a request that has taken effect. ``headers``: of that to a SUBSCRIBE (wire contract)."""
+        ...
+
+    def message_ack(self, number: int, message_id: str) -> bytes:
+        """Encode the header line with the ack id of an event."""
+        ...
+
+    def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
+        """Encode an event of a subscription. ``headers``: further header lines."""
+        ...
+
+    def heart_beat(self) -> bytes:
+        """Encode a heart-beat, which is then written at once."""
+        ...
+
+    def last_words(self, reason: DisconnectReason) -> bytes:
+        """Encode the reason for the client; empty if there is nothing to say. Call it once."""
+        ...
+
+    def end(self, reason: DisconnectReason) -> bytes | None:
+        """Encode the end of the stream; None if it has none."""
+        ...
+
+
+class StompFraming(Connection):
+    """STOMP, with each frame in a WebSocket message of its own."""
+
+    __slots__ = ()
+    answers_end = True
+
+    def connected(self) -> bytes:
+        """See ``Framing.connected``."""
+        return text_message(super().connected())
+
+    def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+        """See ``Framing.receipt``."""
+        return text_message(super().receipt(receipt_id, headers))
+
+    def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
+        """See ``Framing.message``."""
+        head = message_head(message_id, len(stored.body), truncated=stored.truncated)
+        return text_message(b"".join((prefix, head, headers, EOL, stored.body, NUL)))
+
+    def heart_beat(self) -> bytes:
+        """See ``Framing.heart_beat``."""
+        return HEART_BEAT
+
+    def last_words(self, reason: DisconnectReason) -> bytes:
+        """See ``Framing.last_words``: an ERROR."""
+        if reason.token is None:
+            return b""
+        return text_message(self.error(reason.token, reason.prose, reason.receipt_id, reason.headers))
+
+    def end(self, reason: DisconnectReason) -> bytes | None:
+        """See ``Framing.end``: a Close frame."""
+        return None if reason.close_code is None else close_frame(reason.close_code, reason.token or reason.name)
+
+
+class EventStreamFraming:
+    """Server-Sent Events: the response to a request that an admission has accepted.
+
+    ``origin`` and ``returning``: see ``StreamRequest``. The request itself is not kept: it may be large.
+    """
+
+    __slots__ = ("_begun", "_origin", "_returning", "session")
+    answers_end = False
+
+    def __init__(self, session: str, *, origin: str | None, returning: bool) -> None:
+        self.session = session
+        self._origin = origin
+        self._returning = returning
+        self._begun = False  # whether the head of the stream was encoded
+
+    def receive(self, data: bytes) -> NoReturn:
+        """See ``Framing.receive``. Nothing may follow the request: the response never ends before the connection."""
+        del data
+        raise RemoteProtocolError(PROTOCOL_ERROR.token or "", "Nothing may follow a request for events.")
+
+    def connected(self) -> bytes:
+        """See ``Framing.connected``: the subscription may still be refused by status."""
+        return b""
+
+    def message_prefix(self, request: Subscribe) -> bytes:
+        """See ``Framing.message_prefix``."""
+        del request
+        return STREAM_PREFIX
+
+    def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+        """See ``Framing.receipt``: the first event. Its reader can resume at its position from then on."""
+        del receipt_id
+        facts = dict(headers)
+        return self._head() + named_event("subscribed", _json(facts.items()), facts["position"])
+
+    def message_ack(self, number: int, message_id: str) -> bytes:
+        """See ``Framing.message_ack``: no event is acknowledged."""
+        del number, message_id
+        return b""
+
+    def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
+        """See ``Framing.message``."""
+        del prefix
+        completes = STATE_COMPLETE in headers
+        return event(message_id, stored.body) + (named_event("state", _COMPLETE) if completes else b"")
+
+    def heart_beat(self) -> bytes:
+        """See ``Framing.heart_beat``: a comment."""
+        return self._head() + COMMENT
+
+    def last_words(self, reason: DisconnectReason) -> bytes:
+        """See ``Framing.last_words``, and the table at the top of this module."""
+        if reason.token is None:
+            return b""
+        if not self._begun and reason.reconnect in (Reconnect.NO, Reconnect.WITH_CREDENTIALS):
+            return self._refusal(reason)
+        return self._head() + named_event("disconnect", _json((("token", reason.token), ("reason", reason.prose))))
+
+    def end(self, reason: DisconnectReason) -> bytes | None:
+        """See ``Framing.end``: the end of the connection is that of the stream."""
+        del reason
+        return b""
+
+    def _head(self) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        return stream_head(self._origin, random.randint(RETRY_MS_MIN, RETRY_MS_MAX))  # noqa: S311 - no secret
+
+    def _refusal(self, reason: DisconnectReason) -> bytes:
+        shared = sharing(self._origin)
+        if reason.reconnect is Reconnect.NO and self._returning:
+            return no_content(*shared)
+        status = HTTPStatus(int((reason.token or "")[:3]))
+        challenge = (_CHALLENGE,) if status is HTTPStatus.UNAUTHORIZED else ()
+        return response(status, f"{reason.token}: {reason.prose}", *challenge, *shared)
+
+
+def requests_of(wanted: StreamRequest, heartbeat_ms: int) -> tuple[Connect, Subscribe]:
+    """Return what a request for an event stream asks for. ``heartbeat_ms``: of the server; 0: none.
+
+    The client sends nothing, for as long as it likes. The system notices when it vanishes.
+    """
+    connect = Connect(
+        version=Version.V1_2,
+        login=None,
+        passcode=None,
+        authorization=None,
+        heartbeat=HeartBeat(outgoing_s=heartbeat_ms / 1000 or None, incoming_s=float("inf")),
+    )
+    subscribe = Subscribe(
+        number=_NUMBER,
+        id=None,
+        destination=ROOT + wanted.path,
+        ack=AckMode.AUTO,
+        prefetch=0,
+        last_event_id=wanted.last_event_id,
+        replay=wanted.replay,
+        durable=None,
+        receipt="",
+    )
+    return connect, subscribe
+
+
+def _json(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return json.dumps(dict(pairs), separators=(",", ":")).encode()
