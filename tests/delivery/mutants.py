@@ -25,7 +25,7 @@ from airy_trio.sessions.conversation import Conversation
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import SocketTransport
-from tests.delivery import test_batches, test_client, test_fanout, test_sender
+from tests.delivery import test_batches, test_client, test_fanout, test_sender, test_state
 from tests.delivery.test_schedules import run_schedule
 from tests.log import test_reads
 from tests.websocket import test_stream, test_transport
@@ -160,6 +160,14 @@ MUTANTS = (
         "events of a batch in another order", Batches, "_join", "for event in events:", "for event in [*events][::-1]:"
     ),
 )
+
+
+async def with_small_pages(test: Callable[..., Awaitable[None]], *arguments: Any) -> None:  # noqa: ANN401 - any test's
+    with pytest.MonkeyPatch.context() as patch:
+        test_state.make_pages_small(patch)
+        if "monkeypatch" in inspect.signature(test).parameters:
+            arguments = (*arguments, patch)
+        await test(*arguments)
 
 
 DIRECTED = (
@@ -305,6 +313,78 @@ DIRECTED = (
     (
         Mutant("a page reaches beyond the head", Reads, "_read", "if event.offset <= head.offset", "if True"),
         lambda _clock: test_reads.test_a_page_ends_at_the_head_of_this_node(),
+    ),
+    (
+        Mutant("the fan-out forgets the state", FanOut, "serve", "subscription.state is None and", ""),
+        test_state.test_fan_out_sends_nothing_before_the_state,
+    ),
+    (
+        Mutant("the send task forgets the state", fanout, "_serve", "subscription.state is not None or", ""),
+        partial(with_small_pages, test_state.test_state_is_sent_in_pages, 5),
+    ),
+    (
+        Mutant("a state completed twice", fanout, "_send_one", "subscription.state is not None and", ""),
+        partial(with_small_pages, test_state.test_growth_during_the_state_completes_it_once),
+    ),
+    (
+        Mutant(
+            "a state whose last event has gone is never complete",
+            fanout,
+            "_send_one",
+            "subscription.resume_header += STATE_COMPLETE",
+            "pass",
+        ),
+        partial(with_small_pages, test_state.test_last_event_that_is_superseded_between_pages),
+    ),
+    (
+        Mutant("every page completes the state", Batches, "of_page", "last if page.completes_state else None", "last"),
+        partial(with_small_pages, test_state.test_state_is_sent_in_pages, 5),
+    ),
+    (
+        Mutant("a state without an end", Subscription, "commit", "self._leave_state()", "pass"),
+        partial(with_small_pages, test_state.test_growth_during_the_state_completes_it_once),
+    ),
+    (
+        Mutant("a state whose last event has gone has no end", Subscription, "skip_to", "self._leave_state()", "pass"),
+        lambda _clock: test_batches.test_a_cursor_leaves_the_state_at_its_end(),
+    ),
+    (
+        Mutant("no look at the event after a page", Reads, "_read_state", "del found[-1]", "pass"),
+        partial(with_small_pages, test_state.test_state_is_sent_in_pages, 3),
+    ),
+    (
+        Mutant(
+            "a large event is never the last",
+            Reads,
+            "_read_state",
+            "elif await self._store.current(state, after.at(found[0].offset), 1, destination, bytes_max=1):",
+            "else:",
+        ),
+        partial(test_state.test_large_events_fill_pages, 2),
+    ),
+    (
+        Mutant("a page of the log for the state", Reads, "page", "and page.state == state", ""),
+        partial(with_small_pages, test_state.test_pages_of_the_state_are_no_pages_of_the_log),
+    ),
+    (
+        Mutant(
+            "a position within the state expires",
+            fanout,
+            "_has_expired",
+            "position if subscription.state is None else subscription.state.until",
+            "position",
+        ),
+        partial(with_small_pages, test_state.test_position_below_the_floor_does_not_expire_within_the_state),
+    ),
+    (
+        Mutant(
+            "the end of the state never expires",
+            fanout,
+            "_has_expired",
+            "if reached.epoch != floor.epoch or",
+            "if subscription.state is not None or reached.epoch != floor.epoch or",
+        ),
+        partial(with_small_pages, test_state.test_end_of_the_state_below_the_floor_expires),
     ),
     (
         Mutant("never live again", Client, "catch_up", "self.stream.transport.pending", "True"),

@@ -133,6 +133,17 @@ async def test_the_last_message_of_the_state_says_that_it_is_complete(ack: AckMo
     assert (subscription.position, subscription.state) == (log.head.at(5), None)
 
 
+async def test_a_cursor_leaves_the_state_at_its_end() -> None:
+    log = await filled(5)
+    subscription = subscribed(log)
+    subscription.begin_after(log.head.at(0), StateAt("first0", log.head.at(4)))
+    found = []
+    for offset in (3, 4):
+        subscription.skip_to(offset)
+        found.append(subscription.state is None)
+    assert found == [False, True]
+
+
 async def test_completing_header_waits_for_its_event() -> None:
     """Also if the event does not fit into the batch that was being made."""
     log = await filled(2, size=BATCH_BYTES_MAX)

@@ -9,15 +9,14 @@ from trio.testing import MockClock
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
-from airy_trio.log.current import Marks
 from airy_trio.log.event_log import STATE_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import Bounds, StateAt, StateChange, StoreUnavailable
-from tests.sessions.serving import event, events, open_log
+from airy_trio.log.store import Bounds, StateAt, StoreUnavailable
+from tests.delivery.kept import GENERATION, keep
+from tests.sessions.serving import events, open_log
 
 OPTIONS = ReplayOptions(window_s=3600, events_max=3)
-GENERATION = "first0"
 
 
 async def filled(count: int = 10, *, tail_events: int = 20_000) -> EventLog:
@@ -140,15 +139,6 @@ async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, mon
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1])
 
 
-async def kept(log: EventLog, names: str, *, types: str = "", whole: str = "", generation: str = GENERATION) -> None:
-    """Append an event for each letter, of an object named by it, as the state of that object."""
-    new = [event(log.head.offset + number, obj=name) for number, name in enumerate(names, start=1)]
-    newest = {name: index for index, name in enumerate(names)}
-    marks = Marks(types=frozenset(types.split()), whole=frozenset(whole.split()))
-    state = StateChange(generation=generation, marks=str(marks), kept=sorted(newest.values()))
-    await log.append(log.head, new, "point", state=state)
-
-
 MAPPED = "message.updated tag.updated channel.updated metadata.updated"
 
 
@@ -173,7 +163,7 @@ async def found_state(log: EventLog, destination: Destination = EVERYTHING, last
 async def test_missing_types_are_named(types: str, whole: str, destination: Destination, missing: str) -> None:
     """A type is missing if it is mapped, belongs to the destination, and has had no backfill."""
     log = await open_log()
-    await kept(log, "ab", types=types, whole=whole)
+    await keep(log, "ab", types=types, whole=whole)
     headers = dict((await found_state(log, destination)).headers)
     assert headers["until"] == str(log.head)
     assert (headers["state"], headers.get("state-missing", "")) == (
@@ -195,7 +185,7 @@ async def test_without_a_recorded_state_every_type_is_missing() -> None:
 
 async def test_an_empty_state_ends_where_it_begins() -> None:
     log = await filled()
-    await kept(log, "ab", types=MAPPED, whole=MAPPED)
+    await keep(log, "ab", types=MAPPED, whole=MAPPED)
     begin = await found_state(log, OfType("tag.updated"))
     assert (begin.state, begin.position, begin.until, begin.whole) == (None, log.head, log.head, True)
     begin = await found_state(log)
@@ -204,7 +194,7 @@ async def test_an_empty_state_ends_where_it_begins() -> None:
 
 async def test_a_position_that_can_be_resumed_has_precedence_over_the_state() -> None:
     log = await filled(tail_events=3)
-    await kept(log, "ab")
+    await keep(log, "ab")
     begin = await found_state(log, last_event_id=str(log.head.at(5)))
     assert begin.headers == (("position", str(log.head.at(5))), ("resume", "resumed"))
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
@@ -214,10 +204,10 @@ async def test_a_position_that_can_be_resumed_has_precedence_over_the_state() ->
 
 async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_clock: MockClock) -> None:
     log = await filled()
-    await kept(log, "ab")
+    await keep(log, "ab")
     assert (await found_state(log)).state == StateAt(GENERATION, log.head)
     before = log.head
-    await kept(log, "c", generation="second")
+    await keep(log, "c", generation="second")
     other = OfType("message.updated")  # its pages are not retained yet
     assert (await found_state(log, other)).state == StateAt("second", log.head)
     await log.begin_epoch(log.head, "point")
@@ -228,9 +218,9 @@ async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_
 
 async def test_clients_that_come_together_get_the_same_state(autojump_clock: MockClock) -> None:
     log = await filled()
-    await kept(log, "ab")
+    await keep(log, "ab")
     first = (await found_state(log)).until
-    await kept(log, "c")
+    await keep(log, "c")
     assert (await found_state(log)).until == first
     await trio.sleep(STATE_AGE_S)
     assert (await found_state(log)).until == log.head
@@ -240,8 +230,8 @@ async def test_the_state_ends_at_the_head_of_this_node() -> None:
     """The node may not have read the newest events of the store; they follow the state."""
     store = MemoryStore()
     log, other = await open_log(store), await open_log(store)
-    await kept(other, "ab")
+    await keep(other, "ab")
     await log.catch_up()
-    await kept(other, "bc")
+    await keep(other, "bc")
     begin = await found_state(log)
     assert begin.until == log.head == other.head.at(2)
