@@ -136,7 +136,6 @@ async def _current(eventlog: EventLog, view: View, resume: str, address: str) ->
             try:
                 page = await eventlog.page(begin, view.destination, state, address=address)
             except PositionExpired:  # another epoch or generation has begun
-                eventlog.forget_state(state)
                 continue
             if page.completes_state and not page.events:
                 state = None

@@ -288,6 +288,9 @@ class EventLog:
             ended = self._pages_being_read[key] = trio.Event()
             try:
                 return await self._reads.read(after, self.head, destination, state)
+            except PositionExpired:
+                self._state = None  # a client that subscribes again must not get a state that has ended
+                raise
             finally:
                 del self._pages_being_read[key]
                 ended.set()
@@ -330,11 +333,6 @@ class EventLog:
             if self._known_state() is None:
                 await self.catch_up()
         return found
-
-    def forget_state(self, state: StateAt) -> None:
-        """Ask the store again: this state is gone."""
-        if self._state is not None and self._state[1].at == state:
-            self._state = None
 
     def _known_state(self) -> CurrentState | None:
         if self._state is None:

@@ -263,6 +263,25 @@ async def test_state_that_ends_disconnects_its_readers(how: str, autojump_clock:
 
 
 @pytest.mark.usefixtures("small_pages")
+async def test_state_that_has_ended_is_not_sent_again(autojump_clock: MockClock) -> None:
+    """Not even to a client that subscribes again at once."""
+    log = await opened(5)
+    async with delivering(log) as delivery:
+        rig = await delivery.connect(MemoryTransport())
+        await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
+        await wait_all_tasks_blocked()
+        rig.read()
+        await keep(log, ["o1"], generation="second")
+        while rig.client.reason is None:
+            await acknowledge(rig)
+        again = await delivery.connect(MemoryTransport())
+        await again.request("SUBSCRIBE", *CURRENT)
+        await wait_all_tasks_blocked()
+        again.read()
+        assert (offsets(again.frames), completed(again.frames)) == ([6], [6])
+
+
+@pytest.mark.usefixtures("small_pages")
 async def test_position_below_the_floor_does_not_expire_within_the_state(autojump_clock: MockClock) -> None:
     log = await opened(30)
     async with rigged(log, MemoryTransport(200)) as rig:

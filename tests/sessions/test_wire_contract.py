@@ -14,17 +14,21 @@ from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
 from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.log import reads
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.frames import close_frame
 from tests.auth.signing import SECRET, issuer
+from tests.delivery.kept import keep
 from tests.delivery.messages import Reader
 from tests.delivery.rig import rigged
 from tests.sessions.serving import Plugged, Server, event, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)
+ALL_TYPES = "message.updated tag.updated channel.updated"
 VERSIONS = ["1.0", "1.1", "1.2"]
 ACK_MODES = ["auto", "client", "client-individual"]
 QUIET_S = OPTIONS.send_timeout_s * 5
@@ -804,3 +808,128 @@ async def test_empty_conversation_is_accepted(
         new = [event(1, channel="ch1"), event(2, channel=None), event(3, channel="ch2")]
         await server.log.append(server.log.head, new, "point")
         assert offsets(await arrivals(client)) == [3]
+
+
+async def stated(
+    server: Server, names: str, *, ended: str = "", whole: str = ALL_TYPES, generation: str = "g1"
+) -> None:
+    """Append an event for each letter, as the state of the object of that name."""
+    await keep(server.log, [*names], ended=[*ended], types=ALL_TYPES, whole=whole, generation=generation)
+
+
+async def subscribed(server: Server, *headers: tuple[str, str]) -> tuple[StompClient, Frame]:
+    client = (await server.plug_connected()).client
+    return client, await client.subscribe("/events", headers=headers)
+
+
+CURRENT = ("replay", "current")
+
+
+# Line 19
+async def test_current_state_is_the_newest_of_each_object_then_everything(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    await stated(server, "abcab")
+    await stated(server, "", ended="c")
+    client, receipt = await subscribed(server, CURRENT)
+    await stated(server, "aa")
+    assert offsets(await arrivals(client)) == [4, 5, 6, 7]
+    assert (receipt.get("position"), receipt.get("until")) == (str(server.log.head.at(0)), str(server.log.head.at(5)))
+
+
+async def test_no_event_of_the_state_comes_twice(server: Server, autojump_clock: MockClock) -> None:
+    await stated(server, "abc")
+    client, _ = await subscribed(server, CURRENT, ("ack", "client"), ("prefetch-count", "1"))
+    frames = [await client.receive()]
+    await stated(server, "bc")
+    await client.acknowledge(frames[0])
+    for _ in range(2):
+        frames.append(await client.receive())
+        await client.acknowledge(frames[-1])
+    found = offsets([*frames, *await arrivals(client)])
+    assert found == sorted(set(found))
+    assert len(found) == 4
+
+
+# Line 20
+@pytest.mark.parametrize("whole, missing", [(ALL_TYPES, None), ("tag.updated", "channel.updated,message.updated")])
+async def test_receipt_names_types_that_are_missing(
+    server: Server, whole: str, missing: str | None, autojump_clock: MockClock
+) -> None:
+    await stated(server, "ab", whole=whole)
+    client, receipt = await subscribed(server, CURRENT)
+    assert receipt.get("state") == ("current" if missing is None else "partial")
+    assert receipt.get("state-missing") == missing
+    assert offsets(await arrivals(client)) == [1, 2]
+
+
+# Line 21
+async def test_last_message_of_the_state_completes_it(server: Server, autojump_clock: MockClock) -> None:
+    await stated(server, "abc")
+    client, _ = await subscribed(server, CURRENT)
+    await stated(server, "d")
+    frames = await arrivals(client)
+    assert [frame.get("state") for frame in frames] == [None, None, "complete", None]
+
+
+async def test_empty_state_is_complete_at_once(server: Server, autojump_clock: MockClock) -> None:
+    await stated(server, "a")
+    await stated(server, "", ended="a")
+    client, receipt = await subscribed(server, CURRENT)
+    assert receipt.get("position") == receipt.get("until")
+    assert receipt.get("state") == "current"
+    await stated(server, "b")
+    assert [frame.get("state") for frame in await arrivals(client)] == [None]
+
+
+# Line 22
+async def test_position_and_current_state_go_together(server: Server, autojump_clock: MockClock) -> None:
+    await stated(server, "aba")
+    client, receipt = await subscribed(server, CURRENT, ("last-event-id", str(server.log.head.at(1))))
+    assert [receipt.get(name) for name in ("resume", "state", "until")] == ["resumed", None, None]
+    assert offsets(await arrivals(client)) == [2, 3]
+    client, receipt = await subscribed(server, CURRENT, ("last-event-id", "zzzzzz-1"))
+    assert [receipt.get(name) for name in ("resume", "state")] == ["reset-epoch", "current"]
+    frames = await arrivals(client)
+    assert offsets(frames) == [2, 3]
+    assert frames[0].get("resume") == "reset-epoch"
+
+
+@pytest.mark.parametrize("replay, found", [("none", []), ("all", [1, 2, 3]), ("recent", [1, 2, 3])])
+async def test_replay_decides_after_a_reset(
+    server: Server, replay: str, found: list[int], autojump_clock: MockClock
+) -> None:
+    await stated(server, "aba")
+    client, receipt = await subscribed(server, ("replay", replay), ("last-event-id", "zzzzzz-1"))
+    assert receipt.get("resume") == "reset-epoch"
+    assert offsets(await arrivals(client)) == found
+
+
+# Line 23
+async def test_state_that_ends_while_it_is_sent_is_410(
+    server: Server, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads.Reads.__init__, "__defaults__", (1, 1000))
+    async with serving(options=OPTIONS, listen=False) as other:
+        await stated(other, "abcd")
+        client, _ = await subscribed(other, CURRENT, ("ack", "client"), ("prefetch-count", "1"))
+        frame = await client.receive()
+        await stated(other, "e", generation="g2")
+        while frame.command == "MESSAGE":
+            await client.acknowledge(frame)
+            frame = await client.receive()
+        assert frame.get("message") == "410-position-expired"
+
+
+# Line 24
+@pytest.mark.parametrize(
+    "events_max, found, state", [(0, [1, 2, 3], None), (2, [2, 3], "partial"), (3, [1, 2, 3], None)]
+)
+async def test_recent_window_is_every_event_or_partial(
+    events_max: int, found: list[int], state: str | None, autojump_clock: MockClock
+) -> None:
+    async with serving(options=OPTIONS, listen=False, replay=ReplayOptions(events_max=events_max)) as server:
+        await stated(server, "aaa")
+        client, receipt = await subscribed(server)
+        assert receipt.get("state") == state
+        assert offsets(await arrivals(client)) == found

@@ -1,0 +1,195 @@
+"""The recorder of the current state: generations, marks of backfills, and what becomes and ends the state of an object."""
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from airy_trio.capture.feed import Backfill, ChannelGone, Metadata, Tag, TagGone
+from airy_trio.events.translate import EventsOptions, translate
+from airy_trio.log.current import CurrentState, Marks, StateOptions, StateRecorder
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.store import Bounds, NewEvent, StateAt, StateChange, StoredState
+
+KEPT = frozenset({"tag.updated", "channel.updated"})
+OPTIONS = StateOptions(types=KEPT | {"message.updated"}, kept=KEPT, shape="shape")
+
+
+def bounds(state: StoredState | None = None) -> Bounds:
+    return Bounds(epoch="abcdef", first=1, last=9, now_ms=0, state=state)
+
+
+def tag(name: str, *, type_: str = "tag.updated") -> NewEvent:
+    return NewEvent(type_, name, None, None, b"")
+
+
+def begun(options: StateOptions = OPTIONS, state: StoredState | None = None) -> StateRecorder:
+    recorder = StateRecorder(options)
+    recorder.begin(bounds(state))
+    return recorder
+
+
+def change(
+    recorder: StateRecorder,
+    events: Sequence[NewEvent] = (),
+    ended: Iterable[tuple[str, str]] = (),
+    backfills: Iterable[Backfill] = (),
+    head: int = 9,
+) -> StateChange:
+    made = recorder.change(head, events, ended, backfills)
+    assert made is not None
+    return made
+
+
+def mark(token: str, *, ended: bool = False) -> Backfill:
+    return Backfill(kind="tags", token=token, ended=ended)
+
+
+def whole(made: StateChange) -> set[str]:
+    return set(Marks.parse(made.marks).whole)
+
+
+def stored(made: StateChange) -> StoredState:
+    return StoredState(made.generation, made.marks)
+
+
+def test_restart_continues_the_generation() -> None:
+    first = begun()
+    change(first, backfills=[mark("a")])
+    made = change(first, backfills=[mark("a", ended=True)])
+    again = begun(state=stored(made))
+    assert (again.generation, str(again.marks)) == (made.generation, made.marks)
+    assert whole(change(again)) == {"tag.updated"}
+
+
+def test_backfill_continues_over_a_restart() -> None:
+    made = change(begun(), backfills=[mark("a")], head=4)
+    ended = change(begun(state=stored(made)), backfills=[mark("a", ended=True)], head=7)
+    assert (whole(ended), ended.swept) == ({"tag.updated"}, {"tag.updated": 4})
+
+
+@pytest.mark.parametrize("state", [None, "another mapping"])
+def test_state_that_cannot_be_continued_begins_again(state: str | None) -> None:
+    """Without a state, because a recorder that knows of none has appended, or an epoch has begun; or of other rows."""
+    first = begun()
+    change(first, backfills=[mark("a")])
+    made = change(first, backfills=[mark("a", ended=True)])
+    known = None
+    if state is not None:
+        known = StoredState(made.generation, made.marks.replace('"shape": "shape"', '"shape": "x"'))
+    again = change(begun(state=known))
+    assert again.generation != made.generation
+    assert whole(again) == set()
+
+
+def test_more_mapped_types_continue_the_generation() -> None:
+    """The types are those of this recorder: a table that is mapped now may be missing in the state."""
+    made = change(begun())
+    again = begun(StateOptions(types=KEPT, kept=KEPT, shape="shape"), stored(made))
+    assert (again.generation, again.marks.types) == (made.generation, KEPT)
+
+
+def test_new_epoch_begins_a_generation() -> None:
+    recorder = begun()
+    before = recorder.generation
+    recorder.begin(None)
+    assert recorder.generation not in {"", before}
+
+
+async def test_append_without_a_state_ends_the_generation() -> None:
+    store = MemoryStore()
+    recorder = StateRecorder(OPTIONS)
+    recorder.begin(await store.bounds())
+    head = (await store.bounds()).head
+    await store.append(head, [tag("t1")], "one", state=change(recorder, [tag("t1")]))
+    between = StateRecorder(OPTIONS)
+    between.begin(await store.bounds())
+    assert between.generation == recorder.generation
+    await store.append(head.at(1), [], "two")
+    after = StateRecorder(OPTIONS)
+    after.begin(await store.bounds())
+    assert after.generation != recorder.generation
+
+
+def test_type_is_whole_from_the_end_of_its_backfill() -> None:
+    recorder = begun()
+    assert whole(change(recorder)) == set()
+    first = change(recorder, backfills=[mark("a")], head=3)
+    assert (whole(first), first.swept) == (set(), {})
+    last = change(recorder, [tag("t1")], backfills=[mark("a", ended=True)], head=8)
+    assert (whole(last), last.swept, last.kept) == ({"tag.updated"}, {"tag.updated": 3}, [0])
+
+
+def test_whole_backfill_in_one_batch() -> None:
+    made = change(begun(), [tag("t1")], backfills=[mark("a"), mark("a", ended=True)], head=5)
+    assert (whole(made), made.swept) == ({"tag.updated"}, {"tag.updated": 5})
+
+
+def test_interleaved_backfills_end_with_the_newest() -> None:
+    recorder = begun()
+    change(recorder, backfills=[mark("a")], head=1)
+    change(recorder, backfills=[mark("b")], head=2)
+    former = change(recorder, backfills=[mark("a", ended=True)], head=3)
+    assert (whole(former), former.swept) == (set(), {})
+    newest = change(recorder, backfills=[mark("b", ended=True)], head=4)
+    assert (whole(newest), newest.swept) == ({"tag.updated"}, {"tag.updated": 2})
+
+
+def test_end_without_its_begin_is_ignored() -> None:
+    made = change(begun(), backfills=[mark("a", ended=True)])
+    assert (whole(made), made.swept) == (set(), {})
+
+
+def test_marks_of_types_that_are_not_kept_are_ignored() -> None:
+    recorder = begun()
+    marks = [Backfill(kind="messages", token="a", ended=ended) for ended in (False, True)]
+    made = change(recorder, backfills=marks)
+    assert (whole(made), made.swept) == (set(), {})
+
+
+def test_newest_event_of_each_kept_object_becomes_its_state() -> None:
+    events = [tag("a"), tag("b"), tag("m", type_="message.updated"), tag("a"), tag("d", type_="tag.deleted")]
+    assert sorted(change(begun(), events).kept) == [1, 3]
+
+
+def test_object_that_ends_is_not_kept() -> None:
+    """Also if an event about it is appended with it, as that of a deleted channel."""
+    gone = [("channel.updated", "c"), ("message.updated", "m")]
+    made = change(begun(), [tag("c", type_="channel.updated"), tag("t")], gone)
+    assert (made.kept, made.ended) == ([1], ["c"])
+
+
+def test_nothing_is_kept_without_types() -> None:
+    assert begun(StateOptions()).change(9, [tag("a")], [("tag.updated", "b")]) is None
+
+
+def test_ended_objects_of_a_translation() -> None:
+    """A channel whose last state cannot be made an event, a deleted tag without ``deletes``, empty metadata."""
+    objects = [
+        ChannelGone(id="c1", source=None, source_channel_id="page"),
+        TagGone(id="t1"),
+        Metadata(subject="conversation", identifier="c1", conversation_id="c1", channel_id=None, entries=()),
+        Tag(id="t2", name="flag", color="red"),
+    ]
+    made = translate(objects, EventsOptions(deletes=False))
+    assert [fault.reason for fault in made.faults] != []
+    assert [event.type for event in made.events] == ["metadata.updated", "tag.updated"]
+    assert made.ended == (
+        ("channel.updated", "channel:c1"),
+        ("tag.updated", "tag:t1"),
+        ("metadata.updated", made.events[0].object),
+    )
+
+
+def test_state_for_a_reader() -> None:
+    head = bounds().head
+    assert CurrentState.of(bounds(), head) == CurrentState(head)
+    made = change(begun(), backfills=[mark("a"), mark("a", ended=True)])
+    found = CurrentState.of(bounds(stored(made)), head.at(5))
+    assert found == CurrentState(
+        head.at(5), StateAt(made.generation, head.at(5)), frozenset({"tag.updated"}), OPTIONS.types
+    )
+
+
+def test_marks_of_a_later_version_can_be_read() -> None:
+    text = str(Marks(types=KEPT, shape="x", begun={"tag.updated": ("a", 3)}))
+    assert Marks.parse(text.replace("{", '{"later": 1, ', 1)) == Marks.parse(text)
