@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from airy_trio.delivery import fanout
 from airy_trio.delivery.batches import Batches
-from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
+from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription, Window
 from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log import reads
@@ -97,7 +97,7 @@ class Viewer:
         )
         new.attach(log, EVERYTHING)
         client.subscriptions[new.number] = new
-        client.state = fanout.BEHIND
+        client.state = ClientState.BEHIND
         asked = None if self.position is None else str(self.position)
         begin = self.start = await start(log, new.view, StartRequest(asked, "current"), ReplayOptions())
         if begin.resume != "resumed":

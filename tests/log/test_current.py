@@ -1,10 +1,11 @@
-"""The recorder of the current state: generations, marks of backfills, and what becomes and ends the state of an object."""
+"""The recorder of the current state: generations, backfills, what becomes the state of an object, and what ends it."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 
 import pytest
 
-from airy_trio.capture.feed import Backfill, ChannelGone, Metadata, Tag, TagGone
+from airy_trio.capture.feed import Backfill, ChangedObject, ChannelGone, Metadata, Tag, TagGone
 from airy_trio.events.translate import EventsOptions, translate
 from airy_trio.log.current import CurrentState, Marks, StateOptions, StateRecorder
 from airy_trio.log.memory import MemoryStore
@@ -164,10 +165,12 @@ def test_nothing_is_kept_without_types() -> None:
 
 def test_ended_objects_of_a_translation() -> None:
     """A channel whose last state cannot be made an event, a deleted tag without ``deletes``, empty metadata."""
-    objects = [
+    objects: list[ChangedObject] = [
         ChannelGone(id="c1", source=None, source_channel_id="page"),
         TagGone(id="t1"),
-        Metadata(subject="conversation", identifier="c1", conversation_id="c1", channel_id=None, entries=()),
+        Metadata(
+            subject="conversation", identifier="c1", conversation_id="c1", channel_id=None, entries=(), time_zone=UTC
+        ),
         Tag(id="t2", name="flag", color="red"),
     ]
     made = translate(objects, EventsOptions(deletes=False))
