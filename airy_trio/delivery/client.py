@@ -50,7 +50,7 @@ These invariants hold; ``tests/delivery/test_invariants.py`` lists the tests and
 """
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_right
 from enum import Enum
 from typing import Final
 
@@ -224,36 +224,61 @@ class EncodedBatch:
 class Window:
     """The events in flight in one subscription with an ack mode, which bound how many more may be sent.
 
-    Offsets ascend. They are stored as eight bytes each: a client may leave thousands unacknowledged.
+    A client may leave thousands unacknowledged, and most of their offsets follow each other. So they are stored as
+    runs: ``_bounds`` has the begin and the end of each run in turn, ascending, four bytes each, relative to ``_base``.
     """
 
-    __slots__ = ("_cumulative", "_in_flight", "_prefetch")
+    __slots__ = ("_base", "_bounds", "_count", "_cumulative", "_prefetch")
 
     def __init__(self, mode: AckMode, prefetch: int) -> None:
         self._cumulative = mode is AckMode.CLIENT
         self._prefetch = prefetch
-        self._in_flight = array("q")
+        self._count = self._base = 0
+        self._bounds = array("I")
 
     @property
     def room(self) -> int:
         """The number of events that may be sent before the client acknowledges one."""
-        return self._prefetch - len(self._in_flight)
+        return self._prefetch - self._count
 
     @property
     def oldest(self) -> int | None:
         """The offset of the first event in flight; None if there is none."""
-        return self._in_flight[0] if self._in_flight else None
+        return self._base + self._bounds[0] if self._bounds else None
 
     def sent(self, offsets: tuple[int, ...]) -> None:
-        """Add events that were sent."""
-        self._in_flight.extend(offsets)
+        """Add events that were sent, ascending, and after those in flight."""
+        bounds = self._bounds
+        if not bounds:
+            self._base = offsets[0]
+        for offset in offsets:
+            begin = offset - self._base
+            if bounds and bounds[-1] == begin:
+                bounds[-1] += 1
+            else:
+                bounds.extend((begin, begin + 1))
+        self._count += len(offsets)
 
     def acknowledge(self, offset: int) -> bool:
         """Remove one event, or in mode ``client`` all up to it; False if that offset is not in flight."""
-        at = bisect_left(self._in_flight, offset)
-        if at == len(self._in_flight) or self._in_flight[at] != offset:
+        bounds, one = self._bounds, offset - self._base
+        at = bisect_right(bounds, one)
+        if at % 2 == 0:
             return False
-        del self._in_flight[0 if self._cumulative else at : at + 1]
+        begin, end = bounds[at - 1], bounds[at]
+        if self._cumulative:
+            self._count -= sum(bounds[1:at:2]) - sum(bounds[0 : at - 1 : 2]) + one + 1 - begin
+            del bounds[: at - 1]
+            bounds[0], at, begin = one + 1, 1, one + 1
+        else:
+            self._count -= 1
+            bounds[at - 1 : at + 1] = array("I", (begin, one, one + 1, end))
+            at += 2
+        # Either part may be empty now.
+        if bounds[at - 1] == bounds[at]:
+            del bounds[at - 1 : at + 1]
+        if not self._cumulative and begin == one:
+            del bounds[at - 3 : at - 1]
         return True
 
 

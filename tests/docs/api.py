@@ -110,7 +110,8 @@ def _described(name: str, node: Found) -> Iterator[str]:
         yield from _prose(node)
         bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in _NAMES]
         yield from [line for base in bases for line in (f"Base: `{base}`.", "")]
-        fields = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign) and _is_field(one)]
+        found = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign) and _is_field(one)]
+        fields = [one.replace("''", '""') for one in found]  # as the formatter writes it
         if fields:
             yield from ["```python", *fields, "```", ""]
         for method in _definitions(node):
