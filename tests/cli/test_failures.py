@@ -20,6 +20,7 @@ from tests.processes import run
 PASSWORD = "correct-horse-battery"
 ARGUMENTS: dict[str, Sequence[str]] = {
     "": (),
+    "backfill": (),
     "check": (),
     "explain": ("tag", "t1"),
     "migrate": (),
@@ -254,7 +255,7 @@ CASES = (
         code=1,
         words=": the event store cannot be used: ConnectionError",
         here=False,
-        without=frozenset({"explain", "migrate", "verify"}),  # one reports it, one needs none, one has its own
+        without=frozenset({"backfill", "explain", "migrate", "verify"}),  # need none, reports it, has its own
     ),
     Case(
         name="nothing was granted to the role",
@@ -296,7 +297,7 @@ CASES = (
         make=unreachable_store,
         code=1,
         words="log.url: the database cannot be used: OperationalError: connection failed",
-        without=frozenset({"explain", "verify"}),  # one reports it, one has its own
+        without=frozenset({"backfill", "explain", "verify"}),  # one needs none, one reports it, one has its own
     ),
 )
 
