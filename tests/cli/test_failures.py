@@ -20,6 +20,7 @@ from tests.processes import run
 PASSWORD = "correct-horse-battery"
 ARGUMENTS: dict[str, Sequence[str]] = {
     "": (),
+    "backfill": (),
     "check": (),
     "explain": ("tag", "t1"),
     "health": (),
@@ -263,8 +264,7 @@ CASES = (
         code=1,
         words=": the event store cannot be used: ConnectionError",
         here=False,
-        without=ASKS_NO_DATABASE
-        | frozenset({"explain", "migrate", "verify"}),  # one reports it, one needs none, one has its own
+        without=ASKS_NO_DATABASE | {"backfill", "explain", "migrate", "verify"},  # need none, reports it, has its own
     ),
     Case(
         name="nothing was granted to the role",
@@ -307,7 +307,7 @@ CASES = (
         make=unreachable_store,
         code=1,
         words="log.url: the database cannot be used: OperationalError: connection failed",
-        without=ASKS_NO_DATABASE | frozenset({"explain", "verify"}),  # one reports it, one has its own
+        without=ASKS_NO_DATABASE | {"backfill", "explain", "verify"},  # need none, reports it, has its own
     ),
 )
 
