@@ -26,7 +26,7 @@ from airy_trio.sessions.registry import Sessions
 from airy_trio.sessions.session import LINGER_S, read_to_end
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
-from airy_trio.websocket.request import RequestRefusedError
+from airy_trio.websocket.request import HEAD_BYTES_MAX, RequestRefusedError
 from airy_trio.websocket.tls import Encryption, TlsTransport
 from airy_trio.websocket.transport import SocketTransport, Transport
 
@@ -231,10 +231,10 @@ class _Acceptor:
             slot = admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
             self._rejecting += 1
-            answer = refused.answer() if self._rejecting <= self._rejections_max else b""
+            answered = refused if self._rejecting <= self._rejections_max else None
             handshake_turn = partial(admission.handshakes.enter, _REJECTED)
             turn = partial(admission.fair_queue.enter, _REJECTED)
-            self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answer, turn)
+            self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answered, turn)
         else:
             encrypted = self._encrypted(transport, slot.handshake_turn)
             self._connections.start_soon(self._sessions.serve, self._connections, encrypted, slot, name=_SESSION)
@@ -242,13 +242,15 @@ class _Acceptor:
     def _encrypted(self, transport: SocketTransport, turn: Turn) -> Transport:
         return transport if self._encryption is None else TlsTransport(transport, self._encryption.context, turn)
 
-    async def _reject(self, transport: Transport, answer: bytes, turn: Turn) -> None:
-        """Write the answer, if there is one, read the peer's input to its end, and close."""
+    async def _reject(self, transport: Transport, refused: RequestRefusedError | None, turn: Turn) -> None:
+        """Answer the request, if it is to be answered, read the peer's input to its end, and close."""
         try:
-            if answer:
+            if refused is not None:
                 with trio.move_on_after(LINGER_S):
                     await transport.handshake()
-                    transport.push(answer)
+                    data = await transport.receive_some(HEAD_BYTES_MAX)
+                    await turn()
+                    transport.push(self._sessions.refusal(data, refused, loopback=self._loopback))
                     await transport.send_eof()
                     await read_to_end(transport, turn)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -34,6 +34,8 @@ from airy_trio.log.store import Position
 from airy_trio.sessions.conversation import Services, SessionOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
+from airy_trio.websocket.event_stream import is_stream_path, later, stream_in
+from airy_trio.websocket.request import RequestRefusedError, read_head
 from airy_trio.websocket.transport import Transport
 
 logger = structlog.get_logger(__name__)
@@ -183,6 +185,22 @@ class Sessions:
         finally:
             if slot is not None:
                 slot.leave()
+
+    def refusal(self, data: bytes, refused: RequestRefusedError, *, loopback: bool) -> bytes:
+        """Return the answer to a request of a connection beyond a limit: a stream, if it is for an event stream.
+
+        ``data``: the request as far as it has arrived. ``loopback``: see ``Admission.arrive``.
+        """
+        sse_path = self._services.options.sse_path
+        try:
+            request = read_head(data)
+            if request is None or not is_stream_path(request.path, sse_path):
+                return refused.answer()
+            wanted = stream_in(request, sse_path)
+            self.admission.rules.check(wanted.host, wanted.origin, loopback=loopback)
+        except RequestRefusedError:
+            return refused.answer()
+        return later(wanted.origin, refused)
 
     def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
         """Replace the credentials; disconnect clients whose own are no longer accepted, with ``401-unauthorized``.

@@ -122,7 +122,7 @@ async def test_events_arrive_through_a_proxy(proxy: Proxy, sqlite_application: A
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.program)
 async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
-    """Events arrive at once. While the server is away or at its limit, an ``EventSource`` gets a stream that ends."""
+    """Events arrive at once. While the server is away, or at its limit, an ``EventSource`` gets a stream that ends."""
     if shutil.which(proxy.program, path=PATH) is None:
         pytest.skip(f"{proxy.program} is not installed")
     listener = f'port = {free_port()}\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\nconnections_max = 1\n'
@@ -141,7 +141,7 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
                 for name in names:
                     sqlite_application.tag(name)
                     assert (await found.receive()).json["payload"]["id"] == name
-                await assert_later(dial)  # the server is at its limit
+                await assert_later(dial)  # the server is at its limit, and answers itself
                 with trio.move_on_after(1.5):
                     await found.receive()
                 assert found.parser.comments > 0
@@ -149,10 +149,10 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
 
 
 async def assert_later(dial: Dial) -> None:
-    """The proxy answers with a stream that ends, and does so on its own."""
+    """A request is answered with a stream that ends."""
     async with await dial() as stream:
         later = await EventStream(stream).request("/events", host=NAME)
         assert (later.status, later.headers["content-type"]) == (200, "text/event-stream")
         with pytest.raises(EOFError):
             await later.receive()
-        assert (later.parser.retry, later.parser.comments) == (5000, 0)
+        assert later.parser.retry == 5000

@@ -152,7 +152,7 @@ async def test_streams_share_batches_and_stomp_has_its_own(server: Server, autoj
     assert server.sessions.statistics().deliveries == 3
 
 
-# Line 27
+# Line 33
 async def test_first_event_states_resume_and_position(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     head = str(server.log.head)
@@ -423,6 +423,31 @@ async def test_refusal_that_may_be_over_soon_is_a_stream() -> None:
                         await third.receive()
                     assert (third.parser.comments, third.parser.retry) == (1, RETRY_LATER_MS)
             assert server.sessions.statistics().requests_refused[503] == 1
+
+
+@pytest.mark.parametrize(
+    "headers, target, status",
+    [
+        ([], "/events", 200),
+        ([("Origin", ORIGIN)], "/events", 200),
+        ([("Origin", "https://other.example")], "/events", 503),
+        ([], "/events?replay=some", 503),
+        ([], "/ws.communication", 503),
+    ],
+)
+async def test_connection_beyond_a_limit_is_a_stream_that_ends_too(headers: Headers, target: str, status: int) -> None:
+    options = evolve(OPTIONS, connections_max=1, allowed_origins=[ORIGIN])
+    async with serving(options=options) as server:
+        with trio.fail_after(20):
+            async with requesting(server.port) as first:
+                await first.subscribed()
+                async with requesting(server.port, target, headers=headers) as second:
+                    assert second.status == status
+                    if status == 200:
+                        assert second.headers.get("access-control-allow-origin") == dict(headers).get("Origin")
+                        with pytest.raises(EOFError):
+                            await second.receive()
+                        assert (second.parser.comments, second.parser.retry) == (1, RETRY_LATER_MS)
 
 
 # Line 33

@@ -145,7 +145,8 @@ async def test_direct_client_beyond_the_limit_costs_no_session() -> None:
         await server.dial(),
         await trio.open_tcp_stream(HOST, server.port) as stream,
     ):
-        assert (await stream.receive_some()).startswith(b"HTTP/1.1 503 ")  # nothing was asked
+        await stream.send_all(head())
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 503 ")
         assert server.sessions.statistics().clients == 1
 
 
@@ -153,6 +154,7 @@ async def test_rejections_at_one_time_are_bounded(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(listener, "REJECTIONS_MAX", 1)
     async with limited(total=1) as server, await server.dial():
         async with await trio.open_tcp_stream(HOST, server.port) as first:
+            await first.send_all(head())
             assert (await first.receive_some()).startswith(b"HTTP/1.1 503 ")
             async with await trio.open_tcp_stream(HOST, server.port) as second:
                 with pytest.raises(trio.BrokenResourceError):
@@ -166,10 +168,21 @@ async def test_turned_away_client_that_stays_is_cut() -> None:
         await server.dial(),
         await trio.open_tcp_stream(HOST, server.port) as stays,
     ):
+        await stays.send_all(head())
         assert (await stays.receive_some()).startswith(b"HTTP/1.1 503 ")
         with trio.fail_after(5):
             while len(server.connections.child_tasks) > 2:  # noqa: ASYNC110 - the session and its reader stay
                 await trio.sleep(0.01)
+
+
+async def test_turned_away_client_that_asks_nothing_is_cut() -> None:
+    async with (
+        limited(total=1) as server,
+        await server.dial(),
+        await trio.open_tcp_stream(HOST, server.port) as silent,
+    ):
+        with pytest.raises(trio.BrokenResourceError):
+            await silent.receive_some()
 
 
 async def test_behind_a_proxy_clients_are_counted_by_their_own_addresses() -> None:
