@@ -124,7 +124,9 @@ def _show_next(draft: "Draft", file: Path, *, may_migrate: bool) -> None:
     if draft.variable:
         value = shlex.quote(url.set(query={}).render_as_string(hide_password=True))
         _print(f"  export {draft.variable}={value}    with the password, which is not in the file")
-    as_owner = "" if may_migrate or url.username is None else f" --grant {url.username}    as the owner of the tables"
+    as_owner = ""
+    if not may_migrate and url.username is not None:
+        as_owner = f" --grant {shlex.quote(url.username)}    as the owner of the tables"
     _print(f"  airy-trio migrate --config {name}{as_owner}")
     _print(f"  airy-trio --config {name}")
 

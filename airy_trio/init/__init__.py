@@ -1,6 +1,6 @@
 """``airy-trio init``: look at a database that was never seen before, and write a settings file for it.
 
-It reads in one transaction that cannot write. ``catalogue`` finds the tables, ``known`` recognises schemas as a whole,
+It reads in transactions that cannot write. ``catalogue`` finds the tables, ``known`` recognises schemas as a whole,
 ``proposal`` chooses the table and columns that fit each kind best, by the words of ``vocabulary``, and ``file`` writes
 them down with the reason for each. Then the settings are used as a server would use them: the mapping is inspected, the
 newest rows become events, and ``migrate`` is previewed.
@@ -8,11 +8,11 @@ newest rows become events, and ``migrate`` is previewed.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice, zip_longest
-from typing import Final
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -35,11 +35,14 @@ from airy_trio.database import (
 )
 from airy_trio.errors import MappingError, StartError
 from airy_trio.init import catalogue, file
+from airy_trio.init.catalogue import FoundTable, Row
 from airy_trio.init.known import recognised
 from airy_trio.init.proposal import Ask, Proposals, propose
 from airy_trio.settings import Settings, parse
 
 __all__ = ["Ask", "Draft", "draft"]
+
+T = TypeVar("T")
 
 EVENTS_MAX: Final = 10
 """How many sample events are shown, of all kinds in turn."""
@@ -83,23 +86,27 @@ def draft(url: str, environ: Mapping[str, str], ask: Ask) -> Draft:
         timeout_s = place.connect_timeout_s
         engine = postgres_engine(place.url, connect_timeout_s=timeout_s, settings=ROW_SECURITY_OFF, pooled=True)
 
-    def look(connection: sa.Connection) -> Draft:
-        is_postgres = connection.dialect.name == POSTGRES
-        connection.exec_driver_sql("set transaction read only" if is_postgres else "pragma query_only = 1")
-        found, proposals = _proposed(connection, place, ask)
+    try:
+        found, proposals = _proposed(Database(engine), place, ask)
         text = file.text_of(written, proposals)
         settings = parse(text, environ)
-        warnings, events = _tried(connection, settings)
-        if is_postgres:
-            warnings = [*(f"database.url: {line}" for line in servers.lacks_session(connection)), *warnings]
-        return Draft(text=text, settings=settings, found=found, warnings=warnings, events=events, variable=variable)
-
-    try:
-        return Database(engine).run_sync(look)
+        warnings, events = _read(Database(engine), partial(_tried, settings=settings))
     except DatabaseError as error:
         raise StartError([f"database.url: the database cannot be used: {error}"]) from None
     finally:
         engine.dispose()
+    return Draft(text=text, settings=settings, found=found, warnings=warnings, events=events, variable=variable)
+
+
+def _read(database: Database, work: Callable[[sa.Connection], T]) -> T:
+    """Do some reading in a transaction that cannot write. None is open while a person thinks about an answer."""
+
+    def read_only(connection: sa.Connection) -> T:
+        is_postgres = connection.dialect.name == POSTGRES
+        connection.exec_driver_sql("set transaction read only" if is_postgres else "pragma query_only = 1")
+        return work(connection)
+
+    return database.run_sync(read_only)
 
 
 def _written(url: str, environ: Mapping[str, str]) -> tuple[str, str]:
@@ -116,12 +123,16 @@ def _written(url: str, environ: Mapping[str, str]) -> tuple[str, str]:
     return f"${{{VARIABLE}}}", VARIABLE
 
 
-def _proposed(connection: sa.Connection, place: DatabaseOptions, ask: Ask) -> tuple[Sequence[str], Proposals]:
+def _proposed(database: Database, place: DatabaseOptions, ask: Ask) -> tuple[Sequence[str], Proposals]:
     """Return what was found, for people, and the proposals. Raises ``StartError`` if no table fits."""
-    tables = catalogue.look(connection, Names.of(place.url, place.schema))
+
+    def sample(table: FoundTable) -> Sequence[Row]:
+        return _read(database, partial(catalogue.sample, table=table))
+
+    tables = _read(database, partial(catalogue.look, names=Names.of(place.url, place.schema)))
     name, proposals = recognised(tables) or ("", None)
     if proposals is None:
-        proposals = propose(tables, partial(catalogue.sample, connection), _application(place.url), ask)
+        proposals = propose(tables, sample, _application(place.url), ask)
     if all(proposal.table is None for proposal in proposals.values()):
         found = f"no table has the columns of a message, channel or tag (tables that can be read: {len(tables)})"
         raise StartError([f"database.url: {found}; write the mapping by hand"])
@@ -137,7 +148,10 @@ def _tried(connection: sa.Connection, settings: Settings) -> tuple[Sequence[str]
         raise MappingError(problems)
     bodies = [rows.newest_bodies(connection, settings, tables, table, EVENTS_MAX) for table in tables.values()]
     in_turn = (body for body in chain.from_iterable(zip_longest(*bodies)) if body is not None)
-    return [line for _, line in findings], list(islice(in_turn, EVENTS_MAX))
+    warnings = [line for _, line in findings]
+    if connection.dialect.name == POSTGRES:
+        warnings += (f"database.url: {line}" for line in servers.lacks_session(connection))
+    return warnings, list(islice(in_turn, EVENTS_MAX))
 
 
 def _application(url: str) -> str:

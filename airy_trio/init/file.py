@@ -32,7 +32,7 @@ _CONTENT_WHY: Final = "# What people write is sent as text, even if it looks lik
 
 
 def text_of(url: str, proposals: Proposals) -> str:
-    """Return the settings file. ``url``: as it stands in the file."""
+    """Return the settings file. ``url``: as the file shall have it."""
     parts = [_HEAD, f"\n[database]\nurl = {_toml(url)}\n"]
     if any(proposals[kind].where for kind in KINDS if kind in DELETABLE):
         parts.append(_DELETES)

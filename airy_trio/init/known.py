@@ -25,7 +25,7 @@ from airy_trio.init.proposal import Proposal, Proposals
 
 @frozen(kw_only=True)
 class Known:
-    """A known schema. ``also``: further columns of its messages, which tell it from others."""
+    """A known schema. ``also``: further columns of its messages, which distinguish it from others."""
 
     name: str
     tables: TablesOptions

@@ -287,7 +287,7 @@ def _message_score(table: FoundTable) -> float:
 
 
 def _noun_score(table: FoundTable, nouns: Sequence[str]) -> float:
-    """Return up to 8.5 for a table whose last word is a noun, of which the first is the best; 0 for other names."""
+    """Return up to 8.5 for a table whose last word is a noun, more for an earlier one; 0 for other names."""
     last = singular(table.name)
     for number, noun in enumerate(map(squashed, nouns)):
         if last.endswith(noun):

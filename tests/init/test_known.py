@@ -43,6 +43,19 @@ def test_similar_tables_are_not_recognised(postgres_application: Application) ->
     assert found.settings.tables.messages.where == ""
 
 
+def test_no_transaction_is_open_during_a_question(postgres_application: Application) -> None:
+    create(postgres_application, "django_chat")
+    states: list[object] = []
+
+    def ask(_question: str, _answers: object, best: str) -> str:
+        query = "select string_agg(distinct state, ',') from pg_stat_activity where pid <> pg_backend_pid()"
+        states.append(postgres_application.scalar(f"{query} and datname = current_database()"))
+        return best
+
+    draft(postgres_application.url, {}, ask)
+    assert states == ["idle"]
+
+
 def test_default_tables(any_application: Application) -> None:
     any_application.migrate()
     any_application.message(id="m7")
