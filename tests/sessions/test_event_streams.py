@@ -152,7 +152,7 @@ async def test_streams_share_batches_and_stomp_has_its_own(server: Server, autoj
     assert server.sessions.statistics().deliveries == 3
 
 
-# Line 33
+# Line 27
 async def test_first_event_states_resume_and_position(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     head = str(server.log.head)
