@@ -1,8 +1,8 @@
 """``airy-trio backfill``: send the existing rows, through the change log.
 
-The work on one table is in ``capture.backfill``. This module decides which tables, and how fast. A page is followed by
-a pause if there is a rate, and on SQLite by one as long as the page took, so that the application gets the write lock.
-If too many rows wait in the change log, the backfill waits until a server has recorded some.
+``capture.backfill`` does the work on one table; this module chooses the tables and the pace. With a rate, a pause
+follows each page. On SQLite the pause is at least as long as the page took, so that the application gets the write
+lock. If too many rows wait in the change log, the backfill waits until a server has recorded some.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,21 +27,21 @@ from airy_trio.settings import Settings
 PAGE_ROWS_MAX: Final = 2000
 """Rows in one transaction: some tens of milliseconds."""
 PAGE_S_MAX: Final = 0.5
-"""With a rate, a page has the rows of at most this time."""
+"""With a rate, a page has at most the rows that the rate allows in this time."""
 WAITING_ROWS_MAX: Final = 100_000
-"""Rows in the change log from which on a backfill waits for the recorder."""
+"""With this many rows in the change log, a backfill waits for the recorder."""
 WAITING_POLL_S: Final = 0.5
 WAITING_PATIENCE_S: Final = 10.0
-"""How long nothing may be recorded before the backfill reports it, once."""
+"""If nothing is recorded for this long, the backfill reports it once."""
 KIND_OF: Final = {name: kind for kind in KINDS for name in (kind, SINGULAR[kind], TYPE_OF[kind])}
-"""The kinds by each name that the command takes."""
+"""The kinds by each name that the command accepts."""
 
 
 class Report(Protocol):
-    """Where a backfill reports to."""
+    """Receives the reports of a backfill."""
 
     def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
-        """Show how many rows of a table are done, of about how many, and how fast."""
+        """Show how many rows of a table are done, the approximate total, and the rate."""
         ...
 
     def line(self, text: str) -> None:
@@ -55,9 +55,10 @@ class Report(Protocol):
 
 @frozen(kw_only=True)
 class BackfillOptions:
-    """``names``: the tables, by kind or type; none: those of ``[log] keep_current``. ``rate``: rows per second.
+    """What to send, and how fast.
 
-    ``restart``: begin again where an earlier backfill was interrupted. The others are for tests.
+    ``names``: the tables, by kind or type; none: those of ``[log] keep_current``. ``rate``: rows per second.
+    ``restart``: begin again instead of continuing an interrupted backfill. The others are for tests.
     """
 
     names: Sequence[str] = ()
@@ -98,7 +99,7 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Report)
 
 
 def _kinds(settings: Settings, wanted: Sequence[str]) -> Sequence[Kind]:
-    """Return the tables that are wanted, once each. Raises ``StartError``."""
+    """Return the requested tables, each once. Raises ``StartError``."""
     mapped = {kind for kind, table in settings.tables.items() if table.location(kind) is not None}
     if not wanted:
         kept = [kind for kind in KINDS if TYPE_OF[kind] in settings.log.keep_current and kind in mapped]
@@ -128,7 +129,7 @@ def _what_follows(settings: Settings, kinds: Sequence[Kind]) -> str:
 
 
 def _committed(opened: Database) -> Database:
-    """Return the database with a snapshot for each statement, whatever the default of the role is."""
+    """Return the database with a snapshot for each statement (READ COMMITTED), independent of the role's default."""
     if opened.dialect == POSTGRES:
         return Database(opened.engine.execution_options(isolation_level="READ COMMITTED"))
     return opened
@@ -163,7 +164,7 @@ class _Backfill:
             except Unavailable as error:
                 self.report.note(f"{table.kind}: trying again: {error}")
                 await trio.sleep(backoff.next_s())
-                progress = await self.database.write(unit.begin)  # the page may have been written or not
+                progress = await self.database.write(unit.begin)  # whether the page was written is unknown
                 continue
             backoff = Backoff()
             took_s = max(trio.current_time() - begun_at, 1e-9)
@@ -200,6 +201,6 @@ class _Backfill:
             elif trio.current_time() >= moved_at + WAITING_PATIENCE_S and not self.warned:
                 self.warned = True
                 self.report.note(
-                    f"about {rows} rows wait in the change log, and no server seems to record them; start one: "
-                    "the backfill goes on by itself"
+                    f"about {rows} rows wait in the change log, and no server seems to record them; start one, "
+                    "and the backfill continues by itself"
                 )

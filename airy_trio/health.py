@@ -1,7 +1,7 @@
-"""``airy-trio health``: ask each process of a server on this machine for its health, on its admin port.
+"""``airy-trio health``: check the health of each process of a server on this machine, through its admin port.
 
-``explain`` asks the same processes for their clients. Blocking, with the standard library's client: a probe runs every
-few seconds, and starting Trio would take longer than the request.
+``explain`` asks the same processes for their clients. Requests block and use the standard library's client: a probe
+runs every few seconds, and starting Trio would take longer than the request.
 """
 
 import http.client
@@ -14,10 +14,10 @@ from airy_trio.settings import Settings
 
 TIMEOUT_S: Final = 2.0
 ANSWER_BYTES_MAX: Final = 1 << 20
-ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - a server that listens there is asked at the loopback address
+ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - a server there is reached at the loopback address
 
 Answer = Mapping[str, Any] | str
-"""The JSON object that a process returned, or in words why there is none."""
+"""The JSON object that a process returned, or the reason why there is none."""
 
 
 def faults(settings: Settings, *, ready: bool) -> Iterator[str]:

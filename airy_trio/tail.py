@@ -97,7 +97,7 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Stdo
             if isinstance(item, client.Event):
                 shown += 1
                 if item.completes_state and not options.as_json:
-                    written = output.write("the current state is complete; what follows are changes")
+                    written = output.write("the current state is complete; changes follow")
             if not written or shown == options.events_max:
                 return
 

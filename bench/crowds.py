@@ -78,7 +78,7 @@ async def _storm(database: Database, folder: Path, more: str, sizes: Sizes) -> t
 
 
 def loaded(options: dict[str, int | str]) -> Figures:
-    """Let the load client do what the options say; return its figures."""
+    """Run the load client with these options; return its figures."""
     with loading(options) as load:
         return load.figures()
 

@@ -1,4 +1,4 @@
-"""The current state: of many objects to one client, and to a crowd that asks for it at once."""
+"""Delivery of the current state: of many objects to one client, and to many clients at once."""
 
 import time
 from functools import partial

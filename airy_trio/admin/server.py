@@ -3,8 +3,8 @@
 Probes are answered whatever other peers do. A new connection replaces the oldest one from the address that has the
 most. Pages other than probes wait for each other, but a probe waits for none of them.
 
-With ``[admin] token``, every request but a probe needs it: as a bearer token, or as the password of HTTP's basic
-authentication, for which a browser asks. The settings require a token on an address that is not loopback.
+If ``[admin] token`` is set, every request except a probe needs it: as a bearer token, or as the password of basic
+authentication, which a browser asks for. The settings require a token on an address that is not loopback.
 
 On a loopback address, requests with another host name are refused unless they have the token. Otherwise a page of any
 site could make its own host name resolve to 127.0.0.1 (DNS rebinding), and its scripts could read the answers.
@@ -66,8 +66,8 @@ class AdminOptions:
 
     ``port`` 0: there is none. ``lag_max_s``: a server that is further behind the changes, or behind the event store, is
     not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own address. Worker
-    n has ``port`` + n, and the recorder process the port after the last worker. ``token``: what every request but a
-    probe needs; "": nothing, which the settings allow on a loopback address only.
+    n has ``port`` + n, and the recorder process the port after the last worker. ``token``: every request except a
+    probe needs it; "": none needs it, which the settings allow only on a loopback address.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
@@ -228,7 +228,7 @@ class _Port:
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"Internal Server Error")
 
     def _refusal(self, request: PageRequest) -> Answer | None:
-        """Return the answer to a request that may not read its page; None if it may."""
+        """Return the refusal of a request that may not read its page; None if it may."""
         if self._token and hmac.compare_digest(_token_of(request).encode(), self._token.encode()):
             return None
         if self._token and request.path not in PROBES:

@@ -4,15 +4,15 @@ The recorder then reads them like any other change, with the same order, mapping
 short transaction for each. That is safe while the application writes: the recorder reads each row in the snapshot of
 its batch, and a row that is written between two pages is logged by its trigger.
 
-Pages follow the order that the database gives to the key columns, and are compared in that order, whatever the
-collation is. A page ends with a key, and includes all rows that are equal to it: with a collation that ignores case,
-two keys may differ and still have one place in the order. No page goes beyond the last key that there was at the
-beginning, so a backfill ends however fast the table grows. A row without a key cannot become an event and is left out.
+Pages follow the database's own order of the key columns, and the database compares them, so any collation works. A page
+ends with a key and includes all rows that are equal to it: with a collation that ignores case, two keys may differ and
+still have the same place in the order. No page goes beyond the last key at the beginning of the backfill, so a backfill
+ends however fast the table grows. A row with a NULL in its key cannot become an event and is left out.
 
-A backfill marks its begin and its end in the change log (``feed.Backfill``). Between them, ``change_state`` has the
-token and the last key of each backfill, which change in the transaction of the page. So a backfill that was killed
-continues, and of two processes that continue the same one, the first to write wins and the other gets
-``BackfillTaken``. Keys are stored in hexadecimal, because not every text is JSON.
+A backfill marks its begin and its end in the change log (``feed.Backfill``). Between the marks, ``change_state`` has
+the token and the last key of each backfill. Both are stored in the transaction of a page, so a backfill that was killed
+can continue. If two processes continue the same backfill, the first to write wins and the other one gets
+``BackfillTaken``. Keys are stored in hexadecimal, because not every text is valid in JSON.
 """
 
 import json
@@ -39,14 +39,14 @@ _ROWS_ABOUT: Final = sa.text("select reltuples from pg_class where oid = to_regc
 
 
 class BackfillTaken(AiryTrioError):
-    """Another process has continued this backfill, or has begun another one of the same table."""
+    """Another process has continued this backfill, or has begun a new one of the same table."""
 
 
 @frozen(kw_only=True)
 class Progress:
-    """How far a backfill is. ``keys_of``: the table and its key columns. ``after``: the last key that was written.
+    """The progress of a backfill. ``keys_of``: the table and its key columns. ``after``: the last key that was written.
 
-    ``until``: the last key when it began; None if there was none. ``rows``: rows so far, roughly.
+    ``until``: the last key when it began; None if there was none. ``rows``: the approximate number of rows so far.
     """
 
     token: str
@@ -62,7 +62,7 @@ class Progress:
 
 
 class TableBackfill:
-    """Units of work for the backfill of one table. Each is meant for a transaction of its own, in READ COMMITTED."""
+    """Units of work for the backfill of one table. Each needs a transaction of its own, in READ COMMITTED."""
 
     def __init__(self, names: Names, table: Table) -> None:
         self._names, self._table = names, table
@@ -71,14 +71,14 @@ class TableBackfill:
         self._keys_of = (table.schema or "", table.name, *(column.name for column in table.keys))
 
     def rows_about(self, connection: sa.Connection) -> int | None:
-        """Return about how many rows the table has, without reading it; None if that is not known."""
+        """Return the approximate number of rows without reading the table; None if it is not known."""
         if not self._postgres:
             return None
         found = connection.execute(_ROWS_ABOUT, {"name": self._table.quoted}).scalar_one()
         return int(found) if found > 0 else None
 
     def begin(self, connection: sa.Connection, *, restart: bool = False) -> Progress:
-        """Return the progress of the backfill that has not ended; if there is none, or ``restart``, begin one."""
+        """Return the progress of the unfinished backfill; if there is none, or with ``restart``, begin one."""
         found = self._stored(connection).get(self._table.kind)
         if found is not None and found.keys_of == self._keys_of and not restart:
             return found
@@ -90,7 +90,7 @@ class TableBackfill:
         return begun
 
     def write_page(self, connection: sa.Connection, progress: Progress, limit: int) -> Progress:
-        """Write the next keys, of about ``limit`` rows, and return the new progress. Raises ``BackfillTaken``."""
+        """Write the keys of about ``limit`` rows and return the new progress. Raises ``BackfillTaken``."""
         end = self._boundary(connection, progress, limit)
         written = self._write(connection, progress, progress.until if end is None else end)
         reached = evolve(
@@ -98,12 +98,12 @@ class TableBackfill:
             after=progress.until if end is None else end,
             rows=progress.rows + (written if end is None else limit),
         )
-        self._require(connection, progress)  # last, because recorders wait for the lock that this takes
+        self._require(connection, progress)  # last, because it takes a lock that recorders wait for
         self._store(connection, reached)
         return reached
 
     def end(self, connection: sa.Connection, progress: Progress) -> None:
-        """Mark the end, and forget the backfill. Raises ``BackfillTaken``."""
+        """Write the end mark and remove the stored progress. Raises ``BackfillTaken``."""
         self._mark(connection, _END, progress.token)
         self._require(connection, progress)
         self._store(connection, None)
@@ -132,7 +132,7 @@ class TableBackfill:
         names = ("key_1", "key_2")[: len(self._keys)]
         if self._postgres:
             written = [f"cast({key} as text) as {name}" for key, name in zip(self._keys, names, strict=True)]
-        else:  # a collation must not make two keys one
+        else:  # keys that the collation considers equal must stay different
             written = [f"{key} collate binary as {name}" for key, name in zip(self._keys, names, strict=True)]
         found = f"select distinct {', '.join(written)} from {self._name} t where {condition}"  # noqa: S608 - names quoted
         return self._insert(connection, WRITTEN, names, f"from ({found}) as airy_page", values)
@@ -166,8 +166,8 @@ class TableBackfill:
         storage, stored = value
         values[name] = stored
         if self._postgres:
-            # By way of jsonb, which has no collation. The text would have that of the encoding's name, "C", and
-            # Postgres could not decide between it and the column's.
+            # Cast through jsonb, which has no collation. The text would have that of the encoding's name, "C", and
+            # Postgres could not decide between it and the column's collation.
             text = f"convert_from(decode(:{name}, 'hex'), getdatabaseencoding())"
             return f"cast(to_jsonb({text}) #>> '{{}}' as {_escaped(column.sql_type)})"
         if isinstance(stored, str):
@@ -203,18 +203,18 @@ class TableBackfill:
         )
 
     def _require(self, connection: sa.Connection, progress: Progress) -> None:
-        """Raise ``BackfillTaken`` unless this is the stored progress. Locks it."""
+        """Lock the stored progress, and raise ``BackfillTaken`` unless it is this one."""
         if self._stored(connection).get(self._table.kind) != progress:
             message = f"another command has continued, restarted or ended the backfill of {self._table.kind}"
             raise BackfillTaken(message)
 
     def _stored(self, connection: sa.Connection) -> dict[str, Progress]:
-        """Return the backfills that have not ended, by kind, and lock them until the end of the transaction."""
+        """Return the unfinished backfills by kind, locked until the end of the transaction."""
         text = connection.execute(sa.select(self._log.state.c.backfill).with_for_update()).scalar_one_or_none()
         return {kind: _parsed(found) for kind, found in json.loads(text or "{}").items()}
 
     def _store(self, connection: sa.Connection, progress: Progress | None) -> None:
-        """Store the progress of this table; None removes it. Call it only with the lock of ``_stored``."""
+        """Store the progress of this table; None removes it. The caller must hold the lock of ``_stored``."""
         stored = self._stored(connection)
         stored.pop(self._table.kind, None)
         if progress is not None:
@@ -233,12 +233,12 @@ def _as_place(found: list[list[Any]] | None) -> Place | None:
 
 
 def waiting(connection: sa.Connection, names: Names) -> tuple[int, int | None]:
-    """Return about how many rows the change log has, and the number of the first, which grows as they are recorded."""
+    """Return the approximate length of the change log and the number of its first row, which grows with recording."""
     seq = ChangeLog(names).rows.c.seq
     first, last = connection.execute(sa.select(sa.func.min(seq), sa.func.max(seq))).one()
     return (0, None) if first is None else (last - first + 1, first)
 
 
 def _escaped(sql: str) -> str:
-    """SQL in which ``sa.text`` finds no parameters."""
+    """Escape colons, so that ``sa.text`` finds no parameters in this SQL."""
     return sql.replace(":", "\\:")

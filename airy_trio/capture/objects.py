@@ -49,9 +49,9 @@ from airy_trio.errors import MappingError, StartError
 DELETED: Final = "D"
 WRITTEN: Final = "U"
 MARKS: Final = ("B", "E")
-"""The operations of the marks in the change log: a backfill of the kind begins, or has ended. ``key_1`` is its token.
+"""The operations of marks in the change log: a backfill of this kind begins, or has ended. ``key_1`` is its token.
 
-A server of an earlier version looks for a row with this key, finds none, and logs at most a row fault.
+A server of an earlier version looks for a row with this key, finds none, and logs at most one row fault.
 """
 COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 """The columns of the change log that make a ``Change``."""
@@ -80,18 +80,18 @@ class Change(NamedTuple):
 
 
 def changes_of(rows: Iterable[Row]) -> Iterator[Change]:
-    """The changes in rows of the change log that begin with its ``COLUMNS``, without the marks of backfills."""
+    """Return the changes in rows that begin with the change log's ``COLUMNS``, without the marks of backfills."""
     return (Change(row[0], row[1], row[2:4], row[4:6]) for row in rows if not _is_mark(row))
 
 
 def backfills_of(rows: Iterable[Row]) -> tuple[Backfill, ...]:
-    """The marks in rows of the change log that begin with its ``COLUMNS``, in their order."""
+    """Return the marks of backfills in rows that begin with the change log's ``COLUMNS``, in order."""
     begin, _ = MARKS
     return tuple(Backfill(kind=row[0], token=str(row[2]), ended=row[1] != begin) for row in rows if _is_mark(row))
 
 
 def _is_mark(row: Row) -> bool:
-    """Whether it is a mark of a kind that this version knows. One of another kind is a change that cannot be sent."""
+    """Return whether it is a mark of a kind that this version knows. A mark of another kind counts as a change."""
     return row[1] in MARKS and row[0] in FIELDS
 
 

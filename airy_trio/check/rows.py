@@ -114,7 +114,7 @@ def newest_bodies(connection: sa.Connection, settings: Settings, tables: Tables,
 def _in_newest_order(
     connection: sa.Connection, table: Table, work: Callable[["_Order"], T]
 ) -> tuple["_Order", T] | None:
-    """Do the work in the best order in which it is fast enough. None if there is none. Raises the driver's error."""
+    """Do the work in the best order that is fast enough; None if none is. Raises the driver's error."""
     for order in _orders(table):
         try:
             with connection.begin_nested() as reading, bounded(connection):

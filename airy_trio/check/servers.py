@@ -166,7 +166,7 @@ def lacks_session(connection: sa.Connection) -> Iterator[str]:
     """Yield a line if the connection goes through a pooler, which may lend it another session each time."""
     if is_pooled(connection):
         finding = "this goes through a pooler or another proxy, but the lease needs a session"
-        yield f"{finding}; name one that reaches PostgreSQL itself in database.direct_url"
+        yield f"{finding}; set database.direct_url to an address that reaches PostgreSQL itself"
 
 
 def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | None:

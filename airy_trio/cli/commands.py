@@ -114,7 +114,7 @@ def backfill(config: Path | None, tables: tuple[str, ...], *, rate: float | None
 
     Clients receive an event for each row, and afterwards the current state of these tables is complete. KIND is
     messages, metadata, channels or tags, TYPE the type of their events; without one, those of `[log] keep_current`.
-    While many rows wait to be recorded it pauses. Ctrl-C interrupts it; the next run continues.
+    It pauses while many rows wait to be recorded. Ctrl-C interrupts it; the next run continues.
 
     \b
     Examples:
@@ -274,11 +274,11 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     sys.exit(0 if explanation.recorded else 1)
 
 
-@click.command(short_help="Ask the server on this machine whether it is alive or ready.")
+@click.command(short_help="Check whether the server on this machine is alive or ready.")
 @CONFIG
-@click.option("--ready", is_flag=True, help="Whether it is ready, not only alive; prints what is not.")
+@click.option("--ready", is_flag=True, help="Check that it is ready, not only alive, and print what is not.")
 def health(config: Path | None, *, ready: bool) -> None:
-    """Ask each process of the server on this machine for its health, on the admin port that the settings name.
+    """Check the health of each process of the server on this machine, through the admin port in the settings.
 
     For supervisors that cannot send an HTTP request, such as the health check of an image. Restart a server that is not
     alive. A server that is not ready recovers by itself, for example when its database is back. Exit code 1 if a
@@ -328,7 +328,7 @@ def migrate(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Install the change log and the triggers in the database, completely or not at all. Safe to repeat.
 
-    Changes that are committed afterwards are recorded; existing rows are sent only by a backfill. It takes
+    Changes that are committed afterwards are recorded; only a backfill sends existing rows. It takes
     no longer on large tables. If another transaction has locked one of them, it lets other transactions pass and tries
     again, for one minute.
 

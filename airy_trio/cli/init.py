@@ -1,4 +1,4 @@
-"""``airy-trio init``: the command, its questions and what it prints."""
+"""``airy-trio init``: the command, its questions and its output."""
 
 import os
 import shlex
@@ -25,14 +25,14 @@ _CHARS_MAX: Final = 2000
 @click.command(short_help="Write a settings file for a database.")
 @click.argument("url")
 @click.argument("file", default=DEFAULT, type=click.Path(path_type=Path))
-@click.option("--yes", is_flag=True, help="Take the best where it is not sure, without asking.")
+@click.option("--yes", is_flag=True, help="If it is not sure, choose the best candidate without asking.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def init(url: str, file: Path, *, yes: bool, force: bool) -> None:
-    """Look at a database and write a settings file for it, airy-trio.toml by default. Changes nothing in the database.
+    """Examine a database and write a settings file for it, airy-trio.toml by default. Changes nothing in the database.
 
     Proposes for each kind of object the table and the columns that fit best. Prints what was found and why, up to ten
-    events as they would be sent, and the statements that `migrate` would run. On a terminal it asks where it is not
-    sure. A URL with a password is not written to the file, which then reads it from a variable of the environment.
+    events as they would be sent, and the statements that `migrate` would run. On a terminal it asks if it is not
+    sure. A URL with a password is not written to the file, which then refers to an environment variable instead.
 
     \b
     Examples:
@@ -98,7 +98,7 @@ def _show_events(draft: "Draft") -> None:
 
 
 def _show_statements(draft: "Draft") -> bool:
-    """Print what ``migrate`` would do. If it could not, warn and return False: the file is good all the same."""
+    """Print what ``migrate`` would do. If it would fail, warn and return False; the file is valid all the same."""
     from airy_trio import migrate
 
     try:

@@ -108,8 +108,8 @@ class Reset:
     """Events are missing: reload what is derived from them. The events after ``position`` follow.
 
     ``verdict``: ``reset-expired`` (the next events are no longer retained), or ``reset-epoch`` (the position is of
-    another log, or not a position). The server is asked for no recent window after it: what is reloaded now
-    contains these events.
+    another log, or not a position). After a reset the client requests no recent window, because what is
+    reloaded now contains its events.
     """
 
     verdict: Verdict
@@ -118,10 +118,10 @@ class Reset:
 
 @frozen(kw_only=True)
 class State:
-    """The current state follows: begin anew with what it has. Only with ``begin="current"``.
+    """The current state follows: discard what you have and start from its events. Only with ``begin="current"``.
 
-    ``until``: the position of the state; equal to ``position`` if it is empty. ``missing``: the types of events that
-    the server has not kept, or not for all objects; empty if the state is whole.
+    ``until``: the position at which the state ends; equal to ``position`` if it is empty. ``missing``: the types that
+    the server does not have completely; empty if the state is complete.
     """
 
     position: str
@@ -210,7 +210,7 @@ class _Loop:
         headers = [("id", "0"), ("destination", self._destination), ("receipt", "0")]
         if self._position is not None:
             headers.append(("last-event-id", str(self._position)))
-        # After a reset only the state is wanted: what the loop reloads instead contains everything else.
+        # After a reset no window is needed, only the state: otherwise the loop reloads, which includes the window.
         wanted = self._position is None or self._replay == "current"
         return Frame("SUBSCRIBE", (*headers, ("replay", self._replay if wanted else "none")))
 

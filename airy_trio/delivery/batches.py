@@ -105,7 +105,7 @@ class Batches:
     ) -> tuple[bytes, tuple[int, ...], float]:
         """Encode the first events up to ``BATCH_BYTES_MAX`` and the room of the ack window, but at least one.
 
-        ``completing``: the offset of the event that completes the current state, if there is one among them.
+        ``completing``: the offset of the event that completes the current state, if it is among them.
         """
         room = BATCH_EVENTS_MAX if subscription.window is None else subscription.window.room
         messages: list[bytes] = []

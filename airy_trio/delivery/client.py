@@ -16,8 +16,8 @@ The state of the connection names the only writer of events:
 ``disconnect`` leads to CLOSING from every state. The state belongs to the connection rather than to a subscription:
 two writers on one socket would need a flag for each subscription and a lock for each event.
 
-A subscription is a cursor in one of two phases. With ``state`` set, it reads the current state up to a fixed position,
-in pages of the store, which only the send task does; after that, and without ``state`` from the beginning, it reads
+A subscription is a cursor with up to two phases. While ``state`` is set, it reads the current state up to a fixed
+position; only the send task does this, in pages of the store. Then, or at once if ``state`` is None, it reads
 everything after its position.
 
 A subscription *has work* if it is started, its view or the current state holds an event that was not sent, and its ack
@@ -75,7 +75,7 @@ from airy_trio.websocket.stream import FramedStream
 class ReplayOptions:
     """The recent window, for clients that do not send a position (settings, ``[replay]``).
 
-    ``events_max``: of the whole log, not of one destination; 0: no limit.
+    ``events_max``: counted over the whole log, not one destination; 0: no limit.
     """
 
     window_s: float = field(default=120, validator=at_least(0))
@@ -100,12 +100,12 @@ BEHIND: Final = ClientState.BEHIND
 class Client:
     """The state of one connection; owned by its session.
 
-    ``connection``: the protocol, in its framing. ``stream``: the way to the socket. ``number``: counts the connections
+    ``connection``: the protocol, in its framing. ``stream``: writes to the socket. ``number``: counts the connections
     of this process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the
     connection and its subscriptions against the limits; None: no limits. ``user``: from CONNECT. ``connected``: CONNECT
     was accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end
-    the conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request, so it does not
-    read, and that no bytes arrive is not the client's fault.
+    the conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request and does not
+    read, so the client does not count as silent.
     """
 
     connection: Framing
@@ -224,8 +224,8 @@ class EncodedBatch:
 class Window:
     """The events in flight in one subscription with an ack mode, which bound how many more may be sent.
 
-    A client may leave thousands unacknowledged, and most of their offsets follow each other. So they are stored as
-    runs: ``_bounds`` has the begin and the end of each run in turn, ascending, four bytes each, relative to ``_base``.
+    A client may leave thousands unacknowledged, and most of their offsets are consecutive. They are stored as ranges:
+    ``_bounds`` has the begin and the end of each range in turn, ascending, four bytes each, relative to ``_base``.
     """
 
     __slots__ = ("_base", "_bounds", "_count", "_cumulative", "_prefetch")
@@ -247,7 +247,7 @@ class Window:
         return self._base + self._bounds[0] if self._bounds else None
 
     def sent(self, offsets: tuple[int, ...]) -> None:
-        """Add events that were sent, ascending, and after those in flight."""
+        """Add events that were sent; their offsets ascend, and follow those in flight."""
         bounds = self._bounds
         if not bounds:
             self._base = offsets[0]

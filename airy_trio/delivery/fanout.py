@@ -287,7 +287,7 @@ async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batche
 async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
     """Send the next page of the store; False if the store is unavailable, and read again later.
 
-    The page belongs to this call: a client whose ack window is full keeps none in memory.
+    Only this call holds the page: for a client whose ack window is full, none stays in memory.
     """
     if trio.current_time() < subscription.retry_at:
         return False
@@ -323,7 +323,7 @@ async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Bat
         if batch is None:
             if page is not None:
                 if subscription.state is not None and page.completes_state:
-                    # Its last event has changed or ended since the page before this one was read.
+                    # The object of the last event has changed or ended since the previous page was read.
                     subscription.resume_header += STATE_COMPLETE
                 subscription.skip_to(page.upto)
             return False

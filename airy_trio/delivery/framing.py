@@ -1,12 +1,13 @@
 """The two ways to write to a client: STOMP in a WebSocket, and an event stream over HTTP.
 
-Both read the same cursors. Fan-out, send tasks and shared batches handle complete octets, and the octets of a
-subscription follow from its ``prefix`` and the event: subscriptions of both ways never have the same prefix, so they
-never share a batch. What differs is in this module: the octets of an event, of the answers to requests, of a heart-beat
-and of the end.
+Both use the same cursors. The fan-out, the send tasks and the shared batches handle finished bytes, which depend only
+on the event and the ``prefix`` of the subscription. A STOMP subscription and an event stream never have the same
+prefix, so they never share a batch. This module has what differs: the bytes of events, answers, heart-beats and the
+end.
 
-A request for an event stream is CONNECT and SUBSCRIBE in one. Its answer begins with the first of: the subscription has
-started, a heart-beat is due (the store is unavailable), the session ends. Until then it may become a refusal by status:
+A request for an event stream is CONNECT and SUBSCRIBE in one. The response begins when the subscription has started, a
+heart-beat is due (because the store is unavailable), or the session ends, whichever is first. Until then the request
+can still be refused by status:
 
     reconnect, in the catalogue         before the stream has begun             within the stream
     --------------------------------    ------------------------------------    -------------------
@@ -15,8 +16,9 @@ started, a heart-beat is due (the store is unavailable), the session ends. Until
     no                                  the number of the token, such as 403;   ``event: disconnect``
                                         204 for a client that has had a stream
 
-Any status but 200 ends an ``EventSource`` for good. Some other clients come back after 403, but all stop at 204, which
-the HTML standard names for this. The answer for a client that asks for the first time is the one that says more.
+After any status but 200 an ``EventSource`` never reconnects. Some other clients reconnect after 403, but all stop after
+204, which the HTML standard provides for this. A client without an earlier stream gets the status instead, because its
+body has the reason.
 """
 
 import json
@@ -46,21 +48,21 @@ from airy_trio.websocket.request import response
 
 # The header line of the MESSAGE that completes the current state; an event stream has an event of its own after it.
 STATE_COMPLETE: Final = header("state", "complete", None)
-# The one prefix of all event streams, because their events depend on nothing but the event. No MESSAGE begins like it.
+# All event streams share one prefix: their bytes depend on nothing but the event. No MESSAGE begins with it.
 STREAM_PREFIX: Final = b"id: "
-# The time until a client reconnects. Each is told another one, so that all clients of a server do not come at once.
+# The time until a client reconnects is random, so that the clients of one server do not all reconnect at once.
 RETRY_MS_MIN: Final = 1000
 RETRY_MS_MAX: Final = 3000
-# The subscription of an event stream; the number of a subscription to `Conversation`.
+# An event stream has one subscription; this is its number, as `Conversation` counts them.
 _NUMBER: Final = 1
 _COMPLETE: Final = b'{"state":"complete"}'
 _CHALLENGE: Final = ("WWW-Authenticate", "Bearer")
 
 
 class Framing(Protocol):
-    """How the octets of one client are read and written. Sans-IO.
+    """How the bytes of one client are read and written. Sans-IO.
 
-    ``session``: the name of the session. ``answers_end``: the client answers the server's end with one of its own.
+    ``session``: the name of the session. ``answers_end``: the client answers the server's end with its own.
     """
 
     session: str
@@ -71,11 +73,11 @@ class Framing(Protocol):
         ...
 
     def connected(self) -> bytes:
-        """Accept CONNECT; return the octets for it, which may be none."""
+        """Accept CONNECT; return the bytes of the answer, which may be none."""
         ...
 
     def message_prefix(self, request: Subscribe) -> bytes:
-        """Return what the octets of a subscription's events depend on, besides the event."""
+        """Return what the bytes of a subscription's events depend on, besides the event."""
         ...
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
@@ -95,7 +97,7 @@ class Framing(Protocol):
         ...
 
     def last_words(self, reason: DisconnectReason) -> bytes:
-        """Encode the reason for the client; empty if there is nothing to say. Call it once."""
+        """Encode the disconnect reason; empty if the client receives none. Call it once."""
         ...
 
     def end(self, reason: DisconnectReason) -> bytes | None:
@@ -153,7 +155,7 @@ class EventStreamFraming:
         self._begun = False  # whether the head of the stream was encoded
 
     def receive(self, data: bytes) -> NoReturn:
-        """See ``Framing.receive``. Nothing may follow the request: the response never ends before the connection."""
+        """See ``Framing.receive``. Nothing may follow the request: the response lasts as long as the connection."""
         del data
         raise RemoteProtocolError(PROTOCOL_ERROR.token or "", "Nothing may follow a request for events.")
 
@@ -167,7 +169,7 @@ class EventStreamFraming:
         return STREAM_PREFIX
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-        """See ``Framing.receipt``: the first event. Its reader can resume at its position from then on."""
+        """See ``Framing.receipt``: the first event. From then on the client can resume at its position."""
         del receipt_id
         facts = dict(headers)
         return self._head() + named_event("subscribed", _json(facts.items()), facts["position"])
@@ -196,7 +198,7 @@ class EventStreamFraming:
         return self._head() + named_event("disconnect", _json((("token", reason.token), ("reason", reason.prose))))
 
     def end(self, reason: DisconnectReason) -> bytes | None:
-        """See ``Framing.end``: the end of the connection is that of the stream."""
+        """See ``Framing.end``: the stream ends with the connection."""
         del reason
         return b""
 
@@ -216,9 +218,9 @@ class EventStreamFraming:
 
 
 def requests_of(wanted: StreamRequest, heartbeat_ms: int) -> tuple[Connect, Subscribe]:
-    """Return what a request for an event stream asks for. ``heartbeat_ms``: of the server; 0: none.
+    """Return the CONNECT and SUBSCRIBE of a request for an event stream. ``heartbeat_ms``: of the server; 0: none.
 
-    The client sends nothing, for as long as it likes. The system notices when it vanishes.
+    The client may be silent for any time. The operating system detects that it is gone.
     """
     connect = Connect(
         version=Version.V1_2,

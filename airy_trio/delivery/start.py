@@ -126,7 +126,7 @@ def _recent(eventlog: EventLog, since: Position, resume: str, options: ReplayOpt
 
 
 async def _current(eventlog: EventLog, view: View, resume: str, address: str) -> Start:
-    """Start with the current state. Its first page is read now, so that the RECEIPT can say that there is none."""
+    """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
         found = await eventlog.current_state(address=address)
         missing = tuple(sorted(found.missing(STATE_TYPES & types_of(view.destination))))

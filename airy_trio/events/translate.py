@@ -57,7 +57,7 @@ class Translation:
     """The events in the order of their objects, and the faults of skipped rows.
 
     ``misfits``: the number of metadata values that became strings because they did not fit their ``value_type``.
-    ``ended``: objects that no longer exist, by the type of their updates, whether or not that is an event.
+    ``ended``: objects that no longer exist, by the type of their updates, whether or not a deletion is sent.
     """
 
     events: tuple[Event, ...]
@@ -75,7 +75,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
     for changed in objects:
         try:
             if isinstance(changed, MessageGone | ChannelGone | TagGone):
-                ended.append(_ended(changed))  # before the event, which may have a fault or be left out
+                ended.append(_ended(changed))  # before the event, which may be faulty or excluded
             if isinstance(changed, Metadata):
                 event, nested = _metadata(changed)
                 if not changed.entries:

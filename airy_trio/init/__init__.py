@@ -1,6 +1,6 @@
-"""``airy-trio init``: look at a database that was never seen before, and write a settings file for it.
+"""``airy-trio init``: examine a database and write a settings file for it.
 
-It reads in transactions that cannot write. ``catalogue`` finds the tables, ``known`` recognises schemas as a whole,
+It reads in read-only transactions. ``catalogue`` finds the tables, ``known`` recognises schemas as a whole,
 ``proposal`` chooses the table and columns that fit each kind best, by the words of ``vocabulary``, and ``file`` writes
 them down with the reason for each. Then the settings are used as a server would use them: the mapping is inspected, the
 newest rows become events, and ``migrate`` is previewed.
@@ -71,7 +71,7 @@ class Draft:
 
 
 def draft(url: str, environ: Mapping[str, str], ask: Ask) -> Draft:
-    """Look at the database and write the text of its settings. Nothing is changed, neither there nor in a file.
+    """Examine the database and return the draft of its settings. Changes neither the database nor a file.
 
     ``url`` may refer to the environment, as in the settings. Raises ``SettingsError`` for a wrong URL, and
     ``StartError`` if the database cannot be read or has no table that fits.
@@ -99,7 +99,7 @@ def draft(url: str, environ: Mapping[str, str], ask: Ask) -> Draft:
 
 
 def _read(database: Database, work: Callable[[sa.Connection], T]) -> T:
-    """Do some reading in a transaction that cannot write. None is open while a person thinks about an answer."""
+    """Read in a read-only transaction. No transaction stays open while a question waits for its answer."""
 
     def read_only(connection: sa.Connection) -> T:
         is_postgres = connection.dialect.name == POSTGRES
@@ -110,7 +110,7 @@ def _read(database: Database, work: Callable[[sa.Connection], T]) -> T:
 
 
 def _written(url: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return the URL as the file shall have it, without a secret, and the variable that is still to be set or ""."""
+    """Return the URL for the file, without a secret, and the variable that must still be set, or ""."""
     if "${" in url:
         return url, ""
     holder = next((name for name in (VARIABLE, *environ) if environ.get(name) == url and name.isidentifier()), None)
@@ -124,7 +124,7 @@ def _written(url: str, environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _proposed(database: Database, place: DatabaseOptions, ask: Ask) -> tuple[Sequence[str], Proposals]:
-    """Return what was found, for people, and the proposals. Raises ``StartError`` if no table fits."""
+    """Return the findings as lines of text, and the proposals. Raises ``StartError`` if no table fits."""
 
     def sample(table: FoundTable) -> Sequence[Row]:
         return _read(database, partial(catalogue.sample, table=table))

@@ -1,4 +1,4 @@
-"""Look at a database: its tables with their columns, keys and references, and some of their rows. Changes nothing.
+"""Read a database: its tables with their columns, keys and references, and some of their rows. Changes nothing.
 
 Only tables that can be watched and that the role may read are found: no views, no partitions (their parent is found),
 no tables of extensions, of frameworks or of our own.
@@ -79,7 +79,7 @@ class FoundTable:
 
     @property
     def label(self) -> str:
-        """The name for people, which is unique."""
+        """The name as it is printed, which is unique."""
         return self.name if self.visible else f"{self.schema}.{self.name}"
 
 
@@ -102,7 +102,7 @@ def look(connection: sa.Connection, names: Names) -> Sequence[FoundTable]:
 
 
 def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
-    """Read some rows, those with the largest keys. None if that takes too long or is refused (``inspect`` says why)."""
+    """Read some rows, those with the largest keys. None if that takes too long or fails (see ``inspect``)."""
     columns = [_beginning(connection, column.name) for column in table.columns.values()]
     order = f" order by t.{quote_identifier(table.key)} desc" if table.key is not None else ""
     name = quoted_name(table.schema, table.name)

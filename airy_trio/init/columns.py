@@ -1,4 +1,4 @@
-"""Give the columns of one table to the fields of a kind: by name, type, reference, and the values in its rows."""
+"""Assign the columns of one table to the fields of a kind: by name, type, reference, and the values in its rows."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -33,9 +33,9 @@ class Source:
 
 @define
 class Columns:
-    """The columns of a table and the fields that they were given to. ``rows``: some of the table's rows.
+    """The columns of a table and the fields that they are assigned to. ``rows``: some of the table's rows.
 
-    A method that takes a column returns False if none fits. A column that was taken is not taken again.
+    A ``take`` method assigns a column, and returns False if none fits. Each column is assigned once.
     """
 
     kind: Kind
@@ -44,20 +44,20 @@ class Columns:
     _sources: dict[str, Source] = field(factory=dict)
 
     def put(self, name: str, source: Source) -> None:
-        """Give this source to a field."""
+        """Assign this source to a field."""
         self._sources[name] = source
 
     def take_key(self) -> None:
-        """Give the key of the table to the id."""
+        """Assign the key of the table to the id."""
         self.put("id", Source(column=self.table.key, why="the key of the table"))
 
     def reference(self, name: str, nouns: Sequence[str]) -> FoundColumn | None:
-        """Return the column that refers to one of these nouns and whose values are accepted; it is not taken."""
+        """Return the column that refers to one of these nouns and whose values are accepted; does not assign it."""
         found = (column for column in references(self.table, nouns) if column.name in self.free)
         return next((column for column in found if self._accepts(name, column)), None)
 
     def take_named(self, name: str, *, always: bool = False) -> bool:
-        """Give the column with the best name whose values are accepted. ``always``: if none is, one that is not."""
+        """Assign the best named column whose values are accepted. ``always``: if there is none, the best named one."""
         found = [(column, why) for column, why in candidates(self.table, self.kind, name) if column.name in self.free]
         accepted = [(column, why) for column, why in found if self._accepts(name, column)]
         for column, why in accepted or (found if always else ()):
@@ -66,7 +66,7 @@ class Columns:
         return False
 
     def take_coded(self, name: str, chosen: str | None = None) -> bool:
-        """Give a column with a closed set of values whose meanings are all known. ``chosen``: only this one."""
+        """Assign a column with a closed set of values whose meanings are all known. ``chosen``: only this one."""
         for code in CODED[name]:
             for column in with_names(self.table, code.names if chosen is None else (chosen,)):
                 values = self._meanings(column, code) if column.name in self.free else None
@@ -77,7 +77,7 @@ class Columns:
 
     @property
     def free(self) -> Sequence[str]:
-        """The columns that no field has yet."""
+        """The columns that are not assigned yet."""
         used = {source.column for source in self._sources.values()}
         return [name for name in self.table.columns if name not in used]
 

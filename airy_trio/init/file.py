@@ -10,11 +10,11 @@ from airy_trio.init.columns import Source
 from airy_trio.init.proposal import Proposal, Proposals
 
 _HEAD: Final = """\
-# Made by `airy-trio init`. Correct what does not fit: each line says why it is there.
+# Made by `airy-trio init`. Each line has its reason; correct what does not fit.
 # `airy-trio check` reports what is wrong. All other settings have their defaults; the reference lists them.
 """
 _DELETES: Final = """
-# Send a deletion when a message is deleted or a `where` below begins to leave it out, so that it disappears from pages.
+# Send a deletion if a message is deleted or a `where` below begins to exclude it, so that it disappears from pages.
 [events]
 deletes = true
 """
@@ -27,12 +27,12 @@ _TAIL: Final = """
 #mode = "tokens"
 #tokens = { agent = "${AGENT_TOKEN}" }
 """
-_WHERE_WHY: Final = "# Leaves out what clients should not see, by the names of these columns.\n"
+_WHERE_WHY: Final = "# Excludes messages that clients should not see, judging by the names of these columns.\n"
 _CONTENT_WHY: Final = "# What people write is sent as text, even if it looks like JSON.\n"
 
 
 def text_of(url: str, proposals: Proposals) -> str:
-    """Return the settings file. ``url``: as the file shall have it."""
+    """Return the settings file. ``url``: as the file refers to it."""
     parts = [_HEAD, f"\n[database]\nurl = {_toml(url)}\n"]
     if any(proposals[kind].where for kind in KINDS if kind in DELETABLE):
         parts.append(_DELETES)

@@ -5,7 +5,7 @@ has no score. The rows of the chosen table then decide how coded columns are tra
 values would not be accepted (``columns``).
 
 Messages come first, because the other kinds refer to them: metadata is about what a message belongs to, and the table
-of channels is the one that messages refer to. What is not sure is asked.
+of channels is the one that messages refer to. If a choice is not sure, it becomes a question.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +34,9 @@ from airy_trio.init.vocabulary import (
 )
 
 SCORE_MIN: Final = 9.0
-"""A table with less is not proposed for messages: a table of people or of products has about 5."""
+"""A table with a lower score is not proposed for messages. Tables of people or of products score about 5."""
 CLOSE: Final = 0.75
-"""A choice is not sure if another table has more than this part of the best one's score."""
+"""A choice is not sure if another table has more than this share of the best score."""
 CHOICES_MAX: Final = 5
 NONE: Final = "none"
 
@@ -47,7 +47,7 @@ Sample = Callable[[FoundTable], Sequence[Row]]
 
 @frozen(kw_only=True)
 class Proposal:
-    """The mapping of one kind, and why. ``table`` None: there is none."""
+    """The mapping of one kind, and the reason. ``table``: None if no table fits."""
 
     kind: Kind
     why: str
@@ -80,7 +80,7 @@ def propose(tables: Sequence[FoundTable], sample: Sample, application: str, ask:
 
 @define
 class _Proposer:
-    """Scores the tables, chooses one for each kind, and gives its columns to the fields."""
+    """Scores the tables, chooses one for each kind, and assigns its columns to the fields."""
 
     _tables: Sequence[FoundTable]
     _sample: Sample
@@ -88,7 +88,7 @@ class _Proposer:
     _ask: Ask
 
     def messages(self) -> Proposal:
-        """Choose a table with a key and a text. Only for this kind a table may have any name."""
+        """Choose a table with a key and a text. A table of messages may have any name; those of other kinds may not."""
         scores = {one.label: score for one in self._tables if (score := _message_score(one)) >= SCORE_MIN}
         table = self._choose("messages", scores)
         if table is None:
@@ -118,10 +118,10 @@ class _Proposer:
         )
 
     def _group(self, columns: Columns) -> None:
-        """Give columns to the conversation and the channel of a message. One column may be both."""
+        """Assign columns to the conversation and the channel of a message. One column may be both."""
         channel = columns.reference("channel_id", CHANNELS)
         conversation = columns.reference("conversation_id", CONVERSATIONS)
-        if conversation is None and channel is None:  # one with NULL is better than none: only such rows are not sent
+        if conversation is None and channel is None:  # with NULL is better than none: only rows with NULL are not sent
             conversation = next(references(columns.table, CONVERSATIONS), None)
         if channel is not None:
             columns.put("channel_id", Source(column=channel.name, why=f"refers to {target(channel)}"))
@@ -167,7 +167,7 @@ class _Proposer:
                 scores[one.label] = score
         table = self._choose("channels", scores)
         if table is None:
-            return Proposal(kind="channels", why="no table is called so, or is what messages refer to as their channel")
+            return Proposal(kind="channels", why="no table has such a name, and messages refer to no channel")
         columns = Columns("channels", table, self._sample(table))
         columns.take_key()
         if not columns.take_named("source"):
@@ -198,7 +198,7 @@ class _Proposer:
         return Proposal(kind="tags", why=self._why("tags", table, scores), table=table, sources=columns.sources)
 
     def _about(self, table: FoundTable, messages: Proposal) -> Mapping[str, Source] | None:
-        """Return the sources of subject and identifier, or None if the table does not say what its rows are about."""
+        """Return the sources of subject and identifier; None if no column shows what a row is about."""
         columns = {squashed(name): column for name, column in table.columns.items()}
         for name, column in columns.items():
             class_of = columns.get(f"{name.removesuffix('id')}type") if name.endswith("id") else None

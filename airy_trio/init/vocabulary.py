@@ -1,8 +1,8 @@
 """The words by which tables, columns and values are recognised: English names as applications choose them.
 
 Names are compared in lower case and without underscores, so that ``sentAt``, ``sent_at`` and ``sentat`` are one. Of
-several names the first is the best. Everything here is a guess that the settings file shows and that a person can
-change; nothing else depends on it.
+several names the first is the best. Everything here is a guess: the settings file shows it and a person can change it.
+Nothing else depends on it.
 """
 
 import re
@@ -35,7 +35,7 @@ USERS: Final = (
     "sender", "author", "user", "contact", "customer", "agent", "member", "participant", "person", "poster", "actor",
     "creator", "owner", "profile", "account", "assignee",
 )  # fmt: skip
-"""What a message refers to: the names of its columns, without ``id``, and of the tables that these refer to."""
+"""What a message refers to: names of its columns, without ``id``, and of the tables that these refer to."""
 
 NAMES: Final[Mapping[Kind, Mapping[str, tuple[str, ...]]]] = {
     "messages": {

@@ -1,14 +1,14 @@
 """The current state: the newest event of each object of the kept types, and which types it has completely.
 
-The log forgets events; the state does not. Every append changes it together with the log (``EventStore.append``), so it
-needs no repair after a crash. It does not begin complete, because only changes cause events: a *backfill* writes the
-keys of all rows into the change log, and the recorder records them as changes. It marks its begin and its end there
-(``feed.Backfill``). A type is *whole* from the end of a backfill on. What the backfill has not sent again by then has
-no row any more and leaves the state.
+The log is trimmed; the state is not. Every append changes both together (``EventStore.append``), so the state needs no
+repair after a crash. At first it is incomplete, because only changes cause events. A *backfill* completes it: it writes
+the keys of all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as
+changes. After the second mark the type is *whole*. Objects without an event since the first mark have no row any more,
+and leave the state.
 
-The state starts anew, empty, with a new *generation*: when the mapping or the list of kept types has changed, when an
-epoch begins, and when a server without a state, of an earlier version, has appended. The recorder decides that when it
-begins to record; later nobody else can have appended, because its appends would be stale.
+The state starts again, empty and with a new *generation*, if the mapping or the list of kept types has changed, if an
+epoch begins, or if a server of an earlier version, which has no state, has appended. The recorder decides this when it
+begins to record. After that no other server can have appended, because then the recorder's own appends would be stale.
 """
 
 import json
@@ -27,14 +27,14 @@ TYPE_OF: Mapping[Kind, str] = {
     "channels": "channel.updated",
     "tags": "tag.updated",
 }
-"""The type of the events that have the current state of a table's objects."""
+"""The type of events that carry the current state of a table's objects."""
 
 
 @frozen(kw_only=True)
 class StateOptions:
     """What the recorder keeps. ``types``: of the mapped tables. ``kept``: those whose objects are kept.
 
-    ``shape``: a digest of the mapping of the kept types; events made by another mapping are of another state.
+    ``shape``: a digest of the mapping of the kept types. Events of another mapping belong to another state.
     """
 
     types: frozenset[str] = frozenset()
@@ -77,7 +77,7 @@ class Marks:
 
 @frozen
 class CurrentState:
-    """The state for a reader: where it ends, which types it has completely, and which types there are.
+    """The state for a reader: its end, the types that it has completely, and all mapped types.
 
     ``at``: None if there is no state to read. ``types``: None if no recorder has said which tables are mapped.
     """
@@ -102,7 +102,7 @@ class CurrentState:
 
 
 class StateRecorder:
-    """Follows the state for one recorder, from ``begin`` on. ``generation``: "" before that, or if nothing is kept."""
+    """Tracks the state for one recorder, from ``begin`` on. ``generation``: "" before that, or if nothing is kept."""
 
     def __init__(self, options: StateOptions) -> None:
         self._options = options
@@ -112,7 +112,7 @@ class StateRecorder:
     def begin(self, bounds: Bounds | None) -> None:
         """Continue the state that the store has, if it was recorded in the same way; else begin a generation.
 
-        ``bounds``: of the store at the head that is appended after; None: an epoch has just begun.
+        ``bounds``: of the store, at the head of the next append; None: an epoch has just begun.
         """
         options = self._options
         known = None if bounds is None else bounds.state
@@ -150,7 +150,7 @@ class StateRecorder:
         )
 
     def _mark(self, backfill: Backfill, head: int) -> Mapping[str, int]:
-        """Note the begin or the end of a backfill; return what it sweeps."""
+        """Handle the begin or the end of a backfill; return what it sweeps."""
         type_ = TYPE_OF[backfill.kind]
         if type_ not in self._options.kept:
             return {}

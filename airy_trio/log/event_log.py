@@ -66,7 +66,7 @@ BOUNDS_AGE_S: Final = 5.0
 LAG_EVERY_S: Final = 1.0
 """Between two reads of the store's head, by which the lag of ``follow`` is measured."""
 STATE_AGE_S: Final = 1.0
-"""Clients that ask for the current state within this time get the same one."""
+"""Clients that request the current state within this time get the same one."""
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
 
 logger = structlog.get_logger(__name__)
@@ -96,7 +96,7 @@ class EventLog:
         self.gate = Gate(READS_MAX)
         """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it."""
         self._reads = Reads(store)
-        # Each is set when the read has ended.
+        # Each event is set when its read has ended.
         self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
         self._kept = frozenset(options.keep_current)
@@ -312,7 +312,7 @@ class EventLog:
     async def since(self, age_s: float, *, address: str = "") -> Position:
         """Return the position after which all retained events are at most ``age_s`` old.
 
-        If the tail does not reach back far enough, the store is asked, for a client at ``address``. Raises
+        If the tail does not reach back far enough, the store is queried, for a client at ``address``. Raises
         ``StoreUnavailable`` if that fails.
         """
         while True:
@@ -333,7 +333,8 @@ class EventLog:
     async def current_state(self, *, address: str = "") -> CurrentState:
         """Return the current state as of at most ``STATE_AGE_S`` ago, for a client at ``address``.
 
-        Clients that come together get the same one, so that they read the same pages. Raises ``StoreUnavailable``.
+        Clients that ask at about the same time get the same one, so that they read the same pages. Raises
+        ``StoreUnavailable``.
         """
         while (found := self._known_state()) is None:
             async with self.gate.place(address):

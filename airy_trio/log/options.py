@@ -60,7 +60,7 @@ class LogOptions:
 
     ``retain_durables_s``: for how long the position of an unused durable subscription is retained; at least
     ``retain_s``. Much longer by default, so that a client that returns late learns that events are gone.
-    ``keep_current``: the types of which the newest event of each object is kept for as long as the object exists.
+    ``keep_current``: the types whose current state is kept: the newest event of each object, while the object exists.
     """
 
     store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))

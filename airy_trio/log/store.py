@@ -175,7 +175,7 @@ def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
 
 @frozen
 class StoredState:
-    """The current state that a store keeps, as far as the recorder described it (``log.current``).
+    """The stored current state, as the recorder described it (``log.current``).
 
     ``generation``: the name of this state. ``marks``: text that belongs to it and that only the recorder interprets.
     """
@@ -198,8 +198,8 @@ class StateChange:
 
     ``generation``, ``marks``: see ``StoredState``; they replace the stored ones. A new generation begins empty; the
     name of a former one is never used again.
-    ``kept``: indexes of appended events that become the state of their objects; no two are of one object. ``ended``:
-    objects that no longer exist. ``swept``: for some types the offset up to which their events leave the state.
+    ``kept``: indexes of appended events that become the state of their objects; at most one per object. ``ended``:
+    objects that no longer exist. ``swept``: by type, the offset up to which events leave the state.
     """
 
     generation: str
@@ -215,7 +215,7 @@ class Bounds:
 
     ``first == last + 1`` if there are none; trimming all events does not change ``last``. ``now_ms``: the store's clock
     at this read, in milliseconds since 1970, from which a reader computes the age of an event. ``state``: the current
-    state at ``last``; None if there is none, or if a writer that does not know of it has appended since.
+    state at ``last``; None if there is none, or if a writer without support for it has appended since.
     """
 
     epoch: str
@@ -311,7 +311,7 @@ class EventStore(Protocol):
     ) -> Sequence[StoredEvent]:
         """Return the next events of the current state after a position, in order. The limits are as for ``read``.
 
-        The current state has the event of each object that was kept last, unless the object has ended or was swept.
+        For each object the current state has the event that was kept last, unless the object has ended or was swept.
         Trimming does not change it. Events after ``state.until`` are not returned: a reader finds them in the log.
         Raises ``PositionExpired`` for another epoch, and if ``Bounds.state`` is None or of another generation.
         """

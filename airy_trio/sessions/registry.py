@@ -187,7 +187,7 @@ class Sessions:
                 slot.leave()
 
     def refusal(self, data: bytes, refused: RequestRefusedError, *, loopback: bool) -> bytes:
-        """Return the answer to a request of a connection beyond a limit: a stream, if it is for an event stream.
+        """Return the refusal for a connection beyond a limit. For an event stream the refusal is a stream too.
 
         ``data``: the request as far as it has arrived. ``loopback``: see ``Admission.arrive``.
         """

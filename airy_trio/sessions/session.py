@@ -7,7 +7,7 @@ Every step of closing has a time limit, so a peer cannot delay the end of its co
 disconnect reason in time is cut off (``abort``).
 
 One task reads the request and then the client's messages, and answers them. A request for an event stream is the only
-one of its connection; all that differs after it is the framing (``delivery.framing``). A connection takes 8.4 KiB, and
+one of its connection; after it only the framing differs (``delivery.framing``). A connection takes 8.4 KiB, and
 2,281 clients connect in a second. When trio-websocket read the messages in a task of its own, it was 21.5 KiB and 1,300
 clients (5,000 clients, medians of three interleaved rounds; ``websockets``: 17.4 KiB and 2,170).
 """

@@ -6,7 +6,7 @@ around events that have one already: a reader drops an event without its blank l
 stream. Nothing may follow a request.
 
 A browser's ``EventSource`` reconnects when a stream ends and when the network fails, and gives up after any status but
-200. A refusal that may be over soon is therefore a stream too, which ends at once.
+200. A temporary refusal is therefore a stream too, which ends at once.
 
 Pages of allowed origins may read every response, with credentials (CORS). A page of another origin cannot send a GET
 without Origin except in the mode ``no-cors``, for an image or a script. It could read nothing of that, but the user's
@@ -24,20 +24,20 @@ from airy_trio.stomp.frames import REPLAYS
 from airy_trio.websocket.request import Request, RequestRefusedError
 
 PATH_BYTES_MAX: Final = 512
-"""As long as the destination of a SUBSCRIBE may be."""
+"""The same limit as for the destination of a SUBSCRIBE."""
 FIELDS_MAX: Final = 16
-"""Parameters in the query."""
+"""The largest number of parameters in a query."""
 PREFLIGHT_AGE_S: Final = 600
-"""How long a browser may remember the answer to a preflight request."""
+"""How long a browser may cache the answer to a preflight request."""
 RETRY_LATER_MS: Final = 5000
-"""The time until a client comes back after a refusal, as in Retry-After."""
+"""The time until a client reconnects after a temporary refusal, like Retry-After."""
 
 COMMENT: Final = b":\n\n"
 """A heart-beat: readers ignore it. The blank line is for proxies and programs that forward whole events."""
 
 _METHODS: Final = "GET, OPTIONS"
 _ALLOWED_HEADERS: Final = "Authorization, Cache-Control, Last-Event-ID"
-"""What the known clients that are not ``EventSource`` send."""
+"""The headers that known clients other than ``EventSource`` send."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
 _STREAM: Final = (
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
@@ -115,7 +115,7 @@ def _query(text: str) -> dict[str, str]:
 
 
 def sharing(origin: str | None) -> tuple[Header, ...]:
-    """Return the headers that let a page of an allowed origin read a response; none for a client that is no page."""
+    """Return the headers that let a page of an allowed origin read a response; none if the client is not a page."""
     if origin is None:
         return ()
     return ("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true"), ("Vary", "Origin")
@@ -144,7 +144,7 @@ def stream_head(origin: str | None, retry_ms: int) -> bytes:
 
 
 def later(origin: str | None, refused: RequestRefusedError) -> bytes:
-    """Return a whole stream for a refusal that may be over soon. Its words are a comment."""
+    """Return a whole stream for a temporary refusal. Its text is a comment."""
     return stream_head(origin, RETRY_LATER_MS) + f": {refused.status.value} {refused.words}\n\n".encode("ascii")
 
 
@@ -157,8 +157,8 @@ def named_event(name: str, data: bytes, event_id: str | None = None) -> bytes:
 def event(event_id: str, body: bytes) -> bytes:
     """Encode an event without a type of its own.
 
-    A line of data may contain no line end, and JSON from a database may, between two of its tokens. Each one becomes a
-    further line of data, and readers join them with LF.
+    A data line cannot contain a line end, but JSON from a database may have some between its tokens. Each of them
+    starts a further data line, and readers join the lines with LF.
     """
     if b"\n" in body or b"\r" in body:
         body = b"\ndata: ".join(body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))

@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column. Servers of the version before do not use it, so ``compatible_from`` stays."""
+    """Add the column. Servers of the previous version do not use it, so ``compatible_from`` stays."""
     names = context.config.attributes["names"]
     op.add_column(names.bare("change_state"), sa.Column("backfill", sa.Text), schema=names.table_schema)
 

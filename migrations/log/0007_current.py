@@ -21,7 +21,7 @@ def upgrade() -> None:
     """Add the table, its indexes, and the columns."""
     names = context.config.attributes["names"]
     postgres = names.dialect == "postgresql"
-    for name in COLUMNS:  # first: this lock waits for the recorder, and must not be waited for with others held
+    for name in COLUMNS:  # first, because this lock may wait for the recorder, and no other lock may be held meanwhile
         op.add_column(names.bare("log_state"), sa.Column(name, sa.Text), schema=names.table_schema)
     table = names.bare("log_current")
     op.create_table(
@@ -53,7 +53,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away."""
+    """Drop them again."""
     names = context.config.attributes["names"]
     op.drop_table(names.bare("log_current"), schema=names.table_schema)
     for name in COLUMNS:

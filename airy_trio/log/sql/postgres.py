@@ -211,7 +211,7 @@ _APPENDED: Final = {
 }
 """The columns of an append, in the order of ``NewEvent``, which are given as arrays."""
 _KEPT: Final = {"digest": "bytea", "number": "int8", **_APPENDED}
-"""The columns of the events that an append keeps in the current state, by their number in it from 1 on."""
+"""The columns of events that an append keeps in the current state. ``number``: of the event in the append, from 1."""
 
 
 class _Statements:
@@ -268,8 +268,8 @@ class _Statements:
     def _change_state(self, current: str, number: int) -> str:
         """Return the parts of an append that change the current state. Their arrays begin at the parameter ``number``.
 
-        All parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept
-        must not be what is kept, and an object that is kept has not ended.
+        All parts of a statement see the rows as they were before it, and no row may be changed twice. So kept objects
+        are not swept, and none of them may have ended.
         """
         columns = ", ".join(map(quote_identifier, _APPENDED))
         names = ("digest", "generation", "offset", "appended_at_ms", *_APPENDED)

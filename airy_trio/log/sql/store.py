@@ -243,7 +243,7 @@ class SqlStore:
         return int(lowest)
 
     async def _delete_stale(self, generation: str, limit: int) -> None:
-        """Delete rows of former generations of the current state. A scan, so it is remembered that none are left."""
+        """Delete rows of former generations of the current state. A scan, so the store remembers when none are left."""
         [deleted] = await self._translated(self._writing(Step(self._tables.delete_stale, {"limit": limit})))
         if len(deleted) < limit:
             self._clean_generation = generation
@@ -286,7 +286,7 @@ def bounds_of(state: Sequence[Any]) -> Bounds:
 
 
 def state_values(head: Position, resume_point: str, change: StateChange | None) -> dict[str, str | None]:
-    """Return the columns of the state after an append that ends at ``head``: they name the head that they are of."""
+    """Return the columns of the current state after an append that ends at ``head``. They name this head."""
     if change is None:
         return {"generation": None, "marks": None, "state_at": None}
     return {"generation": change.generation, "marks": change.marks, "state_at": f"{head} {resume_point}"}

@@ -368,7 +368,7 @@ Text = TypeVar("Text", str, str | None)
 
 
 def digest(object_: str) -> bytes:
-    """Return the key of an object in the current state: an index of Postgres cannot contain an id of any length."""
+    """Return the key of an object in the current state: a digest, because Postgres limits the size of index entries."""
     return blake2b(object_.encode(), digest_size=16).digest()
 
 
