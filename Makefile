@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# LOCKED=1 installs the versions in locks/ and checks their hashes; CI does. Otherwise: the newest that pyproject.toml allows.
+# LOCKED=1, as in CI, installs the versions in locks/ and checks their hashes. Otherwise the newest allowed versions are
+# installed.
 LOCKED ?=
 # One more than the processors of a small machine: tests also wait, for a process to start or a time-out to pass.
 TESTS_AT_ONCE ?= 3
@@ -29,7 +30,8 @@ DRILL_RESUMES ?= 10000
 # The seed of the capture drill, which a run that fails names, and how many seeds from there on, each for DRILL_SECONDS.
 DRILL_SEED ?= 4
 DRILL_SEEDS ?= 1
-# What `make lock` hands to uv: --upgrade moves every version, without it only those move that pyproject.toml no longer allows.
+# An option of uv for `make lock`: --upgrade updates every version. Without it, only those change that pyproject.toml no
+# longer allows.
 LOCK ?=
 
 # Which of the drills.
@@ -134,7 +136,7 @@ fuzz: $(VENV)/.fuzzes ## coverage-guided fuzzing of stomp/ and WebSocket frames;
 	$(BIN)/python -m fuzz.run connection $(FUZZ_SECONDS)
 	$(BIN)/python -m fuzz.run frames $(FUZZ_SECONDS)
 
-# The tests of what stands on each dependency, from the settings to a whole server. One is left out: it prints a query
+# The tests that use each dependency, from the settings to a whole server. One is left out: it prints a query
 # with its values, for which SQLAlchemy 2.1.0 warns.
 LOWEST ?= --deselect tests/log/test_sql.py::test_quiet_conversation_is_found_by_its_index \
   tests/settings tests/auth/test_keys.py tests/auth/test_web_tokens.py tests/check/test_certificate.py \

@@ -50,7 +50,7 @@ class Run:
 
 
 async def run(made: Application) -> Run:
-    """Let it happen. Each event is received once, in the order of the commits, or this fails."""
+    """Run it. Fails unless each event is received once, in the order of the commits."""
     settings = made.migrate("[listener]\nport = 0\n")
     committed: dict[str, float] = {}
     received: list[tuple[str, float]] = []
@@ -80,7 +80,7 @@ async def run(made: Application) -> Run:
         began = trio.current_time() + EVERY_S
         nursery.start_soon(write)
         position = await receive(first, CUT_AFTER)
-        await trio.aclose_forcefully(first.stream)  # without a word
+        await trio.aclose_forcefully(first.stream)  # without a Close frame
         cut_s = trio.current_time() - began
         await back.wait()
         async with await connect(address.host, address.port, address.path) as second:

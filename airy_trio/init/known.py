@@ -122,7 +122,7 @@ def _table(known: Known, kind: Kind, tables: Mapping[str, FoundTable]) -> FoundT
 def _proposal(known: Known, kind: Kind, tables: Mapping[str, FoundTable]) -> Proposal:
     table, options = _table(known, kind, tables), known.tables.of(kind)
     if table is None:
-        return Proposal(kind=kind, why=f"this table of {known.name} is missing or has other columns here")
+        return Proposal(kind=kind, why=f"no table has the name and the columns of {known.name}")
     sources: dict[str, Source] = {}
     for one in FIELDS[kind]:
         constant: Scalar | None = options.constants.get(one.name)

@@ -93,8 +93,8 @@ async def client(
 ) -> AsyncIterator[Client]:
     """Start a client; it ends by itself after ``count`` messages (0: never). ``heartbeat_ms`` None: as it is.
 
-    ``replay``: the header of that name, if any. ``authority``: whose certificates it trusts, beside or instead of those
-    of the machine.
+    ``replay``: the header of that name, if any. ``authority``: a certificate authority to trust, with or
+    instead of those of the machine.
     """
     if reason := missing(program):
         pytest.skip(reason)

@@ -47,9 +47,9 @@ def inbox(url: str) -> Pages:
 
 @define
 class Network:
-    """A TCP proxy: ``cut`` resets what is open and refuses what comes, until ``mend``.
+    """A TCP proxy: ``cut`` resets open connections and refuses new ones, until ``mend``.
 
-    ``connections``: those that were passed on.
+    ``connections``: the number of forwarded connections.
     """
 
     port: int

@@ -34,7 +34,7 @@ UPDATED, DELETED = "message.updated", "message.deleted"
 
 @define(eq=False)
 class World:
-    """The log, and the table that it tells of: the newest body of each object that exists."""
+    """The log, and the table that it describes: the newest body of each object that exists."""
 
     log: EventLog
     table: dict[str, bytes] = field(factory=dict)
@@ -167,7 +167,7 @@ class Steps:
         await self.world.append([self.world.delete(name) for name in dict.fromkeys(names)])
 
     async def sweep(self, names: list[str], _numbers: list[int]) -> None:
-        """A backfill that has found some objects gone."""
+        """A backfill that has found that some objects no longer exist."""
         gone = [self.world.delete(name) for name in dict.fromkeys(names)]
         await self.world.append([*gone, *await self.world.send_all_again()], swept=True)
 
@@ -176,7 +176,7 @@ class Steps:
         await self.world.append(await self.world.send_all_again())
 
     async def forget(self, names: list[str], _numbers: list[int]) -> None:
-        """A writer that knows of no state appends; then a new one begins."""
+        """A writer without support for the state appends; then a new state begins."""
         log = self.world.log
         await log.append(log.head, [self.world.update(name) for name in names], "point")
         await self.generation([], [])
@@ -223,7 +223,7 @@ async def schedule(ack: AckMode, first: int, schedule: Sequence[tuple[str, list[
 
 @settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from((AckMode.AUTO, AckMode.CLIENT)), st.integers(0, 12), steps)
-@example(AckMode.AUTO, 11, [("generation", [0]), ("trim", [0] * 5)])  # the state that has ended is asked for again
+@example(AckMode.AUTO, 11, [("generation", [0]), ("trim", [0] * 5)])  # the ended state is requested again
 @example(AckMode.CLIENT, 5, [("read", [0]), ("update", [4]), ("read", [0] * 8)])
 def test_table_of_a_client_is_that_of_a_list(ack: AckMode, first: int, steps: list[tuple[str, list[int]]]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What a subscription occupies whose client never acknowledges: no events, and one run of offsets in flight."""
+"""Memory of a subscription whose client never acknowledges: no events, and one range of offsets in flight."""
 
 import gc
 import tracemalloc

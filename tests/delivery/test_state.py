@@ -115,7 +115,7 @@ async def test_state_of_many_pages_is_sent(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("count", [2, 5])
 async def test_large_events_fill_pages(count: int, autojump_clock: MockClock) -> None:
-    """Each body is a page: whether it is the last must be asked."""
+    """Each body is a page, so only another read shows which page is the last."""
     log = await opened()
     await keep(log, [f"o{number}" for number in range(count)], size=2 * PAGE_BYTES_MAX)
     await keep(log, ["other"])
@@ -152,7 +152,7 @@ async def test_full_window_keeps_no_page(autojump_clock: MockClock) -> None:
 
 @pytest.mark.usefixtures("small_pages")
 async def test_last_event_that_is_superseded_between_pages(autojump_clock: MockClock) -> None:
-    """The message after it completes the state then."""
+    """Then the next message completes the state."""
     async with rigged(await opened(3), MemoryTransport()) as rig:
         await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
         await wait_all_tasks_blocked()
@@ -181,7 +181,7 @@ async def test_last_event_that_ends_between_pages(autojump_clock: MockClock) -> 
 
 @pytest.mark.usefixtures("small_pages")
 async def test_growth_during_the_state_completes_it_once(autojump_clock: MockClock) -> None:
-    """The send task looks once more at the last page after it was sent: events have followed meanwhile."""
+    """After the last page was sent, the send task checks it again: events have followed meanwhile."""
     async with rigged(await opened(2), MemoryTransport(100)) as rig:
         rig.read()
         async with trio.open_nursery() as nursery:
@@ -233,7 +233,7 @@ async def test_unsubscribe_ends_the_state(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize("how", ["generation", "without a state", "epoch"])
 @pytest.mark.usefixtures("small_pages")
 async def test_state_that_ends_disconnects_its_readers(how: str, autojump_clock: MockClock) -> None:
-    """The client is whole after it has subscribed again with its position."""
+    """The client has everything after it has subscribed again with its position."""
     log = await opened(5)
     async with delivering(log) as delivery:
         rig = await delivery.connect(MemoryTransport())
@@ -299,7 +299,7 @@ async def test_position_below_the_floor_does_not_expire_within_the_state(autojum
 
 @pytest.mark.usefixtures("small_pages")
 async def test_end_of_the_state_below_the_floor_expires(autojump_clock: MockClock) -> None:
-    """What follows the state would be missing."""
+    """Otherwise the events after the state would be missing."""
     log = await opened(30, tail_events=2)
     async with rigged(log, MemoryTransport(200)) as rig:
         rig.read()
@@ -342,7 +342,7 @@ async def test_crowd_reads_the_state_once(
 async def test_pages_of_the_state_are_no_pages_of_the_log(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And those of a state up to another position are others too."""
+    """The pages of a state up to another position differ too."""
     monkeypatch.setattr(reads, "PAGES_MAX", 16)
     log = await opened(5)
     await keep(log, ["o1", "o2", "o3"])

@@ -23,7 +23,7 @@ STATE = re.compile(
     r"the current state up to [a-z0-9]{6}-8\n(\S+  \S+-\d +(channel|tag)\.updated .*\n){8}"
     r"the current state is complete; .*\n"
 )
-"""It comes first, and no type is missing from it."""
+"""The state comes first, and no type is missing from it."""
 IN_A_GROUP_OF_ITS_OWN = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
 """A shell starts each command in a process group; Ctrl-C sends SIGINT to the whole group."""
 

@@ -175,7 +175,7 @@ def test_compose_fits_the_image_and_the_settings() -> None:
 
 
 def kubernetes() -> dict[str, Any]:
-    """The objects of kubernetes.yaml by their kind. `make check-manifests` holds them against the schemas."""
+    """The objects of kubernetes.yaml by their kind. `make check-manifests` validates them against the schemas."""
     objects = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
     assert set(objects) == {"ConfigMap", "Job", "Deployment", "Service"}
     return objects

@@ -45,7 +45,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def uses(expression: str) -> set[Use]:
-    """What a PromQL expression uses. Raises ``ValueError`` if it is none."""
+    """Return the uses in a PromQL expression. Raises ``ValueError`` if it is not one."""
     found: set[Use] = set()
     _collect(promql.parse(expression), found)
     return found
@@ -73,7 +73,7 @@ def _collect(node: Any, found: set[Use]) -> set[str]:  # noqa: ANN401 - any of p
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    """What a server exports that has just started."""
+    """The metrics that a server exports when it has just started."""
 
     async def scraped() -> Samples:
         async with serving_all(settings) as (_, port):
@@ -86,7 +86,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
 
 
 def missing(use: Use, samples: Samples) -> str:
-    """Return what of a use a server does not export; "" if nothing."""
+    """Return the part of a use that a server does not export, or ""."""
     if use.metric == "up":
         return "" if use.label in OF_PROMETHEUS | {""} else f"up has no label {use.label}"
     labels = [dict(labels) for name, labels in samples if name == use.metric]

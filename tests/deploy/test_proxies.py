@@ -66,7 +66,7 @@ PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin"
 
 @asynccontextmanager
 async def proxied(proxy: Proxy, folder: Path, server: int) -> AsyncIterator[Callable[[], Awaitable[trio.abc.Stream]]]:
-    """Run a proxy before the port of a server; gives what opens a stream to it."""
+    """Run a proxy in front of a server's port; yield a function that opens a stream to it."""
     authority = trustme.CA()
     certificate = authority.issue_cert(NAME)
     certificate.private_key_pem.write_to_path(folder / "privkey.pem")
@@ -122,7 +122,7 @@ async def test_events_arrive_through_a_proxy(proxy: Proxy, sqlite_application: A
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.program)
 async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
-    """Events arrive at once. While the server is away, or at its limit, an ``EventSource`` gets a stream that ends."""
+    """Events arrive at once. While the server is down or at its limit, an ``EventSource`` gets a stream that ends."""
     if shutil.which(proxy.program, path=PATH) is None:
         pytest.skip(f"{proxy.program} is not installed")
     listener = f'port = {free_port()}\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\nconnections_max = 1\n'

@@ -1,4 +1,4 @@
-"""The three pages of "Load, then live" in a real browser: what they show is what the database has, after each fault."""
+"""The three pages of "Load, then live" in a real browser: after each fault they show what the database has."""
 
 import json
 from collections.abc import AsyncIterator

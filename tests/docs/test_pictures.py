@@ -1,4 +1,4 @@
-"""The picture of the README: what it shows has happened, and it is drawn completely."""
+"""The picture of the README: it shows a real run, and is drawn completely."""
 
 import re
 from xml.etree import ElementTree as ET

@@ -55,5 +55,5 @@ def test_make_targets_are_in_help_and_contributing() -> None:
     makefile, contributing = (ROOT / "Makefile").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
     [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     for target in phony.split():
-        assert re.search(rf"^{target}:.* ## \w", makefile, re.MULTILINE), f"{target}: make help does not tell of it"
+        assert re.search(rf"^{target}:.* ## \w", makefile, re.MULTILINE), f"{target}: not in make help"
         assert f"`make {target}" in contributing, f"{target}: not in CONTRIBUTING.md"

@@ -18,9 +18,9 @@ from tests.event_stream import requesting
 RETRY_S = 0.01
 STAY_MAX_S = 2.0
 FORGETS = 0.5
-"""How often a client that builds a table begins anew, instead of continuing."""
+"""How often a client that builds a table starts again instead of continuing."""
 STAY_SHORT_MAX_S = 0.15
-STAY_OF_LIBRARY_MAX_S = 1.0  # it makes a pause before it connects
+STAY_OF_LIBRARY_MAX_S = 1.0  # because it pauses before it connects
 CUT_AFTER_ONE_EVENT_IN = 5
 EVENTS_MAX = 20  # that a client reads before it disconnects
 ACKNOWLEDGED_ONCE_IN = 10
@@ -93,8 +93,8 @@ class Resuming:
 class Building:
     """A client that builds a table of the tags from the current state and what follows, over short connections.
 
-    Now and then it forgets the table and begins anew; else it continues after its last event, and the server decides
-    whether it can. ``table``: names by id. ``states``: current states received. ``position``: see ``Resuming``.
+    Now and then it forgets the table and starts again. Otherwise it continues after its last event, if the server
+    allows it. ``table``: names by id. ``states``: current states received. ``position``: see ``Resuming``.
     """
 
     nodes: Nodes

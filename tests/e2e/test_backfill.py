@@ -78,7 +78,7 @@ async def write(writer: Writer, seed: int) -> None:
 
 
 def rows_of(application: Application) -> dict[tuple[str, ...], Any]:
-    """What a client should have, by object: a value that tells one state from another."""
+    """What a client should have, by object: a value that differs between states."""
     with application.engine.begin() as connection:
         found: dict[tuple[str, ...], Any] = {}
         for id_, name in connection.execute(sa.text("select id, name from tags")):
@@ -124,14 +124,14 @@ async def current(serving: Server) -> tuple[Frame, Table]:
 
 
 async def until(serving: Server, is_reached: Callable[[Frame, Table], bool]) -> tuple[Frame, Table]:
-    """Return RECEIPT and state, once they are as wanted."""
+    """Return the RECEIPT and the state once ``is_reached`` accepts them."""
     while not is_reached(*(found := await current(serving))):  # noqa: ASYNC110 - the server is another process
         await trio.sleep(0.1)
     return found
 
 
 async def whole(serving: Server, application: Application) -> Table:
-    """Return the current state once it is whole and has the rows of the database, which nobody writes now."""
+    """Return the current state once it is whole and has the rows of the database, which no process writes now."""
 
     def is_whole(receipt: Frame, table: Table) -> bool:
         return receipt.get("state") == "current" and shown(table) == rows_of(application)

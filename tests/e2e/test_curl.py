@@ -1,4 +1,4 @@
-"""``curl`` as a client: it prints events as they come, and a header is all that it needs to resume."""
+"""``curl`` as a client: it prints events as they arrive, and resumes with one header."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Databases that the program has never seen, with rows in them: the SQL files in ``schemas``."""
+"""Databases of other applications, with rows in them: the SQL files in ``schemas``."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a database that was never seen before to events at a client: ``init``, ``migrate``, serve, plain SQL."""
+"""From an unknown database to events at a client: ``init``, ``migrate``, serve, plain SQL."""
 
 import json
 import time
@@ -129,7 +129,7 @@ FIVE = (
 async def test_events_arrive_without_an_edited_line(
     unseen: Unseen, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """No line of the mapping is edited: added are only ports, because the defaults may be in use here."""
+    """No line of the mapping is edited. Only ports are added, because the defaults may be in use here."""
     url = f"sqlite:///{tmp_path}/app.db"
     if unseen.name != "todo":
         url = request.getfixturevalue("postgres_database")

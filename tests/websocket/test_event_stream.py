@@ -1,4 +1,4 @@
-"""The octets of event streams, read back by the rules of the HTML standard."""
+"""The bytes of event streams, read back by the rules of the HTML standard."""
 
 import json
 
