@@ -10,8 +10,8 @@ still have the same place in the order. No page goes beyond the last key at the 
 ends however fast the table grows. A row with a NULL in its key cannot become an event and is left out.
 
 A backfill marks its begin and its end in the change log (``feed.Backfill``). Between the marks, ``change_state`` has
-the token and the last key of each backfill. Both are stored in the transaction of a page, so a backfill that was killed
-can continue. If two processes continue the same backfill, the first to write wins and the other one gets
+the token and the last key of each backfill, updated in the transaction of each page, so a backfill that was killed can
+continue. If two processes continue the same backfill, the first to write wins and the other one gets
 ``BackfillTaken``. Keys are stored in hexadecimal, because not every text is valid in JSON.
 """
 

@@ -328,9 +328,9 @@ def migrate(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Install the change log and the triggers in the database, completely or not at all. Safe to repeat.
 
-    Changes that are committed afterwards are recorded; only a backfill sends existing rows. It takes
-    no longer on large tables. If another transaction has locked one of them, it lets other transactions pass and tries
-    again, for one minute.
+    Changes that are committed afterwards are recorded; only a backfill sends existing rows. The installation
+    takes no longer on large tables. If another transaction has locked one of them, it lets other transactions pass and
+    tries again, for one minute.
 
     \b
     Examples:

@@ -210,7 +210,7 @@ class _Loop:
         headers = [("id", "0"), ("destination", self._destination), ("receipt", "0")]
         if self._position is not None:
             headers.append(("last-event-id", str(self._position)))
-        # After a reset no window is needed, only the state: otherwise the loop reloads, which includes the window.
+        # After a reset only the state is requested. Without it the loop reloads, and that includes the window.
         wanted = self._position is None or self._replay == "current"
         return Frame("SUBSCRIBE", (*headers, ("replay", self._replay if wanted else "none")))
 

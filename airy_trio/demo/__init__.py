@@ -1,8 +1,8 @@
 """``airy-trio demo``: everything from the application to a client, in one command, on a temporary SQLite file.
 
 The inbox already has channels and tags, like the database of a real application; a backfill sends them. Then an
-application in a process of its own writes to the file. The server runs in this process, with its
-console, and a client over a real WebSocket prints the current state and then a line for each event.
+application in a process of its own writes to the file. The server runs in this process, with its console, and a client
+over a real WebSocket prints the current state and then a line for each event.
 """
 
 import json
