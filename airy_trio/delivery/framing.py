@@ -61,10 +61,13 @@ class Framing(Protocol):
     """How the octets of one client are read and written. Sans-IO.
 
     ``session``: the name of the session. ``answers_end``: the client answers the server's end with one of its own.
+    ``has_headers``: an event can have further header lines. Without any, all clients that return to one position share
+    the batches that they lack.
     """
 
     session: str
     answers_end: bool
+    has_headers: bool
 
     def receive(self, data: bytes) -> list[Request]:
         """Return the requests in a piece of input. Raises ``RemoteProtocolError``."""
@@ -108,6 +111,7 @@ class StompFraming(Connection):
 
     __slots__ = ()
     answers_end = True
+    has_headers = True
 
     def connected(self) -> bytes:
         """See ``Framing.connected``."""
@@ -145,6 +149,7 @@ class EventStreamFraming:
 
     __slots__ = ("_begun", "_origin", "_returning", "session")
     answers_end = False
+    has_headers = False
 
     def __init__(self, session: str, *, origin: str | None, returning: bool) -> None:
         self.session = session
