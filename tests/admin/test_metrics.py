@@ -128,6 +128,7 @@ async def test_current_state_is_complete_after_a_backfill(any_application: Appli
         while not labelled(samples := await port.samples(), name)["tag.updated"]:  # noqa: ASYNC110 - as in `until`
             await trio.sleep(0.05)
         assert labelled(samples, name) == {"channel.updated": 0, "tag.updated": 1}
+        assert labelled(samples, "airy_trio_backfill_running") == {"channel.updated": 0, "tag.updated": 0}
         assert value(samples, "airy_trio_current_state_pages_read_total") == 0
         async with await connect(address.host, address.port) as client:
             receipt = await client.subscribe(headers=[("replay", "current")])
