@@ -37,7 +37,7 @@ KIND_OF: Final = {name: kind for kind in KINDS for name in (kind, SINGULAR[kind]
 """The kinds by each name that the command accepts."""
 
 
-class Report(Protocol):
+class ProgressReport(Protocol):
     """Receives the reports of a backfill."""
 
     def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
@@ -68,7 +68,7 @@ class BackfillOptions:
     waiting_rows: int = WAITING_ROWS_MAX
 
 
-async def backfill(settings: Settings, options: BackfillOptions, report: Report) -> None:
+async def backfill(settings: Settings, options: BackfillOptions, report: ProgressReport) -> None:
     """Write the keys of all rows of some tables into the change log. When cancelled, it can be continued later.
 
     Raises ``StartError`` and other ``AiryTrioError``, with one line for each fault.
@@ -142,7 +142,7 @@ class _Backfill:
     database: Database
     names: Names
     options: BackfillOptions
-    report: Report
+    report: ProgressReport
     warned: bool = False
 
     async def table(self, table: Table) -> None:

@@ -30,8 +30,10 @@ from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, SQLITE, DatabaseError, Names, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.events.codec import EventTooLargeError, encode
+from airy_trio.events.destinations import OfType
 from airy_trio.events.models import ChannelUpdated
 from airy_trio.events.translate import translate
+from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent
 from airy_trio.settings import Settings
 
@@ -98,13 +100,18 @@ class RowReport:
 
 @frozen
 class _Found:
-    """The newest event of the object, how many of its events are retained, and the state of the store."""
+    """The newest event of the object, how many of its events are retained, and the state of the store.
+
+    ``kept``: the offset of the object's event in the current state. ``whole``: that has all objects of the type.
+    """
 
     newest: StoredEvent | None
     count: int
     retained: str
     epoch: str
     resume_point: str | None
+    kept: int | None
+    whole: bool
 
 
 @frozen
@@ -132,7 +139,10 @@ def explain(settings: Settings, subject: Subject) -> Explanation:
     finally:
         database.engine.dispose()
     lines = report.lines
-    lines += _event_lines(found) if found is not None else [f"event     not known: {fault}"]
+    if found is None:
+        lines.append(f"event     not known: {fault}")
+    else:
+        lines += [*_event_lines(found), *_state_lines(found, settings, subject)]
     newest = None if found is None else found.newest
     if found is not None and newest is not None:
         lines += _client_lines(settings, Position(found.epoch, newest.offset), newest)
@@ -336,12 +346,28 @@ async def _search(store: EventStore, subject: Subject) -> _Found:
                     if event.object == subject.object:
                         newest, count = event, count + 1
                 at = at.at(events[-1].offset)
-        except PositionExpired:  # trimmed in the meantime
+            state = CurrentState.of(bounds, bounds.head)
+            kept = await _kept(store, state, subject)
+        except PositionExpired:  # trimmed in the meantime, or another state has begun
             continue
         retained = (
             f"{bounds.first} to {bounds.last} of epoch {bounds.epoch}" if bounds.last >= bounds.first else "nothing"
         )
-        return _Found(newest, count, retained, bounds.epoch, resume_point)
+        whole = TYPE_OF[subject.kind] in state.whole
+        return _Found(newest, count, retained, bounds.epoch, resume_point, kept, whole)
+
+
+async def _kept(store: EventStore, state: CurrentState, subject: Subject) -> int | None:
+    """Return the offset of the object's event in the current state; None if it has none."""
+    if state.at is None:
+        return None
+    at, of_type = state.until.at(0), OfType(TYPE_OF[subject.kind])
+    while events := await store.current(state.at, at, READ_EVENTS_MAX, of_type):
+        for event in events:
+            if event.object == subject.object:
+                return event.offset
+        at = at.at(events[-1].offset)
+    return None
 
 
 def _event_lines(found: _Found) -> Iterator[str]:
@@ -352,6 +378,18 @@ def _event_lines(found: _Found) -> Iterator[str]:
     more = f", the newest of {found.count} that are retained" if found.count > 1 else ""
     truncated = ", too large, so without its content" if found.newest.truncated else ""
     yield f"event     {found.newest.type} at {found.epoch}-{found.newest.offset}, recorded {at}{more}{truncated}"
+
+
+def _state_lines(found: _Found, settings: Settings, subject: Subject) -> Iterator[str]:
+    type_ = TYPE_OF[subject.kind]
+    if found.kept is not None:
+        yield f"state     replay:current has it, with the event at {found.epoch}-{found.kept}"
+    elif type_ not in settings.log.keep_current:
+        yield f"state     replay:current does not have it: {type_} is not in log.keep_current"
+    elif found.whole:
+        yield "state     replay:current does not have it, as there was no such row when it was recorded"
+    else:
+        yield f"state     replay:current does not have it, and not all of {type_}: run airy-trio backfill"
 
 
 def _client_lines(settings: Settings, position: Position, event: StoredEvent) -> Iterator[str]:

@@ -63,10 +63,13 @@ class Framing(Protocol):
     """How the bytes of one client are read and written. Sans-IO.
 
     ``session``: the name of the session. ``answers_end``: the client answers the server's end with its own.
+    ``has_headers``: an event can have further header lines. Without them, all clients that return to one position share
+    the batches that they lack.
     """
 
     session: str
     answers_end: bool
+    has_headers: bool
 
     def receive(self, data: bytes) -> list[Request]:
         """Return the requests in a piece of input. Raises ``RemoteProtocolError``."""
@@ -110,6 +113,7 @@ class StompFraming(Connection):
 
     __slots__ = ()
     answers_end = True
+    has_headers = True
 
     def connected(self) -> bytes:
         """See ``Framing.connected``."""
@@ -147,6 +151,7 @@ class EventStreamFraming:
 
     __slots__ = ("_begun", "_origin", "_returning", "session")
     answers_end = False
+    has_headers = False
 
     def __init__(self, session: str, *, origin: str | None, returning: bool) -> None:
         self.session = session

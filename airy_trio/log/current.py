@@ -80,12 +80,14 @@ class CurrentState:
     """The state for a reader: its end, the types that it has completely, and all mapped types.
 
     ``at``: None if there is no state to read. ``types``: None if no recorder has said which tables are mapped.
+    ``filling``: the types of which a backfill has begun and not ended.
     """
 
     until: Position
     at: StateAt | None = None
     whole: frozenset[str] = frozenset()
     types: frozenset[str] | None = None
+    filling: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, bounds: Bounds, until: Position) -> Self:
@@ -93,7 +95,8 @@ class CurrentState:
         marks = None if bounds.state is None else Marks.parse(bounds.state.marks)
         if bounds.state is None or marks is None:
             return cls(until)
-        return cls(until, StateAt(bounds.state.generation, until), marks.whole, marks.types)
+        at = StateAt(bounds.state.generation, until)
+        return cls(until, at, marks.whole, marks.types, frozenset(marks.begun))
 
     def missing(self, types: AbstractSet[str]) -> frozenset[str]:
         """Return those of some types that the state does not have completely. An unmapped table has no objects."""

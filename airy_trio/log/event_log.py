@@ -100,7 +100,7 @@ class EventLog:
         self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
         self._kept = frozenset(options.keep_current)
-        self._missing = self._kept
+        self._missing, self._filling = self._kept, frozenset[str]()
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -148,6 +148,11 @@ class EventLog:
     def state_whole(self) -> dict[str, bool]:
         """Whether the current state has each kept type completely, as ``watch_lag`` has found. See ``CurrentState``."""
         return {type_: type_ not in self._missing for type_ in self._kept}
+
+    @property
+    def state_filling(self) -> dict[str, bool]:
+        """Whether a backfill of each kept type has begun and not ended, from the same."""
+        return {type_: type_ in self._filling for type_ in self._kept}
 
     @property
     def state_pages(self) -> int:
@@ -248,7 +253,8 @@ class EventLog:
             finally:
                 self._goal_asked_at = None
             head = bounds.head
-            self._missing = CurrentState.of(bounds, head).missing(self._kept)
+            state = CurrentState.of(bounds, head)
+            self._missing, self._filling = state.missing(self._kept), state.filling
             if self._goal is None or self._has_reached(self._goal[0]):
                 self._goal = head, asked_at
             elif self._goal[0].epoch != head.epoch:  # the old goal can never be reached; the lag continues

@@ -37,7 +37,7 @@ from airy_trio.events.translate import EventsOptions, RowFault, translate
 from airy_trio.log.current import StateOptions, StateRecorder
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
-from airy_trio.log.store import NewEvent, Position, StaleAppend
+from airy_trio.log.store import NewEvent, Position, StaleAppend, StateChange
 from airy_trio.retry import Backoff, Outage
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -98,7 +98,7 @@ class Recorder:
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         self._rows = BatchRows(options.batch_rows_max)
         self._state = StateRecorder(options.state)
-        self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
+        self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0, "kept": 0, "ended": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
         self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
@@ -117,7 +117,8 @@ class Recorder:
     def statistics(self) -> dict[str, int]:
         """Counts since the start: ``events`` appended, ``changes`` read, row ``faults``.
 
-        ``misfits``: metadata values that could not be converted to their declared type and became strings.
+        ``misfits``: metadata values that could not be converted to their declared type and became strings. ``kept``,
+        ``ended``: objects whose event entered the current state, or that left it.
         """
         return dict(self._counts)
 
@@ -245,7 +246,7 @@ class Recorder:
                 head, translated.events, reached, replaces=recorded, changed_at=changed_at, state=state
             )
             self.recorded = reached
-            self._count(batch, translated)
+            self._count(batch, translated, state)
         return head, reached, batch.more
 
     async def _read(self, point: str) -> tuple[Batch, "TranslatedBatch", float]:
@@ -272,12 +273,15 @@ class Recorder:
         if self._behind_since is None:
             self._behind_since = trio.current_time()
 
-    def _count(self, batch: Batch, translated: "TranslatedBatch") -> None:
+    def _count(self, batch: Batch, translated: "TranslatedBatch", state: StateChange | None) -> None:
         """Count a batch and log its faults, after the append: a batch that is read again must not count twice."""
         self._counts["changes"] += batch.changes
         self._counts["events"] += len(translated.events)
         self._types.update(map(_TYPE, translated.events))
         self._counts["misfits"] += translated.misfits
+        if state is not None:
+            self._counts["kept"] += len(state.kept)
+            self._counts["ended"] += len(state.ended)
         self._counts["faults"] += len(translated.faults)
         for fault in translated.faults:
             logger.warning("row fault", table=fault.table, key=fault.key, reason=fault.reason)

@@ -386,7 +386,8 @@ class Conversation:
             claim = services.durables.claim(subscription, client.user.name, request.durable)
             await self.inbox.unless_gone(claim.claimed.wait())
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
-        resume_header = b"" if begin.resume == LIVE else header("resume", begin.resume, None)
+        has_header = begin.resume != LIVE and client.connection.has_headers
+        resume_header = header("resume", begin.resume, None) if has_header else b""
         subscription.begin_after(begin.position, begin.state, resume_header)
         if claim is not None:
             services.durables.start(claim)

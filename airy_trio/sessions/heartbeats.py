@@ -8,7 +8,8 @@ as a heart-beat; a send task writes the rest.
 
 A client that did not promise heart-beats may vanish without a sign and keep its place among the connections of its
 address. So it gets an empty PING every ``PING_EVERY_S``, which every WebSocket library answers, and it is disconnected
-if nothing at all arrives for ``UNANSWERED_MAX_S``. A slow client that keeps taking bytes is not disconnected.
+if nothing at all arrives for ``UNANSWERED_MAX_S``. A slow client that keeps taking bytes is not disconnected. A client
+of an event stream can answer nothing, so only the operating system notices that it has vanished.
 
 ``stomp.frames.negotiate`` determines the intervals.
 """

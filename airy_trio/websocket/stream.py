@@ -9,6 +9,8 @@ lost. Several tasks write complete messages: the fan-out, the send task, the tim
 - Nothing is written after a Close frame.
 - A peer that takes nothing for ``send_timeout_s`` is reported with ``StalledError``.
 
+An event stream is written in the same way. Its client sends nothing after its request, which ``receive_some`` reads.
+
 One text message carries exactly one STOMP frame, because most STOMP clients read one frame per message and drop or
 garble a second one. Many complete messages go into one write instead (wire contract, "How it is written").
 """

@@ -128,12 +128,18 @@ async def test_current_state_is_complete_after_a_backfill(any_application: Appli
         while not labelled(samples := await port.samples(), name)["tag.updated"]:  # noqa: ASYNC110 - as in `until`
             await trio.sleep(0.05)
         assert labelled(samples, name) == {"channel.updated": 0, "tag.updated": 1}
+        assert labelled(samples, "airy_trio_backfill_running") == {"channel.updated": 0, "tag.updated": 0}
         assert value(samples, "airy_trio_current_state_pages_read_total") == 0
         async with await connect(address.host, address.port) as client:
             receipt = await client.subscribe(headers=[("replay", "current")])
             assert receipt.get("state-missing") == "channel.updated,message.updated,metadata.updated"
             assert (await client.receive()).get("state") == "complete"
         assert value(await port.samples(), "airy_trio_current_state_pages_read_total") == 1
+        any_application.execute("delete from tags")
+        changes = "airy_trio_current_state_changes_total"
+        while not labelled(samples := await port.samples(), changes)["ended"]:  # noqa: ASYNC110 - the same
+            await trio.sleep(0.05)
+        assert labelled(samples, changes) == {"kept": 2, "ended": 1}
 
 
 async def test_latency_histograms_exclude_replays(any_application: Application) -> None:

@@ -74,6 +74,22 @@ def shows(text: str) -> str:
     return f"document.querySelector('#log').innerText.includes({json.dumps(text)})"
 
 
+async def test_shows_the_current_state_and_then_changes(sqlite_application: Application) -> None:
+    async with console(sqlite_application, "[replay]\nwindow_s = 0\n") as (tab, _):
+        sqlite_application.tag("t1", name="first")
+        sqlite_application.tag("t2", name="second")
+        await tab.until(rows(2))
+        sqlite_application.execute("update tags set name = 'renamed' where id = 't1'")
+        await tab.until(rows(3))
+        await tab.click("#current")
+        await tab.until(shows("The current state is complete"))
+        await tab.until(rows(2))
+        assert await tab.evaluate("document.querySelector('#log').innerText.includes('first')") is False
+        await tab.until(shows("The current state is not complete for"))
+        sqlite_application.tag("t3", name="third")
+        await tab.until(rows(3))
+
+
 async def test_browser_presents_the_token_as_a_password(sqlite_application: Application) -> None:
     password = {"username": "anyone", "password": "t" * 16}
     async with console(sqlite_application, f'token = "{"t" * 16}"\n', http_credentials=password) as (tab, _):

@@ -238,6 +238,24 @@ async def test_write_that_fires_no_trigger_is_not_recorded(postgres_application:
     assert not found.recorded
 
 
+async def test_the_current_state_of_an_object_is_reported(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    await record(any_application, "", INSERT_TAG)
+    config = configure(any_application, tmp_path)
+    assert re.fullmatch(
+        r"replay:current has it, with the event at [a-z0-9]{6}-1", (await explain(config, "tag", "t1"))["state"]
+    )
+    missing = "replay:current does not have it"
+    assert (await explain(config, "tag", "t2"))[
+        "state"
+    ] == f"{missing}, and not all of tag.updated: run airy-trio backfill"
+    assert (await explain(config, "message", "m1"))["state"] == f"{missing}: message.updated is not in log.keep_current"
+    async with serving(any_application, free_port()):
+        assert (await run("backfill", "tags", "--config", str(config))).code == 0
+        while "no such row" not in (await explain(config, "tag", "t2"))["state"]:  # noqa: ASYNC110 - another process
+            await trio.sleep(0.05)
+
+
 async def test_missing_triggers_are_reported(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")

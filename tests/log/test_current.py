@@ -185,6 +185,14 @@ def test_ended_objects_of_a_translation() -> None:
     )
 
 
+def test_reader_knows_which_backfills_have_begun() -> None:
+    recorder = begun()
+    running = stored(change(recorder, backfills=[mark("a")]))
+    ended = stored(change(recorder, backfills=[mark("a", ended=True)]))
+    states = [CurrentState.of(bounds(state), bounds().head) for state in (running, ended)]
+    assert [state.filling for state in states] == [{"tag.updated"}, set()]
+
+
 def test_state_for_a_reader() -> None:
     head = bounds().head
     assert CurrentState.of(bounds(), head) == CurrentState(head)

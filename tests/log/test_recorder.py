@@ -48,7 +48,7 @@ async def test_changes_are_recorded_in_order(
     changes.write(*map(tag, range(1, 26)))
     await until(lambda: one.log.head.offset == 25)
     assert await recorded(one.log.store) == tags(1, 25)
-    assert one.recorder.statistics() == {"events": 25, "changes": 25, "faults": 0, "misfits": 0}
+    assert one.recorder.statistics() == {"events": 25, "changes": 25, "faults": 0, "misfits": 0, "kept": 0, "ended": 0}
     assert one.recorder.events_by_type() == {**dict.fromkeys(TYPES, 0), "tag.updated": 25}
     assert one.recorder.recording
     nursery.cancel_scope.cancel()
@@ -258,7 +258,9 @@ async def test_row_faults_are_counted_and_skipped(
         changes.write(tag(1), faulty(2), tag(3))
         await until(lambda: one.log.head.offset == 2)
     assert await recorded(one.log.store) == ["tag:t1", "tag:t3"]
-    assert one.recorder.statistics() == {"events": 2, "changes": 3, "faults": 1, "misfits": 0}
+    assert one.recorder.statistics() == {
+        "events": 2, "changes": 3, "faults": 1, "misfits": 0, "kept": 0, "ended": 0,
+    }  # fmt: skip
     assert [(line["event"], line["table"]) for line in said] == [("row fault", "tags")]
     nursery.cancel_scope.cancel()
 

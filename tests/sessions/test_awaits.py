@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+import h11
 import pytest
 import trio
 import trio.testing
@@ -22,6 +23,7 @@ from airy_trio.log.store import StoreUnavailable
 from airy_trio.stomp.frames import Connect, Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport
+from tests.event_stream import EventStream
 from tests.sessions.life import PLACE, live
 from tests.sessions.serving import Server, event, open_log, serving
 
@@ -121,6 +123,19 @@ async def forge(client: StompClient) -> None:
         await client.receive()
 
 
+async def follow(client: StompClient) -> None:
+    """Read an event stream, then send something after the request and read to the end."""
+    with suppress(EOFError, h11.RemoteProtocolError):
+        stream = EventStream(client.stream)
+        await stream.request(f"{PLACE}?replay=all", headers=[("Authorization", "Bearer s3cret")])
+        while (await stream.receive()).type != "message":
+            pass
+        await trio.sleep(1.5)
+        await client.stream.send_all(b"x")
+        while True:
+            await stream.receive()
+
+
 async def serve_faultily(
     server: Server, awaits: Awaits, ended: trio.Event, life: Callable[[StompClient], Awaitable[None]]
 ) -> StompClient:
@@ -140,7 +155,7 @@ async def serve_faultily(
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)
-@pytest.mark.parametrize("life", [behave, guess, forge], ids=lambda life: life.__name__)
+@pytest.mark.parametrize("life", [behave, guess, forge, follow], ids=lambda life: life.__name__)
 async def test_fault_at_any_await_ends_at_most_that_session(
     life: Callable[[StompClient], Awaitable[None]], fault: Callable[[], Exception], autojump_clock: MockClock
 ) -> None:

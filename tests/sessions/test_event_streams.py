@@ -12,7 +12,8 @@ from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
 from airy_trio.delivery import disconnects
-from airy_trio.delivery.client import ClientState, ReplayOptions
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import ClientState, EncodedBatch, ReplayOptions, Subscription
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.framing import RETRY_MS_MAX, RETRY_MS_MIN
 from airy_trio.log.current import Marks
@@ -233,6 +234,25 @@ async def test_where_a_stream_begins(
 )
 async def test_unreadable_query_is_400(query: str, server: Server, autojump_clock: MockClock) -> None:
     assert (await get(server, f"/events?{query}")).status == 400
+
+
+async def test_returning_streams_share_what_they_lack(server: Server, autojump_clock: MockClock) -> None:
+    await server.append(1, 3)
+    headers = [("Last-Event-ID", f"{server.log.epoch}-1")]
+    written: list[EncodedBatch] = []
+    commit = Batches.commit
+
+    def noted(self: Batches, subscription: Subscription, batch: EncodedBatch, now: float) -> None:
+        written.append(batch)
+        commit(self, subscription, batch, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "commit", noted)
+        for _ in range(3):
+            stream = await get(server, headers=headers)
+            await stream.subscribed()
+            assert await offsets(stream, 2) == [2, 3]
+    assert written[0] is written[1] is written[2]
 
 
 # Line 29

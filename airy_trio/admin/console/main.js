@@ -42,9 +42,17 @@ const subscriber = new Subscriber({
     link = state;
     showLink();
   },
-  event: (id, body) => log.add(id, body, again),
-  verdict: (verdict, position, after) => {
+  event: (id, body, completesState) => {
+    log.add(id, body, again);
+    if (completesState) {
+      log.note("The current state is complete; what follows are changes.", false);
+    }
+  },
+  verdict: (verdict, position, after, missing) => {
     again = verdict !== "resumed";
+    if (missing.length > 0) {
+      log.note(`The current state is not complete for ${missing.join(", ")}; see airy-trio backfill.`, true);
+    }
     const text = verdictText(verdict, after);
     if (text !== null) {
       log.note(...text);
@@ -135,14 +143,15 @@ for (const kind of KINDS) {
   $("types").append(label);
 }
 
-let subscribed = destination();
+const replay = () => ($("current").checked ? "current" : "recent");
+let subscribed = `${destination()} ${replay()}`;
 
 function narrow() {
-  const wanted = destination();
+  const wanted = `${destination()} ${replay()}`;
   if (wanted !== subscribed) {
     subscribed = wanted;
     log.clear();
-    subscriber.subscribe(wanted);
+    subscriber.subscribe(destination(), replay());
   }
   const kinds = new Set([...document.querySelectorAll("[name=type]:checked")].map(({ value }) => value));
   const channel = $("channel").value.trim();

@@ -16,6 +16,7 @@ export class Subscriber {
   #url = null;
   #token = null;
   #destination = "/events";
+  #replay = "recent";
   #lastId = null;
   #socket = null;
   #number = 0;
@@ -24,7 +25,7 @@ export class Subscriber {
   #error = null;
   #session = null;
 
-  /** `on`: `state({phase, text, retryAt})`, `event(id, body)`, `verdict(verdict, position, after)`. */
+  /** `on`: `state({phase, text, retryAt})`, `event(id, body, completesState)`, `verdict(verdict, position, after, missing)`. */
   constructor(on) {
     this.#on = on;
   }
@@ -51,9 +52,10 @@ export class Subscriber {
     this.connect();
   }
 
-  /** Switch to another destination, starting with its recent events. */
-  subscribe(destination) {
+  /** Switch to another destination. `replay`: "recent" for its recent events first, "current" for the current state. */
+  subscribe(destination, replay) {
     this.#destination = destination;
+    this.#replay = replay;
     this.#lastId = null;
     if (this.#session === null) {
       this.connect();
@@ -109,7 +111,7 @@ export class Subscriber {
       case "MESSAGE":
         if (frame.headers.get("subscription") === String(this.#number)) {
           this.#lastId = frame.headers.get("message-id");
-          this.#on.event(this.#lastId, frame.body);
+          this.#on.event(this.#lastId, frame.body, frame.headers.get("state") === "complete");
         }
         break;
       case "ERROR":
@@ -143,7 +145,7 @@ export class Subscriber {
   #begin() {
     this.#number += 1;
     const id = String(this.#number);
-    const headers = { id, destination: this.#destination, receipt: id };
+    const headers = { id, destination: this.#destination, receipt: id, replay: this.#replay };
     if (this.#lastId !== null) {
       headers["last-event-id"] = this.#lastId;
     }
@@ -156,7 +158,8 @@ export class Subscriber {
     }
     this.#failures = 0;
     this.#report("live", "Live");
-    this.#on.verdict(headers.get("resume"), headers.get("position"), this.#lastId);
+    const missing = headers.get("state-missing")?.split(",") ?? [];
+    this.#on.verdict(headers.get("resume"), headers.get("position"), this.#lastId, missing);
   }
 
   #closed(socket, code) {
