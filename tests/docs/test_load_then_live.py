@@ -17,13 +17,13 @@ from tests.application import Application
 from tests.clients.page import LIBRARY, Network, network
 from tests.console.browser import Tab, browsing
 from tests.docs.pages import FOLDER, steps
-from tests.processes import server
+from tests.processes import run, server
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 90.0
 SHOWN = "[...document.querySelectorAll('li')].map((item) => item.textContent)"
 SETTINGS = '[events]\ndeletes = true\n[listener]\nport = 0\nallowed_origins = ["*"]\n[admin]\nport = 0\n'
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S + 10)]
 
 
 @frozen
@@ -101,7 +101,11 @@ async def test_the_page_shows_what_the_database_has(
 
 
 async def follows(application: Application, folder: Path, text: str, scripts: Mapping[str, str]) -> None:
-    """Check that a page shows the database: at first, after changes, a restart, a lost network, and a reload."""
+    """Check that a page shows the database: at first, after changes, a restart, a lost network, and a reload.
+
+    A page of the current state also after a reset.
+    """
+    whole = text + "".join(scripts.values())
     config = folder / "airy.toml"
     config.write_text(f'[database]\nurl = "{application.url}"\n{SETTINGS}[logging]\nformat = "json"\n')
     application.migrate("[events]\ndeletes = true\n")
@@ -127,3 +131,21 @@ async def follows(application: Application, folder: Path, text: str, scripts: Ma
                 await shown.tab.do(lambda page: page.reload())
                 shown.change(40)
                 await shown.until_equal()
+                await second.kill()
+            if "replay: 'current'" in whole or "replay=current" in whole:
+                forget(application, folder)
+                async with server(config) as third:
+                    shown.link.target = third.port
+                    ended = await run("backfill", "--config", str(config))
+                    assert ended.code == 0, ended
+                    await shown.until_equal()
+
+
+def forget(application: Application, folder: Path) -> None:
+    """Remove the event log, and a row whose deletion no event reports."""
+    application.execute("delete from tags where id = 't40'")
+    application.execute(f"delete from {application.log_table('change_log')}")
+    found = list(folder.glob("*.airy-trio.db*"))
+    assert found
+    for file in found:
+        file.unlink()

@@ -15,7 +15,7 @@ from tests.docs.test_event_schema import TSC
 from tests.docs.test_load_then_live import follows, program
 from tests.processes import Program, running
 
-TIMEOUT_S: Final = 40.0
+TIMEOUT_S: Final = 20.0
 OPTIONS: Final = ("--allowJs", "--jsx", "react-jsx", "--module", "esnext", "--target", "es2022", "--outDir", "made")
 MODULES: Final = {
     "scheduler": "scheduler/cjs/scheduler.development.js",
