@@ -102,7 +102,7 @@ docs: $(VENV)/.docs ## the documentation as pages, in build/docs
 newcomer: $(VENV)/.tests ## the README's commands in a fresh clone, up to a browser
 	$(BIN)/python -m tests.newcomer
 
-reference: $(VENV)/.tests ## the pages of docs/reference that the program makes
+reference: $(VENV)/.tests ## the pages and the schema of docs/reference that the program makes
 	$(BIN)/python -m tests.docs.reference --write
 
 bench: $(VENV)/.tests bench/build/load bench/build/limit ## deliveries, measured beside peers; needs a C compiler

@@ -334,7 +334,8 @@ _WIRE_US_MIN = -62_135_596_800_000_000  # 0001-01-01T00:00:00.000000Z
 _WIRE_US_MAX = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 
 _MILLISECONDS_DIGITS = 14  # every such number is before the year 9999
-_WIRE_FORM = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+WIRE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+"""The form of a time in an event."""
 _DAYS_REMEMBERED = 1024
 _MINUTE_TEXTS = tuple(f"{hour:02}:{minute:02}:" for hour in range(24) for minute in range(60))
 _SECOND_TEXTS = tuple(f"{second:02}." for second in range(60))
@@ -350,7 +351,7 @@ def wire_time(value: Value, time_zone: tzinfo, column: str) -> str:
     """Return a time as ``2020-10-25T21:24:54.560Z``, years 1 to 9999. Raises ``UnfitValueError``."""
     if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= _MILLISECONDS_DIGITS:
         return _wire_time_of(int(value))  # fast path: the form of every Postgres timestamp
-    if isinstance(value, str) and _WIRE_FORM.fullmatch(value) and _is_time(value):
+    if isinstance(value, str) and WIRE_TIME.fullmatch(value) and _is_time(value):
         return value
     if isinstance(value, str) and _is_iso(value):
         try:

@@ -1,4 +1,4 @@
-"""The pages of the reference that are generated from the program.
+"""The pages and the schema of the reference that are generated from the program.
 
 python -m tests.docs.reference            lists the pages that are out of date; exit code 1 if there are any
 python -m tests.docs.reference --write    writes them
@@ -25,7 +25,7 @@ from airy_trio.settings.cross_checks import CHECKS, REQUIRED
 from airy_trio.stomp import errors
 from airy_trio.stomp.errors import Fault
 from tests.cli.test_failures import ARGUMENTS, CASES
-from tests.docs import api
+from tests.docs import api, event_schema
 from tests.docs.metric_families import families
 
 ROOT = Path(__file__).parents[2]
@@ -250,12 +250,14 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "metrics.md": metrics,
     "disconnects.md": disconnect_reasons,
     "python.md": api.page,
+    "events.schema.json": event_schema.schema,
+    "events.d.ts": event_schema.typescript,
 }
 
 
 def generated(name: str) -> str:
     """Return the generated page, as it should be in the folder."""
-    return NOTICE + PAGES[name]()
+    return (NOTICE if name.endswith(".md") else "") + PAGES[name]()
 
 
 def main() -> None:

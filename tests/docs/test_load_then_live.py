@@ -1,7 +1,7 @@
-"""The three pages of "Load, then live" in a real browser: after each fault they show what the database has."""
+"""Pages that load and follow, in a real browser: what they show is what the database has, after each fault."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -17,13 +17,13 @@ from tests.application import Application
 from tests.clients.page import LIBRARY, Network, network
 from tests.console.browser import Tab, browsing
 from tests.docs.pages import FOLDER, steps
-from tests.processes import server
+from tests.processes import run, server
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 90.0
 SHOWN = "[...document.querySelectorAll('li')].map((item) => item.textContent)"
 SETTINGS = '[events]\ndeletes = true\n[listener]\nport = 0\nallowed_origins = ["*"]\n[admin]\nport = 0\n'
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(TIMEOUT_S + 10)]
 
 
 @frozen
@@ -52,44 +52,70 @@ class Shown:
 
 
 @asynccontextmanager
-async def showing(application: Application, name: str) -> AsyncIterator[Shown]:
-    """Serve one of the pages, with the API that it loads from, to a browser."""
+async def showing(application: Application, text: str, scripts: Mapping[str, str]) -> AsyncIterator[Shown]:
+    """Serve a page to a browser, with scripts and the API that it loads from."""
     if not LIBRARY.is_file():
         pytest.skip("@stomp/stompjs is not installed: run `npm ci` in tests/clients")
-    [text] = [step.text for step in steps((FOLDER / "how-to/load-then-live.md").read_text()) if step.words == name]
 
     def rows(_request: PageRequest) -> Answer:
         with application.engine.connect() as connection:
             found = [dict(row._mapping) for row in connection.execute(sa.text("select id, name from tags"))]  # noqa: SLF001 - SQLAlchemy's name for it
         return Answer(HTTPStatus.OK, json.dumps(found).encode(), {"content-type": "application/json"})
 
-    def library(_request: PageRequest) -> Answer:
-        return Answer(HTTPStatus.OK, LIBRARY.read_bytes(), {"content-type": "text/javascript"})
+    def script(request: PageRequest) -> Answer:
+        return Answer(HTTPStatus.OK, served[request.path].encode(), {"content-type": "text/javascript"})
 
+    served = {"/stomp.umd.min.js": LIBRARY.read_text(), **scripts}
     async with network() as link:
-        html = text.replace("ws://localhost:8080", f"ws://127.0.0.1:{link.port}").encode()
+        html = text.replace("localhost:8080", f"127.0.0.1:{link.port}").encode()
 
         def page(_request: PageRequest) -> Answer:
             return Answer(HTTPStatus.OK, html, {"content-type": "text/html"})
 
-        pages = Pages({"/": page, "/stomp.umd.min.js": library, "/api/tags": rows})
+        pages = Pages({"/": page, "/api/tags": rows, **dict.fromkeys(served, script)})
         async with serving(pages) as site, browsing() as tab:
             await tab.open(f"http://127.0.0.1:{site.number}/")
             yield Shown(tab, link, application)
 
 
-@pytest.mark.parametrize("name", ["current.html", "load.html", "resume.html"])
-async def test_the_page_shows_what_the_database_has(name: str, sqlite_application: Application, tmp_path: Path) -> None:
-    config = tmp_path / "airy.toml"
-    config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{SETTINGS}[logging]\nformat = "json"\n')
-    sqlite_application.migrate("[events]\ndeletes = true\n")
+def program(page: str, name: str) -> str:
+    """Return a file of a page of the documentation."""
+    [text] = [step.text for step in steps((FOLDER / page).read_text()) if (step.kind, step.words) == ("file", name)]
+    return text
+
+
+@pytest.mark.parametrize(
+    "page,name",
+    [
+        ("how-to/load-then-live.md", "current.html"),
+        ("how-to/load-then-live.md", "load.html"),
+        ("how-to/load-then-live.md", "resume.html"),
+        ("how-to/event-streams.md", "tags.html"),
+        ("how-to/event-streams.md", "kept.html"),
+    ],
+)
+async def test_the_page_shows_what_the_database_has(
+    page: str, name: str, sqlite_application: Application, tmp_path: Path
+) -> None:
+    await follows(sqlite_application, tmp_path, program(page, name), {})
+
+
+async def follows(application: Application, folder: Path, text: str, scripts: Mapping[str, str]) -> None:
+    """Check that a page shows the database: at first, after changes, a restart, a lost network, and a reload.
+
+    A page of the current state also after a reset.
+    """
+    whole = text + "".join(scripts.values())
+    config = folder / "airy.toml"
+    config.write_text(f'[database]\nurl = "{application.url}"\n{SETTINGS}[logging]\nformat = "json"\n')
+    application.migrate("[events]\ndeletes = true\n")
     with trio.fail_after(TIMEOUT_S):
-        async with showing(sqlite_application, name) as shown:
+        async with showing(application, text, scripts) as shown:
             shown.change(0)
             async with server(config) as first:
                 shown.link.target = first.port
                 await shown.until_equal()
-                if name != "resume.html":
+                if 'id="status"' in text:
                     await shown.tab.until("document.getElementById('status').textContent === 'live'")
                 shown.change(10)
                 await shown.until_equal()
@@ -105,3 +131,21 @@ async def test_the_page_shows_what_the_database_has(name: str, sqlite_applicatio
                 await shown.tab.do(lambda page: page.reload())
                 shown.change(40)
                 await shown.until_equal()
+                await second.kill()
+            if "replay: 'current'" in whole or "replay=current" in whole:
+                forget(application, folder)
+                async with server(config) as third:
+                    shown.link.target = third.port
+                    ended = await run("backfill", "--config", str(config))
+                    assert ended.code == 0, ended
+                    await shown.until_equal()
+
+
+def forget(application: Application, folder: Path) -> None:
+    """Remove the event log, and a row whose deletion no event reports."""
+    application.execute("delete from tags where id = 't40'")
+    application.execute(f"delete from {application.log_table('change_log')}")
+    found = list(folder.glob("*.airy-trio.db*"))
+    assert found
+    for file in found:
+        file.unlink()

@@ -1,0 +1,86 @@
+"""The hooks of the page about React, with the component that uses them, in a real browser."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from tests.application import Application
+from tests.clients.client_processes import FOLDER as CLIENTS
+from tests.clients.client_processes import missing
+from tests.docs.test_event_schema import TSC
+from tests.docs.test_load_then_live import follows, program
+from tests.processes import Program, running
+
+TIMEOUT_S: Final = 20.0
+OPTIONS: Final = ("--allowJs", "--jsx", "react-jsx", "--module", "esnext", "--target", "es2022", "--outDir", "made")
+MODULES: Final = {
+    "scheduler": "scheduler/cjs/scheduler.development.js",
+    "react": "react/cjs/react.development.js",
+    "react/jsx-runtime": "react/cjs/react-jsx-runtime.development.js",
+    "react-dom": "react-dom/cjs/react-dom.development.js",
+    "react-dom/client": "react-dom/cjs/react-dom-client.development.js",
+}
+"""Development builds, because only these run effects twice in StrictMode."""
+LOADER: Final = """
+globalThis.process = { env: { NODE_ENV: 'development' } };
+const texts = %s, loaded = {};
+globalThis.load = (name) => {
+  if (!(name in loaded)) new Function('require', 'exports', texts[name])(load, loaded[name] = {});
+  return loaded[name];
+};
+"""
+"""React has no build for browsers: what `require` means to its files."""
+IMPORTS: Final = {
+    "react": "export const { StrictMode, useEffect, useReducer } = load('react');",
+    "react/jsx-runtime": "export const { jsx, jsxs } = load('react/jsx-runtime');",
+    "react-dom/client": "export const { createRoot } = load('react-dom/client');",
+    "@stomp/stompjs": "export const { Client } = StompJs;",
+}
+PAGE: Final = """<!doctype html>
+<title>React</title>
+<div id="root"></div>
+<script src="stomp.umd.min.js"></script>
+<script src="loader.js"></script>
+<script type="importmap">%s</script>
+<script type="module">
+import { StrictMode } from 'react';
+import { jsx } from 'react/jsx-runtime';
+import { createRoot } from 'react-dom/client';
+import { Tags } from './Tags.js';
+createRoot(document.getElementById('root')).render(jsx(StrictMode, { children: jsx(Tags, { url: '%s' }) }));
+</script>
+"""
+
+
+async def compiled(folder: Path) -> str:
+    """Return the component as JavaScript."""
+    (folder / "Tags.jsx").write_text(program("how-to/react.md", "Tags.jsx"))
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, [shutil.which("node") or "", str(TSC), *OPTIONS, "Tags.jsx"], folder=folder) as tsc:
+            assert await tsc.wait() == 0, tsc.out.all
+    return (folder / "made" / "Tags.js").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "hook,url",
+    [("use-events.js", "http://localhost:8080"), ("use-stomp.js", "ws://localhost:8080/ws.communication")],
+)
+async def test_component_shows_what_the_database_has(
+    hook: str, url: str, sqlite_application: Application, tmp_path: Path
+) -> None:
+    if reason := missing("react.mjs"):
+        pytest.skip(reason)
+    texts = {name: (CLIENTS / "node_modules" / path).read_text() for name, path in MODULES.items()}
+    imports = {name: f"data:text/javascript,{text}" for name, text in IMPORTS.items()}
+    scripts = {
+        "/loader.js": LOADER % json.dumps(texts),
+        "/Tags.js": await compiled(tmp_path),
+        "/use-events.js": program("how-to/react.md", hook),
+    }
+    await follows(sqlite_application, tmp_path, PAGE % (json.dumps({"imports": imports}), url), scripts)
