@@ -1,7 +1,8 @@
-"""The five lines of JavaScript of the page about resuming: nothing is lost and nothing comes twice."""
+"""Programs of the documentation that resume: nothing is lost and nothing comes twice."""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,17 @@ GLOBAL_WEBSOCKET = "import WebSocket from 'ws';\nglobalThis.WebSocket ??= WebSoc
 """What a browser has, and older Node.js has not."""
 
 
-def program() -> str:
-    """The page's program, as it stands there."""
-    [step] = [step for step in steps((FOLDER / "how-to/resume.md").read_text()) if step.words == "inbox.mjs"]
+def program(page: str, name: str) -> str:
+    """A page's program, as it stands there."""
+    [step] = [step for step in steps((FOLDER / page).read_text()) if step.words == name]
     return step.text
 
 
 async def ids(inbox: Program, count: int) -> list[str]:
     with trio.fail_after(TIMEOUT_S):
         await inbox.out.line(count - 1)
-    return [json.loads(line)["payload"]["id"] for line in inbox.out.all]
+    events = [json.loads(line) for line in inbox.out.all]
+    return [event["payload"]["id"] if event else "reset" for event in events]
 
 
 @pytest.mark.slow
@@ -45,7 +47,9 @@ async def test_the_five_lines_get_everything_once_across_a_crash(
     node = [shutil.which("node") or "", "--import", "./websocket.mjs", "inbox.mjs"]
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as first:
-            text = program().replace("ws://localhost:8080", f"ws://127.0.0.1:{first.port}")
+            text = program("how-to/resume.md", "inbox.mjs").replace(
+                "ws://localhost:8080", f"ws://127.0.0.1:{first.port}"
+            )
             (tmp_path / "inbox.mjs").write_text(text)
             async with running(Program, node, folder=tmp_path) as inbox:
                 for id_ in expected[:5]:
@@ -60,3 +64,26 @@ async def test_the_five_lines_get_everything_once_across_a_crash(
                     for id_ in expected[15:]:
                         sqlite_application.tag(id_)
                     assert await ids(inbox, COUNT) == expected
+
+
+@pytest.mark.slow
+async def test_python_service_gets_everything_once_across_a_crash(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = configure(sqlite_application, tmp_path)
+    (tmp_path / "follow.py").write_text(program("how-to/event-streams.md", "follow.py"))
+    expected = ["reset", *(f"t{number}" for number in range(10))]
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as first:
+            url = f"http://127.0.0.1:{first.port}/events?replay=all&last-event-id=zzzzzz-1"  # of another log
+            async with running(Program, [sys.executable, "follow.py", url], folder=tmp_path) as service:
+                for id_ in expected[1:6]:
+                    sqlite_application.tag(id_)
+                assert await ids(service, 6) == expected[:6]
+                await first.kill()
+                for id_ in expected[6:]:
+                    sqlite_application.tag(id_)
+                config.write_text(config.read_text().replace("port = 0", f"port = {first.port}", 1))
+                async with server(config) as second:
+                    assert await ids(service, 11) == expected
+                    assert await second.terminate() == 0
