@@ -95,7 +95,7 @@ class _ServerCollector(Collector):
         yield _counter("metadata_value_faults", "Metadata values that did not fit their type.", found["misfits"])
         changes = {"kept": found["kept"], "ended": found["ended"]}
         words = "Objects whose event entered the current state, or that left it because they ended."
-        yield _counters("current_state_changes", words, "change", changes)
+        yield _counters("current_state_updates", words, "outcome", changes)
         yield _gauge("recording", "Whether this server is the recorder.", int(recorder.recording))
         yield _gauge("recorder_lag_seconds", "How long changes have waited to be recorded.", recorder.lag_s)
 

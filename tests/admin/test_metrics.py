@@ -136,7 +136,7 @@ async def test_current_state_is_complete_after_a_backfill(any_application: Appli
             assert (await client.receive()).get("state") == "complete"
         assert value(await port.samples(), "airy_trio_current_state_pages_read_total") == 1
         any_application.execute("delete from tags")
-        changes = "airy_trio_current_state_changes_total"
+        changes = "airy_trio_current_state_updates_total"
         while not labelled(samples := await port.samples(), changes)["ended"]:  # noqa: ASYNC110 - the same
             await trio.sleep(0.05)
         assert labelled(samples, changes) == {"kept": 2, "ended": 1}

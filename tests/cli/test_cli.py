@@ -27,6 +27,11 @@ PASSWORD = "correct-horse-battery"
 POSTGRES_URL = f"postgresql://airy:{PASSWORD}@127.0.0.1/airy"
 JSON_LOGS = '[listener]\nport = 0\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
 QUICK = "connect_timeout_s = 0.1\n"
+NO_BACKFILL = (
+    "log.keep_current: replay:current does not have channel.updated, tag.updated completely; run: airy-trio backfill "
+    "--config FILE\n"
+)
+"""What ``check`` notes before the first backfill."""
 
 
 @frozen
@@ -274,7 +279,7 @@ async def test_migrate_installs_what_the_server_needs(here: Here) -> None:
 def test_check_of_a_correct_database(sqlite_application: Application, here: Here, command_line: CommandLine) -> None:
     sqlite_application.migrate()
     finished = command_line("check", "--config", here.on(sqlite_application.url))
-    assert finished == Finished(0, "watching messages, metadata, channels, tags\n", "")
+    assert finished == Finished(0, f"watching messages, metadata, channels, tags\n{NO_BACKFILL}", "")
 
 
 def test_check_reports_each_problem_on_a_line(
@@ -283,7 +288,7 @@ def test_check_reports_each_problem_on_a_line(
     sqlite_application.migrate()
     sqlite_application.execute("drop table tags", "drop table channels")
     finished = command_line("check", "--config", here.on(sqlite_application.url))
-    assert (finished.code, finished.out) == (1, "")
+    assert (finished.code, finished.out) == (1, NO_BACKFILL)
     assert [line.partition(".name: ")[0] for line in finished.err.splitlines()] == [
         "airy-trio: database.tables.channels",
         "airy-trio: database.tables.tags",

@@ -22,12 +22,13 @@ BODY = '{"type":"tag.updated","payload":{"id":"t1","name":"flag","color":"tag-re
 
 def copied(name: str, folder: Path) -> Path:
     """Copy a file with other ports, because its own may be in use here."""
-    text = (CONFIG / name).read_text()
-    section = "[listener]\n"
-    assert "port" not in text
-    changed = text.replace(section, f"{section}port = 0\n") if section in text else f"{text}{section}port = 0\n"
+    text = (CONFIG / name).read_text().replace('port = "${PORT:-8080}"\n', "")
+    assert "port =" not in text
+    for section in ("[listener]\n", "[admin]\n"):
+        text = text if section in text else f"{text}\n{section}"
+        text = text.replace(section, f"{section}port = 0\n")
     copy = folder / name
-    copy.write_text(f"{changed}\n[admin]\nport = 0\n")
+    copy.write_text(text)
     return copy
 
 

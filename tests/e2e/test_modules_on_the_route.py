@@ -21,7 +21,7 @@ from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
 ROW_MAX = 30
-SUBSCRIBE_MAX = 18
+SUBSCRIBE_MAX = 19
 START_MAX = 50
 TIMEOUT_S = 20.0
 IDLE_S = 2.0

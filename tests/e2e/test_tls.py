@@ -224,6 +224,7 @@ async def test_excess_connection_is_rejected_over_tls(sqlite_application: Applic
     ):
         stream = await trio.open_ssl_over_tcp_stream("localhost", serving.port, ssl_context=trusting())
         async with stream:
+            await stream.send_all(b"GET /ws.communication HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = await stream.receive_some()
         assert answer.startswith(b"HTTP/1.1 503 ")
 
