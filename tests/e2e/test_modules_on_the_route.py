@@ -20,7 +20,7 @@ from tests.application import Application
 from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
-ROW_MAX = 30
+ROW_MAX = 32
 SUBSCRIBE_MAX = 19
 START_MAX = 50
 TIMEOUT_S = 20.0
