@@ -152,7 +152,7 @@ class _Backfill:
         """
         unit = TableBackfill(self.names, table)
         about = await self.database.run(unit.rows_about)
-        progress = await self.database.write(partial(unit.begin, restart=self.options.restart))
+        progress = await self._begin(unit, restart=self.options.restart)
         before, begun_at = progress.rows, trio.current_time()
         backoff = Backoff()
         if progress.after is not None:
@@ -164,7 +164,7 @@ class _Backfill:
             except Unavailable as error:
                 self.report.note(f"{table.kind}: trying again: {error}")
                 await trio.sleep(backoff.next_s())
-                progress = await self.database.write(unit.begin)  # whether the page was written is unknown
+                progress = await self._begin(unit)  # the page may have been written or not
                 continue
             backoff = Backoff()
             took_s = max(trio.current_time() - begun_at, 1e-9)
@@ -172,6 +172,11 @@ class _Backfill:
         await self.database.write(partial(unit.end, progress=progress))
         took_s = trio.current_time() - begun_at
         self.report.line(f"{table.kind}: {progress.rows - before} rows written to the change log in {took_s:.1f} s")
+
+    async def _begin(self, unit: TableBackfill, *, restart: bool = False) -> Progress:
+        """Begin, or continue, in up to two transactions."""
+        progress = await self.database.write(partial(unit.begin, restart=restart))
+        return progress if progress.bounded else await self.database.write(partial(unit.bound, progress=progress))
 
     async def _page(self, unit: TableBackfill, progress: Progress) -> Progress:
         """Write a page, and pause."""

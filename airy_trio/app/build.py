@@ -144,7 +144,7 @@ class _Source:
     settings: Settings
     names: Names
     partitions: Partitions = field(
-        default=Factory(lambda self: Partitions(deletes=self.settings.events.deletes), takes_self=True)
+        default=Factory(lambda self: Partitions(deletes=self.settings.logs_deletes), takes_self=True)
     )
 
     def require_tables(self, connection: sa.Connection) -> Tables:
@@ -180,7 +180,7 @@ class _Source:
 
     def _faults_of_ours(self, connection: sa.Connection, tables: Tables) -> list[str]:
         """Return the faults of our tables, or else of our triggers, which the migrations create."""
-        options, deletes = self.settings.database, self.settings.events.deletes
+        options, deletes = self.settings.database, self.settings.logs_deletes
         if faults := [f"database: {fault}" for fault in migrate.pending(connection, "changes", options)]:
             return faults
         faults = list(triggers.faults(connection, tables, self.names, deletes=deletes))

@@ -6,8 +6,8 @@ its batch, and a row that is written between two pages is logged by its trigger.
 
 Pages follow the database's own order of the key columns, and the database compares them, so any collation works. A page
 ends with a key and includes all rows that are equal to it: with a collation that ignores case, two keys may differ and
-still have the same place in the order. No page goes beyond the last key at the beginning of the backfill, so a backfill
-ends however fast the table grows. A row with a NULL in its key cannot become an event and is left out.
+still have the same place in the order. No page goes beyond the last key just after the beginning of the backfill, so a
+backfill ends however fast the table grows. A row with a NULL in its key cannot become an event and is left out.
 
 A backfill marks its begin and its end in the change log (``feed.Backfill``). Between the marks, ``change_state`` has
 the token and the last key of each backfill, updated in the transaction of each page, so a backfill that was killed can
@@ -46,7 +46,8 @@ class BackfillTaken(AiryTrioError):
 class Progress:
     """The progress of a backfill. ``keys_of``: the table and its key columns. ``after``: the last key that was written.
 
-    ``until``: the last key when it began; None if there was none. ``rows``: the approximate number of rows so far.
+    ``until``: the last key when it was ``bounded``, just after it began; None if there was none. ``rows``: rows so far,
+    roughly.
     """
 
     token: str
@@ -54,11 +55,12 @@ class Progress:
     after: Place | None = None
     until: Place | None = None
     rows: int = 0
+    bounded: bool = False
 
     @property
     def is_done(self) -> bool:
         """Whether all keys are written."""
-        return self.after == self.until
+        return self.bounded and self.after == self.until
 
 
 class TableBackfill:
@@ -82,12 +84,21 @@ class TableBackfill:
         found = self._stored(connection).get(self._table.kind)
         if found is not None and found.keys_of == self._keys_of and not restart:
             return found
-        begun = Progress(
-            token=f"backfill-{secrets.token_hex(_TOKEN_BYTES)}", keys_of=self._keys_of, until=self._last(connection)
-        )
+        begun = Progress(token=f"backfill-{secrets.token_hex(_TOKEN_BYTES)}", keys_of=self._keys_of)
         self._mark(connection, _BEGIN, begun.token)
         self._store(connection, begun)
         return begun
+
+    def bound(self, connection: sa.Connection, progress: Progress) -> Progress:
+        """Store the last key that there is, once ``begin`` is committed; return the progress with it.
+
+        A row that this does not see was committed later, so its trigger's change is recorded with the mark of the begin
+        or after it. In the transaction of that mark, a row could be recorded before the mark and not be seen.
+        """
+        reached = evolve(progress, until=self._last(connection), bounded=True)
+        self._require(connection, progress)
+        self._store(connection, reached)
+        return reached
 
     def write_page(self, connection: sa.Connection, progress: Progress, limit: int) -> Progress:
         """Write the keys of about ``limit`` rows and return the new progress. Raises ``BackfillTaken``."""
@@ -225,7 +236,8 @@ class TableBackfill:
 
 def _parsed(found: dict[str, Any]) -> Progress:
     places = {name: _as_place(found[name]) for name in ("after", "until")}
-    return Progress(token=found["token"], keys_of=tuple(found["keys_of"]), rows=found["rows"], **places)
+    rows, bounded = found["rows"], found["bounded"]
+    return Progress(token=found["token"], keys_of=tuple(found["keys_of"]), rows=rows, bounded=bounded, **places)
 
 
 def _as_place(found: list[list[Any]] | None) -> Place | None:

@@ -163,6 +163,7 @@ class Batch:
     ``more``: the batch was cut at the limit, so the next read finds changes immediately.
     ``age_s``: how long ago, by the database's clock, the oldest of these changes was logged, which is before its
     commit. None if there is no change or the time is not known. ``backfills``: the marks among the changes, in order.
+    ``continues``: its changes became visible together with those of the batch before.
     """
 
     objects: tuple[ChangedObject, ...]
@@ -171,6 +172,7 @@ class Batch:
     more: bool
     age_s: float | None = None
     backfills: tuple[Backfill, ...] = ()
+    continues: bool = False
 
 
 @frozen

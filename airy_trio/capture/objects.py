@@ -261,13 +261,19 @@ _SUBJECT: Final = itemgetter(Change._fields.index("kind"), Change._fields.index(
 
 
 def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Change]:
-    """The newest change of each object, in the order of these changes."""
+    """The newest change of each object, in the order of these changes; instead its newest deletion, if there is one.
+
+    The change counts only for an object without a row. Then a deletion counts even before another change: a backfill
+    does not lock the rows whose keys it writes, so a deletion that it does not see may be logged before that.
+    """
     found = list(changes)
     newest = dict(zip(map(_SUBJECT, found), found, strict=True))
     if len(newest) < len(found):  # else each object changed once, and the order is right
         newest = {}
         for change in reversed(found):
-            newest.setdefault((change.kind, change.key), change)
+            known = newest.setdefault((change.kind, change.key), change)
+            if change.operation == DELETED != known.operation:
+                newest[change.kind, change.key] = change
         newest = dict(reversed(newest.items()))
     return newest
 

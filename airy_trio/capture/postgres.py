@@ -205,6 +205,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             more=bool(following.target) or bool(point.target),
             age_s=rows[0][_AGE_S] if rows else None,
             backfills=backfills_of(rows),
+            continues=bool(point.target),
         )
 
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:

@@ -58,7 +58,8 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
     """Return the triggers of one table by name. ``always``: they fire for the writes of a replica role too.
 
     TRUNCATE fires only its own trigger, which logs a deletion for each row; for messages only if their deletions are
-    events (``deletes``). It uses the name that the table has then, because the application may have renamed it.
+    events or end the current state of messages (``deletes``). It uses the name that the table has then, because the
+    application may have renamed it.
     """
     if always:
         table = evolve(table, row_triggers=True)

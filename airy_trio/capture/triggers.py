@@ -264,8 +264,9 @@ def _replaced(table: Table, names: Names, itself: str) -> Iterator[str]:
 
 
 def _differ(table: Table, one: str, other: str) -> str:
+    """Return whether two rows have different keys, also for a column whose collation takes them for equal."""
     keys = (quote_identifier(column.name) for column in table.keys)
-    return " or ".join(f"{one}.{key} is not {other}.{key}" for key in keys)
+    return " or ".join(f"{one}.{key} is not {other}.{key} collate binary" for key in keys)
 
 
 def _logged(table: Table, names: Names, operation: str, row: str) -> str:

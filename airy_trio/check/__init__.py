@@ -228,13 +228,13 @@ class _Check:
             identity = Identity.of(connection)
             return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
         if names.dialect == POSTGRES:
-            for weight, line in servers.skipped_writes(connection, tables, names, deletes=settings.events.deletes):
+            for weight, line in servers.skipped_writes(connection, tables, names, deletes=settings.logs_deletes):
                 report.add(weight, [line])
         return self.change_log(connection, names, tables)
 
     def change_log(self, connection: sa.Connection, names: Names, tables: Tables) -> _Application | None:
         """Check our tables and triggers in the application's database. Return as ``application`` does."""
-        options, deletes, report = self.settings.database, self.settings.events.deletes, self.report
+        options, deletes, report = self.settings.database, self.settings.logs_deletes, self.report
         missing = [f"database: {line}" for line in migrate.pending(connection, "changes", options)]
         newer = migrate.ahead(connection, "changes", options)
         if not missing:

@@ -221,11 +221,15 @@ class EncodedBatch:
     reaches_end: bool = False
 
 
+_WIDE: Final = 2**32 - 1
+
+
 class Window:
     """The events in flight in one subscription with an ack mode, which bound how many more may be sent.
 
     A client may leave thousands unacknowledged, and most of their offsets are consecutive. They are stored as ranges:
-    ``_bounds`` has the begin and the end of each range in turn, ascending, four bytes each, relative to ``_base``.
+    ``_bounds`` has the begin and the end of each range in turn, ascending, relative to ``_base``, in four bytes each,
+    or in eight if they do not fit.
     """
 
     __slots__ = ("_base", "_bounds", "_count", "_cumulative", "_prefetch")
@@ -251,6 +255,8 @@ class Window:
         bounds = self._bounds
         if not bounds:
             self._base = offsets[0]
+        if offsets[-1] - self._base >= _WIDE and bounds.typecode == "I":  # in a current state the offsets lie far apart
+            bounds = self._bounds = array("Q", bounds)
         for offset in offsets:
             begin = offset - self._base
             if bounds and bounds[-1] == begin:
@@ -272,7 +278,7 @@ class Window:
             bounds[0], at, begin = one + 1, 1, one + 1
         else:
             self._count -= 1
-            bounds[at - 1 : at + 1] = array("I", (begin, one, one + 1, end))
+            bounds[at - 1 : at + 1] = array(bounds.typecode, (begin, one, one + 1, end))
             at += 2
         # Either part may be empty now.
         if bounds[at - 1] == bounds[at]:

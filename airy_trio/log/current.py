@@ -46,14 +46,19 @@ class StateOptions:
 class Marks:
     """What the recorder knows of the state, stored with it as JSON.
 
-    ``begun``: for each type the token of the newest backfill that has begun, and the head then. ``whole``: the types
-    that the state has completely. The rest: see ``StateOptions``.
+    ``begun``: for each type the token of the newest backfill that has begun, and ``before`` then. ``whole``: the types
+    that the state has completely. ``before``: the head before the changes that became visible together with those of
+    the newest append. The rest: see ``StateOptions``.
+
+    A backfill sends everything that was visible before its begin. Of what becomes visible together with it, changes may
+    be recorded before it whose transactions were open while it looked for their rows.
     """
 
     types: frozenset[str] = frozenset()
     shape: str = ""
     begun: Mapping[str, tuple[str, int]] = field(factory=dict)
     whole: frozenset[str] = frozenset()
+    before: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -65,14 +70,14 @@ class Marks:
                 shape=found["shape"],
                 begun={type_: (token, offset) for type_, (token, offset) in found["begun"].items()},
                 whole=frozenset(found["whole"]),
+                before=found["before"],
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def __str__(self) -> str:
-        return json.dumps(
-            {"types": sorted(self.types), "shape": self.shape, "begun": self.begun, "whole": sorted(self.whole)}
-        )
+        lists = {"types": sorted(self.types), "whole": sorted(self.whole)}
+        return json.dumps({**lists, "shape": self.shape, "begun": self.begun, "before": self.before})
 
 
 @frozen
@@ -131,19 +136,24 @@ class StateRecorder:
         events: Sequence[NewEvent],
         ended: Iterable[tuple[str, str]],
         backfills: Iterable[Backfill] = (),
+        *,
+        continues: bool = False,
     ) -> StateChange | None:
         """Return what an append after the offset ``head`` changes in the state; None if nothing is kept.
 
         ``ended``: types and objects that no longer exist. ``backfills``: their marks in the batch, in order.
+        ``continues``: see ``Batch``.
         """
         kept = self._options.kept
         if not kept:
             return None
+        if not continues:
+            self.marks = evolve(self.marks, before=head)
         over = {object_ for type_, object_ in ended if type_ in kept}
         newest = {event.object: index for index, event in enumerate(events) if event.type in kept}
         swept: dict[str, int] = {}
         for backfill in backfills:
-            swept |= self._mark(backfill, head)
+            swept |= self._mark(backfill)
         return StateChange(
             generation=self.generation,
             marks=str(self.marks),
@@ -152,14 +162,14 @@ class StateRecorder:
             swept=swept,
         )
 
-    def _mark(self, backfill: Backfill, head: int) -> Mapping[str, int]:
-        """Handle the begin or the end of a backfill; return what it sweeps."""
+    def _mark(self, backfill: Backfill) -> Mapping[str, int]:
+        """Note the begin or the end of a backfill; return what it sweeps."""
         type_ = TYPE_OF[backfill.kind]
         if type_ not in self._options.kept:
             return {}
         begun = dict(self.marks.begun)
         if not backfill.ended:
-            begun[type_] = backfill.token, head
+            begun[type_] = backfill.token, self.marks.before
             self.marks = evolve(self.marks, begun=begun)
             return {}
         token, offset = begun.pop(type_, ("", 0))

@@ -241,7 +241,9 @@ class Recorder:
             self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
-            state = self._state.change(head.offset, translated.events, translated.ended, batch.backfills)
+            state = self._state.change(
+                head.offset, translated.events, translated.ended, batch.backfills, continues=batch.continues
+            )
             head = await self._log.append(
                 head, translated.events, reached, replaces=recorded, changed_at=changed_at, state=state
             )

@@ -173,7 +173,7 @@ class _Migration:
                     if store is not None and store is not connection and store.dialect.name == POSTGRES:
                         _grant(store, postgres_triggers.grant_statements(self.grant, {}, names))
                 if newer is None:
-                    deletes = settings.events.deletes
+                    deletes = settings.logs_deletes
                     triggers.install(connection, tables, names, deletes=deletes, firing=self.firing)
                     log = ChangeLog(names)
                     if log.origin(connection) is None:

@@ -19,6 +19,7 @@ from airy_trio.capture.mapping import TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.errors import SettingsError
+from airy_trio.events.models import MessageUpdated
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
@@ -61,6 +62,14 @@ class Settings:
     def tables(self) -> TablesOptions:
         """The mapping: ``[database.tables]``."""
         return self.database.tables
+
+    @property
+    def logs_deletes(self) -> bool:
+        """Whether deletions of messages are logged even where that takes a step of its own, such as TRUNCATE.
+
+        They are either events, or end the current state of the messages.
+        """
+        return self.events.deletes or MessageUpdated.type in self.log.keep_current
 
     @property
     def log_url(self) -> str:

@@ -40,6 +40,7 @@ def upgrade() -> None:
         schema=names.table_schema,
     )
     op.create_index(f"{table}_offset", table, ["offset"], schema=names.table_schema)
+    op.create_index(f"{table}_type", table, ["type", "offset"], schema=names.table_schema)
     for column in ("conversation_id", "channel_id"):
         present = sa.text(f"{column} is not null")
         op.create_index(

@@ -10,7 +10,7 @@ from attrs import evolve
 
 from airy_trio.capture.backfill import BackfillTaken, Progress, TableBackfill, waiting
 from airy_trio.capture.change_log import newest_change
-from airy_trio.capture.feed import Backfill, Kind, Tag
+from airy_trio.capture.feed import Backfill, Kind, Tag, TagGone
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import KINDS
 from airy_trio.capture.objects import Change, Objects
@@ -31,7 +31,9 @@ def table_backfill(application: Application, settings: Settings, kind: Kind = "t
 
 def begin(application: Application, backfill: TableBackfill, *, restart: bool = False) -> Progress:
     with application.engine.begin() as connection:
-        return backfill.begin(connection, restart=restart)
+        progress = backfill.begin(connection, restart=restart)
+    with application.engine.begin() as connection:
+        return progress if progress.bounded else backfill.bound(connection, progress)
 
 
 def page(application: Application, backfill: TableBackfill, progress: Progress, limit: int) -> Progress:
@@ -357,3 +359,55 @@ def test_newest_change_is_never_a_mark(any_application: Application) -> None:
     progress = begin(any_application, backfill)
     with any_application.engine.begin() as connection:
         assert newest_change(connection, any_application.names, "tags", (progress.token, None), None) is None
+
+
+async def test_deletion_that_a_page_does_not_see_is_not_lost(postgres_application: Application) -> None:
+    """The deletion is logged before the page writes the key of the row, and becomes visible after it."""
+    settings = postgres_application.migrate("")
+    postgres_application.execute("insert into tags (id, name, color) values ('t1', 'n', 'red')")
+    async with feed_of(postgres_application, settings) as feed:
+        _, point, _ = await read_all(feed, await feed.origin())
+        with postgres_application.engine.connect() as deleting:
+            deleting.exec_driver_sql("delete from tags where id = 't1'")
+            whole(postgres_application, table_backfill(postgres_application, settings), limit=10)
+            deleting.commit()
+        found, _, _ = await read_all(feed, point)
+    assert found == [TagGone(id="t1")]
+
+
+async def test_row_that_is_recorded_before_the_begin_is_within_the_backfill(postgres_application: Application) -> None:
+    """Another transaction inserts it, and the recorder reads it, while the one that begins the backfill is open."""
+    settings = postgres_application.migrate("")
+    postgres_application.execute("insert into tags (id, name, color) values ('t1', 'n', 'red')")
+    backfill = table_backfill(postgres_application, settings)
+    async with feed_of(postgres_application, settings) as feed:
+        with postgres_application.engine.connect() as beginning:
+            backfill.begin(beginning)
+            postgres_application.execute("insert into tags (id, name, color) values ('t2', 'n', 'red')")
+            found, point, _ = await read_all(feed, await feed.origin())
+            assert [one.id for one in found if isinstance(one, Tag)] == ["t1", "t2"]
+            beginning.commit()
+        progress = begin(postgres_application, backfill)
+        assert progress.until == (("text", b"t2".hex()),)
+        page(postgres_application, backfill, progress, 10)
+        found, _, [batch] = await read_all(feed, point)
+        assert {one.id for one in found if isinstance(one, Tag)} == {"t1", "t2"}
+        assert len(batch.backfills) == 1
+
+
+async def test_batches_say_that_their_changes_became_visible_together(postgres_application: Application) -> None:
+    """A row is logged before the mark of a backfill, whose snapshots do not see it, and read before that mark."""
+    settings = postgres_application.migrate("")
+    async with feed_of(postgres_application, settings) as feed:
+        with postgres_application.engine.connect() as inserting:
+            inserting.exec_driver_sql("insert into tags (id, name, color) values ('t1', 'n', 'red')")
+            whole(postgres_application, table_backfill(postgres_application, settings), limit=10)
+            inserting.commit()
+        _, point, batches = await read_all(feed, await feed.origin(), limit=1)
+        assert [(len(one.objects), len(one.backfills), one.continues) for one in batches[:3]] == [
+            (1, 0, False),
+            (0, 1, True),
+            (0, 1, True),
+        ]
+        postgres_application.execute("insert into tags (id, name, color) values ('t2', 'n', 'red')")
+        assert not (await feed.read(point, 10)).continues

@@ -107,11 +107,12 @@ def test_moving_many_keys_does_not_take_quadratic_time(application: Application)
     assert len(logged(application)) == 40_000
 
 
-async def test_truncate_logs_messages_only_if_deletes_are_events(
+async def test_truncate_logs_messages_only_if_deletes_are_events_or_end_a_state(
     postgres_application: Application,
 ) -> None:
-    for deletes in (False, True):
-        settings = postgres_application.migrate(f"[events]\ndeletes = {str(deletes).lower()}")
+    kept = '[log]\nkeep_current = ["message.updated"]'
+    for deletes, more in ((False, ""), (True, "[events]\ndeletes = true"), (True, kept)):
+        settings = postgres_application.migrate(more)
         postgres_application.message()
         postgres_application.tag()
         async with feed_of(postgres_application, settings) as feed:

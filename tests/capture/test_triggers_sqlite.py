@@ -97,6 +97,19 @@ async def test_a_row_that_replaces_another_object_logs_its_deletion(
         assert objects == [TagGone(id="c"), Tag(id="b", name="x", color="red")]
 
 
+@pytest.mark.parametrize("write", ["update tags set id = 'a'", "insert or replace into tags values ('a', 'n', 'red')"])
+async def test_a_key_that_changes_only_for_another_collation_is_another_object(
+    sqlite_application: Application, write: str
+) -> None:
+    sqlite_application.execute("create table tags (id text primary key collate nocase, name text, color text)")
+    settings = sqlite_application.migrate()
+    async with feed_of(sqlite_application, settings) as feed:
+        sqlite_application.execute("insert into tags values ('A', 'n', 'red')")
+        _, after, _ = await read_all(feed, await feed.origin())
+        sqlite_application.execute(write)
+        assert (await read_all(feed, after))[0] == [TagGone(id="A"), Tag(id="a", name="n", color="red")]
+
+
 async def test_an_ignored_insert_leaves_the_other_row_present(sqlite_application: Application) -> None:
     sqlite_application.execute(UNIQUE[0])
     settings = sqlite_application.migrate()

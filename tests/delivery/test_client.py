@@ -120,3 +120,17 @@ async def test_the_first_disconnect_reason_wins() -> None:
     assert one.reason is disconnects.SILENT
     assert one.state is ClientState.CLOSING
     assert one.scope.cancel_called
+
+
+@pytest.mark.parametrize("mode", [AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL])
+def test_window_holds_offsets_that_lie_far_apart(mode: AckMode) -> None:
+    """As in a current state, which may have the first event of a log and its newest."""
+    far = 5_000_000_000
+    window = Window(mode, 10)
+    window.sent((1, 3))
+    window.sent((far, far + 1, far + 2))
+    assert window.acknowledge(far + 1)
+    assert (window.oldest, window.room) == ((far + 2, 9) if mode is AckMode.CLIENT else (1, 6))
+    assert window.acknowledge(far + 2)
+    assert window.acknowledge(far) == window.acknowledge(1) == window.acknowledge(3) == (mode is not AckMode.CLIENT)
+    assert (window.oldest, window.room) == (None, 10)

@@ -35,8 +35,10 @@ def change(
     ended: Iterable[tuple[str, str]] = (),
     backfills: Iterable[Backfill] = (),
     head: int = 9,
+    *,
+    continues: bool = False,
 ) -> StateChange:
-    made = recorder.change(head, events, ended, backfills)
+    made = recorder.change(head, events, ended, backfills, continues=continues)
     assert made is not None
     return made
 
@@ -206,3 +208,16 @@ def test_state_for_a_reader() -> None:
 def test_marks_of_a_later_version_can_be_read() -> None:
     text = str(Marks(types=KEPT, shape="x", begun={"tag.updated": ("a", 3)}))
     assert Marks.parse(text.replace("{", '{"later": 1, ', 1)) == Marks.parse(text)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_became_visible_with_the_begin_of_a_backfill_is_not_swept(restarted: bool) -> None:
+    """Its transaction may have been open while the keys were written, so that the backfill has not seen its row."""
+    recorder = begun()
+    change(recorder, [tag("t1")], head=0)
+    first = change(recorder, [tag("t2")], head=1)
+    if restarted:
+        recorder = begun(state=stored(first))
+    change(recorder, [], backfills=[mark("a")], head=2, continues=True)
+    ended = change(recorder, [], backfills=[mark("a", ended=True)], head=3)
+    assert ended.swept == {"tag.updated": 1}

@@ -1,6 +1,7 @@
 """What only the ``redis`` store does: outages, an emptied or evicting Redis, waking without polling."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import pytest
@@ -19,6 +20,8 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoreUnavailable,
 )
 from airy_trio.testing.event_store import check_whole_batches
@@ -128,6 +131,22 @@ async def test_redis_that_evicts_keys_begins_a_new_epoch(redis_server: RedisServ
         assert (bounds.epoch != head.epoch, bounds.first, bounds.last) == (True, 1, 0)
         with pytest.raises(PositionExpired):
             await store.read(head, 10)
+
+
+@pytest.mark.parametrize("lost", [("current",), ("kept",), ("current", "kept")], ids="-".join)
+async def test_state_that_has_lost_objects_counts_as_missing(redis_server: RedisServer, lost: Sequence[str]) -> None:
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
+        await store._client.delete([key for key in store._keys if key.endswith(lost)])  # type: ignore[attr-defined] # noqa: SLF001 - what happens to the keys behind its back
+        assert (await store.bounds()).state is None
+        with pytest.raises(PositionExpired):
+            await store.current(StateAt("first0", head.at(2)), head, 10)
+        with pytest.raises(StaleAppend):
+            await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="first0", kept=(0,)))
+        await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second", kept=(0,)))
+        [found] = await store.current(StateAt("second", head.at(3)), head, 10)
+        assert (found.offset, (await store.bounds()).head) == (3, head.at(3))
 
 
 async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:

@@ -1,6 +1,7 @@
 """The ``sql`` store in Postgres: its fence, its connections, its poolers, and a server that hangs."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -27,6 +28,8 @@ from airy_trio.log.store import (
     NewEvent,
     Position,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoreUnavailable,
     new_epoch,
 )
@@ -441,3 +444,87 @@ async def test_pooled_reads_prepare_nothing(postgres_database: str, pgbouncer: i
     prepared = "select count(*), (select count(*) from pg_listening_channels()) from pg_prepared_statements"
     assert await pooled.run(lambda connection: tuple(connection.exec_driver_sql(prepared).one())) == (0, 0)
     await store.aclose()
+
+
+STATE_ROWS = 20_000
+
+
+async def scanned(url: str, work: Callable[[EventStore], Awaitable[object]]) -> int:
+    """How many rows of a large current state are read by some work with a store, in scans and by indexes."""
+    rows = "select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where relname = 'log_current'"
+    with psycopg.connect(conninfo(url), autocommit=True) as other:
+        async with open_postgres(url):
+            other.execute(
+                "insert into airy_trio.log_current select decode(md5(n::text), 'hex'), 'first0', n, 0, "
+                "'message.updated', 'message:' || n, 'c' || n, 'ch' || n, '', false, null "
+                "from generate_series(1, %s) n",
+                [STATE_ROWS],
+            )
+            other.execute(
+                f"update {STATE} set last = %s, first = %s + 1, generation = 'first0', marks = ''", [STATE_ROWS] * 2
+            )
+            other.execute(f"update {STATE} set state_at = epoch || '-' || last || ' '")
+            other.execute("vacuum analyze airy_trio.log_current")
+        await until(other, f"select count(*) {OURS}", 0)
+        (before,) = other.execute(rows).fetchone() or (0,)
+        async with open_postgres(url) as store:
+            await work(store)
+        await until(other, f"select count(*) {OURS}", 0)  # a session counts its reads at the latest when it ends
+        (after,) = other.execute(rows).fetchone() or (0,)
+    assert isinstance(before, int)
+    assert isinstance(after, int)
+    return after - before
+
+
+async def test_an_append_reads_only_the_objects_that_it_changes(postgres_database: str) -> None:
+    async def work(store: EventStore) -> None:
+        head = (await store.bounds()).head
+        for number in range(10):
+            change = StateChange(generation="first0", kept=(0,), ended=(f"message:{number + 50}",))
+            await store.append(head, [event(number)], f"point {number}", state=change)
+            head = head.at(head.offset + 1)
+
+    assert await scanned(postgres_database, work) <= 100
+
+
+@pytest.mark.parametrize(
+    "destination",
+    [
+        OfType("tag.updated"),
+        OfChannel("none"),
+        OfConversation("none"),
+        Within(EVERYTHING, frozenset({"none", "other"})),
+        Within(OfType("tag.updated"), frozenset({"none", "other"})),
+    ],
+    ids=["type", "channel", "conversation", "channels", "type-and-channels"],
+)
+async def test_a_destination_with_few_objects_is_found_by_an_index(
+    postgres_database: str, destination: Destination
+) -> None:
+    frequent = OfType("message.updated") if isinstance(destination, OfType) else destination
+
+    async def work(store: EventStore) -> None:
+        head, found = (await store.bounds()).head, []
+        for wanted in (*[frequent] * 6, destination):  # Postgres may keep a plan from the sixth time on
+            limit = 1 if wanted is frequent else 500
+            found.append(await store.current(StateAt("first0", head), head.at(0), limit, wanted, bytes_max=1000))
+        assert not found[-1]
+
+    assert await scanned(postgres_database, work) <= 100
+
+
+async def test_a_trim_does_not_delete_what_an_append_has_just_kept(
+    store: PostgresStore, locking: Other, other: Other
+) -> None:
+    """The row was one of a former generation when the trim began to look."""
+    head = (await store.bounds()).head
+    await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
+    await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second", kept=(0,)))
+    locking.execute("update airy_trio.log_current set generation = 'second' where object = 'message:1'")
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(store.trim, age_s=60, keep=100, limit=100, unused_s=60))
+            await trio.sleep(0.3)
+            locking.commit()
+    left = other.execute("select object from airy_trio.log_current order by object").fetchall()
+    assert left == [("message:1",), ("message:3",)]

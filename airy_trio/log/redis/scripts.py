@@ -15,12 +15,12 @@ All scripts take the same keys, in this order:
 7. the current state: the sorted set of its objects by the offset of their event
 8. the hash of these events, packed
 
-The hash of the state also has the current state's ``generation``, ``marks``, and ``state_at``: the head and the resume
-point that it belongs to.
+The hash of the state also has the current state's ``generation``, ``marks``, the number of its ``objects``, and
+``state_at``: the head and the resume point that it belongs to.
 
 The first argument is a name for an epoch that may have to begin. Every script first checks that there is a state and
 that the stream is as long as the state says. If not (a Redis that was emptied, or that evicts keys), the remaining
-events are deleted and a new epoch begins.
+events are deleted and a new epoch begins. A current state that lacks objects counts as missing, and is not continued.
 """
 
 from typing import Final
@@ -53,10 +53,15 @@ local function begin(name)
   notify()
 end
 
+local function has_all_objects()
+  local objects = tonumber(redis.call('HGET', state, 'objects') or 0)
+  return objects == redis.call('ZCARD', current) and objects == redis.call('HLEN', kept)
+end
+
 local function generation()
   local found = redis.call('HMGET', state, 'resume_point', 'generation', 'state_at')
   local here = string.format('%s-%.0f %s', epoch, last, found[1] or '')
-  return found[3] == here and found[2]
+  return found[3] == here and has_all_objects() and found[2]
 end
 
 local function bounds()
@@ -84,7 +89,13 @@ local other = ARGV[5] ~= '' and (not point or ARGV[5] ~= '=' .. point)
 if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) or other then return {bounds()} end
 local at = math.max(now_ms, tonumber(redis.call('HGET', state, 'appended_at_ms') or 0))
 local begun, ended, swept, place = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[9]), 10
-if begun ~= '' and redis.call('HGET', state, 'generation') ~= begun then redis.call('UNLINK', current, kept) end
+if begun ~= '' then
+  if redis.call('HGET', state, 'generation') ~= begun then
+    redis.call('UNLINK', current, kept)
+  elseif not has_all_objects() then
+    return {bounds()}
+  end
+end
 for _ = 1, ended do
   redis.call('ZREM', current, ARGV[place])
   redis.call('HDEL', kept, ARGV[place])
@@ -114,6 +125,7 @@ redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', AR
 if begun ~= '' then
   local here = string.format('%s-%.0f %s', epoch, last, ARGV[4])
   redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here)
+  redis.call('HSET', state, 'objects', redis.call('ZCARD', current))
 else
   redis.call('HDEL', state, 'state_at')
 end

@@ -117,7 +117,7 @@ class RedisStore:
             message = (
                 f"the head is {found}, not {expected}"
                 if found != expected
-                else "the resume point is not the one that the writer expects"
+                else "the resume point is not the one that the writer expects, or the current state has lost objects"
             )
             raise StaleAppend(message)
         return stored_after(expected, events, int(at[0]))

@@ -135,11 +135,12 @@ class PostgresStore(SqlStore):
         copied = len(events) >= COPY_FROM
         if not copied:
             parameters += _arrays(_APPENDED, _columns(events))
+        sweeps = state is not None and bool(state.swept)
         changes_state = state is not None and bool(state.kept or state.ended or state.swept)
         if state is not None and changes_state:
             parameters += _state_arrays(state, events)
         rows = partial(_rows, expected, events) if copied else None
-        moved = await self._move_head(self._statements.append[copied, changes_state], parameters, rows)
+        moved = await self._move_head(self._statements.append[copied, changes_state, sweeps], parameters, rows)
         return None if moved is None else stored_after(expected, events, moved)
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
@@ -238,18 +239,27 @@ class _Statements:
             f"from moved, unnest({arrays}) with ordinality as given({columns}, number))"
         )
         self.append = {
-            (copied, changes_state): Statement(
-                f"airy_append{'_by_copy' * copied}{'_state' * changes_state}",
+            (copied, changes_state, sweeps): Statement(
+                f"airy_append{'_by_copy' * copied}{'_state' * changes_state}{'_sweep' * sweeps}",
                 append_by(
                     further=("" if copied else added)
-                    + (self._change_state(names.quoted(CURRENT), 10 if copied else 17) if changes_state else "")
+                    + (
+                        self._change_state(names.quoted(CURRENT), 10 if copied else 17, sweeps=sweeps)
+                        if changes_state
+                        else ""
+                    )
                 ),
-                frozenset(range(9, 9 + (0 if copied else len(_APPENDED)) + (12 if changes_state else 0))),
+                frozenset(
+                    range(
+                        9, 9 + (0 if copied else len(_APPENDED)) + (10 if changes_state else 0) + (2 if sweeps else 0)
+                    )
+                ),
             )
             for copied in (False, True)
-            for changes_state in (False, True)
+            for changes_state, sweeps in ((False, False), (True, False), (True, True))
         }
-        """By whether the events are copied afterwards, and whether rows of the current state change."""
+        """By whether the events are copied afterwards, whether rows of the current state change, and whether types are
+        swept. That is a statement of its own, because it may scan the table."""
         self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'
         begin_epoch = self._in_fence(
             changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
@@ -265,27 +275,29 @@ class _Statements:
             "and database = (select oid from pg_database where datname = current_database())",
         )
 
-    def _change_state(self, current: str, number: int) -> str:
+    def _change_state(self, current: str, number: int, *, sweeps: bool) -> str:
         """Return the parts of an append that change the current state. Their arrays begin at the parameter ``number``.
 
-        All parts of a statement see the rows as they were before it, and no row may be changed twice. So kept objects
-        are not swept, and none of them may have ended.
+        All parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept
+        must not be what is kept, and an object that is kept has not ended. What has ended may be swept as well.
         """
         columns = ", ".join(map(quote_identifier, _APPENDED))
         names = ("digest", "generation", "offset", "appended_at_ms", *_APPENDED)
         arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(_KEPT.values(), number))
         ended = number + len(_KEPT)
         changed = ", ".join(f"{quote_identifier(name)} = excluded.{quote_identifier(name)}" for name in names[1:])
+        swept = (
+            f", swept as (delete from {current} as old "  # noqa: S608 - names quoted
+            f"using moved, unnest(${ended + 1}::text[], ${ended + 2}::int8[]) as swept(type, upto) "
+            f'where old.type = swept.type and old."offset" <= swept.upto and not old.digest = any(${number}::bytea[]))'
+        )
         return (
             f", kept as (insert into {current} ({', '.join(map(quote_identifier, names))}) "  # noqa: S608 - names quoted
             f"select digest, $7::text, $2::int8 + number, moved.at, {columns} "
             f"from moved, unnest({arrays}) as given(digest, number, {columns}) "
             f"on conflict (digest) do update set {changed}), "
-            f"gone as (delete from {current} as old using moved where "
-            f"(old.digest = any(${ended}::bytea[]) or exists (select from "
-            f"unnest(${ended + 1}::text[], ${ended + 2}::int8[]) as swept(type, upto) "
-            'where old.type = swept.type and old."offset" <= swept.upto)) '
-            f"and not old.digest = any(${number}::bytea[]))"
+            f"gone as (delete from {current} as old using moved where old.digest = any(${ended}::bytea[]))"
+            f"{swept if sweeps else ''}"
         )
 
     def _in_fence(self, *, changed: str, condition: str, returned: str, notified: str, further: str = "") -> str:
@@ -312,12 +324,9 @@ def _state_arrays(change: StateChange, events: Sequence[NewEvent]) -> list[Param
     """Return the parameters of ``_Statements._change_state``."""
     kept = [events[index] for index in change.kept]
     digests, numbers = [digest(event.object) for event in kept], [index + 1 for index in change.kept]
-    return [
-        *_arrays(_KEPT, [digests, numbers, *_columns(kept)]),
-        array("bytea", [digest(object_) for object_ in change.ended]),
-        array("text", list(change.swept)),
-        array("int8", list(change.swept.values())),
-    ]
+    ended = array("bytea", [digest(object_) for object_ in change.ended])
+    swept = [array("text", list(change.swept)), array("int8", list(change.swept.values()))] if change.swept else []
+    return [*_arrays(_KEPT, [digests, numbers, *_columns(kept)]), ended, *swept]
 
 
 def _texts(*texts: str | None) -> list[Parameter]:

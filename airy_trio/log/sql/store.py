@@ -108,7 +108,8 @@ class SqlStore:
         values |= {
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
         }  # fmt: skip
-        events, bounds = await self._events(self._replaying, statement, values, bytes_max)
+        before = self._tables.before_kept
+        events, bounds = await self._events(self._replaying, statement, values, bytes_max, before=before)
         known = None if bounds.state is None else bounds.state.generation
         if (state.until.epoch, state.generation) != (bounds.epoch, known):
             message = f"the state {state.generation} up to {state.until} is gone"
@@ -219,11 +220,13 @@ class SqlStore:
         statement: Any,  # noqa: ANN401 - SQLAlchemy's
         values: dict[str, Any],
         bytes_max: int | None,
+        *,
+        before: Sequence[Step] = (),
     ) -> tuple[list[StoredEvent], Bounds]:
-        """Return the events that a statement selects, and then the bounds."""
+        """Return the events that a statement selects after the steps ``before`` it, and then the bounds."""
         values["bytes_max"] = UNLIMITED if bytes_max is None else bytes_max
         step = Step(statement, values, lambda rows: list(up_to_bytes(stored(rows), bytes_max)))
-        events, [state] = await self._translated(run(step, Step(self._tables.bounds)))
+        *_, events, [state] = await self._translated(run(*before, step, Step(self._tables.bounds)))
         return events, bounds_of(state)
 
     async def _upsert(self, make: Any, rows: list[Durable]) -> list[Any]:  # noqa: ANN401 - of LogTables
@@ -243,10 +246,13 @@ class SqlStore:
         return int(lowest)
 
     async def _delete_stale(self, generation: str, limit: int) -> None:
-        """Delete rows of former generations of the current state. A scan, so the store remembers when none are left."""
-        [deleted] = await self._translated(self._writing(Step(self._tables.delete_stale, {"limit": limit})))
-        if len(deleted) < limit:
+        """Delete rows of one former generation of the current state. A scan, so it is remembered if none are left."""
+        [found] = await self._translated(self._reading(Step(self._tables.stale)))
+        if not found:
             self._clean_generation = generation
+            return
+        [[stale]] = found
+        await self._translated(self._writing(Step(self._tables.delete_stale, {"stale": stale, "limit": limit})))
 
     async def _has_unused(self, before_ms: int, now_ms: int) -> bool:
         """Return whether there are durable subscriptions that were last used before this time.

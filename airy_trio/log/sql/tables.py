@@ -36,7 +36,7 @@ COLUMNS: Final = (
 NOW_MS: Final = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 """The clock of a Postgres store, in milliseconds since 1970."""
 INDEXED_CHARS: Final = 200
-"""How many characters of an id the index by conversation has on Postgres (migration ``log_0004``)."""
+"""How many characters of an id the indexes of Postgres have (migrations ``log_0004`` and ``log_0007``)."""
 ROWS_MAX: Final = 1000
 """In one statement on durable subscriptions of SQLite, which allows 32,766 parameters."""
 UNLIMITED: Final = 2**62
@@ -95,6 +95,8 @@ class LogTables:
             sa.Column("used_at_ms", sa.BigInteger),
         )
         self._now_ms = now_ms
+        self.before_kept: Sequence[Step] = ()
+        """Steps before the statement of ``kept``, in the same transaction."""
         self._made: dict[tuple[str, ...], Any] = {}
         event, state, durable = self.events.c, self.state.c, self.acknowledged.c
         given = sa.bindparam
@@ -105,14 +107,15 @@ class LogTables:
             state.generation, state.marks, self._in_step.label("in_step"),
         )  # fmt: skip
         self.aged = self.bounds.add_columns(self._last_before(now_ms - given("age_ms", type_=sa.BigInteger)))
-        stale = sa.select(self.current.c.digest).where(
-            self.current.c.generation != sa.select(state.generation).scalar_subquery()
+        kept = self.current.c
+        self.stale = (
+            sa.select(kept.generation).where(kept.generation != sa.select(state.generation).scalar_subquery()).limit(1)
         )
-        self.delete_stale = (
-            sa.delete(self.current)
-            .where(self.current.c.digest.in_(stale.limit(given("limit", type_=sa.Integer))))
-            .returning(self.current.c.offset)
-        )
+        # By the name of a former generation, so that a row to which an append gives the present one stays. Rows that it
+        # has locked are left for the next time, because two that delete and write in another order would be a deadlock.
+        former = sa.select(kept.digest).where(kept.generation == given("stale", type_=sa.Text))
+        some = former.limit(given("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
+        self.delete_stale = sa.delete(self.current).where(kept.digest.in_(some)).returning(kept.offset)
         self.lowest = sa.select(sa.func.min(event.offset))
         self.delete_events = sa.delete(self.events).where(event.offset.between(given("lowest"), given("highest")))
         self.trim_to = (
@@ -182,7 +185,7 @@ class LogTables:
         columns = (self.events if table is None else table).c
         conditions: dict[str, Callable[[], sa.ColumnElement[bool]]] = {
             "type": lambda: columns.type == sa.bindparam("type"),
-            "channel": lambda: columns.channel_id == sa.bindparam("channel"),
+            "channel": lambda: self._in_channel(columns.channel_id),
             "conversation": lambda: self._in_conversation(columns.conversation_id),
             "channels": lambda: self._in_channels(columns.channel_id),
         }
@@ -236,6 +239,9 @@ class LogTables:
 
     def _in_conversation(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         return column == sa.bindparam("conversation")
+
+    def _in_channel(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return column == sa.bindparam("channel")
 
     def _in_channels(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         return column.in_(sa.bindparam("channels", expanding=True))
@@ -296,6 +302,9 @@ class PostgresTables(LogTables):
             [*_GIVEN, "used_at_ms"], sa.select(*given.c, self._now_ms)
         )
         self._synchronous = sa.select(sa.func.set_config("synchronous_commit", "on", sa.true()))
+        # A plan that is made once would scan the whole state for a destination with few objects in it.
+        planned = sa.select(sa.func.set_config("plan_cache_mode", "force_custom_plan", sa.true()))
+        self.before_kept = (Step(planned, convert=lambda _rows: ()),)
 
     def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
         """See ``LogTables.upserts``. Commits are synchronous whatever the server's default is."""
@@ -313,13 +322,29 @@ class PostgresTables(LogTables):
         return limited.order_by(counted.c.offset)
 
     def _in_conversation(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-        # An index row of Postgres has room for 2704 bytes, so the index has only the beginning of an id.
-        chars: sa.ColumnElement[int] = sa.literal_column(str(INDEXED_CHARS))
-        id_ = sa.bindparam("conversation", type_=sa.Text)
-        return sa.and_(sa.func.left(column, chars) == sa.func.left(id_, chars), column == id_)
+        return _is_id(column, sa.bindparam("conversation", type_=sa.Text))
+
+    def _in_channel(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return _is_id(column, sa.bindparam("channel", type_=sa.Text))
 
     def _in_channels(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-        return column == sa.any_(sa.bindparam("channels", type_=ARRAY(sa.Text)))
+        ids = sa.bindparam("channels", type_=ARRAY(sa.Text))
+        id_ = sa.func.unnest(ids).column_valued("channel")
+        begins = sa.func.array(sa.select(_beginning(id_)).scalar_subquery(), type_=ARRAY(sa.Text))
+        return sa.and_(_beginning(column) == sa.any_(begins), column == sa.any_(ids))
+
+
+def _is_id(column: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Return the condition for an id, in the form of the indexes of Postgres.
+
+    An index row has room for 2704 bytes, so these indexes have only the beginning of an id.
+    """
+    return sa.and_(_beginning(column) == _beginning(id_), column == id_)
+
+
+def _beginning(id_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    chars: sa.ColumnElement[int] = sa.literal_column(str(INDEXED_CHARS))
+    return sa.func.left(id_, chars)
 
 
 def log_tables(names: Names) -> PostgresTables | SqliteTables:
