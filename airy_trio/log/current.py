@@ -4,7 +4,7 @@ The log forgets events; the state does not. Every append changes it together wit
 needs no repair after a crash. It does not begin complete, because only changes cause events: a *backfill* writes the
 keys of all rows into the change log, and the recorder records them as changes. It marks its begin and its end there
 (``feed.Backfill``). A type is *whole* from the end of a backfill on. What the backfill has not sent again by then has
-no row any more and leaves the state.
+no row any more, or a row fault, and leaves the state.
 
 The state starts anew, empty, with a new *generation*: when the mapping or the list of kept types has changed, when an
 epoch begins, and when a server without a state, of an earlier version, has appended. The recorder decides that when it
