@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,7 +127,9 @@ def test_deleted_messages_and_tags_with_deletes() -> None:
     "gone", [MESSAGE_GONE, TAG_GONE, altered(MESSAGE_GONE, channel_id=None), altered(TAG_GONE, id=b"")]
 )
 def test_deleted_messages_and_tags_without_deletes(gone: ChangedObject) -> None:
-    assert translate([gone], SILENT) == Translation(events=(), faults=(), misfits=0)
+    translation = translate([gone], SILENT)
+    assert evolve(translation, ended=()) == Translation(events=(), faults=(), misfits=0)
+    assert dict(translation.ended).keys() <= {"message.updated", "tag.updated"}
 
 
 def test_metadata_is_the_full_object_with_its_owners() -> None:
