@@ -28,7 +28,7 @@ from airy_trio.auth import User
 from airy_trio.delivery.client import Subscription
 from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_after, with_token
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.store import Acknowledgement, Claim, Position, StoreUnavailable
+from airy_trio.log.store import EPOCH_LENGTH, Acknowledgement, Claim, Position, StoreUnavailable
 from airy_trio.retry import Outage
 from airy_trio.stomp.frames import AckMode, Subscribe
 
@@ -45,6 +45,8 @@ WRITE_AFTER_S: Final = 0.5
 # the median from commit to client from 30 to 7 ms (three interleaved rounds; 5 ms at rest).
 CLAIMS_PERIOD_S: Final = 0.05
 CLAIMS_PER_ADDRESS_AND_PERIOD_MAX: Final = 10
+# A position of no epoch. The store replaces it by any other one, and any other one by it.
+NOWHERE: Final = Position("0" * EPOCH_LENGTH, 0)
 # The period of the scan that acknowledges all claimed subscriptions, and the least number of scans within `retain_s`.
 # The store keeps an unused position for at least `retain_s`.
 SCAN_EVERY_S: Final = 10.0
@@ -356,12 +358,16 @@ class Durables:
 def acknowledged_position(subscription: Subscription, head: Position) -> Position:
     """Return the position before the first event that is not acknowledged, or not sent.
 
-    ``head``: of the log. If everything is acknowledged that the view has, the position is the head.
+    ``head``: of the log. If everything is acknowledged that the view has, the position is the head. Where a current
+    state begins, nothing can be resumed: the position replaces one that has expired, after which another node may still
+    have everything in memory. The client has dropped what it had up to there.
     """
     position, window = subscription.position, subscription.window
     oldest = None if window is None else window.oldest
     if oldest is not None:
         return position.at(oldest - 1)
+    if subscription.state is not None and not position.offset:
+        return NOWHERE
     if subscription.state is None and position.epoch == head.epoch and subscription.view.last <= position.offset:
         return max(position, head)
     return position

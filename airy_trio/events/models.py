@@ -27,6 +27,11 @@ def tag_object(id_: str) -> str:
     return f"tag:{id_}"
 
 
+def metadata_object(subject: str, identifier: str) -> str:
+    """Return the identity of a metadata pair: conversation 1 and message 1 differ."""
+    return f"metadata:{subject}:{identifier}"
+
+
 class _MessageFields(NamedTuple):
     id: str
     conversation_id: str
@@ -87,8 +92,8 @@ class MetadataUpdated:
 
     @property
     def object(self) -> str:
-        """The identity of the pair: conversation 1 and message 1 differ."""
-        return f"metadata:{self.subject}:{self.identifier}"
+        """The identity of the pair."""
+        return metadata_object(self.subject, self.identifier)
 
 
 @frozen(kw_only=True)

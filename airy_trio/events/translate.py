@@ -7,6 +7,7 @@ nesting. A row of a pair that cannot be used becomes a row fault; the other rows
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import tzinfo
 from typing import assert_never
 
@@ -38,6 +39,7 @@ from airy_trio.events.models import (
     TagUpdated,
     channel_object,
     message_object,
+    metadata_object,
     tag_object,
 )
 from airy_trio.events.values import RowFault, UnfitValueError, instant, printable, wire_time
@@ -75,11 +77,13 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
     for changed in objects:
         try:
             if isinstance(changed, MessageGone | ChannelGone | TagGone):
-                ended.append(_ended(changed))  # before the event, which may be faulty or excluded
+                with suppress(UnfitValueError):  # an object without a fit id has no state
+                    ended.append(_ended(changed))  # before the event, which may have a fault or be left out
             if isinstance(changed, Metadata):
-                event, nested = _metadata(changed)
                 if not changed.entries:
-                    ended.append((event.type, event.object))
+                    about = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
+                    ended.append((MetadataUpdated.type, metadata_object(*about)))
+                event, nested = _metadata(changed)
                 events.append(event)
                 faults.extend(nested.faults)
                 misfits += nested.misfits

@@ -20,9 +20,10 @@ from airy_trio.delivery.durables import (
     WRITE_AFTER_S,
 )
 from airy_trio.events.destinations import EVERYTHING
+from airy_trio.log.current import Marks
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import Acknowledgement, Claim, Position, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, Position, StateChange, StoreUnavailable
 from airy_trio.retry import MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
@@ -371,6 +372,31 @@ async def test_last_event_id_overrides_the_acknowledged_position(
     assert await store.offset() == 3, "it never goes back"
     plugged = await come(server, ("last-event-id", f"{epoch}-5"))
     assert await store.offset() == 5, "and it is acknowledged up to what the client names"
+
+
+@pytest.mark.parametrize("acknowledged", [0, 1])
+async def test_state_that_was_interrupted_is_not_taken_for_a_position_before_it(
+    server: Server, store: Store, autojump_clock: MockClock, acknowledged: int
+) -> None:
+    """One node still has in memory what the store has trimmed; another one, which has not, sends the current state."""
+    kept = StateChange(generation="first0", marks=str(Marks()), kept=range(10))
+    await server.log.append(server.log.head, [event(number) for number in range(1, 11)], "point", state=kept)
+    plugged = await come(server, ("replay", "all"), ack="client")
+    await plugged.client.acknowledge((await take(plugged.client, 10))[4])
+    await leave(plugged)
+    await store.trim(age_s=1000, keep=2, limit=100, unused_s=1000)
+    current = ("replay", "current")
+    async with node(store) as other:
+        client = (await log_in(other)).client
+        assert (await claim(client, current, ("prefetch-count", "2"))).get("resume") == "reset-expired"
+        frames = await take(client, 2)
+        assert offsets(frames) == [1, 2]
+        for frame in frames[:acknowledged]:
+            await client.acknowledge(frame)
+            await trio.sleep(2 * WRITE_AFTER_S)
+        await client.stream.aclose()
+    plugged = await come(server, current)
+    assert offsets(await take(plugged.client, 10 - acknowledged)) == list(range(acknowledged + 1, 11))
 
 
 async def test_each_user_and_name_has_a_position_of_its_own(

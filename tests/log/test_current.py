@@ -221,3 +221,10 @@ def test_what_became_visible_with_the_begin_of_a_backfill_is_not_swept(restarted
     change(recorder, [], backfills=[mark("a")], head=2, continues=True)
     ended = change(recorder, [], backfills=[mark("a", ended=True)], head=3)
     assert ended.swept == {"tag.updated": 1}
+
+
+def test_metadata_without_rows_has_ended_whatever_its_owner_is() -> None:
+    pair = Metadata(subject="conversation", identifier="c1", entries=(), time_zone=UTC, conversation_id=b"\xff")
+    translation = translate([pair], EventsOptions())
+    assert translation.ended == (("metadata.updated", "metadata:conversation:c1"),)
+    assert len(translation.faults) == 1

@@ -159,7 +159,11 @@ export class Subscriber {
     this.#failures = 0;
     this.#report("live", "Live");
     const missing = headers.get("state-missing")?.split(",") ?? [];
-    this.#on.verdict(headers.get("resume"), headers.get("position"), this.#lastId, missing);
+    const [verdict, position, after] = [headers.get("resume"), headers.get("position"), this.#lastId];
+    if (verdict?.startsWith("reset")) {
+      this.#lastId = position; // the page has dropped what it had up to the former one
+    }
+    this.#on.verdict(verdict, position, after, missing);
   }
 
   #closed(socket, code) {
