@@ -3,8 +3,8 @@
 The log is trimmed; the state is not. Every append changes both together (``EventStore.append``), so the state needs no
 repair after a crash. At first it is incomplete, because only changes cause events. A *backfill* completes it: it writes
 the keys of all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as
-changes. After the second mark the type is *whole*. Objects without an event since the first mark have no row any more, or
-a row fault, and leave the state.
+changes. After the second mark the type is *whole*. Objects without an event since the first mark have no row any more,
+or a row fault, and leave the state.
 
 The state starts again, empty and with a new *generation*, if the mapping or the list of kept types has changed, if an
 epoch begins, or if a server of an earlier version, which has no state, has appended. The recorder decides this when it
