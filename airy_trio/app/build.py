@@ -29,7 +29,7 @@ from airy_trio.capture.change_log import ChangeLog, LoggedChanges
 from airy_trio.capture.feed import CANNOT_SEE, ChangeFeed, Lease
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease, lock_file
-from airy_trio.capture.mapping import Tables
+from airy_trio.capture.mapping import KINDS, Tables
 from airy_trio.capture.polling import UpdatedAtFeed
 from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.capture.postgres_triggers import Partitions
@@ -241,6 +241,7 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
         tables,
         overlap_s=settings.changes.overlap_s,
         text_chars_max=settings.listener.message_bytes_max,
+        from_the_beginning=frozenset(kind for kind in KINDS if TYPE_OF[kind] in log.keep_current),
     )
     if log.store == "memory":
         return feed, lambda _epoch: OwnLease()

@@ -177,11 +177,13 @@ class UpdatedAtFeed(InspectedFeed):
 
     If the database was replaced since the resume point (another SQLite file at the path, another database at the
     address), the changes in between are unknown: ``read`` raises ``ResumePointLost``.
+
+    ``from_the_beginning``: the tables whose existing rows are returned first, for the current state of their objects.
     """
 
     consumed = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a decision of the settings
         self,
         reading: DedicatedConnection,
         dialect: str,
@@ -189,8 +191,10 @@ class UpdatedAtFeed(InspectedFeed):
         *,
         overlap_s: float = OVERLAP_S,
         text_chars_max: int = TEXT_CHARS_MAX,
+        from_the_beginning: frozenset[Kind] = frozenset(),
     ) -> None:
         super().__init__(reading, dialect, tables, text_chars_max)
+        self._from_the_beginning = from_the_beginning
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading)
         self._file_version: FileVersion | None = None
@@ -214,7 +218,7 @@ class UpdatedAtFeed(InspectedFeed):
                 await trio.sleep(FILE_POLL_S)
 
     async def origin(self) -> str:
-        """See ``ChangeFeed.origin``: now. Rows that are already there are not sent."""
+        """See ``ChangeFeed.origin``: now, or for some tables the beginning. Other rows that exist are not sent."""
         version = self._file_version = await self._query_version()
 
         def begin(connection: sa.Connection) -> str:
@@ -351,7 +355,9 @@ class UpdatedAtFeed(InspectedFeed):
         return Mark(self._watermark(poll, kind, mark.newest_us, newest_us))
 
     def _begin(self, poll: _Poll, kind: Kind) -> Mark:
-        """The mark of a table as it is now. Its rows count as returned."""
+        """The mark of a table as it is now. Its rows count as returned, unless it is read from the beginning."""
+        if kind in self._from_the_beginning:
+            return Mark(None)
         scan = self._scans[kind]
         newest_us = self._watermark(poll, kind, None, scan.newest_us(poll.connection, None))
         if newest_us is not None:

@@ -59,6 +59,18 @@ async def test_only_rows_committed_after_the_first_start_are_sent(watched: Watch
         assert names((await read_all(feed, after))[0]) == [("open at the start", "flag")]
 
 
+@pytest.mark.parametrize("limit", [2, 1000])
+async def test_kept_tables_are_read_from_the_beginning(watched: Watched, limit: int) -> None:
+    for number in range(5):
+        watched.tag(f"before-{number}", START_US + number * 10 * SECOND_US)
+    async with watching(watched.application, from_the_beginning=frozenset({"tags"})) as feed:
+        after = await feed.origin()
+        objects, after, _ = await read_all(feed, after, limit)
+        assert [name for name, _ in names(objects)] == [f"before-{number}" for number in range(5)]
+        watched.tag("later", START_US + 60 * SECOND_US)
+        assert names((await read_all(feed, after, limit))[0]) == [("later", "flag")]
+
+
 async def test_every_row_of_a_table_that_was_empty_is_new(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()

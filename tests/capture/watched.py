@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Final
 
-from airy_trio.capture.feed import ChangedObject, Tag
+from airy_trio.capture.feed import ChangedObject, Kind, Tag
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.polling import UpdatedAtFeed
 from airy_trio.settings import Settings
@@ -71,19 +71,33 @@ def settings_of(application: Application, more: str = ONLY_TAGS) -> Settings:
 
 @asynccontextmanager
 async def watching(
-    application: Application, more: str = ONLY_TAGS, overlap_s: float = OVERLAP_S
+    application: Application,
+    more: str = ONLY_TAGS,
+    overlap_s: float = OVERLAP_S,
+    from_the_beginning: frozenset[Kind] = frozenset(),
 ) -> AsyncIterator[UpdatedAtFeed]:
-    feed = feed_by_updated_at(application, settings_of(application, more), overlap_s)
+    feed = feed_by_updated_at(application, settings_of(application, more), overlap_s, from_the_beginning)
     try:
         yield feed
     finally:
         await feed.aclose()
 
 
-def feed_by_updated_at(application: Application, settings: Settings, overlap_s: float = OVERLAP_S) -> UpdatedAtFeed:
+def feed_by_updated_at(
+    application: Application,
+    settings: Settings,
+    overlap_s: float = OVERLAP_S,
+    from_the_beginning: frozenset[Kind] = frozenset(),
+) -> UpdatedAtFeed:
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables, watermarks=True)
-    return UpdatedAtFeed(application.reading(), application.dialect, tables, overlap_s=overlap_s)
+    return UpdatedAtFeed(
+        application.reading(),
+        application.dialect,
+        tables,
+        overlap_s=overlap_s,
+        from_the_beginning=from_the_beginning,
+    )
 
 
 def names(objects: Sequence[ChangedObject]) -> list[tuple[str, str]]:
