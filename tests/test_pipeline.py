@@ -100,8 +100,8 @@ async def test_large_result_before_a_large_parameter_is_no_deadlock(connection: 
 async def test_server_that_works_before_it_reads_on_is_waited_for(
     connection: MonitoredConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "answer_timeout_s", 0.2)
-    sleep = Statement("sleep", "select pg_sleep(1)::text")
+    monkeypatch.setattr(connection, "answer_timeout_s", 0.5)
+    sleep = Statement("sleep", "select pg_sleep(2)::text")
     with trio.fail_after(20):
         _, [(text, _)] = await Pipeline(connection).run((sleep, []), (ECHO, [b"y" * 40_000_000, b""]))
     assert len(text) == 40_000_000

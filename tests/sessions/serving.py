@@ -175,6 +175,8 @@ async def serving(
             listening = await open_listening_socket(options)
             server.port = listening.getsockname()[1]
             intake.start_soon(accept, listening, sessions, connections)
+            for _ in range(2):  # it must begin before a block that does not wait closes the socket
+                await trio.lowlevel.checkpoint()
             with listening:
                 yield server
         else:
