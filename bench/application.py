@@ -58,9 +58,9 @@ class Database:
         """``postgresql`` or ``sqlite``."""
         return sa.make_url(self.url).get_backend_name()
 
-    def watch(self) -> None:
-        """Create the tables, with our change log and triggers."""
-        migrate(parse(f'[database]\nurl = "{self.url}"\n', {}), with_tables=True)
+    def watch(self, more: str = "") -> None:
+        """Create the tables, with our change log and triggers. ``more``: of the settings."""
+        migrate(parse(f'[database]\nurl = "{self.url}"\n{more}', {}), with_tables=True)
 
     def leave_alone(self) -> None:
         """Create only the tables of the application."""

@@ -43,7 +43,7 @@ async def _measure(database: Database, folder: Path, clients: int, objects: int)
 
     The time is that from the first connection to the last event.
     """
-    database.watch()
+    database.watch(KEPT)
     config = configure(database, folder)
     config.write_text(config.read_text().replace("[listener]\n", LISTENER) + KEPT)
     async with serving(config):

@@ -18,6 +18,8 @@ BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024
 # Shared batches that are remembered. Without a limit, clients at different positions would hold 64 KiB each.
 SHARED_BATCHES_MAX: Final = 64
+# Of pages of the store there are fewer at a time; with 64 a single reader of a long log would hold 4 MiB.
+SHARED_OF_PAGES_MAX: Final = 16
 
 
 class Batches:
@@ -30,6 +32,7 @@ class Batches:
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
         self._shared: dict[tuple[object, ...], EncodedBatch] = {}
+        self._of_pages: dict[tuple[object, ...], EncodedBatch] = {}
         self.deliveries = 0
         self.bytes = 0
         self.latencies = Latencies()
@@ -67,14 +70,15 @@ class Batches:
             if position.offset < view.evicted:
                 message = f"{position} is before the tail"
                 raise LookupError(message)
-            batch = self._share(key, self._from_tail(subscription, after=position, prefix=subscription.prefix))
+            batch = self._from_tail(subscription, after=position, prefix=subscription.prefix)
+            _remember(self._shared, key, batch, SHARED_BATCHES_MAX)
         return batch
 
     def of_page(self, subscription: Subscription, page: Page) -> EncodedBatch | None:
         """Encode, or take from the shared batches, the next batch of a page of the store; None after its end."""
         position = subscription.position
         key = (page, subscription.prefix, position.offset)
-        batch = self._shared.get(key) if subscription.shareable else None
+        batch = self._of_pages.get(key) if subscription.shareable else None
         if batch is None and (events := page.events_after(position.offset)):
             last = events[-1].offset
             data, offsets, changed_at = self._join(subscription, events, last if page.completes_state else None)
@@ -82,13 +86,7 @@ class Batches:
                 data, offsets, changed_at, position.at(page.upto if offsets[-1] == last else offsets[-1])
             )
             if subscription.shareable:
-                self._share(key, batch)
-        return batch
-
-    def _share(self, key: tuple[object, ...], batch: EncodedBatch) -> EncodedBatch:
-        if len(self._shared) >= SHARED_BATCHES_MAX:
-            del self._shared[next(iter(self._shared))]
-        self._shared[key] = batch
+                _remember(self._of_pages, key, batch, SHARED_OF_PAGES_MAX)
         return batch
 
     def _from_tail(
@@ -131,6 +129,15 @@ class Batches:
             fault = f"nothing to send after {subscription.position}, though the view goes to {subscription.view.last}"
             raise RuntimeError(fault)
         return b"".join(messages), tuple(offsets), changed_at
+
+
+def _remember(
+    shared: dict[tuple[object, ...], EncodedBatch], key: tuple[object, ...], batch: EncodedBatch, count_max: int
+) -> None:
+    """Add a shared batch; if there are too many, the oldest is forgotten."""
+    if len(shared) >= count_max:
+        del shared[next(iter(shared))]
+    shared[key] = batch
 
 
 def _message(subscription: Subscription, event: StoredEvent, resume_header: bytes) -> bytes:

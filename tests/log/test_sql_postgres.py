@@ -1,6 +1,7 @@
 """The ``sql`` store in Postgres: its fence, its connections, its poolers, and a server that hangs."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from decimal import Decimal
 from functools import partial
 
 import psycopg
@@ -511,6 +512,26 @@ async def test_a_destination_with_few_objects_is_found_by_an_index(
         assert not found[-1]
 
     assert await scanned(postgres_database, work) <= 100
+
+
+@pytest.mark.parametrize("destination", [EVERYTHING, OfType("message.updated"), OfChannel("ch1")])
+async def test_pages_are_read_in_order_before_the_first_statistics(
+    store: PostgresStore, other: Other, destination: Destination
+) -> None:
+    other.execute("alter table airy_trio.log_current set (autovacuum_enabled = false)")
+    other.commit()
+    head, change = (await store.bounds()).head, StateChange(generation="first0", kept=range(5000))
+    await store.append(head, [event(number) for number in range(5000)], "one", state=change)
+    state = StateAt("first0", head.at(5000))
+    plan = "select n_tup_ins, idx_tup_fetch + seq_tup_read from pg_stat_user_tables where relname = 'log_current'"
+    await until(other, plan.replace("n_tup_ins, idx_tup_fetch + seq_tup_read", "n_tup_ins"), 5000)
+    for after in range(0, 1000, 100):
+        assert len(await store.current(state, head.at(after), 100, destination, bytes_max=10**6)) == 100
+    await store.aclose()  # a session counts its reads at the latest when it ends
+    await until(other, f"select count(*) {OURS}", 0)
+    [[_, read]] = other.execute(plan).fetchall()
+    assert isinstance(read, int | Decimal)
+    assert 1000 <= read <= 2000
 
 
 async def test_a_trim_does_not_delete_what_an_append_has_just_kept(

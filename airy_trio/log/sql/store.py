@@ -105,10 +105,10 @@ class SqlStore:
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.current``."""
         statement, values = self._tables.kept(destination)
+        before = self._tables.before_kept(tuple(values))
         values |= {
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
         }  # fmt: skip
-        before = self._tables.before_kept
         events, bounds = await self._events(self._replaying, statement, values, bytes_max, before=before)
         known = None if bounds.state is None else bounds.state.generation
         if (state.until.epoch, state.generation) != (bounds.epoch, known):
