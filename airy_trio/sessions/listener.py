@@ -248,9 +248,7 @@ class _Acceptor:
             if refused is not None:
                 with trio.move_on_after(LINGER_S):
                     await transport.handshake()
-                    data = await transport.receive_some(HEAD_BYTES_MAX)
-                    await turn()
-                    transport.push(self._sessions.refusal(data, refused, loopback=self._loopback))
+                    transport.push(await self._answer_to(transport, refused, turn))
                     await transport.send_eof()
                     await read_to_end(transport, turn)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -261,3 +259,15 @@ class _Acceptor:
             self._rejecting -= 1
             with trio.move_on_after(LINGER_S, shield=True):
                 await transport.abort()
+
+    async def _answer_to(self, transport: Transport, refused: RequestRefusedError, turn: Turn) -> bytes:
+        """Read the peer's request and return the answer. Large cookies and tokens arrive in several packets."""
+        data = bytearray()
+        while received := await transport.receive_some(HEAD_BYTES_MAX):
+            await turn()
+            parsed_before = len(data)
+            data += received
+            answer = self._sessions.refusal(data, parsed_before, refused, loopback=self._loopback)
+            if answer is not None:
+                return answer
+        return refused.answer()

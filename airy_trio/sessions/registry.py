@@ -186,15 +186,20 @@ class Sessions:
             if slot is not None:
                 slot.leave()
 
-    def refusal(self, data: bytes, refused: RequestRefusedError, *, loopback: bool) -> bytes:
-        """Return the refusal for a connection beyond a limit. For an event stream the refusal is a stream too.
+    def refusal(
+        self, data: bytes | bytearray, seen: int, refused: RequestRefusedError, *, loopback: bool
+    ) -> bytes | None:
+        """Return the refusal for a connection beyond a limit; None if the request is incomplete.
 
-        ``data``: the request as far as it has arrived. ``loopback``: see ``Admission.arrive``.
+        For an event stream the refusal is a stream too. ``data`` and ``seen``: see ``read_head``. ``loopback``: see
+        ``Admission.arrive``.
         """
         sse_path = self._services.options.sse_path
         try:
-            request = read_head(data)
-            if request is None or not is_stream_path(request.path, sse_path):
+            request = read_head(data, seen)
+            if request is None:
+                return None
+            if not is_stream_path(request.path, sse_path):
                 return refused.answer()
             wanted = stream_in(request, sse_path)
             self.admission.rules.check(wanted.host, wanted.origin, loopback=loopback)

@@ -23,7 +23,7 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.websocket.event_stream import RETRY_LATER_MS
 from tests.auth.signing import SECRET, issuer
 from tests.delegating_store import DelegatingStore
-from tests.event_stream import EventStream, Headers, requesting
+from tests.event_stream import HOST, EventStream, Headers, requesting
 from tests.sessions.serving import Server, event, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000)
@@ -468,6 +468,19 @@ async def test_connection_beyond_a_limit_is_a_stream_that_ends_too(headers: Head
                         with pytest.raises(EOFError):
                             await second.receive()
                         assert (second.parser.comments, second.parser.retry) == (1, RETRY_LATER_MS)
+
+
+async def test_request_in_several_pieces_beyond_a_limit_is_a_stream_too() -> None:
+    """A request with a large cookie takes several packets; the first one alone does not show what is asked for."""
+    async with serving(options=evolve(OPTIONS, connections_max=1)) as server:
+        with trio.fail_after(20):
+            async with requesting(server.port) as first, await trio.open_tcp_stream(HOST, server.port) as second:
+                await first.subscribed()
+                for piece in (b"GET /eve", b"nts HTTP/1.1\r\nHost: localhost\r\nCookie: ", b"x" * 5000, b"\r\n\r\n"):
+                    await second.send_all(piece)
+                    await trio.sleep(0.05)
+                answer = b"".join([octets async for octets in second])
+                assert answer.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
 
 
 # Line 33
