@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 from attrs import frozen
 
 from airy_trio.stomp.frames import REPLAYS
-from airy_trio.websocket.request import Request, RequestRefusedError
+from airy_trio.websocket.request import NO_STORE, Request, RequestRefusedError
 
 PATH_BYTES_MAX: Final = 512
 """The same limit as for the destination of a SUBSCRIBE."""
@@ -135,7 +135,7 @@ def preflight_answer(origin: str | None) -> bytes:
 
 def no_content(*headers: Header) -> bytes:
     """Return a whole response without content."""
-    return f"HTTP/1.1 204 No Content\r\nConnection: close\r\n{_lines(headers)}\r\n".encode("latin-1")
+    return f"HTTP/1.1 204 No Content\r\nConnection: close\r\n{_lines((NO_STORE, *headers))}\r\n".encode("latin-1")
 
 
 def stream_head(origin: str | None, retry_ms: int) -> bytes:

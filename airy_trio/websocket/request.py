@@ -18,6 +18,8 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 """The request line and the headers. Cookies and tokens of some KiB must fit."""
 HEADERS_MAX: Final = 100
 SUBPROTOCOLS_MAX: Final = 16
+NO_STORE: Final = ("Cache-Control", "no-store")
+"""In every response: without it a cache may keep some refusals, and give them to other clients (RFC 9110, 15.1)."""
 QUOTED_CHARS_MAX: Final = 255
 """A header's value in the log: as long as the name of a host may be."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
@@ -69,7 +71,7 @@ class RequestRefusedError(Exception):
 def response(status: HTTPStatus, words: str, *headers: tuple[str, str], empty: bool = False) -> bytes:
     """Return a whole response with a line of text, after which the connection is closed. ``empty``: to a HEAD."""
     body = f"{words}\n"
-    own = ("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
+    own = ("Connection", "close"), NO_STORE, ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
     lines = "".join(f"{name}: {value}\r\n" for name, value in (*own, *headers))
     return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n{'' if empty else body}".encode("latin-1")
 
