@@ -55,6 +55,22 @@ createRoot(document.getElementById('root')).render(jsx(StrictMode, { children: j
 </script>
 """
 
+RESETS: Final = """
+export const useReducer = (step, initial) => [initial, () => {}], useEffect = (effect) => { effect(); };
+export class Client {
+  activate() {
+    this.onConnect();                              // with a position that has expired
+    this.message({ headers: { 'message-id': 'aaaaaa-7' }, body: '{}' });
+    this.receipt({ headers: { resume: 'reset-expired', position: 'aaaaaa-0' } });
+    this.onConnect();                              // the connection was lost before the first event
+    console.log(this.sent['last-event-id']);
+  }
+  watchForReceipt(_, receipt) { this.receipt = receipt; }
+  subscribe(_, message, headers) { Object.assign(this, { message, sent: headers }); }
+}
+"""
+"""A React and a stompjs of a few lines, in which a client receives a reset and loses its connection at once."""
+
 
 async def compiled(folder: Path) -> str:
     """Return the component as JavaScript."""
@@ -84,3 +100,17 @@ async def test_component_shows_what_the_database_has(
         "/use-events.js": program("how-to/react.md", hook),
     }
     await follows(sqlite_application, tmp_path, PAGE % (json.dumps({"imports": imports}), url), scripts)
+
+
+async def test_stomp_hook_forgets_its_position_at_a_reset(tmp_path: Path) -> None:
+    """Another node may still be able to resume it, but the component has cleared what it had until then."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    hook = program("how-to/react.md", "use-stomp.js").replace("'react'", "'./made.mjs'")
+    (tmp_path / "made.mjs").write_text(RESETS)
+    (tmp_path / "hook.mjs").write_text(hook.replace("'@stomp/stompjs'", "'./made.mjs'") + "useEvents('', '/events');\n")
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, [node, "hook.mjs"], folder=tmp_path) as run:
+            assert await run.wait() == 0, run.err.all
+            assert run.out.all == ["aaaaaa-0"]
