@@ -49,12 +49,14 @@ def inbox(url: str) -> Pages:
 class Network:
     """A TCP proxy: ``cut`` resets open connections and refuses new ones, until ``mend``.
 
-    ``connections``: the number of forwarded connections.
+    ``connections``: the number of forwarded connections. ``bytes_max``: the next connection, and no other, is reset
+    after this many bytes to the client.
     """
 
     port: int
     target: int = 0
     connections: int = 0
+    bytes_max: int | None = None
     _open: set[trio.SocketStream] = field(factory=set)
     _cut: bool = False
 
@@ -77,16 +79,21 @@ class Network:
             return
         self.connections += 1
         self._open |= {client, server}
+        bytes_max, self.bytes_max = self.bytes_max, None
         async with client, server, trio.open_nursery() as nursery:
             nursery.start_soon(_copy, client, server)
-            nursery.start_soon(_copy, server, client)
+            nursery.start_soon(_copy, server, client, bytes_max)
         self._open -= {client, server}
 
 
-async def _copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+async def _copy(source: trio.SocketStream, target: trio.SocketStream, bytes_max: int | None = None) -> None:
     try:
         async for data in source:
-            await target.send_all(data)
+            await target.send_all(data[:bytes_max])
+            if bytes_max is not None:
+                bytes_max -= min(len(data), bytes_max)
+                if not bytes_max:
+                    break
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # one end is gone, and with it the other
     await trio.aclose_forcefully(target)

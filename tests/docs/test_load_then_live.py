@@ -100,6 +100,27 @@ async def test_the_page_shows_what_the_database_has(
     await follows(sqlite_application, tmp_path, program(page, name), {})
 
 
+@pytest.mark.parametrize(
+    "page,name", [("how-to/load-then-live.md", "current.html"), ("how-to/event-streams.md", "tags.html")]
+)
+async def test_the_page_is_live_after_the_current_state_was_cut_off(
+    page: str, name: str, sqlite_application: Application, tmp_path: Path
+) -> None:
+    """It resumes within the state, whose end is not announced then."""
+    config = tmp_path / "airy.toml"
+    config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{SETTINGS}[logging]\nformat = "json"\n')
+    sqlite_application.migrate("[events]\ndeletes = true\n")
+    with trio.fail_after(TIMEOUT_S):
+        async with showing(sqlite_application, program(page, name), {}) as shown, server(config) as serving:
+            for number in range(300):
+                sqlite_application.tag(f"t{number}", name=f"tag {number}")
+            shown.link.bytes_max = 15_000
+            shown.link.target = serving.port
+            await shown.until_equal()
+            assert shown.link.connections == 2
+            await shown.tab.until("document.getElementById('status').textContent === 'live'")
+
+
 async def follows(application: Application, folder: Path, text: str, scripts: Mapping[str, str]) -> None:
     """Check that a page shows the database: at first, after changes, a restart, a lost network, and a reload.
 
