@@ -60,6 +60,7 @@ def caddy(folder: Path, port: int, server: int) -> list[str]:
     return ["run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
 
 
+ORIGIN: Final = "https://app.example.org"
 PROXIES: Final = (Proxy("nginx", nginx), Proxy("caddy", caddy))
 PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin"
 
@@ -126,6 +127,7 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
     if shutil.which(proxy.program, path=PATH) is None:
         pytest.skip(f"{proxy.program} is not installed")
     listener = f'port = {free_port()}\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\nconnections_max = 1\n'
+    listener += f'allowed_origins = ["{ORIGIN}"]\n'
     settings = sqlite_application.migrate(f"[listener]\n{listener}heartbeat_ms = 500\n")
     folder = tmp_path / proxy.program
     folder.mkdir()
@@ -149,10 +151,12 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
 
 
 async def assert_later(dial: Dial) -> None:
-    """A request is answered with a stream that ends."""
+    """A request is answered with a stream that ends. A page of another origin may read it, or would never come back."""
     async with await dial() as stream:
-        later = await EventStream(stream).request("/events", host=NAME)
+        later = await EventStream(stream).request("/events", host=NAME, headers=[("Origin", ORIGIN)])
         assert (later.status, later.headers["content-type"]) == (200, "text/event-stream")
+        assert later.headers["access-control-allow-origin"] == ORIGIN
+        assert later.headers["access-control-allow-credentials"] == "true"
         with pytest.raises(EOFError):
             await later.receive()
         assert later.parser.retry == 5000
