@@ -36,10 +36,12 @@ from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import AckMode, Connect, HeartBeat, Request, Subscribe, Version
 from airy_trio.websocket.event_stream import (
     COMMENT,
+    RETRY_LATER_MS,
     StreamRequest,
     event,
     named_event,
     no_content,
+    retry,
     sharing,
     stream_head,
 )
@@ -200,7 +202,9 @@ class EventStreamFraming:
             return b""
         if not self._begun and reason.reconnect in (Reconnect.NO, Reconnect.WITH_CREDENTIALS):
             return self._refusal(reason)
-        return self._head() + named_event("disconnect", _json((("token", reason.token), ("reason", reason.prose))))
+        later = retry(RETRY_LATER_MS) if reason.reconnect is Reconnect.LATER else b""
+        facts = ("token", reason.token), ("reason", reason.prose)
+        return self._head() + later + named_event("disconnect", _json(facts))
 
     def end(self, reason: DisconnectReason) -> bytes | None:
         """See ``Framing.end``: the stream ends with the connection."""

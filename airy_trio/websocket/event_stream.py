@@ -140,7 +140,12 @@ def no_content(*headers: Header) -> bytes:
 
 def stream_head(origin: str | None, retry_ms: int) -> bytes:
     """Return the head of a response with a stream, and the time after which the client is to reconnect."""
-    return f"{_STREAM}{_lines(sharing(origin))}\r\nretry: {retry_ms}\n\n".encode("latin-1")
+    return f"{_STREAM}{_lines(sharing(origin))}\r\n".encode("latin-1") + retry(retry_ms)
+
+
+def retry(retry_ms: int) -> bytes:
+    """Encode the time after which a client is to reconnect."""
+    return b"retry: %d\n\n" % retry_ms
 
 
 def later(origin: str | None, refused: RequestRefusedError) -> bytes:

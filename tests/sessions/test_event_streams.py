@@ -436,6 +436,7 @@ async def test_refusal_that_may_be_over_soon_is_a_stream() -> None:
                 async with requesting(server.port) as second:
                     assert second.status == 200
                     assert await disconnected(second) == "429-too-many-subscriptions"
+                    assert second.parser.retry == RETRY_LATER_MS
                 server.sessions.admission.suspended = True
                 async with requesting(server.port, headers=[("Origin", f"http://127.0.0.1:{server.port}")]) as third:
                     assert third.headers["access-control-allow-origin"] == f"http://127.0.0.1:{server.port}"
