@@ -121,6 +121,8 @@ async def with_bystander(options: ListenerOptions | None = None) -> AsyncGenerat
             assert (await honest.receive()).json["n"] == 1
             while server.sessions.statistics().clients > 1:  # noqa: ASYNC110 - the others end by themselves
                 await trio.lowlevel.checkpoint()
+            admission = server.sessions.admission
+            assert (admission.connections, admission.addresses, admission.subscriptions.total()) == (1, 1, 1)
     assert [line for line in logs if line["log_level"] in {"warning", "error"}] == []
 
 
