@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,28 @@ async def test_python_service_gets_everything_once_across_a_crash(
                 async with server(config) as second:
                     assert await ids(service, 11) == expected
                     assert await second.terminate() == 0
+
+
+async def test_python_service_survives_a_proxy_without_a_server_and_ends_when_refused(tmp_path: Path) -> None:
+    answers = [
+        b"503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+        b'200 OK\r\nContent-Type: text/event-stream\r\n\r\nid: a-1\ndata: {"payload":{"id":"t0"}}\n\n',
+        b"502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+        b"403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+    ]
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 " + answers.pop(0))
+        await stream.aclose()
+
+    (tmp_path / "follow.py").write_text(program("how-to/event-streams.md", "follow.py"))
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+            url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/events"
+            async with running(Program, [sys.executable, "follow.py", url], folder=tmp_path) as service:
+                assert await service.wait() == 1
+                assert (service.out.all, answers) == (['{"payload": {"id": "t0"}}'], [])
+                assert "403" in service.err.all[-1]
+            nursery.cancel_scope.cancel()
