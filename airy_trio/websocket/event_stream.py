@@ -8,9 +8,10 @@ stream. Nothing may follow a request.
 A browser's ``EventSource`` reconnects when a stream ends and when the network fails, and gives up after any status but
 200. A temporary refusal is therefore a stream too, which ends at once.
 
-Pages of allowed origins may read every response, with credentials (CORS). A page of another origin cannot send a GET
-without Origin except in the mode ``no-cors``, for an image or a script. It could read nothing of that, but the user's
-cookies would be sent along, so such requests are refused.
+Pages of allowed origins may read every response, with credentials (CORS). A page of another origin can send a GET
+without Origin in two ways. In the mode ``no-cors``, for an image or a script, it could read nothing, but the user's
+cookies would be sent along, so such requests are refused. A navigation, in a window or a frame, is accepted, so that a
+user can open a stream: the browser lets no other page read it.
 """
 
 from collections.abc import Iterable
