@@ -293,7 +293,9 @@ class Schedule:
         missing = {object_ for object_, offset in newest.items() if offset not in state}
         assert missing <= changed | self.over, "an object without an event"
         expected = 0 if one.position == one.until or not one.got else 1
-        assert one.complete == expected, one
+        # The last event may have left the state, for another destination too, and then nothing may follow (line 21).
+        is_open = not live and bool(newest) and max(newest.values()) not in state
+        assert one.complete == expected or (one.complete == 0 and is_open), one
 
 
 WINDOW = ReplayOptions(window_s=3600, events_max=25)
