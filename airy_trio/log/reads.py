@@ -186,8 +186,8 @@ class Reads:
         else:
             self._known.move_to_end(destination)
         found, upto = known.events_after(after.offset), known.upto
-        if upto < head.offset:
-            left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)
+        left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)
+        if upto < head.offset and left > 0 and bytes_left > 0:
             stored = await self._store.read(after.at(upto), left, destination, bytes_max=bytes_left)
             # Other nodes' events that this node has not read yet are left out. If the store loses them, this node does
             # not notice that, so no client may have them and no page may retain them.
