@@ -316,7 +316,8 @@ async def running(config: str, rate: int) -> AsyncIterator[trio.Process]:
         yield process
     finally:
         process.kill()
-        await process.wait()
+        with trio.move_on_after(10, shield=True):
+            await process.wait()
 
 
 async def until_logged(application: Application, count: int) -> None:
