@@ -1,7 +1,7 @@
 """A two-way byte transport to one peer: the ``Transport`` protocol, and its implementation for sockets.
 
 ``FramedStream`` above it decides what is written, by which task, and how long a peer may take nothing. ``TlsTransport``
-is a transport over another transport; ``testing.transport`` has transports in memory.
+is a transport over another transport.
 """
 
 import socket

@@ -20,12 +20,12 @@ from airy_trio.database import SQLITE_BUSY_TIMEOUT_S, DatabaseUnavailable, sqlit
 from airy_trio.log.memory import MemoryStore
 from airy_trio.migrate.streams import head
 from airy_trio.settings import Settings
-from airy_trio.testing.feed import MemoryChanges
 from tests.admin.serving import Port, admin, free_port, serving_all
 from tests.application import Application, application
 from tests.capture.watched import ONLY_TAGS, Watched
 from tests.log.places import event
 from tests.log.recording import Node, node, tag
+from tests.memory_feed import MemoryChanges
 from tests.newer_schema import MARK, move_ahead, newer, set_compatible_from, trigger_of
 from tests.postgres import Postgres
 

@@ -17,10 +17,10 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.sessions import session
 from airy_trio.sessions.registry import SPREAD_S
 from airy_trio.testing.client import Closed, StompClient, connect
-from airy_trio.testing.feed import MemoryChanges
 from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port
 from tests.application import Application
 from tests.log.recording import node
+from tests.memory_feed import MemoryChanges
 from tests.processes import server
 
 CLIENTS = 50

@@ -11,8 +11,8 @@ from airy_trio.database import DatabaseOptions, DatabaseUnavailable
 from airy_trio.errors import StartError, Unavailable
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import StoreUnavailable
-from airy_trio.testing.feed import MemoryChanges
 from tests.log.recording import node
+from tests.memory_feed import MemoryChanges
 
 OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
 

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from airy_trio.auth import AuthOptions, keys
 from airy_trio.auth.keys import FETCH_TIMEOUT_S, KEYS_BYTES_MAX, KeyServer, KeysFault, KeyUrl
 from airy_trio.stomp.frames import Frame
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.frames import CLOSE, PING, TEXT, close_answer
 from tests.auth.signing import Issuer, issuer, jwk, jwks
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import Server, serving
 from tests.websocket.test_battery import frame
 from tests.websocket.test_request import head

@@ -22,12 +22,12 @@ from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.log.reads import Page, Reads
 from airy_trio.log.tail import Tail
 from airy_trio.sessions.conversation import Conversation
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import SocketTransport
 from tests.delivery import test_batches, test_client, test_fanout, test_sender, test_state
 from tests.delivery.test_schedules import run_schedule
 from tests.log import test_reads
+from tests.memory_transport import MemoryTransport
 from tests.websocket import test_stream, test_transport
 
 SEEDS = range(120)

@@ -4,7 +4,7 @@ from random import Random
 
 import trio
 
-from airy_trio.testing.transport import MemoryTransport
+from tests.memory_transport import MemoryTransport
 
 POLL_S = 0.01
 

@@ -19,10 +19,10 @@ from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredE
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from tests.delegating_store import Current, DelegatingStore, Read
 from tests.delivery.messages import Reader, stomp
+from tests.memory_transport import MemoryTransport
 
 SEND_TIMEOUT_S = 10.0
 STUCK_S = 100

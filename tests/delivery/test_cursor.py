@@ -24,9 +24,9 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent, Position, PositionExpired, StateChange
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Frame, Subscribe
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
+from tests.memory_transport import MemoryTransport
 
 OBJECTS = 6
 UPDATED, DELETED = "message.updated", "message.deleted"

@@ -12,8 +12,8 @@ from airy_trio.delivery.fanout import YIELD_EVERY
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.testing.transport import MemoryTransport
 from tests.delivery.rig import Delivery, RecordingTransport, Rig, delivering, rigged
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import event, events, open_log
 
 

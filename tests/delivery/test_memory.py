@@ -8,8 +8,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.log.options import LogOptions
-from airy_trio.testing.transport import MemoryTransport
 from tests.delivery.rig import Rig, delivering
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import events, open_log
 
 CONNECTIONS = 10

@@ -18,8 +18,8 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent
 from airy_trio.sessions.heartbeats import PING_EVERY_S
 from airy_trio.stomp.frames import Frame
-from airy_trio.testing.transport import MemoryTransport
 from tests.delivery.rig import MoodyStore, Rig, delivering
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import event, open_log
 
 DESTINATIONS = (

@@ -14,9 +14,9 @@ from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.frames import close_frame
 from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, delivering, rigged
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import event, events, open_log
 
 NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}

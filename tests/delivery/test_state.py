@@ -16,10 +16,10 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import PAGE_BYTES_MAX, PAGE_EVENTS_MAX
 from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.frames import Frame
-from airy_trio.testing.transport import MemoryTransport
 from tests.delegating_store import Current, DelegatingStore
 from tests.delivery.kept import keep
 from tests.delivery.rig import Rig, delivering, rigged
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import events, open_log
 
 CURRENT = (("id", "0"), ("destination", "/events"), ("receipt", "r"), ("replay", "current"))

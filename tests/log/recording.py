@@ -14,8 +14,8 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.store import Bounds, EventStore, StoredEvent, StoreUnavailable
-from airy_trio.testing.feed import MemoryChanges, MemoryFeed, MemoryLease
 from tests.delegating_store import Append, DelegatingStore, Read
+from tests.memory_feed import MemoryChanges, MemoryFeed, MemoryLease
 
 
 def tag(number: int) -> Tag:

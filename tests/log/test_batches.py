@@ -11,9 +11,9 @@ from airy_trio.events.translate import EventsOptions
 from airy_trio.log import recorder
 from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, translate_batch
 from airy_trio.log.store import StoredEvent
-from airy_trio.testing.feed import MemoryChanges
 from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import faulty, node, recorded, started, tag, until
+from tests.memory_feed import MemoryChanges
 
 LARGE = 1000
 

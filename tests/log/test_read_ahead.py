@@ -13,9 +13,9 @@ from airy_trio.database import DatabaseUnavailable
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import ReadAhead
 from airy_trio.log.store import StaleAppend, StoredEvent, StoreUnavailable
-from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import node, recorded, started, tag, until
+from tests.memory_feed import MemoryChanges, MemoryFeed
 
 
 class WatchedFeed(MemoryFeed):

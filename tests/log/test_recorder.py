@@ -16,9 +16,9 @@ from airy_trio.log.leadership import ForeignConsumerError
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S
 from airy_trio.log.store import NewEvent, Position, StoredEvent, StoreUnavailable
-from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
+from tests.memory_feed import MemoryChanges, MemoryFeed
 
 
 @pytest.fixture

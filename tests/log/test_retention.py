@@ -9,9 +9,9 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
-from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.places import event
 from tests.log.recording import MoodyStore, Node, node, recorded, started, tag, until, warnings_said
+from tests.memory_feed import MemoryChanges, MemoryFeed
 
 
 class Limited(MoodyStore):

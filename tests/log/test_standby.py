@@ -6,8 +6,8 @@ from trio.testing import MockClock
 
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import LEASE_POLL_S, STANDBY_POLL_S, STANDBY_TERM_S
-from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import Node, node, recorded, started, tag, until
+from tests.memory_feed import MemoryChanges, MemoryFeed
 
 MARGIN_S = 4 * LEASE_POLL_S
 

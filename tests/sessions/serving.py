@@ -18,9 +18,9 @@ from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
 from airy_trio.sessions.registry import Sessions
 from airy_trio.testing.client import Headers, StompClient, connect
-from airy_trio.testing.transport import StreamTransport
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.transport import Transport
+from tests.memory_transport import StreamTransport
 
 HOST = "127.0.0.1"
 

@@ -22,8 +22,8 @@ from airy_trio.events.destinations import parse
 from airy_trio.log.store import StoreUnavailable
 from airy_trio.stomp.frames import Connect, Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
-from airy_trio.testing.transport import StreamTransport
 from tests.event_stream import EventStream
+from tests.memory_transport import StreamTransport
 from tests.sessions.life import PLACE, live
 from tests.sessions.serving import Server, event, open_log, serving
 

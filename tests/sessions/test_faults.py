@@ -20,8 +20,8 @@ from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, PositionExpired, StateAt, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
-from airy_trio.testing.transport import StreamTransport
 from airy_trio.websocket.stream import StalledError
+from tests.memory_transport import StreamTransport
 from tests.sessions.life import PLACE, live
 from tests.sessions.serving import Server, event, serving
 

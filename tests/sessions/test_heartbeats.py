@@ -23,10 +23,10 @@ from airy_trio.sessions.heartbeats import (
 )
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import HeartBeat
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
 from airy_trio.websocket.stream import FramedStream
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import open_log
 
 

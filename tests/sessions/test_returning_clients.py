@@ -22,9 +22,9 @@ from airy_trio.log.store import NewEvent, Position, StoredEvent, stored_after
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from airy_trio.testing.transport import MemoryTransport
 from tests.delivery.peer import PeerStream
 from tests.delivery.rig import MoodyStore
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import Server, event, open_log, serving
 
 SEEDS = 8

@@ -25,7 +25,7 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
-from airy_trio.testing.transport import StreamTransport
+from tests.memory_transport import StreamTransport
 from tests.sessions.serving import Server, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)

@@ -18,13 +18,13 @@ from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_
 from airy_trio.sessions.session import Session
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket import tls
 from airy_trio.websocket.frames import CLOSE, PING, TEXT, FrameReader, close_answer
 from airy_trio.websocket.stream import FramedStream, InputEnded
 from airy_trio.websocket.tls import Encryption
 from tests.certificates import issue
 from tests.living import freed_without_the_collector
+from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import HOST, Server, open_log, serving
 from tests.websocket.test_battery import CONNECT, frame
 from tests.websocket.test_request import head

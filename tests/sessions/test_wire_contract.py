@@ -19,12 +19,12 @@ from airy_trio.log import reads
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.frames import close_frame
 from tests.auth.signing import SECRET, issuer
 from tests.delivery.kept import keep
 from tests.delivery.messages import Reader
 from tests.delivery.rig import rigged
+from tests.memory_transport import MemoryTransport, StreamTransport
 from tests.sessions.serving import Plugged, Server, event, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.tls import TlsTransport
 from tests.certificates import trusting
+from tests.memory_transport import MemoryTransport
 
 SECRET_BYTES = 48
 KEY_BYTES = 32

@@ -13,7 +13,6 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import Pong, TextMessage
 
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket import tls
 from airy_trio.websocket.frames import (
     CLOSE,
@@ -30,6 +29,7 @@ from airy_trio.websocket.stream import FramedStream, InputEnded
 from airy_trio.websocket.tls import TlsTransport
 from tests.certificates import issue
 from tests.living import freed_without_the_collector
+from tests.memory_transport import MemoryTransport
 from tests.websocket.records import Peer
 from tests.websocket.test_battery import FRAME_BYTES_MAX, frame
 from tests.websocket.test_stream import SEND_TIMEOUT_S, upgraded

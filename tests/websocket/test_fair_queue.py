@@ -13,10 +13,10 @@ from airy_trio.sessions.conversation import PIECE_BYTES
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import CLOSE_TIMEOUT_S, read_to_end
 from airy_trio.testing.client import StompClient
-from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue
 from tests.delivery.rig import rigged
 from tests.event_stream import EventStream
+from tests.memory_transport import MemoryTransport, StreamTransport
 from tests.sessions.serving import open_log, serving
 
 

@@ -5,7 +5,6 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.frames import (
     CLOSE,
@@ -19,6 +18,7 @@ from airy_trio.websocket.frames import (
     text_message,
 )
 from airy_trio.websocket.stream import FramedStream, InputEnded, StalledError
+from tests.memory_transport import MemoryTransport
 from tests.websocket.test_battery import FRAME_BYTES_MAX, frame
 
 SEND_TIMEOUT_S = 10.0

@@ -14,11 +14,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import EMPTY_RECORDS_MAX, RECORD_BYTES_MAX, TlsTransport
 from airy_trio.websocket.transport import HandshakeError
 from tests.certificates import issue
+from tests.memory_transport import MemoryTransport
 from tests.websocket.records import CLIENT_HELLO, KEY_UPDATE, Kind, Peer, split
 
 LARGE = bytes(range(256)) * 1024

@@ -16,11 +16,11 @@ import trio
 import trio.testing
 from attrs import frozen
 
-from airy_trio.testing.transport import CHUNK_BYTES, MemoryTransport, StreamTransport
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import TlsTransport
 from airy_trio.websocket.transport import SocketTransport, Transport
 from tests.certificates import issue, trusting
+from tests.memory_transport import CHUNK_BYTES, MemoryTransport, StreamTransport
 
 LARGE = bytes(range(256)) * 4096 * 2  # more than two sockets' buffers
 

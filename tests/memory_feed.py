@@ -3,7 +3,6 @@
 ``MemoryChanges`` is the database, shared by the feeds and leases of several recorders. A test can write to it, make it
 unavailable, give it another history, and take the lease from a holder that does not notice.
 """
-# ruff: noqa: D102 - the port has the promises of each verb
 
 import trio
 from attrs import define, field

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.testing.transport import MemoryTransport
+from tests.memory_transport import MemoryTransport
 
 
 async def test_data_over_the_capacity_is_pending() -> None:

@@ -2,7 +2,6 @@
 
 ``MemoryTransport`` is in memory; a test decides how much its peer reads. ``StreamTransport`` wraps any Trio stream.
 """
-# ruff: noqa: D102 - the port has the promises of each verb
 
 from random import Random
 from typing import Final
