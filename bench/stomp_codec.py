@@ -17,9 +17,8 @@ from attrs import frozen
 from stomp import utils as stomp_py
 from stompman.serde import FrameParser, dump_frame
 
+from airy_trio.stomp.codec import EOL, NUL, Decoder, encode, message_head, message_prefix
 from airy_trio.stomp.connection import ConnectionOptions
-from airy_trio.stomp.decoder import Decoder
-from airy_trio.stomp.encoder import EOL, NUL, encode, message_head, message_prefix
 from airy_trio.stomp.frames import Frame, Version
 from bench.report import machine, table
 

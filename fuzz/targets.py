@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import assert_never
 
 from airy_trio.stomp import errors
+from airy_trio.stomp.codec import EOL, NUL, Decoder, Limits, encode, message_head
 from airy_trio.stomp.connection import Connection, ConnectionOptions, ConnectionState
-from airy_trio.stomp.decoder import Decoder, Limits
-from airy_trio.stomp.encoder import EOL, NUL, encode, message_head
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Acknowledge, Connect, Disconnect, Frame, Request, Subscribe, Unsubscribe, Version
 from airy_trio.websocket.frames import CLOSE, MESSAGES, FrameError, FrameReader

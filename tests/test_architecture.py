@@ -183,15 +183,15 @@ def test_every_back_end_is_found() -> None:
 def test_rules_find_violations() -> None:
     assert list(nurseries(ast.parse("import trio\nasync with trio.open_nursery() as n: pass"))) == [2]
     assert list(nurseries(ast.parse("from trio import open_nursery as quietly"))) == [1]
-    assert foreign_to_stomp("stomp/decoder.py", ast.parse("import re\nfrom time import monotonic")) == {
+    assert foreign_to_stomp("stomp/codec.py", ast.parse("import re\nfrom time import monotonic")) == {
         "time",
         "time.monotonic",
     }
-    assert foreign_to_stomp("stomp/decoder.py", ast.parse("def f():\n    from ..errors import StartError")) == {
+    assert foreign_to_stomp("stomp/codec.py", ast.parse("def f():\n    from ..errors import StartError")) == {
         "airy_trio.errors",
         "airy_trio.errors.StartError",
     }
-    assert foreign_to_stomp("stomp/decoder.py", ast.parse("from . import frames")) == set()
+    assert foreign_to_stomp("stomp/codec.py", ast.parse("from . import frames")) == set()
     assert back_ends_named("cli/serve.py", ast.parse("from airy_trio.log import memory")) == {"airy_trio.log.memory"}
     assert back_ends_named("websocket/session.py", ast.parse("import airy_trio.capture.sqlite.feed")) == {
         "airy_trio.capture.sqlite.feed"

@@ -19,8 +19,7 @@ from wsproto.utilities import ProtocolError
 
 from airy_trio.delivery.disconnects import CATALOGUE, Reconnect
 from airy_trio.errors import AiryTrioError
-from airy_trio.stomp.decoder import Decoder, Limits
-from airy_trio.stomp.encoder import encode
+from airy_trio.stomp.codec import Decoder, Limits, encode
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
 

@@ -30,8 +30,8 @@ from typing import Final, NoReturn, Protocol
 from airy_trio.delivery.disconnects import PROTOCOL_ERROR, DisconnectReason, Reconnect
 from airy_trio.events.destinations import ROOT
 from airy_trio.log.store import StoredEvent
+from airy_trio.stomp.codec import EOL, NUL, header, message_head
 from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.encoder import EOL, NUL, header, message_head
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import AckMode, Connect, HeartBeat, Request, Subscribe, Version
 from airy_trio.websocket.event_stream import (

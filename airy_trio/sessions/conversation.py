@@ -40,9 +40,8 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
+from airy_trio.stomp.codec import Limits, header
 from airy_trio.stomp.connection import ConnectionOptions
-from airy_trio.stomp.decoder import Limits
-from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import TOO_MANY_SUBSCRIPTIONS, RemoteProtocolError
 from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.admission import AdmissionOptions

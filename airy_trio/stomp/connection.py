@@ -64,8 +64,8 @@ from typing import Final
 
 from attrs import Attribute, field, frozen, validators
 
-from airy_trio.stomp import encoder, errors
-from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp import codec, errors
+from airy_trio.stomp.codec import Decoder, Limits
 from airy_trio.stomp.errors import Fault, LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import (
     NO_SUBSCRIPTION,
@@ -141,14 +141,14 @@ _positive = validators.ge(1)
 
 
 def _is_plain(_instance: object, _attribute: "Attribute[str]", value: str) -> None:
-    encoder.plain(value)
+    codec.plain(value)
 
 
 @frozen(kw_only=True)
 class ConnectionOptions:
     """Limits of a connection, and how the server introduces itself. One object serves all connections.
 
-    ``server`` must be ``encoder.plain``, else ``LocalProtocolError`` is raised. ``heartbeat_ms`` is offered in both
+    ``server`` must be ``codec.plain``, else ``LocalProtocolError`` is raised. ``heartbeat_ms`` is offered in both
     directions; 0 is none. ``limits_before_connect`` apply to the first frame, ``limits`` to those after it.
 
     ``id_bytes_max`` limits ids of subscriptions and names of transactions. These and destinations are stored while they
@@ -180,7 +180,7 @@ class ConnectionOptions:
 class Connection:
     """The connection of one client. Owns nothing that must be closed.
 
-    ``session`` is the header of this name in CONNECTED; it must be ``encoder.plain``, else ``LocalProtocolError`` is
+    ``session`` is the header of this name in CONNECTED; it must be ``codec.plain``, else ``LocalProtocolError`` is
     raised. ``state``, ``version`` (None until a CONNECT was accepted), ``subscriptions`` and ``transactions`` are to be
     read by the caller; only this module changes them.
     """
@@ -189,7 +189,7 @@ class Connection:
 
     def __init__(self, options: ConnectionOptions, session: str) -> None:
         self.options = options
-        self.session = encoder.plain(session)
+        self.session = codec.plain(session)
         self.state = ConnectionState.AWAITING_CONNECT
         self.version: Version | None = None
         self.subscriptions = OpenSubscriptions(
@@ -233,7 +233,7 @@ class Connection:
         """Encode CONNECTED: once, after a Connect was returned."""
         self._expect(Handshake.CONNECT_RECEIVED)
         self._handshake = Handshake.CONNECTED_SENT
-        return encoder.own_frame(
+        return codec.own_frame(
             "CONNECTED",
             ("version", self._agreed_version().value),
             ("session", self.session),
@@ -243,10 +243,10 @@ class Connection:
         )
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-        """Encode RECEIPT. The values of ``headers`` must be ``encoder.plain``."""
+        """Encode RECEIPT. The values of ``headers`` must be ``codec.plain``."""
         self._expect(Handshake.CONNECTED_SENT)
-        first = encoder.header("receipt-id", receipt_id, self._agreed_version())
-        return encoder.own_frame("RECEIPT", *headers, first=first)
+        first = codec.header("receipt-id", receipt_id, self._agreed_version())
+        return codec.own_frame("RECEIPT", *headers, first=first)
 
     def error(
         self, token: str, prose: str, receipt_id: str | None = None, headers: Iterable[tuple[str, str]] = ()
@@ -254,22 +254,22 @@ class Connection:
         """Encode ERROR, after which nothing can be read or written.
 
         ``token`` is its ``message`` header and ``prose`` its body. The token and the values of ``headers`` must be
-        ``encoder.plain``.
+        ``codec.plain``.
         """
         self._expect(*Handshake)
         body = prose.encode()
         own = [("message", token), ("content-type", "text/plain"), ("content-length", str(len(body))), *headers]
-        lines = [(name, encoder.plain(value)) for name, value in own]
+        lines = [(name, codec.plain(value)) for name, value in own]
         if receipt_id is not None:
             lines.append(("receipt-id", receipt_id))
-        octets = encoder.encode(Frame("ERROR", tuple(lines), body), self.version)
+        octets = codec.encode(Frame("ERROR", tuple(lines), body), self.version)
         self._stop(ConnectionState.CLOSED)
         return octets
 
     def message_prefix(self, request: Subscribe) -> bytes:
-        """Encode ``encoder.message_prefix`` of a subscription."""
+        """Encode ``codec.message_prefix`` of a subscription."""
         self._expect(Handshake.CONNECTED_SENT)
-        return encoder.message_prefix(self._agreed_version(), request.destination, request.id)
+        return codec.message_prefix(self._agreed_version(), request.destination, request.id)
 
     def message_ack(self, number: int, message_id: str) -> bytes:
         """Encode the ``ack`` header line of a message that the client has to acknowledge; empty before 1.2.
@@ -277,7 +277,7 @@ class Connection:
         The value is SUBSCRIPTIONNUMBER.MESSAGEID.
         """
         self._expect(Handshake.CONNECTED_SENT)
-        return encoder.header("ack", f"{number}.{message_id}", self.version) if self.version is Version.V1_2 else b""
+        return codec.header("ack", f"{number}.{message_id}", self.version) if self.version is Version.V1_2 else b""
 
     def _handle(self, frame: Frame) -> Request:
         cell = TRANSITIONS[self.state].get(frame.command, OTHERWISE[self.state])

@@ -28,8 +28,7 @@ from wsproto.events import (
 from wsproto.events import Request as UpgradeRequest
 from wsproto.utilities import LocalProtocolError
 
-from airy_trio.stomp.decoder import Decoder, Limits
-from airy_trio.stomp.encoder import encode
+from airy_trio.stomp.codec import Decoder, Limits, encode
 from airy_trio.stomp.frames import Frame, Version
 
 PATH: Final = "/ws.communication"

@@ -1,6 +1,6 @@
 """Read back the output of a server: WebSocket messages from bytes that arrive in any pieces."""
 
-from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp.codec import Decoder, Limits
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.websocket.frames import EMPTY_PING
 

@@ -17,7 +17,7 @@ from airy_trio.delivery.framing import StompFraming
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
-from airy_trio.stomp.encoder import encode
+from airy_trio.stomp.codec import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.websocket.stream import FramedStream
 from tests.delegating_store import Current, DelegatingStore, Read

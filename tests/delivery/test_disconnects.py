@@ -10,7 +10,7 @@ import airy_trio
 from airy_trio import websocket
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS, DisconnectReason, Reconnect, with_token
-from airy_trio.stomp.encoder import plain
+from airy_trio.stomp.codec import plain
 from airy_trio.websocket.frames import CLOSE_REASON_BYTES_MAX
 from airy_trio.websocket.request import STATUSES
 

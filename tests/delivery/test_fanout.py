@@ -10,7 +10,7 @@ from airy_trio.delivery.batches import BATCH_BYTES_MAX
 from airy_trio.delivery.client import ClientState
 from airy_trio.delivery.fanout import YIELD_EVERY
 from airy_trio.log.options import LogOptions
-from airy_trio.stomp.encoder import encode
+from airy_trio.stomp.codec import encode
 from airy_trio.stomp.frames import Frame, Version
 from tests.delivery.rig import Delivery, RecordingTransport, Rig, delivering, rigged
 from tests.memory_transport import MemoryTransport

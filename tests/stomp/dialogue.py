@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from airy_trio.stomp.codec import Decoder, Limits
 from airy_trio.stomp.connection import Connection, ConnectionOptions, ConnectionState
-from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Request, Version
 

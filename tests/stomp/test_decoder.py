@@ -9,9 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airy_trio.stomp import decoder as decoder_module
-from airy_trio.stomp.decoder import Decoder, Limits
-from airy_trio.stomp.encoder import encode
+from airy_trio.stomp import codec
+from airy_trio.stomp.codec import Decoder, Limits, encode
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
 from tests.stomp.dialogue import ROOMY, VERSIONS, Outcome, outcome
@@ -118,7 +117,7 @@ def lines_run(piece_bytes: int, stream: bytes) -> tuple[int, Decoder]:
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:  # noqa: ANN401 - the type that sys.settrace asks for
         nonlocal count
         count += event == "line"
-        return trace if frame.f_code.co_filename == decoder_module.__file__ else None
+        return trace if frame.f_code.co_filename == codec.__file__ else None
 
     before = sys.gettrace()
     sys.settrace(trace)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.stomp.encoder import EOL, NUL, encode, header, message_head, message_prefix, plain
+from airy_trio.stomp.codec import EOL, NUL, encode, header, message_head, message_prefix, plain
 from airy_trio.stomp.errors import LocalProtocolError
 from airy_trio.stomp.frames import Frame, Version
 from tests.stomp.dialogue import VERSIONS, read

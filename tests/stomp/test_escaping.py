@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.stomp.encoder import escape, unescape
+from airy_trio.stomp.codec import escape, unescape
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Version
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from airy_trio.stomp import errors
-from airy_trio.stomp.encoder import plain
+from airy_trio.stomp.codec import plain
 from airy_trio.stomp.errors import Fault
 
 ALL = {name: value for name, value in vars(errors).items() if isinstance(value, Fault)}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.stomp.decoder import plain_head
+from airy_trio.stomp.codec import plain_head
 
 HEAD = b"SEND\na:b:c\n\xc3\xa4: \n\n"
 

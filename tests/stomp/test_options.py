@@ -5,8 +5,8 @@ import pytest
 
 from airy_trio.options import NotAllowedError
 from airy_trio.sessions.conversation import SessionOptions
+from airy_trio.stomp.codec import Limits
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.decoder import Limits
 from airy_trio.stomp.errors import LocalProtocolError
 from tests.stomp.dialogue import options
 

@@ -6,9 +6,8 @@ are.
 
 import pytest
 
+from airy_trio.stomp.codec import EOL, NUL, Limits, message_head
 from airy_trio.stomp.connection import Connection, ConnectionState
-from airy_trio.stomp.decoder import Limits
-from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, HeartBeat, Subscribe, Unsubscribe, Version
 from tests.stomp.dialogue import (
     VERSIONS,
