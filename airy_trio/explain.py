@@ -29,10 +29,9 @@ from airy_trio.capture.objects import DELETED, Change, Objects
 from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, SQLITE, DatabaseError, Names, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError
-from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.destinations import OfType
 from airy_trio.events.models import ChannelUpdated
-from airy_trio.events.translate import translate
+from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent
 from airy_trio.settings import Settings

@@ -26,8 +26,7 @@ from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.errors import DRIVER_ERRORS
 from airy_trio.events import values
-from airy_trio.events.codec import EventTooLargeError, encode
-from airy_trio.events.translate import translate
+from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
 

@@ -12,26 +12,6 @@ Json = NewType("Json", str)
 """Text that a strict parser has accepted as one JSON value."""
 
 
-def message_object(id_: str) -> str:
-    """Return the identity of a message: equal for all of its events."""
-    return f"message:{id_}"
-
-
-def channel_object(id_: str) -> str:
-    """Return the identity of a channel."""
-    return f"channel:{id_}"
-
-
-def tag_object(id_: str) -> str:
-    """Return the identity of a tag."""
-    return f"tag:{id_}"
-
-
-def metadata_object(subject: str, identifier: str) -> str:
-    """Return the identity of a metadata pair: conversation 1 and message 1 differ."""
-    return f"metadata:{subject}:{identifier}"
-
-
 class _MessageFields(NamedTuple):
     id: str
     conversation_id: str
@@ -55,8 +35,8 @@ class MessageUpdated(_MessageFields):
 
     @property
     def object(self) -> str:
-        """The identity of the object: equal for all of its events."""
-        return message_object(self.id)
+        """The identity of the message: equal for all of its events, also for its deletion."""
+        return f"message:{self.id}"
 
 
 @frozen(kw_only=True)
@@ -72,7 +52,7 @@ class MessageDeleted:
     @property
     def object(self) -> str:
         """The identity of the message, as in its updates."""
-        return message_object(self.id)
+        return f"message:{self.id}"
 
 
 @frozen(kw_only=True)
@@ -92,8 +72,8 @@ class MetadataUpdated:
 
     @property
     def object(self) -> str:
-        """The identity of the pair."""
-        return metadata_object(self.subject, self.identifier)
+        """The identity of the pair: conversation 1 and message 1 differ."""
+        return f"metadata:{self.subject}:{self.identifier}"
 
 
 @frozen(kw_only=True)
@@ -117,7 +97,7 @@ class ChannelUpdated:
     @property
     def object(self) -> str:
         """The identity of the channel."""
-        return channel_object(self.id)
+        return f"channel:{self.id}"
 
 
 @frozen(kw_only=True)
@@ -136,7 +116,7 @@ class TagUpdated:
     @property
     def object(self) -> str:
         """The identity of the tag."""
-        return tag_object(self.id)
+        return f"tag:{self.id}"
 
 
 @frozen(kw_only=True)
@@ -153,7 +133,7 @@ class TagDeleted:
     @property
     def object(self) -> str:
         """The identity of the tag, as in its updates."""
-        return tag_object(self.id)
+        return f"tag:{self.id}"
 
 
 Event = MessageUpdated | MessageDeleted | MetadataUpdated | ChannelUpdated | TagUpdated | TagDeleted

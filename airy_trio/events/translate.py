@@ -1,7 +1,11 @@
-"""From rows to events. Bad data becomes row faults; translation never raises for it.
+"""From rows to events, and from an event to the bytes of its body. Bad data becomes row faults.
 
-The second half combines the rows of one metadata pair into one JSON object (wire contract, "Events"): order, types,
+The second part combines the rows of one metadata pair into one JSON object (wire contract, "Events"): order, types,
 nesting. A row of a pair that cannot be used becomes a row fault; the other rows still apply.
+
+The third part writes the body (wire contract, "Events"): compact JSON with the keys in the contract's order. Events are
+trusted: their strings can be encoded as UTF-8 and their JSON has been checked. JSON from the database is embedded
+without change.
 """
 
 import math
@@ -9,9 +13,10 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import tzinfo
+from json.encoder import encode_basestring as quoted
 from typing import assert_never
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from airy_trio.capture.feed import (
     ChangedObject,
@@ -27,6 +32,7 @@ from airy_trio.capture.feed import (
     Unreadable,
     Value,
 )
+from airy_trio.errors import AiryTrioError
 from airy_trio.events import values
 from airy_trio.events.models import (
     ChannelUpdated,
@@ -37,14 +43,8 @@ from airy_trio.events.models import (
     MetadataUpdated,
     TagDeleted,
     TagUpdated,
-    channel_object,
-    message_object,
-    metadata_object,
-    tag_object,
 )
 from airy_trio.events.values import RowFault, UnfitValueError, instant, printable, wire_time
-
-__all__ = ["EventsOptions", "RowFault", "Translation", "translate"]
 
 
 @frozen(kw_only=True)
@@ -81,8 +81,8 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
                     ended.append(_ended(changed))  # before the event, which may have a fault or be left out
             if isinstance(changed, Metadata):
                 if not changed.entries:
-                    about = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
-                    ended.append((MetadataUpdated.type, metadata_object(*about)))
+                    subject, id_ = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
+                    ended.append((MetadataUpdated.type, f"metadata:{subject}:{id_}"))
                 event, nested = _metadata(changed)
                 events.append(event)
                 faults.extend(nested.faults)
@@ -124,14 +124,15 @@ def _event(
 
 
 def _ended(gone: Gone) -> tuple[str, str]:
+    """Return the type of the updates of an object, and its identity, which is that in ``models``."""
     id_ = values.identity(gone.id, "id")
     match gone:
         case MessageGone():
-            return MessageUpdated.type, message_object(id_)
+            return MessageUpdated.type, f"message:{id_}"
         case ChannelGone():
-            return ChannelUpdated.type, channel_object(id_)
+            return ChannelUpdated.type, f"channel:{id_}"
         case TagGone():
-            return TagUpdated.type, tag_object(id_)
+            return TagUpdated.type, f"tag:{id_}"
         case _:
             assert_never(gone)
 
@@ -316,3 +317,93 @@ def _written(tree: Tree) -> Json:
             parts.append("}")
             open_objects.pop()
     return Json("".join(parts))
+
+
+TRUNCATED = Json('{"truncated":true}')
+"""Replaces content or metadata that is too large."""
+
+
+class EventTooLargeError(AiryTrioError):
+    """An event that is too large even without its content or metadata. ``fault`` describes its row."""
+
+    def __init__(self, fault: RowFault) -> None:
+        self.fault = fault
+        super().__init__(f"{fault.table} {fault.key}: {fault.reason}")
+
+
+def encode(event: Event, body_bytes_max: int) -> tuple[bytes, bool]:
+    """Return the body, and whether ``content`` or ``metadata`` was replaced by ``TRUNCATED`` to keep the limit.
+
+    Raises ``EventTooLargeError`` if that is not enough, or if the event has neither.
+    """
+    body = _text_of(event).encode()
+    if len(body) <= body_bytes_max:
+        return body, False
+    match event:
+        case MessageUpdated():
+            body = _text_of(event._replace(content=TRUNCATED)).encode()
+        case MetadataUpdated():
+            body = _text_of(evolve(event, metadata=TRUNCATED)).encode()
+        case MessageDeleted() | ChannelUpdated() | TagUpdated() | TagDeleted():
+            pass
+        case _:
+            assert_never(event)
+    if len(body) > body_bytes_max:
+        raise EventTooLargeError(_too_large(event, body_bytes_max))
+    return body, True
+
+
+def _text_of(event: Event) -> str:
+    match event:
+        case MessageUpdated():
+            return (
+                f'{{"type":"message.updated","payload":{{"conversation_id":{quoted(event.conversation_id)},'
+                f'"channel_id":{quoted(event.channel_id)},"message":{{"id":{quoted(event.id)},"content":{event.content},'
+                f'"delivery_state":{quoted(event.delivery_state)},"from_contact":{_flag(value=event.from_contact)},'
+                f'"sent_at":{quoted(event.sent_at)},"source":{quoted(event.source)},'
+                f'"sender":{{"id":{quoted(event.sender_id)}}}}}}}}}'
+            )
+        case MetadataUpdated():
+            return (
+                f'{{"type":"metadata.updated","payload":{{"subject":{quoted(event.subject)},'
+                f'"identifier":{quoted(event.identifier)},"metadata":{event.metadata}}}}}'
+            )
+        case ChannelUpdated():
+            return (
+                f'{{"type":"channel.updated","payload":{{"id":{quoted(event.id)},"source":{quoted(event.source)},'
+                f'"source_channel_id":{quoted(event.source_channel_id)},"connected":{_flag(value=event.connected)}}}}}'
+            )
+        case TagUpdated():
+            return (
+                f'{{"type":"tag.updated","payload":{{"id":{quoted(event.id)},"name":{quoted(event.name)},'
+                f'"color":{quoted(event.color)}}}}}'
+            )
+        case MessageDeleted():
+            return (
+                f'{{"type":"message.deleted","payload":{{"conversation_id":{quoted(event.conversation_id)},'
+                f'"channel_id":{quoted(event.channel_id)},"message":{{"id":{quoted(event.id)}}}}}}}'
+            )
+        case TagDeleted():
+            return f'{{"type":"tag.deleted","payload":{{"id":{quoted(event.id)}}}}}'
+        case _:
+            assert_never(event)
+
+
+def _flag(*, value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _too_large(event: Event, body_bytes_max: int) -> RowFault:
+    match event:
+        case MessageUpdated() | MessageDeleted():
+            table, key = "messages", printable(event.id)
+        case MetadataUpdated():
+            table, key = "metadata", f"{event.subject}:{printable(event.identifier)}"
+        case ChannelUpdated():
+            table, key = "channels", printable(event.id)
+        case TagUpdated() | TagDeleted():
+            table, key = "tags", printable(event.id)
+        case _:
+            assert_never(event)
+    reason = f"its event is larger than {body_bytes_max} bytes, even without content and metadata"
+    return RowFault(table=table, key=key, reason=reason)

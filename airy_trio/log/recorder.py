@@ -31,9 +31,9 @@ from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Batch, ChangeFeed, Lease, ResumePointLost
 from airy_trio.errors import Unavailable
-from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import TYPES
-from airy_trio.events.translate import EventsOptions, RowFault, translate
+from airy_trio.events.translate import EventsOptions, EventTooLargeError, encode, translate
+from airy_trio.events.values import RowFault
 from airy_trio.log.current import StateOptions, StateRecorder
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError

@@ -8,8 +8,7 @@ import pytest
 from airy_trio.capture.feed import Message, Metadata
 from airy_trio.capture.queries import OCTETS_A_CHARACTER_MAX, TEXT_CHARS_MAX
 from airy_trio.database import SQLITE
-from airy_trio.events.codec import encode
-from airy_trio.events.translate import EventsOptions, translate
+from airy_trio.events.translate import EventsOptions, encode, translate
 from tests.application import Application
 from tests.capture.feeds import feed_of, read_all
 

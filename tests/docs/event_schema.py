@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from inspect import getdoc
 from typing import Any, ClassVar, Final
 
-from airy_trio.events.codec import TRUNCATED, encode
 from airy_trio.events.models import Event, Json
+from airy_trio.events.translate import TRUNCATED, encode
 from airy_trio.events.values import DELIVERY_STATES, SUBJECTS, WIRE_TIME, quoted
 
 Schema = dict[str, Any]

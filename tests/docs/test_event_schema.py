@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from airy_trio.capture.feed import ChangedObject
-from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import TYPES, Event, Json
-from airy_trio.events.translate import EventsOptions, translate
+from airy_trio.events.translate import EventsOptions, EventTooLargeError, encode, translate
 from tests.clients.client_processes import FOLDER as CLIENTS
 from tests.clients.client_processes import missing
 from tests.docs.reference import FOLDER

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from airy_trio.errors import AiryTrioError
-from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import (
     ChannelUpdated,
     Event,
@@ -16,6 +15,7 @@ from airy_trio.events.models import (
     TagDeleted,
     TagUpdated,
 )
+from airy_trio.events.translate import EventTooLargeError, encode
 from airy_trio.events.values import RowFault
 from tests.events.rows import altered, strictly_read
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.capture.feed import ChangedObject, Message, Metadata, Value
-from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import (
     ChannelUpdated,
     Event,
@@ -20,7 +19,8 @@ from airy_trio.events.models import (
     TagDeleted,
     TagUpdated,
 )
-from airy_trio.events.translate import EventsOptions, RowFault, Translation, translate
+from airy_trio.events.translate import EventsOptions, EventTooLargeError, Translation, encode, translate
+from airy_trio.events.values import RowFault
 from tests.events.rows import (
     ANY_VALUE,
     BERLIN,
