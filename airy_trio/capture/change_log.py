@@ -39,10 +39,9 @@ from attrs import evolve, frozen
 from airy_trio.capture.feed import Consumer, Kind, ResumePointLost
 from airy_trio.capture.mapping import Key, Tables
 from airy_trio.capture.objects import MARKS, InspectedFeed
-from airy_trio.capture.queries import TEXT_CHARS_MAX
+from airy_trio.capture.queries import TEXT_CHARS_MAX, Query
 from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all
-from airy_trio.database.queries import Query
 from airy_trio.errors import Unavailable
 
 logger = structlog.get_logger(__name__)

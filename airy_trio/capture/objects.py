@@ -41,9 +41,8 @@ from airy_trio.capture.feed import (
 )
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import FIELDS, Key, Table, Tables
-from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries, Subject
+from airy_trio.capture.queries import TEXT_CHARS_MAX, BoundQuery, Queries, Row, Rows, Subject
 from airy_trio.database import DatabaseRefused, DedicatedConnection
-from airy_trio.database.queries import BoundQuery, Row, Rows
 from airy_trio.errors import MappingError, StartError
 
 DELETED: Final = "D"

@@ -19,10 +19,10 @@ import sqlalchemy as sa
 import structlog
 from attrs import evolve, field, frozen
 
-from airy_trio.capture import wakeup
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import Column, Table, Tables
+from airy_trio.capture.postgres import notify
 from airy_trio.database import Names, quote_identifier, quote_text
 
 logger = structlog.get_logger(__name__)
@@ -99,7 +99,7 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
 
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
-    return f" begin {statement}; {wakeup.notify(names, condition)}; return null; end "
+    return f" begin {statement}; {notify(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:

@@ -7,19 +7,24 @@ evaluated only for the rows that were asked for, and ``BoundQuery`` finds the ke
 
 Fields that may be of any length are fetched up to a limit and one character more, which distinguishes a cut value from
 a whole one. Independent of what a row means (``objects``).
+
+Queries run on the raw driver, which returns plain tuples: SQLAlchemy's rows would double the cost of a bulk change.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
+from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import FIELDS, Column, Key, Table, fits
-from airy_trio.database import POSTGRES, quote_identifier, quote_text
-from airy_trio.database.queries import BoundQuery, Query, Row
+from airy_trio.database import POSTGRES, is_refusal, quote_identifier, quote_text
 
+Row = tuple[Any, ...]
 Subject = Literal["message", "conversation"]
 """What metadata may be about, and has an owner that is read from the messages table."""
 
@@ -29,6 +34,118 @@ _CAST: Final = frozenset({"integer", "numeric", "uuid"})
 """The types of key columns to which a key is cast. Most texts cannot be cast to them."""
 _NO_KEYS: Final = {"keys": "[]"}
 _ZONE: Final = sa.text("select now() at time zone cast(:zone as text)")
+_NOT_UTF8: Final = "could not decode to utf-8"
+
+
+@define(eq=False)
+class Query:
+    """A statement with named parameters, which is compiled once."""
+
+    statement: sa.TextClause
+    _compiled: sa.Compiled | None = field(default=None, init=False)
+
+    def rows(self, connection: sa.Connection, arguments: Mapping[str, object]) -> list[Row]:
+        """Return all rows, in a transaction that the caller has begun. Raises the driver's errors."""
+        if self._compiled is None:
+            self._compiled = self.statement.compile(dialect=connection.dialect)
+        sql = str(self._compiled)
+        driver: Any = connection.connection.driver_connection
+        if connection.dialect.name == POSTGRES:
+            return _fetch(driver, sql, arguments)
+        names: tuple[str, ...] = self._compiled.positiontup or ()  # type: ignore[attr-defined]
+        return _fetch_text(driver, sql, tuple(arguments[name] for name in names))
+
+
+@frozen
+class Rows:
+    """The rows of a query. ``refused``: each key for which the database refused to answer, and the reason."""
+
+    rows: Sequence[Row] = ()
+    refused: Mapping[Any, str] = field(factory=dict)
+
+
+@frozen
+class BoundQuery:
+    """A query and the keys that it is about, which become an argument only when it runs."""
+
+    query: Query
+    keys: Sequence[object] = ()
+
+    @property
+    def arguments(self) -> Mapping[str, object]:
+        """The keys as JSON, under the name ``keys``."""
+        return _as_json(self.keys)
+
+    def answer(self, connection: sa.Connection) -> Rows:
+        """Return the rows of all keys, in a transaction that the caller has begun. Raises the driver's errors.
+
+        One row can make the database refuse the whole query: a date too large for a cast, a value for which the
+        mapping's ``where`` fails. So a refused query runs again for each half of its keys, down to single keys, in the
+        same snapshot: on Postgres a savepoint keeps the transaction. A query that is refused without any key is wrong
+        itself, and its error is raised.
+        """
+        postgres = connection.dialect.name == POSTGRES
+        if postgres and self.keys:
+            connection.exec_driver_sql("savepoint airy_query")
+        rows: list[Row] = []
+        refused: dict[object, str] = {}
+        parts = [self.keys]
+        while parts:
+            keys = parts.pop()
+            try:
+                rows += self.query.rows(connection, _as_json(keys))
+            except Exception as error:
+                if not keys or not is_refusal(error):
+                    raise
+                if postgres:
+                    connection.exec_driver_sql("rollback to savepoint airy_query")
+                if keys is self.keys:
+                    self.query.rows(connection, _as_json(()))
+                if len(keys) == 1:
+                    refused[keys[0]] = refusal_reason(error)
+                else:
+                    half = len(keys) // 2
+                    parts += keys[half:], keys[:half]
+        return Rows(rows, refused)
+
+
+def _as_json(keys: Sequence[object]) -> Mapping[str, object]:
+    return {"keys": json.dumps(keys, ensure_ascii=False)}  # a database without encoding refuses an escape
+
+
+def refusal_reason(error: Exception) -> str:
+    """Return why a single key was refused; never the driver's message, which quotes the row's values."""
+    code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", "")
+    return (
+        f"cannot be read: the database refuses one of its values, or where fails on it ({type(error).__name__} {code})"
+    )
+
+
+def _fetch(driver: Any, sql: str, arguments: object) -> list[Row]:  # noqa: ANN401 - either driver's connection
+    cursor = driver.cursor()
+    try:
+        found: list[Row] = cursor.execute(sql, arguments).fetchall()
+    finally:
+        cursor.close()
+    return found
+
+
+def _fetch_text(driver: sqlite3.Connection, sql: str, arguments: tuple[object, ...]) -> list[Row]:
+    """Do the same on SQLite, where text is nearly always UTF-8.
+
+    A lenient connection (``sqlite_engine``) calls a Python function for each text. So the query runs strictly first,
+    and leniently only if some text is not UTF-8. Within one transaction both runs see the same rows.
+    """
+    lenient = driver.text_factory
+    driver.text_factory = str
+    try:
+        return _fetch(driver, sql, arguments)
+    except sqlite3.OperationalError as error:
+        if lenient is str or _NOT_UTF8 not in str(error).lower():
+            raise
+    finally:
+        driver.text_factory = lenient
+    return _fetch(driver, sql, arguments)
 
 
 class Queries:
@@ -42,13 +159,12 @@ class Queries:
         self._postgres = dialect == POSTGRES
         self._text_chars_max = text_chars_max
         self._table = table
-        names = (quote_identifier(name) for name in (table.schema, table.name) if name is not None)
-        self.name = _escaped(".".join(names))
+        self.name = _escaped(table.quoted)
         self._true, self._false = ("true", "false") if self._postgres else ("1", "0")
         # ``where`` may end in a comment, hence the line break.
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._any_text = not any(column.type in _CAST for column in table.keys)
-        self._fields = {field.name: field for field in FIELDS[table.kind]}
+        self._fields = {one.name: one for one in FIELDS[table.kind]}
         selected = [self.selected(name, column) for name, column in table.columns.items()]
         self._by_key = _query(
             f"select {', '.join(selected)}, {self._included} as airy_included "  # noqa: S608 - names quoted
@@ -265,10 +381,10 @@ class Queries:
 
     def selected(self, name: str, column: Column) -> str:
         """A field as it is read: as text or epoch, and cut if it may be long."""
-        field = self._fields[name]
-        if field.time:
+        known = self._fields[name]
+        if known.time:
             return f"{self._epoch(column)} as {name}"
-        return f"{self._beginning(column) if field.unbounded else self.text(column)} as {name}"
+        return f"{self._beginning(column) if known.unbounded else self.text(column)} as {name}"
 
     def _beginning(self, column: Column) -> str:
         """A column's text up to the limit and one character; on SQLite up to four times as much.

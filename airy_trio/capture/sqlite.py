@@ -24,9 +24,9 @@ from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
+from airy_trio.capture.queries import Query
 from airy_trio.capture.resume_points import SQLITE_FIRST, SqlitePoint
 from airy_trio.database import DatabaseRefused
-from airy_trio.database.queries import Query
 from airy_trio.database.sqlite import FileVersion, FileVersions
 from airy_trio.errors import FaultsError
 

@@ -9,10 +9,10 @@ from airy_trio.capture.change_log import LoggedChanges
 from airy_trio.capture.feed import Batch, ChangedObject, ChangeFeed
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.queries import Row
 from airy_trio.capture.sqlite import SqliteFeed
 from airy_trio.database import SQLITE
 from airy_trio.database.postgres import Pipeline, Statement
-from airy_trio.database.queries import Row
 from airy_trio.settings import Settings
 from tests.application import Application
 

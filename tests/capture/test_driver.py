@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from airy_trio.capture.queries import Query
 from airy_trio.database import sqlite_engine
-from airy_trio.database.queries import Query
 from tests.application import Application
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import trio
 from psycopg import sql
 
-from airy_trio.capture import postgres, wakeup
+from airy_trio.capture import postgres
 from airy_trio.capture.feed import Batch
 from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.database import DatabaseUnavailable
@@ -75,7 +75,7 @@ async def next_batch(feed: AnyFeed, after: str) -> Batch:
 async def test_lock_is_released_only_if_notifications_are_frequent(
     application: Application, listener: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, rare: bool
 ) -> None:
-    monkeypatch.setattr(wakeup, "FREQUENT_S", 0.0 if rare else NEVER_S)
+    monkeypatch.setattr(postgres, "FREQUENT_S", 0.0 if rare else NEVER_S)
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await asleep(feed, await feed.origin())
