@@ -1,9 +1,8 @@
 """Authentication: credentials in, a user with a grant or a refusal out."""
 
-from airy_trio.auth.authenticator import Authenticator, load_file_keys
+from airy_trio.auth.authenticator import Authenticator, UnknownKeyError, load_file_keys
 from airy_trio.auth.keys import Key
 from airy_trio.auth.users import ANONYMOUS, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
-from airy_trio.auth.web_tokens import UnknownKeyError
 
 __all__ = [
     "ANONYMOUS",

@@ -6,6 +6,10 @@ schemes than Bearer are ignored, because a proxy may use them, and an empty valu
 
 Tokens of the settings are compared as digests, always with all of them, so the time does not reveal anything about one.
 
+A web token (RFC 7519) is verified with the valid keys, and any irregularity refuses it. It does not choose the
+algorithm: a key verifies only algorithms that fit its kind and are in the settings. So neither ``none`` nor a public
+key used as a secret can pass (RFC 8725, section 2.1).
+
 A refused CONNECT is answered with a delay that grows with the recent refusals of the same address. This slows guessing,
 and never a client with good credentials. The memory is bounded: the address with the oldest refusal is dropped first.
 """
@@ -16,13 +20,14 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
+import jwt
 import trio
+from jwt import exceptions
 
 from airy_trio.auth.keys import Key, KeyFile, KeyRing, KeysFault, secret_key, source_of
-from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, Refusal, RefusalKind, User, Verified
-from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
+from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, GrantError, Refusal, RefusalKind, User, Verified, grant_in
 from airy_trio.errors import SettingsError
 from airy_trio.stomp.frames import Connect
 
@@ -40,8 +45,29 @@ ADDRESSES_MAX: Final = 10_000
 _SCHEME: Final = re.compile(r"[ \t]*bearer(?:[ \t]+(.*))?", re.IGNORECASE | re.DOTALL)
 _TOKEN: Final = re.compile(r"[!-~]+")
 
+WEB_TOKEN_BYTES_MAX: Final = 8192
+"""A header of an upgrade may have that much. The limit of CONNECT is smaller."""
+SUBJECT_CHARS_MAX: Final = 255
+"""OpenID Connect Core, section 2."""
+_BAD_HEADER: Final = "the header cannot be read, or has crit, or a kid that is not a text"
+_BAD_SUBJECT: Final = f"the claim sub is missing, or not a printable text of 1 to {SUBJECT_CHARS_MAX} characters"
+_REASONS: Final[Mapping[type[Exception], str]] = {
+    exceptions.ImmatureSignatureError: "the time in the claim {} is in the future",
+    exceptions.InvalidIssuedAtError: "the claim {} is not a number of seconds",
+    exceptions.DecodeError: "the claim {} is not a number of seconds",
+    exceptions.InvalidAudienceError: "the claim aud does not contain auth.jwt_audience",
+    exceptions.InvalidIssuerError: "the claim iss is not auth.jwt_issuer",
+    exceptions.InvalidSubjectError: _BAD_SUBJECT,
+    exceptions.InvalidJTIError: "the claim jti is not a text",
+}
+"""{} is replaced by the name of a claim of time."""
+
 Headers = Mapping[str, Sequence[str]]
 """Of a request: the values of each header by its name in lower case."""
+
+
+class UnknownKeyError(Exception):
+    """No known key verifies this token; a newer one might. The message is the reason, for the log."""
 
 
 class Authenticator:
@@ -226,3 +252,85 @@ def _cookies_named(name: str, header: str) -> list[str]:
         if separator and found == name:
             values.append(value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value)
     return values
+
+
+def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Refusal:
+    """Verify a token and return its user. Raises ``UnknownKeyError`` if newer keys might accept it."""
+    if len(token) > WEB_TOKEN_BYTES_MAX:
+        return Refusal.unauthorized(f"the token is larger than {WEB_TOKEN_BYTES_MAX} bytes")
+    try:
+        header = jwt.get_unverified_header(token)
+        kid, algorithm = header.get("kid"), header.get("alg")
+        if algorithm not in options.jwt_algorithms:
+            return Refusal.unauthorized("the header alg is not in auth.jwt_algorithms")
+        if not isinstance(kid, str | None) or "crit" in header:
+            return Refusal.unauthorized(_BAD_HEADER)
+    except Exception:  # noqa: BLE001 - a token that the library cannot read is refused, whatever the error
+        return Refusal.unauthorized(_BAD_HEADER)
+    fitting = [key for key in keys if key.may_verify(kid, algorithm)]
+    for key in fitting:
+        answer = _verified_with(key, token, algorithm, options)
+        if answer is not None:
+            return answer
+    without = f"auth.jwt_key has no key for {'its alg' if kid is None else 'its kid and alg'}"
+    raise UnknownKeyError("no key of auth.jwt_key verifies the signature" if fitting else without)
+
+
+def still_accepted(proof: Verified, keys: Sequence[Key], options: AuthOptions) -> bool:
+    """Return whether the token would still be accepted, apart from its time."""
+    return (
+        any(proof.key == key.fingerprint and proof.algorithm in key.algorithms for key in keys)
+        and options.jwt_issuer in ("", proof.issuer)
+        and (not options.jwt_audience or options.jwt_audience in proof.audiences)
+    )
+
+
+def _verified_with(key: Key, token: str, algorithm: str, options: AuthOptions) -> User | Refusal | None:
+    """Return None if the token was not signed with this key."""
+    try:
+        claims = jwt.decode(
+            token,
+            key.material,
+            algorithms=[algorithm],
+            audience=options.jwt_audience or None,
+            issuer=options.jwt_issuer or None,
+            leeway=options.jwt_leeway_s,
+            options={
+                "require": ["exp"] if options.jwt_require_exp else [],
+                "verify_aud": bool(options.jwt_audience),
+                "verify_iss": bool(options.jwt_issuer),
+            },
+        )
+        return _user(claims, key, algorithm, options)
+    except exceptions.InvalidSignatureError:
+        return None
+    except exceptions.ExpiredSignatureError:  # after the signature was verified: only its owner learns it
+        return Refusal(RefusalKind.EXPIRED, "the time in the claim exp has passed")
+    except Exception as error:  # noqa: BLE001 - as in `verified`
+        return Refusal.unauthorized(_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Return why a token with a good signature is refused. The messages of the library might quote the token."""
+    if isinstance(error, GrantError):
+        return str(error)
+    if isinstance(error, exceptions.MissingRequiredClaimError):
+        return f"the claim {error.claim} is missing"
+    named = next((name for name in ("exp", "nbf", "iat") if f"({name})" in str(error)), None)
+    reason = _REASONS.get(type(error), "")
+    return reason.format(named) if reason and (named or "{}" not in reason) else "the claims cannot be read"
+
+
+def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOptions) -> User | Refusal:
+    subject, issuer, audience = claims.get("sub"), claims.get("iss"), claims.get("aud")
+    if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_CHARS_MAX or not subject.isprintable():
+        return Refusal.unauthorized(_BAD_SUBJECT)
+    proof = Verified(
+        key.fingerprint,
+        algorithm,
+        issuer if isinstance(issuer, str) else None,
+        frozenset(one for one in (audience if isinstance(audience, list) else [audience]) if isinstance(one, str)),
+        options.grant_claims,
+    )
+    expires_at = None if "exp" not in claims else float(int(claims["exp"])) + options.jwt_leeway_s
+    return User(subject, proof, expires_at, grant_in(claims, options))
