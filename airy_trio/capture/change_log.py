@@ -25,6 +25,7 @@ is restored. Going on would then skip changes or repeat them. *Marks* make the d
 One case remains undetected: the event log loses an append that the recorder has not yet settled on disk, because a
 power failure stops both machines, or because the store stops before it answers.
 """
+# ruff: noqa: D102 - the port has the promises of each verb
 
 import secrets
 from abc import abstractmethod
@@ -157,7 +158,6 @@ class LoggedFeed(InspectedFeed, Generic[P]):
         self._settled = ""
 
     async def origin(self) -> str:
-        """See ``ChangeFeed.origin``."""
         return await self._reading.run(self._origin)
 
     def _origin(self, connection: sa.Connection) -> str:
@@ -167,17 +167,14 @@ class LoggedFeed(InspectedFeed, Generic[P]):
         return identified(history.origin, history.source)
 
     async def is_foreign(self, point: str) -> bool:
-        """See ``ChangeFeed.is_foreign``."""
         history = await self._reading.run(self._log.history)
         return history is not None and is_foreign(point, history.source)
 
     async def identified(self, point: str) -> str:
-        """See ``ChangeFeed.identified``."""
         history = await self._reading.run(self._log.history)
         return point if history is None else identified(point, history.source)
 
     async def seal(self, after: str, upto: str) -> str:
-        """See ``ChangeFeed.seal``."""
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
             return upto
         mark = secrets.token_hex(8)
@@ -195,7 +192,6 @@ class LoggedFeed(InspectedFeed, Generic[P]):
                 self._settled = point
 
     async def restart(self) -> str:
-        """See ``ChangeFeed.restart``."""
 
         def work(connection: sa.Connection) -> tuple[str, int]:
             found, count = self._discard(connection)
@@ -209,7 +205,6 @@ class LoggedFeed(InspectedFeed, Generic[P]):
         return point
 
     async def trim(self, upto: str, limit: int) -> int:
-        """See ``ChangeFeed.trim``."""
         point = self._point.parse(upto)
 
         def work(connection: sa.Connection) -> int:
@@ -233,11 +228,9 @@ class LoggedFeed(InspectedFeed, Generic[P]):
         """Delete at most ``limit`` changes that a point has read; return their number."""
 
     async def consumer(self) -> Consumer | None:
-        """See ``ChangeFeed.consumer``."""
         return await self._reading.run(self._log.consumer)
 
     async def adopt(self, consumer: Consumer) -> None:
-        """See ``ChangeFeed.adopt``."""
         await self._writing.write(lambda connection: self._log.set_consumer(connection, consumer))
 
     async def aclose(self) -> None:

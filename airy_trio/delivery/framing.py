@@ -20,6 +20,7 @@ After any status but 200 an ``EventSource`` never reconnects. Some other clients
 204, which the HTML standard provides for this. A client without an earlier stream gets the status instead, because its
 body has the reason.
 """
+# ruff: noqa: ARG002, D102 - the port has the promises of each verb, and its arguments
 
 import json
 import random
@@ -118,20 +119,16 @@ class StompFraming(Connection):
     has_headers = True
 
     def connected(self) -> bytes:
-        """See ``Framing.connected``."""
         return text_message(super().connected())
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-        """See ``Framing.receipt``."""
         return text_message(super().receipt(receipt_id, headers))
 
     def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
-        """See ``Framing.message``."""
         head = message_head(message_id, len(stored.body), truncated=stored.truncated)
         return text_message(b"".join((prefix, head, headers, EOL, stored.body, NUL)))
 
     def heart_beat(self) -> bytes:
-        """See ``Framing.heart_beat``."""
         return HEART_BEAT
 
     def last_words(self, reason: DisconnectReason) -> bytes:
@@ -163,7 +160,6 @@ class EventStreamFraming:
 
     def receive(self, data: bytes) -> NoReturn:
         """See ``Framing.receive``. Nothing may follow the request: the response lasts as long as the connection."""
-        del data
         raise RemoteProtocolError(PROTOCOL_ERROR.token or "", "Nothing may follow a request for events.")
 
     def connected(self) -> bytes:
@@ -171,24 +167,18 @@ class EventStreamFraming:
         return b""
 
     def message_prefix(self, request: Subscribe) -> bytes:
-        """See ``Framing.message_prefix``."""
-        del request
         return STREAM_PREFIX
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
         """See ``Framing.receipt``: the first event. From then on the client can resume at its position."""
-        del receipt_id
         facts = dict(headers)
         return self._head() + named_event("subscribed", _json(facts.items()), facts["position"])
 
     def message_ack(self, number: int, message_id: str) -> bytes:
         """See ``Framing.message_ack``: no event is acknowledged."""
-        del number, message_id
         return b""
 
     def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
-        """See ``Framing.message``."""
-        del prefix
         completes = STATE_COMPLETE in headers
         return event(message_id, stored.body) + (named_event("state", _COMPLETE) if completes else b"")
 
@@ -208,7 +198,6 @@ class EventStreamFraming:
 
     def end(self, reason: DisconnectReason) -> bytes | None:
         """See ``Framing.end``: the stream ends with the connection."""
-        del reason
         return b""
 
     def _head(self) -> bytes:

@@ -1,4 +1,5 @@
 """The event store in the memory of this process: for one node, and empty after each restart."""
+# ruff: noqa: D102 - the port has the promises of each verb
 
 import time
 from bisect import bisect_left, bisect_right
@@ -58,7 +59,6 @@ class MemoryStore:
         self._changed = trio.Event()
 
     async def bounds(self) -> Bounds:
-        """See ``EventStore.bounds``."""
         await trio.lowlevel.checkpoint()
         return self._bounds()
 
@@ -71,7 +71,6 @@ class MemoryStore:
         replaces: str | None = None,
         state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
         await trio.lowlevel.checkpoint()
         self._check_head(expected)
         if replaces is not None and replaces != self._resume_point:
@@ -92,7 +91,6 @@ class MemoryStore:
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.read``."""
         await trio.lowlevel.checkpoint()
         self._check_retained(after)
         wanted = EVERYTHING if destination is None else destination
@@ -110,7 +108,6 @@ class MemoryStore:
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.current``."""
         await trio.lowlevel.checkpoint()
         if state.until.epoch != self._epoch or self._state is None or self._state.generation != state.generation:
             message = f"the state {state.generation} up to {state.until} is gone"
@@ -122,7 +119,6 @@ class MemoryStore:
         return list(up_to_bytes(islice((event for event in events if covers(wanted, event)), limit), bytes_max))
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        """See ``EventStore.newest``."""
         await trio.lowlevel.checkpoint()
         if until.epoch != self._epoch:
             message = f"{until} is not of epoch {self._epoch}"
@@ -132,19 +128,16 @@ class MemoryStore:
         return next((event for event in until_now if covers(destination, event)), None)
 
     async def since(self, age_s: float) -> Position:
-        """See ``EventStore.since``."""
         await trio.lowlevel.checkpoint()
         since_ms = self._now_ms() - age_s * 1000
         older = bisect_left(self._events, since_ms, key=attrgetter("appended_at_ms"))
         return Position(self._epoch, self._trimmed + older)
 
     async def resume_point(self) -> str | None:
-        """See ``EventStore.resume_point``."""
         await trio.lowlevel.checkpoint()
         return self._resume_point
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
-        """See ``EventStore.begin_epoch``."""
         await trio.lowlevel.checkpoint()
         self._check_head(expected)
         self._epoch = new_epoch()
@@ -156,13 +149,11 @@ class MemoryStore:
         return self._bounds()
 
     async def wait(self, after: Position) -> None:
-        """See ``EventStore.wait``."""
         await trio.lowlevel.checkpoint()
         while self._bounds().head == after:
             await self._changed.wait()
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
-        """See ``EventStore.trim``."""
         await trio.lowlevel.checkpoint()
         now_ms = self._now_ms()
         before_ms, unused_before_ms = now_ms - age_s * 1000, now_ms - unused_s * 1000
@@ -178,18 +169,15 @@ class MemoryStore:
         return count
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
-        """See ``EventStore.acknowledged``."""
         await trio.lowlevel.checkpoint()
         durable = self._durables.get((owner, name))
         return None if durable is None else durable.position
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
-        """See ``EventStore.claim``."""
         await trio.lowlevel.checkpoint()
         return [self._claim(claim) for claim in claims]
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
-        """See ``EventStore.acknowledge``."""
         await trio.lowlevel.checkpoint()
         return [one.claim for one in acknowledgements if not self._acknowledge(one.claim, one.position)]
 

@@ -9,6 +9,7 @@ OpenSSL gets one record of the peer at a time. Given more, it would process all 
 refused renegotiations) in one call, which blocks the event loop for as long as the peer likes. So each such record is
 counted here, their number is limited, and reading on takes a turn.
 """
+# ruff: noqa: D102 - the port has the promises of each verb
 
 import ssl
 from collections.abc import Iterator
@@ -83,11 +84,9 @@ class TlsTransport:
 
     @property
     def pending(self) -> bool:
-        """See ``Transport.pending``."""
         return self._unsent or self._transport.pending
 
     async def handshake(self) -> None:
-        """See ``Transport.handshake``."""
         await self._transport.handshake()
         while not self._established:
             self._check_usable()
@@ -108,21 +107,18 @@ class TlsTransport:
                 await self._turn()
 
     def offer(self, data: bytes) -> bool:
-        """See ``Transport.offer``."""
         if self._unsent or self._transport.pending:
             return False
         self._accept(data)
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Transport.push``."""
         if self.pending:
             message = "data is pending"
             raise RuntimeError(message)
         self._accept(data)
 
     async def drain(self) -> None:
-        """See ``Transport.drain``."""
         while self.pending:
             self._check_usable()
             if self._transport.pending:

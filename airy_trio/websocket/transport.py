@@ -3,6 +3,7 @@
 ``FramedStream`` above it decides what is written, by which task, and how long a peer may take nothing. ``TlsTransport``
 is a transport over another transport.
 """
+# ruff: noqa: D102 - the port has the promises of each verb
 
 import socket
 import struct
@@ -107,14 +108,12 @@ class SocketTransport:
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Transport.push``."""
         if self.pending:
             message = "data is pending"
             raise RuntimeError(message)
         self._set_rest(memoryview(data)[self._try_send(data) :])
 
     async def drain(self) -> None:
-        """See ``Transport.drain``."""
         while self.pending:
             self._check_open()
             await trio.lowlevel.wait_writable(self._socket)
@@ -124,7 +123,6 @@ class SocketTransport:
                 return
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """See ``Transport.receive_some``."""
         while True:
             self._check_open()
             if self._tried:
@@ -138,7 +136,6 @@ class SocketTransport:
                 raise trio.BrokenResourceError(str(error)) from error
 
     async def send_eof(self) -> None:
-        """See ``Transport.send_eof``."""
         self._check_open()
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -147,7 +144,6 @@ class SocketTransport:
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """See ``Transport.aclose``."""
         self._close()
         await trio.lowlevel.checkpoint()
 

@@ -14,6 +14,7 @@ A unit that reads needs no snapshot, although Postgres has a new one for each st
 ``first`` only grows. So if the state that is read last still has the position, no event after it was missing from the
 rows that were read before.
 """
+# ruff: noqa: D102 - the port has the promises of each verb
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -60,7 +61,6 @@ class SqlStore:
         self._clean_generation: str | None = None  # the current state has no rows of other generations than this
 
     async def bounds(self) -> Bounds:
-        """See ``EventStore.bounds``."""
         [[state]] = await self._translated(self._reading(Step(self._tables.bounds)))
         return bounds_of(state)
 
@@ -73,7 +73,6 @@ class SqlStore:
         replaces: str | None = None,
         state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
         appended: list[StoredEvent] | None = await self._translated(
             self._append(expected, events, resume_point, replaces, state)
         )
@@ -84,7 +83,6 @@ class SqlStore:
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.read``."""
         statement, values = self._tables.read(destination)
         values |= {"epoch": after.epoch, "after": after.offset, "limit": limit}
         run = self._reading if destination is None else self._replaying
@@ -103,7 +101,6 @@ class SqlStore:
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.current``."""
         statement, values = self._tables.kept(destination)
         before = self._tables.before_kept(tuple(values))
         values |= {
@@ -117,7 +114,6 @@ class SqlStore:
         return events
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        """See ``EventStore.newest``."""
         statement, values = self._tables.newest(destination)
         values |= {"epoch": until.epoch, "until": until.offset}
         events, bounds = await self._events(self._replaying, statement, values, None)
@@ -127,12 +123,10 @@ class SqlStore:
         return events[0] if events else None
 
     async def since(self, age_s: float) -> Position:
-        """See ``EventStore.since``."""
         [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": int(age_s * 1000)})))
         return bounds_of(state).head.at(state[-1])
 
     async def resume_point(self) -> str | None:
-        """See ``EventStore.resume_point``."""
         [[(_, _, _, point, *_)]] = await self._translated(self._reading(Step(self._tables.bounds)))
         return point  # type: ignore[no-any-return]
 
@@ -176,19 +170,16 @@ class SqlStore:
         return first - bounds.first if trimmed else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
-        """See ``EventStore.acknowledged``."""
         step = Step(self._tables.position, {"owner": owner, "name": name})
         [found] = await self._translated(self._reading(step))
         return _position(*found[0]) if found else None
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
-        """See ``EventStore.claim``."""
         rows = [(one.owner, one.name, one.token, _NO_EPOCH, 0) for one in claims]
         found = {(owner, name): _position(*at) for owner, name, *at in await self._upsert(self._tables.claim, rows)}
         return [found[one.owner, one.name] for one in claims]
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
-        """See ``EventStore.acknowledge``."""
         rows = [
             (one.claim.owner, one.claim.name, one.claim.token, one.position.epoch, one.position.offset)
             for one in acknowledgements
