@@ -27,6 +27,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent
+from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
 from airy_trio.sessions.registry import Sessions
 from airy_trio.websocket.tls import Encryption
@@ -150,7 +151,8 @@ async def main() -> None:
         tls_certificate=arguments.tls_certificate,
         tls_key=arguments.tls_key,
     )
-    sessions = Sessions(log, listener, ReplayOptions(), Authenticator(AuthOptions()), server="airy-trio/bench")
+    authenticator = Authenticator(AuthOptions())
+    sessions = Sessions(Services(log, listener, ReplayOptions(), authenticator, server="airy-trio/bench"))
     producer = Producer(
         log, Pace.of(arguments), conversations=arguments.conversations, keep_events=arguments.tail_events
     )

@@ -57,6 +57,7 @@ from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
 from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
+from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
 from airy_trio.version import __version__
@@ -454,12 +455,8 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
         recorder=recorder,
         retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
         sessions=Sessions(
-            log,
-            settings.listener,
-            settings.replay,
-            authenticator,
-            server=f"airy-trio/{__version__}",
-            console=Console(settings.admin.host, settings.admin.ports(settings.listener.processes)),
+            Services(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
+            Console(settings.admin.host, settings.admin.ports(settings.listener.processes)),
         ),
         conditions=readiness.conditions,
         readiness=readiness,

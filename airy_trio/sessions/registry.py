@@ -1,21 +1,21 @@
 """All sessions of one process: the parts that they share, their counts, and the ways to disconnect many of them.
 
-At the end: views of the connected clients for operators, the connection list and the recipients of one event. Both read
+Two views of the connected clients are for operators: the connection list and the recipients of one event. Both read
 the clients' own state when they are called, and never wait. Neither contains credentials or anything that was sent to a
 client. The keys are those of the JSON on the admin port.
 """
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
 import trio
 from attrs import frozen
 
-from airy_trio.auth import Authenticator, AuthOptions, Key
-from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription
+from airy_trio.auth import AuthOptions, Key
+from airy_trio.delivery.client import Client, ClientState, Subscription
 from airy_trio.delivery.disconnects import (
     CATALOGUE,
     CLIENT_FAULT,
@@ -28,10 +28,9 @@ from airy_trio.delivery.disconnects import (
     reason_after,
 )
 from airy_trio.events.destinations import Addressed, covers, destinations_of, text
-from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.store import Position
-from airy_trio.sessions.conversation import Services, SessionOptions
+from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
 from airy_trio.websocket.event_stream import is_stream_path, later, stream_in
@@ -44,6 +43,21 @@ logger = structlog.get_logger(__name__)
 SPREAD_S: Final = 0.01
 # How often `leave_unread_store` checks how long the event store has been unavailable.
 CHECK_STORE_EVERY_S: Final = 1.0
+
+
+# Connections in one page.
+PAGE_MAX: Final = 200
+# Clients may choose longer destinations; this much is shown.
+DESTINATION_CHARS_MAX: Final = 128
+# Clients that are listed as recipients; all are counted.
+LISTED_MAX: Final = 100
+
+# The verdicts on one client, the most favourable first; that of a client is the best of its subscriptions.
+PASSED: Final = "passed"  # the event was sent, or is older than the subscription
+WAITING: Final = "waiting"  # the cursor has not reached the event
+FILTERED: Final = "filtered"  # no subscription is to a destination of the event, though the client could subscribe
+NOT_GRANTED: Final = "not_granted"  # the credentials exclude the event
+NO_SUBSCRIPTION: Final = "no_subscription"
 
 
 @frozen(kw_only=True)
@@ -84,19 +98,10 @@ class Sessions:
     ``durables.run`` must outlive them: their last acknowledgements are written when they have ended.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts that all sessions share
-        self,
-        eventlog: EventLog,
-        options: SessionOptions,
-        replay: ReplayOptions,
-        authenticator: Authenticator,
-        *,
-        server: str,
-        console: Console | None = None,
-    ) -> None:
-        services = self._services = Services(eventlog, options, replay, authenticator, server=server)
+    def __init__(self, services: Services, console: Console | None = None) -> None:
+        self._services = services
         self.fair_queue, self.wheel, self.durables = services.fair_queue, services.wheel, services.durables
-        self.admission = Admission(options, services.fair_queue, console)
+        self.admission = Admission(services.options, services.fair_queue, console)
         # These counters begin at 0 as well.
         self._disconnects = Counter({reason.name: 0 for reason in CATALOGUE})
         self._client_faults = Counter(dict.fromkeys(CLIENT_FAULT_TOKENS, 0))
@@ -140,12 +145,33 @@ class Sessions:
         return self._services.batches.latencies
 
     def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
-        """Return a page of the connection list."""
-        return page(self._clients, trio.current_time(), after=after, limit=limit, behind=behind)
+        """Describe the first ``limit`` connections with numbers above ``after``, the oldest first.
+
+        ``behind``: only those with events still to be sent. ``next`` is the number after which the next page begins;
+        None if this is the last one.
+        """
+        now = trio.current_time()
+        found: list[dict[str, Any]] = []
+        last: int | None = None
+        for client in self._clients:
+            if client.number <= after or (behind and not _is_behind(client)):
+                continue
+            if len(found) == min(limit, PAGE_MAX):
+                return {"connections": found, "next": last}
+            found.append(_describe(client, now))
+            last = client.number
+        return {"connections": found, "next": None}
 
     def recipients(self, position: Position, event: Addressed) -> Mapping[str, object]:
-        """Return which of the connected clients have been sent an event."""
-        return recipients(self._clients, position, event)
+        """Count the clients by their verdict on an event, and list the first ``LISTED_MAX``, as values for JSON."""
+        counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NOT_GRANTED: 0, NO_SUBSCRIPTION: 0})
+        listed: list[Mapping[str, object]] = []
+        for client in self._clients:
+            verdict = _verdict(client, position, event)
+            counts[verdict] += 1
+            if len(listed) < LISTED_MAX:
+                listed.append({"session": client.session, "user": client.user.name, "verdict": verdict})
+        return {"position": str(position), "clients": counts.total(), **counts, "sessions": listed}
 
     async def fan_out(self) -> None:
         """Run the fan-out, the send tasks' dispatcher and the fair queues until cancelled."""
@@ -285,39 +311,6 @@ class Sessions:
             self._nacks += conversation.nacks
 
 
-# Connections in one page.
-PAGE_MAX: Final = 200
-# Clients may choose longer destinations; this much is shown.
-DESTINATION_CHARS_MAX: Final = 128
-# Clients that are listed as recipients; all are counted.
-LISTED_MAX: Final = 100
-
-# The verdicts on one client, the most favourable first; that of a client is the best of its subscriptions.
-PASSED: Final = "passed"  # the event was sent, or is older than the subscription
-WAITING: Final = "waiting"  # the cursor has not reached the event
-FILTERED: Final = "filtered"  # no subscription is to a destination of the event, though the client could subscribe
-NOT_GRANTED: Final = "not_granted"  # the credentials exclude the event
-NO_SUBSCRIPTION: Final = "no_subscription"
-
-
-def page(clients: Iterable[Client], now: float, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
-    """Describe the first ``limit`` connections with numbers above ``after``.
-
-    ``clients``: the oldest first. ``now``: in Trio's time. ``behind``: only those with events still to be sent.
-    ``next`` is the number after which the next page begins; None if this is the last one.
-    """
-    found: list[dict[str, Any]] = []
-    last: int | None = None
-    for client in clients:
-        if client.number <= after or (behind and not _is_behind(client)):
-            continue
-        if len(found) == min(limit, PAGE_MAX):
-            return {"connections": found, "next": last}
-        found.append(_describe(client, now))
-        last = client.number
-    return {"connections": found, "next": None}
-
-
 def _is_behind(client: Client) -> bool:
     """Whether there are events to send, for any reason; a full ack window is one."""
     return client.state is ClientState.BEHIND or any(_unsent(one)[0] for one in client.subscriptions.values())
@@ -362,18 +355,6 @@ def _unsent(subscription: Subscription) -> tuple[int, bool]:
     if offset >= view.evicted:
         return len(view.offsets) - bisect_right(view.offsets, offset), True
     return len(view.offsets) + 1, False
-
-
-def recipients(clients: Iterable[Client], position: Position, event: Addressed) -> Mapping[str, object]:
-    """Count the clients by their verdict on an event, and list the first ``LISTED_MAX``, as values for JSON."""
-    counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NOT_GRANTED: 0, NO_SUBSCRIPTION: 0})
-    listed: list[Mapping[str, object]] = []
-    for client in clients:
-        verdict = _verdict(client, position, event)
-        counts[verdict] += 1
-        if len(listed) < LISTED_MAX:
-            listed.append({"session": client.session, "user": client.user.name, "verdict": verdict})
-    return {"position": str(position), "clients": counts.total(), **counts, "sessions": listed}
 
 
 def _verdict(client: Client, position: Position, event: Addressed) -> str:

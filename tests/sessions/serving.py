@@ -15,6 +15,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import EventStore, NewEvent
+from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
 from airy_trio.sessions.registry import Sessions
 from airy_trio.testing.client import Headers, StompClient, connect
@@ -163,7 +164,7 @@ async def serving(
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
     authenticator = authenticator or Authenticator(auth or AuthOptions())
-    sessions = Sessions(log, options, replay or ReplayOptions(), authenticator, server="airy-trio/test")
+    sessions = Sessions(Services(log, options, replay or ReplayOptions(), authenticator, server="airy-trio/test"))
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
         intake.start_soon(log.follow)
         intake.start_soon(sessions.fan_out)
