@@ -1,7 +1,8 @@
 """How many modules one has to read to follow a row to a socket, a SUBSCRIBE, or the start of a server.
 
 Counted while it happens, in one process: the files of the package in which a function is entered. For SUBSCRIBE,
-without those that an idle server enters: it polls its database meanwhile.
+without those that an idle server enters: it polls its database meanwhile. For a row, those that each of several rows
+enters: a task with a period may run during one of them, longer on a busy machine.
 """
 
 import sys
@@ -20,11 +21,12 @@ from tests.application import Application
 from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
-ROW_MAX = 32
-SUBSCRIBE_MAX = 19
-START_MAX = 50
+ROW_MAX = 29
+SUBSCRIBE_MAX = 18
+START_MAX = 49
 TIMEOUT_S = 20.0
 IDLE_S = 2.0
+ROWS = 5
 
 
 @contextmanager
@@ -78,10 +80,13 @@ async def test_few_modules_are_on_the_route(any_application: Application) -> Non
                     await receive(client, "RECEIPT")
                 await writer.apply("insert into tags (id, name, color) values ('t1', 'n', 'red')")
                 await receive(client, "MESSAGE")
-                with entered() as routed:
-                    await writer.apply("insert into tags (id, name, color) values ('t2', 'n', 'red')")
-                    await receive(client, "MESSAGE")
+                rows: list[set[str]] = []
+                for number in range(ROWS):
+                    with entered() as row:
+                        await writer.apply(f"insert into tags (id, name, color) values ('r{number}', 'n', 'red')")
+                        await receive(client, "MESSAGE")
+                    rows.append(row)
             nursery.cancel_scope.cancel()
     check("start", started, START_MAX)
     check("SUBSCRIBE", subscribed - idle, SUBSCRIBE_MAX)
-    check("row", routed, ROW_MAX)
+    check("row", set.intersection(*rows), ROW_MAX)
