@@ -4,7 +4,7 @@ Each also has the identity of its object, its channel and its conversation, whic
 all sent. JSON from the database stays text and is embedded without reformatting.
 """
 
-from typing import ClassVar, NamedTuple, NewType
+from typing import ClassVar, NamedTuple, NewType, get_args
 
 from attrs import frozen
 
@@ -139,14 +139,7 @@ class TagDeleted:
 Event = MessageUpdated | MessageDeleted | MetadataUpdated | ChannelUpdated | TagUpdated | TagDeleted
 """The closed union: every ``match`` over it ends in ``assert_never``."""
 
-TYPES: tuple[str, ...] = (
-    MessageUpdated.type,
-    MessageDeleted.type,
-    MetadataUpdated.type,
-    ChannelUpdated.type,
-    TagUpdated.type,
-    TagDeleted.type,
-)
+TYPES: tuple[str, ...] = tuple(event.type for event in get_args(Event))
 """The names of the types in the wire contract."""
 
 STATE_TYPES: frozenset[str] = frozenset(
