@@ -59,10 +59,10 @@ class Database:
         return sa.make_url(self.url).get_backend_name()
 
     def watch(self, more: str = "") -> None:
-        """Create the tables, with our change log and triggers. ``more``: of the settings."""
+        """Create the tables, with our change log and triggers. ``more`` is appended to the settings."""
         migrate(parse(f'[database]\nurl = "{self.url}"\n{more}', {}), with_tables=True)
 
-    def leave_alone(self) -> None:
+    def create_tables_only(self) -> None:
         """Create only the tables of the application."""
         engine = sa.create_engine(self.url)
         with engine.begin() as connection:
@@ -163,7 +163,7 @@ class Tagging:
         return committing_at
 
     def write_timed(self, tag: str) -> None:
-        """Insert a tag whose name is the present time (``time.monotonic``)."""
+        """Insert a tag whose name is the current time (``time.monotonic``)."""
         self._connection.execute("begin")
         self._connection.execute(_INSERT_ONE.format(id=tag, name=time.monotonic()))
         self._connection.execute("commit")
@@ -176,9 +176,9 @@ class Tagging:
 
 @contextmanager
 def postgres_databases(url: str) -> Iterator[Callable[[str], Database]]:
-    """Create Postgres databases by name: on the server of a URL or, if that is empty, on a new one.
+    """Create Postgres databases by name: on the server of a URL, or on a new one if the URL is empty.
 
-    They are dropped at the end. Raises ``NoPostgresError`` where there is no Postgres to start.
+    They are dropped at the end. Raises ``NoPostgresError`` if there is no Postgres to start.
     """
     with ExitStack() as stack:
         if not url:

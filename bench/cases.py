@@ -113,11 +113,11 @@ def _idle_cases(scale: Scale) -> list[Case]:
 
 
 def _slow_cases(scale: Scale) -> list[Case]:
-    """2000 events a second to clients, if none or a tenth of them never reads; and with all disturbances at once."""
+    """Return the cases with clients that do not read: all read, a tenth never reads, and all disturbances at once."""
     everything: Mapping[str, int | str] = {
         "dead": FEW // 10,
         "slow": FEW // 10,
-        "slow-bytes": 16_384,  # each 50 ms: a third of what comes
+        "slow-bytes": 16_384,  # every 50 ms: a third of the data
         "visitors": FEW // 10,
         "ping-ms": 100,
         "subscription": "client-%d",

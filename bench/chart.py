@@ -12,7 +12,7 @@ HEIGHT: Final = 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 110
 SWATCH: Final = 18
 STEPS: Final = (1, 2, 5, 10)
-"""The ticks of a decade; its end is the beginning of the next."""
+"""The ticks within a decade; the last one is the first of the next decade."""
 DECADE: Final = 10
 FONT: Final = 'font-family="sans-serif"'
 
@@ -53,7 +53,7 @@ def svg(panels: Sequence[Panel]) -> str:
 
 @frozen
 class _Axis:
-    """Values to places, by the logarithm, between two ticks."""
+    """Maps values to coordinates on a logarithmic scale between two ticks."""
 
     ticks: Sequence[float]
     start: float

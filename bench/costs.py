@@ -26,7 +26,7 @@ async def measure_writes(make: Callable[[str], Database], folder: Path, sizes: S
         measured.note("the application's own writes were not measured: there is no pgbench")
         return
     alone, watched, served = make("alone"), make("watched"), make("served")
-    alone.leave_alone()
+    alone.create_tables_only()
     watched.watch()
     served.watch()
     for database in (alone, watched, served):
@@ -48,23 +48,23 @@ async def measure_writes(make: Callable[[str], Database], folder: Path, sizes: S
 
 
 async def measure_contention(database: Database, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Measure the fan-out while another log is recorded, in its interpreter or in another process, against it alone.
+    """Measure the fan-out while another log is recorded, in the same interpreter or in another process.
 
-    The application and its Postgres are on the same cores: their cost shows in the case without recording.
+    The application and its Postgres use the same cores. The case without recording shows their cost.
     """
     database.watch()
     database.insert_messages(sizes.changed_per_s)
     config = configure(database, folder)
     load: dict[str, int | str] = {"clients": sizes.clients, "measure-ms": sizes.contention_ms}
-    rounds: list[dict[str, _Beside]] = []
+    rounds: list[dict[str, _Ratios]] = []
     for _ in range(sizes.contention_rounds):
         found = {}
         natural, steady = [await trio.to_thread.run_sync(measure, AIRY, pace, load) for pace in (NATURAL, STEADY)]
-        for place, beside in PLACES.items():
-            fast, speed = await beside(database, config, NATURAL, load)
-            slow, _ = await beside(database, config, STEADY, load)
+        for place, measure_place in PLACES.items():
+            fast, speed = await measure_place(database, config, NATURAL, load)
+            slow, _ = await measure_place(database, config, STEADY, load)
             assert not natural["faults"] + steady["faults"] + fast["faults"] + slow["faults"], (place, fast, slow)
-            found[place] = _Beside(
+            found[place] = _Ratios(
                 rate=fast["deliveries_per_s"] / natural["deliveries_per_s"],
                 cpu=fast["server_cpu_us"] / natural["server_cpu_us"],
                 p99=slow["p99_ms"] / steady["p99_ms"],
@@ -72,22 +72,22 @@ async def measure_contention(database: Database, folder: Path, sizes: Sizes, mea
             )
         rounds.append(found)
     for place in PLACES:
-        title = f"fan-out to {sizes.clients} clients beside changes that {place}: rate, of alone"
+        title = f"fan-out to {sizes.clients} clients during changes that {place}: rate, relative to no changes"
         rate, cpu, p99, speed = (
             median(getattr(found[place], name) for found in rounds) for name in ("rate", "cpu", "p99", "recorded_per_s")
         )
         recorded = (
-            f"; {speed:,.0f} events/s recorded meanwhile; CPU of a delivery {cpu:.2f}×" if place != NOBODY else ""
+            f"; {speed:,.0f} events/s recorded meanwhile; CPU of a delivery {cpu:.2f}×" if place != UNRECORDED else ""
         )
         measured.note(f"{title}: {rate:.2f}×; p99 at 100 events/s {p99:.2f}×{recorded}")
-    title = f"fan-out to {sizes.clients} clients beside changes that {APART}: rate, of that if {NOBODY}"
-    ratio = median(found[APART].rate / found[NOBODY].rate for found in rounds)
+    title = f"fan-out to {sizes.clients} clients during changes that {SEPARATELY}: rate, relative to no recorder"
+    ratio = median(found[SEPARATELY].rate / found[UNRECORDED].rate for found in rounds)
     measured.add(Row(title=title, bound=0.75, value=ratio, unit="×"))
 
 
 @frozen(kw_only=True)
-class _Beside:
-    """Ratios to the figures of the fan-out alone. ``recorded_per_s``: events recorded at the same time."""
+class _Ratios:
+    """Figures relative to the fan-out without changes. ``recorded_per_s``: events recorded at the same time."""
 
     rate: float
     cpu: float
@@ -106,11 +106,13 @@ async def _in_the_same_process(
     database: Database, config: Path, pace: Pace, load: Mapping[str, int | str]
 ) -> tuple[Figures, float]:
     """Return the figures of the clients, and the events recorded per second."""
-    return await _while_changing(database, partial(measure, AIRY, pace, load, server=("--beside", str(config))))
+    return await _while_changing(database, partial(measure, AIRY, pace, load, server=("--second-server", str(config))))
 
 
-async def _apart(database: Database, config: Path, pace: Pace, load: Mapping[str, int | str]) -> tuple[Figures, float]:
-    """Return the same with a server without clients that records."""
+async def _in_another_process(
+    database: Database, config: Path, pace: Pace, load: Mapping[str, int | str]
+) -> tuple[Figures, float]:
+    """Return the same, while another server without clients records."""
     async with serving(config):
         return await _while_changing(database, partial(measure, AIRY, pace, load))
 
@@ -123,6 +125,10 @@ async def _while_changing(database: Database, measuring: Callable[[], Figures]) 
         return figures, recorded / (time.monotonic() - begun_at)
 
 
-NOBODY: Final = "no server records"
-APART: Final = "a process of its own records, as with several workers"
-PLACES: Final = {NOBODY: _unrecorded, "the same process records": _in_the_same_process, APART: _apart}
+UNRECORDED: Final = "no server records"
+SEPARATELY: Final = "a process of its own records, as with several workers"
+PLACES: Final = {
+    UNRECORDED: _unrecorded,
+    "the same process records": _in_the_same_process,
+    SEPARATELY: _in_another_process,
+}

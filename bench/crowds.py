@@ -26,7 +26,7 @@ CHURN_KIB_MAX: Final = 2048
 LISTENER: Final = "[listener]\nconnections_max = 20000\nconnections_per_address_max = 20000\n"
 SMALL_TAIL: Final = "[log]\ntail_events = 1000\n"
 AT_ONCE: Final = 256
-"""Of the crowd, connections that are being opened."""
+"""How many connections of the crowd are opened at the same time."""
 VISITORS: Final = 100
 VISIT_MS: Final = 300
 

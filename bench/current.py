@@ -39,9 +39,9 @@ async def measure_crowd(database: Database, folder: Path, sizes: Sizes, measured
 
 
 async def _measure(database: Database, folder: Path, clients: int, objects: int) -> tuple[float, float]:
-    """Record the objects, start the server again, and return deliveries per second and by how many KiB it grew.
+    """Record the objects and restart the server. Return deliveries per second, and by how many KiB the server grew.
 
-    The time is that from the first connection to the last event.
+    Deliveries are counted from the first connection to the last event.
     """
     database.watch(KEPT)
     config = configure(database, folder)

@@ -13,7 +13,7 @@ from bench.cases import Results, Scale, main_cases
 from bench.processes import AIRY, MeasuringFailedError
 
 ALONE: Final = "no bystanders"
-BESIDE: Final = "bystanders"
+BYSTANDERS: Final = "bystanders"
 RATIO_MAX: Final = 1.1
 
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds, scale, results = parser.parse_args().rounds, Scale(), Results()
-    cases = [case for case in main_cases(scale) if case.name in (ALONE, BESIDE)]
+    cases = [case for case in main_cases(scale) if case.name in (ALONE, BYSTANDERS)]
     try:
         for _ in range(rounds):
             for case in cases:
@@ -33,14 +33,14 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     ratio = _ratio(results)
-    print(f"an event beside {scale.bystanders} clients of other conversations: {ratio:.2f}×, at most {RATIO_MAX}×")
+    print(f"an event next to {scale.bystanders} clients of other conversations: {ratio:.2f}×, at most {RATIO_MAX}×")
     return int(any(figures["faults"] for of_case in results.rounds.values() for figures in of_case))
 
 
 def _ratio(results: Results) -> float:
-    """The median over the rounds."""
-    pairs = zip(results.rounds[BESIDE, AIRY.name], results.rounds[ALONE, AIRY.name], strict=True)
-    return median(beside["server_cpu_us"] / alone["server_cpu_us"] for beside, alone in pairs)
+    """Return the median ratio over the rounds."""
+    pairs = zip(results.rounds[BYSTANDERS, AIRY.name], results.rounds[ALONE, AIRY.name], strict=True)
+    return median(with_bystanders["server_cpu_us"] / alone["server_cpu_us"] for with_bystanders, alone in pairs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The latency of single commits on an idle server: from the sending of COMMIT to the frame at a client.
 
-A frame has arrived when the client has read its octets. The time for decoding it is reported separately: the client is
-ours, in Python, and after a pause it is slow, like all code that runs seldom.
+A frame has arrived when the client has read its octets. The time for decoding it is reported separately, because this
+client is written in Python and is slow after a pause, like all code that seldom runs.
 """
 
 import time

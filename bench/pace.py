@@ -1,7 +1,7 @@
-"""When a producer appends how many events: the same rule for every measured server, independent of clock and pipe.
+"""How many events a producer appends, and when: one rule for every measured server, independent of clock and pipe.
 
-Each producer gets the number of events that all readers have received (``Progress``). So a server that only fills its
-own buffers is not faster.
+Each producer receives the number of events that all readers have (``Progress``). So a server that only fills its own
+buffers is not faster.
 """
 
 import argparse
@@ -16,10 +16,10 @@ READ_BYTES: Final = 512 * _RECORD.size
 
 @frozen(kw_only=True)
 class Pace:
-    """Closed loop: at least ``least`` and at most ``most`` events at once, up to ``window`` not yet received by all.
+    """A closed loop: ``least`` to ``most`` events at once, and at most ``window`` events that not all readers have.
 
-    ``rate`` above 0: an open loop instead, with so many events a second, even if clients fall behind. ``alone``: a
-    batch waits until the one before was written to all writable sockets, so that each has a write of its own.
+    ``rate`` above 0: an open loop instead, with ``rate`` events a second even if clients fall behind. ``alone``: a
+    batch waits until the previous one was written to all writable sockets, so that each batch has a write of its own.
     """
 
     name: str
@@ -69,7 +69,7 @@ BURSTS: Final = Pace(name="bursts of 50", least=50, most=50, window=200, alone=T
 
 
 def at_rate(events_per_s: int) -> Pace:
-    """Return a pace of so many events a second."""
+    """Return a pace of ``events_per_s`` events a second."""
     return Pace(name=f"{events_per_s} events/s", rate=events_per_s)
 
 

@@ -15,9 +15,9 @@ _REST: Final = (
 
 
 def body(number: int, conversations: int = 1) -> str:
-    """Make event ``number``, counted from 1, of as many conversations in turn; ``n`` is its number in its own.
+    """Make event ``number``, counted from 1. The events go to ``conversations`` conversations in turn.
 
-    ``t``: now, in nanoseconds of ``time.monotonic_ns``.
+    ``n`` in the body counts the events of a conversation; ``t`` is now, in nanoseconds of ``time.monotonic_ns``.
     """
     count, conversation = divmod(number - 1, conversations)
     head = _HEAD % (conversation, number, time.monotonic_ns(), count + 1)

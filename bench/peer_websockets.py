@@ -27,18 +27,18 @@ class Listening:
 
     def __init__(self) -> None:
         self.progress = Progress()
-        self._heard = asyncio.Event()
+        self._reported = asyncio.Event()
         os.set_blocking(0, False)
-        asyncio.get_running_loop().add_reader(0, self._hear)
+        asyncio.get_running_loop().add_reader(0, self._read)
 
     async def wait(self) -> None:
         """Wait for the next report."""
-        await self._heard.wait()
-        self._heard.clear()
+        await self._reported.wait()
+        self._reported.clear()
 
-    def _hear(self) -> None:
+    def _read(self) -> None:
         self.progress.update(os.read(0, READ_BYTES))
-        self._heard.set()
+        self._reported.set()
         if self.progress.ended:
             asyncio.get_running_loop().remove_reader(0)
 
@@ -60,7 +60,7 @@ async def produce(pace: Pace, groups: Groups, listening: Listening) -> None:
     start = loop.time()
     while not progress.ended:
         due = pace.due(produced, progress.reached, loop.time() - start)
-        for produced in range(produced + 1, produced + due + 1):  # noqa: B020 - it goes on after
+        for produced in range(produced + 1, produced + due + 1):  # noqa: B020 - the count continues from here
             for subscription, members in groups.items():
                 broadcast(members, frame(subscription, produced))
         if due:
@@ -107,7 +107,7 @@ async def main() -> None:
     ) as server:
         print(next(iter(server.sockets)).getsockname()[1], flush=True)
         await produce(pace, groups, listening)
-    os._exit(0)  # thousands of closing handshakes with a load client that is gone
+    os._exit(0)  # skip thousands of closing handshakes with a load client that has ended
 
 
 if __name__ == "__main__":

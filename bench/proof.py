@@ -1,4 +1,4 @@
-"""Prove, before anything is measured, that the load client detects each kind of fault.
+"""Prove before any measurement that the load client detects each kind of fault.
 
 A server in a thread serves one connection and sends the given messages. WebSocket and STOMP are written by hand.
 """

@@ -1,7 +1,7 @@
-"""The latency of commits at a steady rate, and what an idle server costs.
+"""The latency of commits at a steady rate, and the cost of an idle server.
 
-The writer is a process of its own and writes the time of the insert into each row, because one that shared the
-interpreter with the client would delay it. It commits on a schedule; a commit that takes longer delays the next ones.
+The writer is a separate process, because in the client's interpreter it would delay the client. It writes the time of
+the insert into each row and commits on a schedule; a commit that takes longer delays the next ones.
 """
 
 import os
@@ -28,7 +28,7 @@ RATES: Final = (10, 100, 1000)
 FRAMES_S: Final = 30.0
 """How long the client waits for the last frame."""
 BOUNDS: Final = {POSTGRES: (3.5, 8), "sqlite": (2.5, 8)}
-"""Milliseconds at p50 and p99, at any rate."""
+"""The maximum latency in milliseconds at p50 and p99, at any rate."""
 
 
 async def measure(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
@@ -79,13 +79,13 @@ def _add(database: Database, rate: int, taken: list[float], share: float, measur
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor time of a process and all its threads."""
+    """Return the processor time of a process and all its threads."""
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _wake_ups(pid: int) -> int:
-    """How often the main thread of a process has waited, since its start."""
+    """Return how often the main thread of a process has waited since its start."""
     status = _read(Path(f"/proc/{pid}/status"))
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 

@@ -92,7 +92,7 @@ def machine(loads: Sequence[float]) -> list[str]:
 
 
 def picture(results: Results, counts: Sequence[int]) -> str:
-    """Deliveries per second and p99 against the number of clients, as SVG."""
+    """Draw deliveries per second and p99 against the number of clients, as SVG."""
 
     def line(pace: Pace, contender: Contender, figure: str) -> list[tuple[float, float]]:
         names = [(clients, f"{pace.name}, {clients} clients") for clients in counts]
@@ -123,7 +123,7 @@ def picture(results: Results, counts: Sequence[int]) -> str:
 
 
 def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A table of Markdown."""
+    """Return a Markdown table."""
     return [
         "| " + " | ".join(titles) + " |",
         "|" + "---|" * len(titles),

@@ -166,7 +166,7 @@ async def _writes(make: Make, folder: Path, sizes: Sizes, measured: Measured) ->
 
 
 async def _contention(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    await measure_contention(make("beside"), folder, sizes, measured)
+    await measure_contention(make("contention"), folder, sizes, measured)
 
 
 PARTS: Final[Mapping[str, tuple[str, Part]]] = {
@@ -178,7 +178,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "start": ("Start, with much retained", measure_start),
     "stores": ("The event stores", measure_stores),
     "writes": ("What the application pays", _writes),
-    "contention": ("Fan-out beside the recorder", _contention),
+    "contention": ("Fan-out next to a recorder", _contention),
 }
 
 
@@ -186,12 +186,14 @@ def main() -> int:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--database-url", default="", help="a Postgres where databases may be created; else one is started"
+        "--database-url",
+        default="",
+        help="URL of a Postgres in which databases may be created; without it a Postgres is started",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="little of everything; writes nothing: does it work at all?"
+        "--quick", action="store_true", help="a short run of every part, to see whether it works; writes nothing"
     )
-    parser.add_argument("--parts", default=",".join(PARTS), help="of them, separated by commas (default: all)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="names of parts, separated by commas (default: all)")
     arguments = parser.parse_args()
     names = arguments.parts.split(",")
     if unknown := sorted(set(names) - PARTS.keys()):

@@ -20,7 +20,7 @@ QUICK = Scale(clients=200, many=300, bystanders=300, measure_ms=500, patient_ms=
 
 
 def main() -> int:
-    """Measure, write, and print the targets; 1 where something was lost or came twice."""
+    """Measure, write, and print the targets. Return 1 if an event was lost or duplicated."""
     arguments = _arguments()
     scale, rounds, counts = Scale(measure_ms=arguments.measure_ms), arguments.rounds, SWEEP
     if arguments.quick:
@@ -66,12 +66,14 @@ def _run(cases: Sequence[Case], results: Results, title: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; the figures are their medians")
-    parser.add_argument("--measure-ms", type=int, default=2000, help="how long each case is measured")
-    parser.add_argument("--quick", action="store_true", help="one short round with few clients: does it work at all?")
+    parser.add_argument("--measure-ms", type=int, default=2000, help="duration of each case")
     parser.add_argument(
-        "--only", action="append", metavar="CASE", help="only this case (again for more); writes nothing"
+        "--quick", action="store_true", help="one short round with few clients, to see whether it works"
     )
-    parser.add_argument("--output", type=Path, default=FOLDER, help="where the results are written")
+    parser.add_argument(
+        "--only", action="append", metavar="CASE", help="only this case (repeat for more); writes nothing"
+    )
+    parser.add_argument("--output", type=Path, default=FOLDER, help="the folder for the results")
     return parser.parse_args()
 
 

@@ -50,20 +50,20 @@ class Producer:
         self._conversations = conversations
         self._keep_events = keep_events
         self._progress = Progress()
-        self._heard = trio.Event()
+        self._reported = trio.Event()
 
     async def listen(self) -> None:
         """Read progress from standard input until its end."""
         async with trio.lowlevel.FdStream(os.dup(0)) as pipe:
             while not self._progress.ended:
                 self._progress.update(bytes(await pipe.receive_some(READ_BYTES)))
-                self._heard.set()
+                self._reported.set()
 
     async def produce(self) -> None:
         """Append until the end of progress."""
         produced, trimmed = 0, 0
         while not self._progress.begun and not self._progress.ended:
-            await self._next_word()
+            await self._next_report()
         start = trio.current_time()
         while not self._progress.ended:
             due = self._pace.due(produced, self._progress.reached, trio.current_time() - start)
@@ -95,11 +95,11 @@ class Producer:
         if self._pace.rate:
             await trio.sleep_until(max(start + (produced + 1) / self._pace.rate, trio.current_time() + TICK_S / 2))
         else:
-            await self._next_word()
+            await self._next_report()
 
-    async def _next_word(self) -> None:
-        await self._heard.wait()
-        self._heard = trio.Event()
+    async def _next_report(self) -> None:
+        await self._reported.wait()
+        self._reported = trio.Event()
 
 
 async def serve(
@@ -107,16 +107,16 @@ async def serve(
     listening: socket.socket,
     sessions: Sessions,
     *,
-    beside: Path | None,
+    second_server: Path | None,
     encryption: Encryption | None,
 ) -> None:
     """Run the tasks of the server until the producer has ended.
 
-    ``beside``: settings of a whole second server in this process, whose recorder is to work meanwhile.
+    ``second_server``: the settings of a complete second server in this process, whose recorder works at the same time.
     """
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
-        if beside is not None:
-            await intake.start(app.serve, settings.load(beside, os.environ))
+        if second_server is not None:
+            await intake.start(app.serve, settings.load(second_server, os.environ))
         intake.start_soon(producer.log.follow)
         intake.start_soon(sessions.fan_out)
         intake.start_soon(sessions.wheel.run)
@@ -135,7 +135,7 @@ async def main() -> None:
     parser.add_argument("--conversations", type=int, default=1)
     parser.add_argument("--tail-events", type=int, default=LogOptions().tail_events)
     parser.add_argument("--tail-bytes", type=int, default=LogOptions().tail_bytes)
-    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--second-server", type=Path)
     parser.add_argument("--send-timeout-s", type=float, default=ListenerOptions().send_timeout_s)
     parser.add_argument("--no-collector", action="store_true", help="without Python's cycle collector")
     parser.add_argument("--tls-certificate", default="")
@@ -158,7 +158,7 @@ async def main() -> None:
     )
     with await open_listening_socket(listener) as listening:
         encryption = await open_encryption(listener)
-        await serve(producer, listening, sessions, beside=arguments.beside, encryption=encryption)
+        await serve(producer, listening, sessions, second_server=arguments.second_server, encryption=encryption)
 
 
 def _listener_options(send_timeout_s: float) -> ListenerOptions:
@@ -176,7 +176,7 @@ def _prepare_process() -> None:
 
 def _log_as_deployed() -> None:
     """Log at the default level, as JSON, to /dev/null: writing a line for each connection is part of the work."""
-    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -1,7 +1,7 @@
-"""``make bench-stomp``: how fast frames are decoded and encoded, compared with the codecs of two clients and a copy.
+"""``make bench-stomp``: measure how fast frames are decoded and encoded, next to the codecs of two clients and a copy.
 
-All contenders take turns in one run on the same octets, and CPU time is counted, so that other programs on the machine
-hardly matter. It writes ``STOMP_CODEC.md``.
+All contenders take turns in one run on the same octets. CPU time is counted, so other programs on the machine hardly
+matter. The result is ``STOMP_CODEC.md``.
 """
 
 import os

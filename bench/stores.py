@@ -1,4 +1,4 @@
-"""The speed of each event store: appends a second as by the recorder, and replays a second."""
+"""The speed of each event store: appends a second as the recorder makes them, and replays a second."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable

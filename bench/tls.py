@@ -54,13 +54,13 @@ class Files:
 
     @property
     def options(self) -> list[str]:
-        """Of the server."""
+        """The options of the server."""
         return ["--tls-certificate", self.certificate, "--tls-key", self.key]
 
 
 @define
 class Reader:
-    """One client: its connection, and how far it has read. ``held``: the beginning of an incomplete frame."""
+    """One client. ``first`` and ``last``: numbers of events. ``held``: the beginning of an incomplete frame."""
 
     sock: socket.socket
     held: bytes = b""
@@ -77,9 +77,9 @@ class Reader:
             if not data:
                 message = "the server closed a connection"
                 raise MeasuringFailedError(message)
-            self._look(data)
+            self._check(data)
 
-    def _look(self, data: bytes) -> None:
+    def _check(self, data: bytes) -> None:
         data = self.held + data
         end = 0
         for found in _NUMBER.finditer(data):
@@ -93,10 +93,10 @@ class Reader:
 
 @frozen
 class Figures:
-    """Of one round.
+    """The figures of one round.
 
-    ``cpu_us``: the server's processor time for a delivery; ``connect_ms``: for a connection, up to the RECEIPT of its
-    SUBSCRIBE. ``kib``: by how much the server grew for each.
+    ``cpu_us``: the server's processor time for a delivery. ``connect_ms``: the same for a connection, up to the RECEIPT
+    of its SUBSCRIBE. ``kib``: by how much the server grew for each connection.
     """
 
     cpu_us: float
@@ -106,7 +106,7 @@ class Figures:
 
 
 def measure(clients: int, measure_s: float, files: Files | None) -> Figures:
-    """Serve so many clients for a while. Raises ``MeasuringFailedError``."""
+    """Serve ``clients`` clients for a while. Raises ``MeasuringFailedError``."""
     with _serving([] if files is None else files.options) as (process, port):
         before, small = _cpu_s(process.pid), _resident_kib(process.pid)
         readers = [Reader(_connected(port, files)) for _ in range(clients)]
@@ -115,7 +115,7 @@ def measure(clients: int, measure_s: float, files: Files | None) -> Figures:
             assert process.stdin is not None
             process.stdin.write(_GO)
             process.stdin.flush()
-            _read_for(readers, 0.5)  # what is slower the first time
+            _read_for(readers, 0.5)  # warm up: the first deliveries are slower
             before, had = _cpu_s(process.pid), sum(reader.last for reader in readers)
             _read_for(readers, measure_s)
             spent_s, deliveries = _cpu_s(process.pid) - before, sum(reader.last for reader in readers) - had
@@ -174,7 +174,7 @@ def _until(sock: socket.socket, end: bytes) -> None:
 
 
 def _masked(frame: bytes) -> bytes:
-    """A text message of a client, with the mask 0."""
+    """Return a text message of a client, with the mask 0."""
     return bytes([0x81, 0x80 | len(frame)]) + bytes(4) + frame
 
 
@@ -215,7 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; the figures are their medians")
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--measure-s", type=float, default=5, help="how long each is measured")
+    parser.add_argument("--measure-s", type=float, default=5, help="duration of each round")
     arguments = parser.parse_args()
     rounds: list[tuple[Figures, Figures]] = []
     loads = [os.getloadavg()[0]]

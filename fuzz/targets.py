@@ -1,4 +1,4 @@
-"""The fuzz targets: each takes octets and raises if a promise is broken, which must hold for any input.
+"""The fuzz targets: each takes octets, and raises if a promise that holds for every input is broken.
 
 They are independent of the fuzzer: ``run.py`` passes them to atheris, and the tests call them with a few inputs.
 """
@@ -75,7 +75,7 @@ def check_decoder(data: bytes) -> None:
 
     Each frame is the same after encoding and decoding.
     """
-    version, seed, stream = _parted(data)
+    version, seed, stream = _split_input(data)
     for limits in (ROOMY, TIGHT):
         whole = _decoded(Decoder(limits, version), [stream])
         assert _decoded(Decoder(limits, version), list(_cut(stream, seed))) == whole
@@ -85,13 +85,13 @@ def check_decoder(data: bytes) -> None:
 
 def check_connection(data: bytes) -> None:
     """Any stream, cut anywhere, gives the same requests; each is answered with one frame; a fault is final."""
-    _, seed, stream = _parted(data)
-    assert conversed(list(_cut(stream, seed))) == conversed([stream])
+    _, seed, stream = _split_input(data)
+    assert requests_of(list(_cut(stream, seed))) == requests_of([stream])
 
 
 def check_frames(data: bytes) -> None:
     """Any stream, cut anywhere, gives the same WebSocket frames and fault. The first octets only choose the cuts."""
-    _, seed, stream = _parted(data)
+    _, seed, stream = _split_input(data)
     whole = _frames_of([stream])
     assert _frames_of(list(_cut(stream, seed))) == whole
     frames, _ = whole
@@ -119,7 +119,7 @@ def _frames_of(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], int | None
     return frames, None
 
 
-def _parted(data: bytes) -> tuple[Version | None, int, bytes]:
+def _split_input(data: bytes) -> tuple[Version | None, int, bytes]:
     head = data[:2].ljust(2, b"\0")
     return VERSIONS[head[0] % len(VERSIONS)], head[1], data[2:]
 
@@ -141,7 +141,7 @@ def _decoded(decoder: Decoder, pieces: list[bytes]) -> Outcome:
         try:
             frames.extend(decoder.feed(piece))
         except RemoteProtocolError as fault:
-            return frames, _told(fault)
+            return frames, _error_of(fault)
         for frame in frames:
             _check_size(frame, decoder.limits)
         fed_bytes += len(piece)
@@ -150,14 +150,17 @@ def _decoded(decoder: Decoder, pieces: list[bytes]) -> Outcome:
     return frames, None
 
 
-def _told(fault: RemoteProtocolError) -> tuple[str, str, str | None]:
+def _error_of(fault: RemoteProtocolError) -> tuple[str, str, str | None]:
     """Return the ERROR for a fault, which must be in the catalogue."""
     assert (fault.token, fault.prose) in FAULTS
     return fault.token, fault.prose, fault.receipt_id
 
 
 def _check_size(frame: Frame, limits: Limits) -> None:
-    """Return the least size of a frame on the wire: line ends, escapes and space around values may have been longer."""
+    """Assert that the least size of a frame on the wire is within the limits.
+
+    Line ends, escapes and space around values may have made the frame longer on the wire.
+    """
     lines = [len(f"{name}:{value}".encode()) for name, value in frame.headers]
     assert len(frame.command) <= limits.command_bytes_max
     assert len(lines) <= limits.header_count_max
@@ -174,24 +177,24 @@ def _check_identity(frame: Frame, version: Version | None) -> None:
     assert list(Decoder(ROOMY, version).feed(written)) == [frame]
 
 
-def conversed(pieces: list[bytes]) -> list[object]:
+def requests_of(pieces: list[bytes]) -> list[object]:
     """Return the requests that a connection reads from a stream, and the fault if there is one."""
     connection = Connection(OPTIONS, "s-1")
-    said: list[object] = []
+    found: list[object] = []
     for piece in pieces:
         try:
             requests, fault = connection.receive(piece), None
         except RemoteProtocolError as error:
             requests, fault = error.fulfilled, error
         for request in requests:
-            said.append(request)
+            found.append(request)
             _answer(connection, request)
         if fault is not None:
-            said.append(_told(fault))
+            found.append(_error_of(fault))
             _end(connection, fault)
-            return said
+            return found
         _check_bounds(connection)
-    return said
+    return found
 
 
 def _answer(connection: Connection, request: Request) -> None:

@@ -2,9 +2,10 @@
 
 A client that resumes on a quiet conversation has an old position, and without the index the store would read all later
 events of all conversations. The index is partial, so events without a conversation cost nothing. Channels and types
-have no index: each index slows down every append, and there are few channels and types, each with many events. To scan
-a million events for one that has few takes a third of a second on Postgres and a second on SQLite. On Postgres only the
-beginning of the id is indexed, because an index cannot store rows of more than 2704 octets, and the append would fail.
+have no index: each index slows down every append, and there are few channels and types, each with many events. Scanning
+a million events for a type that has few takes a third of a second on Postgres and a second on SQLite. On Postgres only
+the beginning of the id is indexed, because an index cannot store rows of more than 2704 octets, and the append would
+fail.
 """
 
 import sqlalchemy as sa

@@ -10,12 +10,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add ``age_ms`` to ``event_log``. NULL means not known, as in rows of earlier versions."""
+    """Add ``age_ms`` to ``event_log``. NULL means that it is not known, as in rows of earlier versions."""
     names = context.config.attributes["names"]
     op.add_column(names.bare("event_log"), sa.Column("age_ms", sa.BigInteger), schema=names.table_schema)
 
 
 def downgrade() -> None:
-    """Take it away."""
+    """Drop it."""
     names = context.config.attributes["names"]
     op.drop_column(names.bare("event_log"), "age_ms", schema=names.table_schema)

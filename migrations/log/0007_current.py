@@ -1,9 +1,9 @@
 """The current state: the newest event of each object whose type is kept, apart from the log, which is trimmed.
 
 ``log_current`` has one row for each such object. Its key is a digest, because an index of Postgres cannot contain an id
-of any length. ``log_state`` names the ``generation`` of the state, what the recorder knows of it (``marks``), and the
-head and resume point that it belongs to (``state_at``): a server of an earlier version moves these without changing
-the state, which then counts as missing.
+of any length. ``log_state`` has the ``generation`` of the state, what the recorder knows about it (``marks``), and the
+head and resume point that it belongs to (``state_at``). A server of an earlier version moves head and resume point
+without changing the state, which then counts as missing.
 """
 
 import sqlalchemy as sa
@@ -54,7 +54,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them again."""
+    """Drop them."""
     names = context.config.attributes["names"]
     op.drop_table(names.bare("log_current"), schema=names.table_schema)
     for name in COLUMNS:
