@@ -27,13 +27,13 @@ MESSAGE: Mapping[str, Any] = {
 
 
 def only(**mapped: str) -> str:
-    """Settings that map these kinds of objects and no other, each with the lines of its section ("" for none)."""
+    """Return settings that map only these kinds of objects, each with the lines of its section ("" for none)."""
     sections = {kind: mapped.get(kind, 'name = ""') for kind in mapping.KINDS}
     return "".join(f"[database.tables.{kind}]\n{lines}\n" for kind, lines in sections.items() if lines)
 
 
 class Application:
-    """Writes into its tables as an application would, each call one transaction."""
+    """Writes into the tables of an application as the application does, each call in one transaction."""
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = url
@@ -41,9 +41,9 @@ class Application:
         self.engine = self._engine(create=create)
 
     def settings(self, more: str = "") -> Settings:
-        """Settings for a server on this database; ``more`` is TOML that comes after ``[database]`` and its url.
+        """Return settings for a server on this database. ``more`` is TOML that follows ``[database]`` and its url.
 
-        There is no admin port unless ``more`` has one: servers of several tests run at a time.
+        There is no admin port unless ``more`` has one, because servers of several tests run at the same time.
         """
         admin = "" if "[admin]" in more else "\n[admin]\nport = 0\n"
         return parse(f'[database]\nurl = "{self.url}"\n{more}{admin}', {})
@@ -58,7 +58,7 @@ class Application:
             for statement in statements:
                 connection.execute(sa.text(statement), parameters)
 
-    def scalar(self, statement: str) -> Any:  # noqa: ANN401 - of any column
+    def scalar(self, statement: str) -> Any:  # noqa: ANN401 - the value of any column
         with self.engine.begin() as connection:
             return connection.execute(sa.text(statement)).scalar()
 
@@ -118,7 +118,7 @@ def application(url: str, *, create: bool = False) -> Iterator[Application]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def any_application(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Application]:
-    """An empty database of each dialect in turn."""
+    """An empty database of each dialect."""
     url = f"sqlite:///{tmp_path}/app.db" if request.param == "sqlite" else request.getfixturevalue("postgres_database")
     with application(url, create=True) as made:
         yield made

@@ -1,4 +1,4 @@
-"""Certificates of an authority that the test makes, in files as the settings want them."""
+"""Certificates of a test authority, in files as the settings expect them."""
 
 import ssl
 from datetime import datetime
@@ -8,12 +8,12 @@ import trustme
 from attrs import frozen
 
 AUTHORITY = trustme.CA()
-"""One for the whole run: its key takes long to make."""
+"""One authority for the whole run, because its key takes long to generate."""
 
 
 @frozen
 class Files:
-    """A certificate and its key on disk, and the authority that a client has to trust."""
+    """A certificate and its key on disk, and the certificate of the authority that a client must trust."""
 
     certificate: Path
     key: Path
@@ -21,12 +21,12 @@ class Files:
 
     @property
     def listener(self) -> str:
-        """The lines of ``[listener]``."""
+        """The lines for ``[listener]``."""
         return f'tls_certificate = "{self.certificate}"\ntls_key = "{self.key}"\n'
 
 
 def issue(folder: Path, *names: str, expires: datetime | None = None) -> Files:
-    """Issue a certificate for these names, ``localhost`` and 127.0.0.1 if there are none, and write it."""
+    """Issue a certificate for these names, by default ``localhost`` and 127.0.0.1, and write it."""
     issued = AUTHORITY.issue_cert(*(names or ("localhost", "127.0.0.1")), not_after=expires)
     files = Files(folder / "server.pem", folder / "server.key", folder / "authority.pem")
     files.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
@@ -36,7 +36,7 @@ def issue(folder: Path, *names: str, expires: datetime | None = None) -> Files:
 
 
 def trusting(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """What a client needs that trusts the authority; ``version``: the only one it speaks."""
+    """Return a context for a client that trusts the authority. ``version``: the only version that it accepts."""
     context = ssl.create_default_context()
     AUTHORITY.configure_trust(context)
     if version is not None:

@@ -1,4 +1,4 @@
-"""The command line without a process of its own."""
+"""The command line, run in this process."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class CommandLine(Protocol):
 
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
-    """The command line in this process, for what does not come to serve: a new one takes most of a second."""
+    """Run the command line in this process, for commands that do not serve: a new process takes most of a second."""
 
     def main(*arguments: str) -> Finished:
         monkeypatch.setattr(sys, "argv", ["airy-trio", *arguments])

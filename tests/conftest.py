@@ -1,11 +1,11 @@
-"""For all tests: the rules about skips, the selection of ``--quick``, Hypothesis' profiles, and shared fixtures.
+"""Rules about skips, the selection of ``--quick``, profiles for Hypothesis, and shared fixtures.
 
 In CI, and with AIRY_TEST_NO_SKIPS=1, a skipped test is a failure, because what it tests was not tested.
 
 ``--quick`` runs the tests that need no other program, without a list of them. A test is left out if one of its fixtures
-is a server, or if a parameter chooses one, and is skipped when it starts a process. To take little time it also leaves
-out tests marked ``slow``; tests on an application's SQLite file outside of the folders whose subject is a database,
-because they build most of a server; and all but the first seeds and examples of a property.
+is a server, or if a parameter chooses one, and is skipped when it starts a process. To save time it also leaves out
+tests marked ``slow``; tests on an application's SQLite file outside of the folders whose subject is a database, because
+they build most of a server; and all but the first seeds and examples of a property.
 """
 
 import gc
@@ -38,7 +38,8 @@ __all__ = [
     "sqlite_application",
 ]
 
-# A shell starts background jobs with SIGINT ignored, and so would be every program that a test starts and interrupts.
+# A shell starts background jobs with SIGINT ignored, and every program that a test starts and interrupts would inherit
+# this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -47,17 +48,18 @@ AnyReport = TypeVar("AnyReport", pytest.TestReport, pytest.CollectReport)
 SKIPS_FORBIDDEN = "AIRY_TEST_NO_SKIPS"
 
 SERVERS = frozenset({"postgres", "own_postgres", "redis_server", "own_redis", "pgbouncer"})
-"""The fixtures that start a server; all others that need one use these."""
+"""The fixtures that start a server; all other fixtures that need a server use these."""
 SERVER_PARAMETERS = frozenset({"postgres", "redis"})
-"""Parameters with which a test or a fixture requests one of them by itself."""
+"""Parameters with which a test or a fixture requests such a fixture."""
 QUICK_SEEDS = 2
 QUICK_EXAMPLES = 10
 DATABASE_FOLDERS = frozenset({"capture", "database", "log"})
 DATABASES = frozenset({"any_application", "sqlite_application"})
 PROCESS_STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"})
-"""Audit events of Python."""
+"""Audit events of Python for the start of a process."""
 
-# No deadline: time per example says more about the machine than about the code; pytest-timeout limits the whole test.
+# No deadline, because the time for an example depends more on the machine than on the code. pytest-timeout limits the
+# whole test.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=QUICK_EXAMPLES)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -89,7 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(message)
     config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
     items[:] = quick
-    gc.freeze()  # the modules and the tests stay: not to scan them again saves a tenth of the time
+    gc.freeze()  # modules and tests stay imported: this saves a tenth of the time
 
 
 def _is_quick(item: pytest.Item) -> bool:
@@ -123,7 +125,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _refuse_skip(report: AnyReport) -> AnyReport:
-    """Turn a skip, of one test or of a whole module, into a failure where skips are forbidden."""
+    """Turn a skip, of one test or of a whole module, into a failure if skips are forbidden."""
     if report.skipped and not hasattr(report, "wasxfail") and skips_are_forbidden():
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"

@@ -1,8 +1,8 @@
-"""An event store in memory for tests that change what a verb does.
+"""An event store in memory for tests that change one operation.
 
-The long verbs pass their arguments on as one value. A test store overrides ``on_append``, ``on_read`` or
+The operations with many arguments pass them on as one value. A test store overrides ``on_append``, ``on_read`` or
 ``on_current``, so it need not repeat the signature. It calls the method of the same name on ``super()``, with the value
-as it is or with a field replaced (``attrs.evolve``).
+unchanged or with a field replaced (``attrs.evolve``).
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Current:
 
 
 class DelegatingStore(MemoryStore):
-    """A ``MemoryStore`` whose long verbs can be overridden by methods with one argument."""
+    """A ``MemoryStore`` whose operations with many arguments can be overridden by methods with one argument."""
 
     async def append(
         self,

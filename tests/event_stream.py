@@ -1,4 +1,4 @@
-"""A reader of event streams, for tests: HTTP by h11, events by the rules of the HTML standard, 9.2.6.
+"""A reader of event streams for tests: HTTP by h11, events by the rules of the HTML standard, 9.2.6.
 
 It is stricter than a browser: a field that the standard does not define is an error.
 """
@@ -20,7 +20,7 @@ Headers = Sequence[tuple[str, str]]
 
 @frozen
 class StreamEvent:
-    """One event as ``EventSource`` dispatches it. ``id``: of the last event that had one, as ``lastEventId``."""
+    """One event as ``EventSource`` dispatches it. ``id``: that of the last event that had one, as ``lastEventId``."""
 
     type: str
     data: str
@@ -33,7 +33,7 @@ class StreamEvent:
 
 @define
 class Parser:
-    """Octets in, events out. ``comments``: how many there were. ``retry``: the newest value."""
+    """Parses octets into events. ``comments``: the number of comments. ``retry``: the newest value."""
 
     comments: int = 0
     retry: int | None = None
@@ -72,7 +72,7 @@ class Parser:
 
 @define
 class EventStream:
-    """One connection. ``status`` and ``headers`` (by lower-case name): of the response."""
+    """One connection. ``status`` and ``headers`` (by lower-case name) are those of the response."""
 
     stream: trio.abc.Stream
     status: int = 0
@@ -135,6 +135,6 @@ class EventStream:
 async def requesting(
     port: int, target: str = "/events", *, method: str = "GET", headers: Headers = ()
 ) -> AsyncGenerator[EventStream]:
-    """Send a request to a server on this machine; closes the connection at the end."""
+    """Send a request to a server on this machine. Closes the connection at the end."""
     async with await trio.open_tcp_stream(HOST, port) as stream:
         yield await EventStream(stream).request(target, method=method, host=f"{HOST}:{port}", headers=headers)

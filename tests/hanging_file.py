@@ -1,4 +1,4 @@
-"""A file whose reader hangs, as on a mount whose server is away: a pipe that nothing has opened for writing."""
+"""A file whose reader hangs, as on a mount whose server is unavailable: a pipe that is not open for writing."""
 
 import os
 from pathlib import Path
@@ -9,16 +9,16 @@ TIMEOUT_S = 20.0
 
 
 def make_hang(path: Path) -> None:
-    """Put a pipe without a writer at this path, in place of a file if there is one."""
+    """Put a pipe without a writer at this path. Replaces a file."""
     path.unlink(missing_ok=True)
     os.mkfifo(path)
 
 
 async def open_writer(pipe: Path) -> int:
-    """Open the pipe for writing once it has a reader, which hangs until this descriptor is closed."""
+    """Open the pipe for writing once it has a reader. The reader hangs until this descriptor is closed."""
     with trio.fail_after(TIMEOUT_S):
         while True:
             try:
                 return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # a pipe does not notify
+            except OSError:  # nothing reports that a pipe has a reader
                 await trio.sleep(0.01)

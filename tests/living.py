@@ -1,6 +1,6 @@
-"""Which objects are alive without the cycle collector.
+"""Objects that are alive without the cycle collector.
 
-Objects of earlier tests may be alive too: a server freezes all objects at its start (``gc.freeze``), for good. So only
+Objects of earlier tests may be alive too, because a server freezes all objects at its start (``gc.freeze``). So only
 the difference counts.
 """
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
-    """Disable the collector for the block. Afterwards the list has the objects that were made and are still alive."""
+    """Disable the collector for the block. Afterwards the list has the new objects that are still alive."""
     left: list[object] = []
     gc.collect()
     gc.disable()

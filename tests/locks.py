@@ -13,7 +13,7 @@ NAMES = tuple(sorted(path.stem for path in (ROOT / "locks").glob("*.txt")))
 
 @frozen
 class Pin:
-    """A version of a package, and the hashes of its files. ``marker``: where it is installed; None: everywhere."""
+    """A version of a package, and the hashes of its files. ``marker``: the environments that need it; None: all."""
 
     name: str
     version: str
@@ -22,7 +22,7 @@ class Pin:
 
 
 def pins(name: str) -> list[Pin]:
-    """All pins of a lock file. Raises ``AssertionError`` for a line that is neither a pin nor a hash."""
+    """Return all pins of a lock file. Raises ``AssertionError`` for a line that is neither a pin nor a hash."""
     text = (ROOT / "locks" / f"{name}.txt").read_text().replace("\\\n", " ")
     return [_pin(line) for line in text.splitlines()]
 

@@ -1,4 +1,4 @@
-"""A real PgBouncer in front of a Postgres of the tests' own, which lends each transaction another server connection."""
+"""A real PgBouncer in front of the tests' Postgres; it may give each transaction another server connection."""
 
 import os
 import shutil
@@ -18,12 +18,12 @@ from tests.postgres import NOBODY, SUPERUSER, Postgres, as_nobody, free_port
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 SERVER_CONNECTIONS = 3
-"""Of one database and role: few, so that programs that share them meet."""
+"""The maximum for a database and role. It is small, so that programs share connections."""
 
 
 @contextmanager
 def running_pgbouncer(program: str, postgres: Postgres) -> Iterator[int]:
-    """Start one on loopback, in transaction mode, which asks for no password; give its port."""
+    """Start a PgBouncer on loopback, in transaction mode, without passwords; yield its port."""
     folder, port = Path(tempfile.mkdtemp(prefix="airy-trio-pgbouncer-")), free_port()
     (folder / "users.txt").write_text(f'"{SUPERUSER}" ""\n')
     config = folder / "pgbouncer.ini"
@@ -33,12 +33,12 @@ def running_pgbouncer(program: str, postgres: Postgres) -> Iterator[int]:
         f"auth_type = trust\nauth_file = {folder / 'users.txt'}\n"
         f"pool_mode = transaction\ndefault_pool_size = {SERVER_CONNECTIONS}\n"
     )
-    if os.geteuid() == 0:  # as which it refuses to run
+    if os.geteuid() == 0:  # PgBouncer refuses to run as root
         os.chown(folder, NOBODY, NOBODY)
     try:
         process = subprocess.Popen([program, "--quiet", config], stderr=subprocess.DEVNULL, **as_nobody(folder))
         try:
-            _wait_until_it_listens(process, port)
+            _wait_until_listening(process, port)
             yield port
         finally:
             process.terminate()
@@ -47,7 +47,7 @@ def running_pgbouncer(program: str, postgres: Postgres) -> Iterator[int]:
         shutil.rmtree(folder)
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
+def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
     give_up_at = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < give_up_at and process.poll() is None:
         try:
@@ -70,5 +70,5 @@ def pgbouncer(postgres: Postgres) -> Iterator[int]:
 
 
 def through(url: str, port: int) -> str:
-    """The URL of the same database through the pooler on a port."""
+    """Return the URL of the same database through the pooler on this port."""
     return sa.make_url(url).set(port=port).render_as_string(hide_password=False)

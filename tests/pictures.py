@@ -1,8 +1,9 @@
-"""Draws the picture of the README from a real run: a client is cut off, comes back, and catches up.
+"""Draw the picture of the README from a real run: a client loses its connection, reconnects, and catches up.
 
     make pictures
 
-A server, an application that commits a row every 100 ms, and a client over a real WebSocket. The times are measured.
+The run has a server, an application that commits a row every 100 ms, and a client over a real WebSocket. The times are
+measured.
 """
 
 import sys
@@ -22,9 +23,9 @@ IMAGE: Final = Path(__file__).parents[1] / "docs" / "images" / "catches-up.svg"
 ROWS: Final = 20
 EVERY_S: Final = 0.1
 CUT_AFTER: Final = 6
-"""Events, after which the client's connection is cut."""
-AWAY_ROWS: Final = 9
-"""Rows that are committed until it is back."""
+"""The number of events after which the client's connection is cut."""
+MISSED_ROWS: Final = 9
+"""The number of rows that are committed before it reconnects."""
 TIMEOUT_S: Final = 30.0
 
 WIDTH, HEIGHT = 960, 250
@@ -35,7 +36,7 @@ INK, SOFT, TEAL = "#0f172a", "#475569", "#0f766e"
 
 @frozen(kw_only=True)
 class Run:
-    """What happened, in seconds since the first commit: when each row was committed, and its event received."""
+    """A run, in seconds since the first commit: when each row was committed, and when its event was received."""
 
     committed: dict[str, float] = field(factory=dict)
     received: list[tuple[str, float]] = field(factory=list)
@@ -45,12 +46,12 @@ class Run:
 
     @property
     def missed(self) -> list[float]:
-        """When the events were received that the client missed while it was away."""
+        """The times at which the client received the events that it had missed."""
         return [at for id_, at in self.received if at >= self.back_s and self.committed[id_] < self.back_s]
 
 
 async def run(made: Application) -> Run:
-    """Run it. Fails unless each event is received once, in the order of the commits."""
+    """Run everything. Fails unless each event is received once, in the order of the commits."""
     settings = made.migrate("[listener]\nport = 0\n")
     committed: dict[str, float] = {}
     received: list[tuple[str, float]] = []
@@ -64,7 +65,7 @@ async def run(made: Application) -> Run:
                 await trio.sleep_until(began + number * EVERY_S)
                 await trio.to_thread.run_sync(made.tag, f"t{number}")
                 committed[f"t{number}"] = trio.current_time() - began
-                if number + 1 == CUT_AFTER + AWAY_ROWS:
+                if number + 1 == CUT_AFTER + MISSED_ROWS:
                     back.set()
 
         async def receive(client: StompClient, until: int) -> str:
@@ -98,7 +99,7 @@ def _id_of(body: bytes) -> str:
 
 
 def svg(happened: Run) -> str:
-    """Draw a run: a dot for each commit, one for each event, and the time without a connection."""
+    """Draw a run: a dot for each commit, a dot for each event, and the time without a connection."""
     end_s = max(happened.committed.values()) + EVERY_S
 
     def x(at_s: float) -> float:
@@ -152,7 +153,7 @@ def _text(x: float, y: float, words: str, colour: str, more: str) -> str:
 
 
 def main() -> None:
-    """Run it, and write the picture."""
+    """Run everything, and write the picture."""
     with tempfile.TemporaryDirectory() as folder, application(f"sqlite:///{folder}/inbox.db", create=True) as made:
         happened = trio.run(run, made)
     IMAGE.write_text(svg(happened))

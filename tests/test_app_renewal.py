@@ -1,4 +1,4 @@
-"""What SIGHUP renews in a running server, and what stays unchanged. ``e2e`` tests the signal itself."""
+"""SIGHUP renews some settings of a running server and leaves others unchanged. ``e2e`` tests the signal itself."""
 
 import json
 import os
@@ -30,8 +30,8 @@ from tests.hanging_file import make_hang, open_writer
 TIMEOUT_S = 20.0
 
 
-class Said(LogCapture):
-    """The log lines, with a way to wait for one."""
+class LogLines(LogCapture):
+    """The captured log lines. A test can wait for one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,26 +52,26 @@ class Said(LogCapture):
 
 
 @contextmanager
-def listening() -> Generator[Said]:
+def captured() -> Generator[LogLines]:
     """Capture all log lines."""
-    said, usual = Said(), structlog.get_config()["processors"]
-    structlog.configure(processors=[said])
+    log, usual = LogLines(), structlog.get_config()["processors"]
+    structlog.configure(processors=[log])
     try:
-        yield said
+        yield log
     finally:
         structlog.configure(processors=usual)
 
 
 @define
 class Running:
-    """A server that a test renews. ``text``: the settings from ``[listener]`` on, as in the file now.
+    """A server that a test renews. ``text``: the settings from ``[listener]`` on, as they are in the file.
 
-    ``fault``: why that cannot be read.
+    ``fault``: the error of reading the file, if any.
     """
 
     application: Application
     text: str
-    said: Said
+    log: LogLines
     address: app.Address = field(init=False)
     renewal: Renewal = field(init=False)
     fault: Exception | None = None
@@ -84,9 +84,9 @@ class Running:
     async def renew(self, text: str) -> EventDict:
         """Change the file, request a renewal, and return the log line of the result."""
         self.text = text
-        before = len(self.said.entries)
+        before = len(self.log.entries)
         self.renewal.request()
-        return await self.said.line("settings renewed", "settings not renewed", after=before)
+        return await self.log.line("settings renewed", "settings not renewed", after=before)
 
     async def client(self, token: str | None = None) -> StompClient:
         headers = () if token is None else (("passcode", token),)
@@ -99,8 +99,8 @@ class Running:
 @asynccontextmanager
 async def running(application: Application, text: str) -> AsyncGenerator[Running]:
     settings = application.migrate(text)
-    with listening() as said, trio.fail_after(TIMEOUT_S):
-        server = Running(application, text, said)
+    with captured() as log, trio.fail_after(TIMEOUT_S):
+        server = Running(application, text, log)
         server.renewal = Renewal(server.read)
         async with trio.open_nursery() as nursery:
             server.address = await nursery.start(partial(serve_process, settings, renewal=server.renewal))
@@ -219,7 +219,7 @@ async def test_expired_certificate_is_logged_and_used(sqlite_application: Applic
         issue(tmp_path, expires=datetime.now(UTC) - timedelta(days=2))
         assert (await server.renew(text))["event"] == "settings renewed"
         [warning] = [
-            line["event"] for line in server.said.entries if line["log_level"] == "warning" and "tls" in line["event"]
+            line["event"] for line in server.log.entries if line["log_level"] == "warning" and "tls" in line["event"]
         ]
         assert "the certificate expired" in warning
         with pytest.raises(trio.BrokenResourceError) as refused:
@@ -234,10 +234,10 @@ async def test_faulty_certificate_is_one_line_and_changes_nothing(
     text = with_tls(files) + '[auth]\nmode = "tokens"\ntokens = { one = "a1" }\n'
     async with running(sqlite_application, text) as server, await server.client("a1") as old:
         files.certificate.write_text("junk")
-        told = await server.renew(text.replace("a1", "b2"))
-        assert told["event"] == "settings not renewed"
-        assert told["log_level"] == "error"
-        [fault] = told["faults"]
+        line = await server.renew(text.replace("a1", "b2"))
+        assert line["event"] == "settings not renewed"
+        assert line["log_level"] == "error"
+        [fault] = line["faults"]
         assert fault.startswith(f"listener.tls_certificate: {files.certificate}: no readable certificate in the file")
         async with await server.client("a1") as new:  # neither the token nor the certificate
             assert serial(old) == serial(new)
@@ -251,9 +251,9 @@ async def test_faulty_key_file_also_keeps_the_old_certificate(sqlite_application
     async with running(sqlite_application, text) as server, await server.client(one.token(sub="u")) as old:
         issue(tmp_path)
         keys.write_text("junk")
-        told = await server.renew(text)
-        assert (told["event"], told["log_level"]) == ("settings not renewed", "error")
-        [fault] = told["faults"]
+        line = await server.renew(text)
+        assert (line["event"], line["log_level"]) == ("settings not renewed", "error")
+        [fault] = line["faults"]
         assert fault.startswith("auth.jwt_key: ")
         async with await server.client(one.token(sub="u")) as new:  # neither the keys nor the certificate
             assert serial(old) == serial(new)
@@ -290,9 +290,9 @@ async def test_sessions_with_changed_grants_end(sqlite_application: Application,
 
 async def test_faulty_settings_are_one_line_and_change_nothing(sqlite_application: Application) -> None:
     async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:
-        told = await server.renew(tokens(one="never-shown").replace("port = 0", "port = -5\nprot = 1"))
-        assert (told["event"], len(told["faults"])) == ("settings not renewed", 2)
-        assert "never-shown" not in str(server.said.entries)
+        line = await server.renew(tokens(one="never-shown").replace("port = 0", "port = -5\nprot = 1"))
+        assert (line["event"], len(line["faults"])) == ("settings not renewed", 2)
+        assert "never-shown" not in str(server.log.entries)
         async with await server.client("a1") as new:
             sqlite_application.tag()
             assert [(await client.receive()).command for client in (old, new)] == ["MESSAGE"] * 2
@@ -305,8 +305,8 @@ async def test_tls_is_not_turned_on_or_off(
     texts = [with_tls(issue(tmp_path)), "[listener]\nport = 0\n"]
     first, second = texts if begins_with else texts[::-1]
     async with running(sqlite_application, first) as server:
-        told = await server.renew(second)
-        assert told["faults"] == ("listener.tls_certificate: TLS can be turned on and off only by a restart",)
+        line = await server.renew(second)
+        assert line["faults"] == ("listener.tls_certificate: TLS can be turned on and off only by a restart",)
         async with await server.client():
             pass
 
@@ -315,8 +315,8 @@ async def test_settings_that_need_a_restart_are_named(sqlite_application: Applic
     text = "[listener]\nport = 0\n"
     async with running(sqlite_application, text) as server:
         assert (await server.renew(text))["only_after_a_restart"] == []
-        told = await server.renew(text + 'drain_s = 3\n[log]\nretain_events = 5\n[auth]\nmode = "none"\n')
-        assert told["only_after_a_restart"] == ["log", "listener"]
+        line = await server.renew(text + 'drain_s = 3\n[log]\nretain_events = 5\n[auth]\nmode = "none"\n')
+        assert line["only_after_a_restart"] == ["log", "listener"]
 
 
 async def test_early_and_repeated_requests_are_one_renewal(sqlite_application: Application) -> None:
@@ -330,10 +330,10 @@ async def test_early_and_repeated_requests_are_one_renewal(sqlite_application: A
     renewal.request()
     renewal.request()
     settings = sqlite_application.migrate("[listener]\nport = 0\n")
-    with listening() as said, trio.fail_after(TIMEOUT_S):
+    with captured() as log, trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve_process, settings, renewal=renewal))
-            await said.line("settings renewed")
+            await log.line("settings renewed")
             nursery.cancel_scope.cancel()
     assert len(reads) == 1
 
@@ -347,7 +347,7 @@ async def test_server_does_not_start_with_a_faulty_certificate(sqlite_applicatio
 
 
 @pytest.mark.parametrize(
-    "fault, told",
+    "fault, reason",
     [
         (SettingsError(["airy-trio.toml: there is no such file"]), "airy-trio.toml: there is no such file"),
         (RuntimeError("never-shown"), "unexpected RuntimeError at test_app_renewal.py:"),
@@ -355,15 +355,15 @@ async def test_server_does_not_start_with_a_faulty_certificate(sqlite_applicatio
     ids=["expected", "unexpected"],
 )
 async def test_unreadable_settings_do_not_end_the_server(
-    sqlite_application: Application, fault: Exception, told: str
+    sqlite_application: Application, fault: Exception, reason: str
 ) -> None:
     async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:
         server.fault = fault
         line = await server.renew(tokens(one="b2"))
         assert (line["event"], line["log_level"]) == ("settings not renewed", "error")
         [only] = line["faults"]
-        assert only.startswith(told)
-        assert "never-shown" not in str(server.said.entries)
+        assert only.startswith(reason)
+        assert "never-shown" not in str(server.log.entries)
         server.fault = None
         async with await server.client("a1") as new:
             sqlite_application.tag()

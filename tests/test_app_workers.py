@@ -56,8 +56,8 @@ async def later(server: Server, event: str, after: int, **facts: object) -> dict
 
 
 def workers_with(server: Server, event: str) -> list[int | str]:
-    said = [json_object(line) for line in server.err.all]
-    return [record["worker"] for record in said if record.get("event") == event]
+    records = [json_object(line) for line in server.err.all]
+    return [record["worker"] for record in records if record.get("event") == event]
 
 
 async def pid_of(server: Server, name: int | str) -> int:
@@ -78,7 +78,7 @@ async def connect_from(server: Server, origin: str) -> None:
 
 
 async def next_or_resumed(client: Listening, server: Server, stack: AsyncExitStack) -> bool:
-    """Receive the next event, on another worker if the client's own was killed; return whether it was."""
+    """Receive the next event. If the client's own worker was killed, reconnect first; return whether it did."""
     try:
         await client.next()
     except (Closed, trio.BrokenResourceError):
@@ -105,13 +105,13 @@ async def test_client_of_a_killed_worker_resumes_on_another(
                 await client.next()
             assert set(workers_with(server, "connection opened")) == {0, 1}
             assert workers_with(server, "recording") == [RECORDER], "the workers wait for the lease"
-            said = len(server.err.all)
+            before = len(server.err.all)
             os.kill(await pid_of(server, 0), signal.SIGKILL)
-            await later(server, "worker exited; restarting", said, worker=0, exit_code=-signal.SIGKILL)
+            await later(server, "worker exited; restarting", before, worker=0, exit_code=-signal.SIGKILL)
             application.tag("meanwhile")
             resumed = [await next_or_resumed(client, server, stack) for client in clients]
             assert {True, False} == set(resumed)
-            await later(server, "all workers listen", said, port=server.port)
+            await later(server, "all workers listen", before, port=server.port)
             application.tag("after")
             for client in clients:
                 await client.next()
@@ -138,11 +138,11 @@ async def test_worker_records_while_the_recorder_process_is_away(
             application.tag("first")
             await client.next()
             for number in range(2):
-                said = len(server.err.all)
+                before = len(server.err.all)
                 os.kill(newest_start(server, RECORDER)["pid"], signal.SIGKILL)
                 application.tag(f"while it is away {number}")
                 await client.next()
-                await later(server, "recording", said, worker=RECORDER)
+                await later(server, "recording", before, worker=RECORDER)
                 application.tag(f"after {number}")
                 await client.next()
             assert [event.offset for event in client.events] == [1, 2, 3, 4, 5]
@@ -163,12 +163,12 @@ async def test_worker_records_while_the_recorder_process_is_frozen(
         async with two_workers(config_of(postgres_application, tmp_path)) as server, listening(server) as client:
             postgres_application.tag("first")
             await client.next()
-            frozen, said = await pid_of(server, RECORDER), len(server.err.all)
+            frozen, before = await pid_of(server, RECORDER), len(server.err.all)
             os.kill(frozen, signal.SIGSTOP)
             try:
                 postgres_application.tag("meanwhile")
                 await client.next()
-                assert (await later(server, "recording", said))["worker"] in {0, 1}
+                assert (await later(server, "recording", before))["worker"] in {0, 1}
             finally:
                 os.kill(frozen, signal.SIGCONT)
             postgres_application.tag("after")
@@ -286,9 +286,9 @@ async def test_refused_restart_is_retried(sqlite_application: Application, tmp_p
             async with listening(server) as client:
                 sqlite_application.tag("meanwhile")
                 await client.next()
-                said = len(server.err.all)
+                before = len(server.err.all)
                 python.symlink_to(PROGRAM)
-                await later(server, "all workers listen", said)
+                await later(server, "all workers listen", before)
                 sqlite_application.tag("after")
                 await client.next()
             assert await server.terminate() == 0
@@ -303,8 +303,8 @@ async def test_refused_first_start_is_one_line(sqlite_application: Application, 
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, command) as program:
             assert await program.wait() == 1
-    told = [line for line in program.err.all if not json_object(line)]
-    assert told == [f"airy-trio: worker {RECORDER}: cannot start the process: No such file or directory"]
+    printed = [line for line in program.err.all if not json_object(line)]
+    assert printed == [f"airy-trio: worker {RECORDER}: cannot start the process: No such file or directory"]
 
 
 class Failing(Workers):

@@ -1,6 +1,6 @@
-"""Rules of the house that no linter knows (CONTRIBUTING.md gives the reason for each).
+"""Architecture rules that no linter checks (CONTRIBUTING.md gives the reason for each).
 
-What may import what is held by the import-linter contracts in pyproject.toml, not here.
+The import-linter contracts in pyproject.toml check what may import what.
 """
 
 import ast
@@ -14,10 +14,10 @@ PACKAGE = Path(airy_trio.__file__).parent
 OPEN_NURSERIES = {
     "app/server.py",
     "app/supervisor.py",
-    "client/connection.py",  # in `tasks`, for one block: the client's own program is not the server's
-    "database/engines.py",  # for as long as several connections are closed at the same time
+    "client/connection.py",  # in `tasks`, for one block: the client's program is not part of the server
+    "database/engines.py",  # while several connections are closed at the same time
     "demo/__init__.py",  # the demo is not part of the server
-    "database/postgres.py",  # until a socket can be written or read: Trio waits for one of the two in a task
+    "database/postgres.py",  # until a socket can be written or read: a Trio task can wait for only one of the two
     "sessions/conversation.py",  # in `unless_gone`, while one request waits
     "sessions/registry.py",
     "testing/store_changes.py",  # the checks of stores are not part of the server
@@ -31,7 +31,7 @@ NAME_BACK_ENDS = {
     "migrate/streams.py",  # the names of the tables in SQL
 }
 VERBS = {"airy_trio.capture": {"wait", "_read_once"}, "airy_trio.log": {"append", "trim"}}
-"""The verbs by which a class of a stage is a back end: of ``ChangeFeed``, or of ``EventStore``."""
+"""The methods that make a class of a stage a back end: of ``ChangeFeed``, or of ``EventStore``."""
 PORTS = {"airy_trio.capture.feed", "airy_trio.log.store"}
 SANS_IO_MAY_IMPORT = {
     "attrs",
@@ -53,12 +53,12 @@ SAY_NOTHING = {"base", "common", "core", "handler", "handlers", "helpers", "mana
 
 @cache
 def sources() -> Mapping[str, ast.Module]:
-    """Each source of the package, parsed once, and not before a test needs it: that takes most of a second."""
+    """Return every source of the package, parsed once, by the first test that needs it: this takes most of a second."""
     return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 
 def imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """Every module that a source imports, also inside functions; ``from a import b`` gives ``a.b`` too."""
+    """Yield every module that a source imports, also inside functions; ``from a import b`` gives ``a.b`` too."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -79,7 +79,7 @@ def package_of(source: str) -> str:
 
 
 def nurseries(tree: ast.AST) -> Iterator[int]:
-    """The lines that open a nursery, or name what does, under whatever import."""
+    """Yield the lines that open a nursery or name ``open_nursery``, however it was imported."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr="open_nursery") | ast.Name(id="open_nursery") | ast.alias(name="open_nursery"):
@@ -90,7 +90,7 @@ def nurseries(tree: ast.AST) -> Iterator[int]:
 
 @cache
 def back_ends() -> frozenset[str]:
-    """Return the modules with a back end. Of a sub-package, each module is one, because its parts are for it alone."""
+    """Return the modules with a back end. In a sub-package each module is one, because the parts are private to it."""
     found: set[str] = set()
     for source, tree in sources().items():
         module = f"airy_trio.{source.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
@@ -105,7 +105,7 @@ def back_ends() -> frozenset[str]:
 
 
 def back_ends_named(source: str, tree: ast.AST) -> set[str]:
-    """The back ends that a source imports from outside their own stage."""
+    """Return the back ends that a source imports from outside their own stage."""
     package = package_of(source)
     return {
         name
@@ -125,11 +125,11 @@ def foreign_to_stomp(source: str, tree: ast.AST) -> set[str]:
 
 
 NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
-"""Public for all their underscore."""
+"""Names that are public although they begin with an underscore."""
 
 
 def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The lines that reach for an attribute with one underscore of anything but ``self`` or ``cls``, and its name."""
+    """Yield the lines that use an attribute with one underscore of anything but ``self`` or ``cls``, and its name."""
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Name(id="self" | "cls")):
@@ -143,7 +143,7 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_no_private_attribute_of_other_objects_is_used() -> None:
-    """Of libraries in particular: what they do not promise may be gone in their next version."""
+    """Private attributes of libraries in particular may be gone in the next version."""
     used = {source: list(private_of_others(tree)) for source, tree in sources().items()}
     assert {source: lines for source, lines in used.items() if lines} == {}
     assert list(private_of_others(ast.parse("ws._close_reason\nself._x\nself._ws._stream"))) == [

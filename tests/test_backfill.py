@@ -29,7 +29,7 @@ TAGS = only(tags="")
 
 @define
 class Lines:
-    """What a backfill reports."""
+    """Records the output of a backfill."""
 
     shown: list[tuple[Kind, int, int | None]] = field(factory=list)
     lines: list[str] = field(factory=list)

@@ -1,4 +1,4 @@
-"""Each list of the kinds of objects, or of the types of events, has all of them, also where no type checker looks."""
+"""Each list of the kinds of objects, or of the types of events, is complete, also where no type checker looks."""
 
 import inspect
 import re
@@ -37,7 +37,7 @@ def test_event_types_are_those_of_the_kinds() -> None:
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_event_of_a_conversation_has_its_channel(event: type) -> None:
-    """Otherwise a user who is limited to channels would never receive it."""
+    """A user who is limited to channels would never receive an event without its channel."""
     assert getattr(event, "conversation_id") is None or getattr(event, "channel_id") is not None  # noqa: B009 - of any class
 
 

@@ -1,4 +1,4 @@
-"""Migrations: completely or not at all, safe to repeat, and never in the application's way."""
+"""Migrations are complete or have no effect, can be repeated, and do not disturb the application."""
 
 import hashlib
 import shutil
@@ -107,7 +107,7 @@ def test_faulty_mapping_leaves_nothing_behind(any_application: Application) -> N
 
 @pytest.fixture(params=["changes", "log"])
 def failing_migrations(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add a migration to a stream that does something and then fails."""
+    """Add a migration that changes something and then fails."""
     folder = tmp_path / "migrations"
     shutil.copytree(streams.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     newest = max((folder / request.param).glob("0*.py")).read_text()
@@ -130,7 +130,7 @@ def test_failed_migration_leaves_nothing_behind(any_application: Application, *,
 
 
 def test_failed_trigger_leaves_nothing_behind(any_application: Application) -> None:
-    """The change log is created before the triggers, and a name that we need is in use."""
+    """The change log is created before the triggers, and the name of a trigger function is in use."""
     any_application.execute("create table tags (id text, name text, color text)")
     if any_application.dialect == "sqlite":
         any_application.execute(
@@ -188,7 +188,7 @@ def test_alembic_of_the_application_is_unaffected(any_application: Application) 
 
 
 def test_alembic_of_the_application_ignores_our_tables(any_application: Application) -> None:
-    """As its ``env.py`` compares: the default schema of Postgres; on SQLite with the documented filter."""
+    """Compare as Alembic's ``env.py`` does: the default schema on Postgres, with the documented filter on SQLite."""
     any_application.migrate()
     found = sa.MetaData()
     found.reflect(any_application.engine, only=lambda name, _: name in THEIRS)
@@ -348,16 +348,18 @@ def test_pending_migrations_are_reported(any_application: Application) -> None:
     any_application.execute("select 1")
     options = DatabaseOptions(url=any_application.url)
 
-    def told() -> list[str]:
+    def pending() -> list[str]:
         with any_application.engine.connect() as connection:
             return list(migrate.pending(connection, "changes", options))
 
-    assert told() == ["airy_trio has not been installed here; run: airy-trio migrate --config FILE"]
+    assert pending() == ["airy_trio has not been installed here; run: airy-trio migrate --config FILE"]
     any_application.migrate()
-    assert told() == []
+    assert pending() == []
     any_application.execute(f"update {any_application.log_table('changes_version')} set version_num = 'changes_0001'")
     head = streams.head("changes")
-    assert told() == [f"airy_trio is at changes_0001, this version needs {head}; run: airy-trio migrate --config FILE"]
+    assert pending() == [
+        f"airy_trio is at changes_0001, this version needs {head}; run: airy-trio migrate --config FILE"
+    ]
 
 
 def test_unknown_older_schema_is_one_line(any_application: Application) -> None:
@@ -387,9 +389,12 @@ TRIGGER_TEXTS = {
     ("changes_0003", "postgresql"): "5fffe7743a8a0940",
     ("changes_0003", "sqlite"): "7f982a41ab59fbd3",
 }
-"""Digests of the triggers of the default tables by revision. If one differs, servers of the version before would take
-the new triggers for those of another mapping. If this revision has been released, add a migration to
-``migrations/changes``, be it an empty one; then put its name and the digest here."""
+"""Digests of the triggers of the default tables by revision.
+
+If a digest differs, servers of the previous version would take the new triggers for those of another mapping. If this
+revision has been released, add a migration to ``migrations/changes``, even an empty one. Then put its name and the
+digest here.
+"""
 
 
 def test_changed_triggers_come_with_a_migration(any_application: Application) -> None:

@@ -65,14 +65,14 @@ create function "Chat".note() returns trigger language plpgsql set search_path =
     as $$begin new."Body" := coalesce(new."Body", '{}'); return new; end$$;
 create trigger note before insert or update on "Chat"."Messages ""of"" 1" for each row execute function "Chat".note();
 create table inbox (id serial primary key, kind text unique, constraint named check (kind <> ''));
-create function told() returns trigger language plpgsql as $$begin perform pg_notify('t', ''); return null; end$$;
-create trigger told after insert on inbox referencing new table as new_rows for each statement execute function told();
+create function ping() returns trigger language plpgsql as $$begin perform pg_notify('t', ''); return null; end$$;
+create trigger ping after insert on inbox referencing new table as new_rows for each statement execute function ping();
 create table tags (id text primary key, name text, "Colour:1" text generated always as (lower(name)) stored);
-create trigger told after truncate on tags for each statement execute function told();
-alter table tags disable trigger told;
+create trigger ping after truncate on tags for each statement execute function ping();
+alter table tags disable trigger ping;
 create rule shadow as on delete to tags do also notify shadow;
 alter table tags enable row level security;
-create policy everybody on tags using (true);
+create policy anyone on tags using (true);
 grant insert, update on tags to airy_password;
 comment on table tags is 'ours; not theirs';
 create materialized view counted as select count(*) from inbox;
@@ -108,7 +108,7 @@ def dump_of(postgres: Postgres, application: Application, *options: str) -> Sequ
 
 
 def assert_watched(application: Application) -> None:
-    """Assert that a row of each kind was recorded as a change, so that there is something to remove."""
+    """Assert that a row of each kind was recorded as a change, so that ``--remove`` has something to remove."""
     log = application.log_table("change_log")
     assert application.scalar(f"select count(distinct kind) from {log}") == 3
 

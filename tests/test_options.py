@@ -1,4 +1,4 @@
-"""The validators of the options classes, at each limit and one beyond; what they say repeats no value."""
+"""The validators of the options classes, at each limit and one beyond it. Their messages contain no value."""
 
 import math
 from typing import Any

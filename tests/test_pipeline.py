@@ -1,4 +1,4 @@
-"""Statements in one round trip, waited for in Trio: several, failing, large ones, and a connection that is cut."""
+"""Pipelines, awaited in Trio: several statements in one round trip, failures, large data, and lost connections."""
 
 import os
 import resource
@@ -18,12 +18,12 @@ import trio
 
 from airy_trio.database.postgres import MonitoredConnection, Pipeline, Statement
 from tests.certificates import issue
-from tests.tls_proxy import RECORD_BYTES_MAX, in_front_of
+from tests.tls_proxy import RECORD_BYTES_MAX, tls_proxy
 
 ECHO = Statement("echo", "select $1::text, $2::bytea", frozenset({1}))
 BEGIN, COMMIT = Statement("begin", "begin"), Statement("commit", "commit")
 ROW_BYTES = 11
-"""Of a row with one column, beside what stands in it."""
+"""The size of a row with one column, without its content."""
 XID = Statement("xid", "select pg_current_xact_id()::text")
 
 
@@ -40,7 +40,7 @@ def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterat
 
 async def test_each_statement_has_its_rows(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
-    for _ in range(2):  # the second time they are prepared already
+    for _ in range(2):  # the second time they are already prepared
         found = await pipeline.run((ECHO, ["ü".encode(), b"\0\\x"]), (BEGIN, []), (ECHO, [None, b""]), (COMMIT, []))
         assert found == [[("ü", b"\0\\x")], [], [(None, b"")], []]
 
@@ -109,14 +109,14 @@ async def test_server_that_works_before_it_reads_on_is_waited_for(
 
 @pytest.mark.parametrize("first_bytes", [100, 700, 5000, 16_000])
 async def test_rest_of_a_large_tls_record_is_read(postgres_database: str, tmp_path: Path, first_bytes: int) -> None:
-    """Fails with a libpq that leaves it in OpenSSL, such as 18.0, where that is waited for."""
+    """Some versions of libpq, such as 18.0, leave the rest in OpenSSL; waiting for the socket would then hang."""
     files = issue(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(files.certificate, files.key)
     with connect(postgres_database) as direct:
         port = direct.info.port
     rows = Statement("rows", "select repeat('x', $1::int) from generate_series(1, $2::int)")
-    async with in_front_of(port, context, first_bytes) as proxy:
+    async with tls_proxy(port, context, first_bytes) as proxy:
         database = sa.make_url(postgres_database).update_query_dict({"host": "127.0.0.1", "port": str(proxy)})
         shown = database.render_as_string(hide_password=False)
         with await trio.to_thread.run_sync(partial(connect, shown, sslmode="require")) as connection:
@@ -153,7 +153,7 @@ async def test_connection_lost_while_idle_is_detected(
         await trio.lowlevel.wait_readable(connection.fileno())
     assert pipeline.lost()
     with trio.fail_after(10), pytest.raises(psycopg.OperationalError):
-        await notified_for_ever(pipeline, connection.fileno())
+        await notified_until_cancelled(pipeline, connection.fileno())
 
 
 @pytest.mark.parametrize("terminated_at", ["before", "during"])
@@ -166,14 +166,14 @@ async def test_reason_for_the_end_of_a_session_is_raised(connection: MonitoredCo
         await pipeline.run((BEGIN, []), (end, []), (ECHO, [b"x", b"y"]))
 
 
-async def notified_for_ever(pipeline: Pipeline, socket: int) -> None:
-    while True:  # the message that tells why, and then the end
+async def notified_until_cancelled(pipeline: Pipeline, socket: int) -> None:
+    while True:  # the message with the reason, and then the end
         pipeline.notifications()
         await trio.lowlevel.wait_readable(socket)
 
 
 async def test_lost_connection_is_detected_with_a_large_descriptor(postgres_database: str) -> None:
-    """Its connection has a number that ``select`` would refuse."""
+    """The connection has a descriptor that is too large for ``select``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
     with ExitStack() as opened:
@@ -193,7 +193,7 @@ async def test_lost_connection_is_detected_with_a_large_descriptor(postgres_data
 
 @pytest.mark.parametrize("answer", [b"Z\0\0\0\x03", b"\xff" * 9, b"D\x7f\xff\xff\xff"])
 async def test_invalid_answer_counts_as_a_lost_connection(answer: bytes) -> None:
-    """Such a connection libpq gives up, and then says at once and for ever that there is no other result."""
+    """For such a connection libpq reports forever that there is no further result."""
     listening = socket.create_server(("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
         with closing(listening):
@@ -205,7 +205,7 @@ async def test_invalid_answer_counts_as_a_lost_connection(answer: bytes) -> None
 
 
 def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
-    """Let one client in as Postgres does, and answer its first question with this."""
+    """Accept one client as Postgres does, and answer its first query with these octets."""
     taken, _ = listening.accept()
     with taken:
         taken.recv(65536)
@@ -213,7 +213,7 @@ def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
             taken.sendall(kind + struct.pack("!I", len(body) + 4) + body)
         taken.recv(65536)
         taken.sendall(answer)
-        taken.recv(65536)  # up to its end
+        taken.recv(65536)  # until it closes the connection
 
 
 async def test_connection_lost_during_a_query_raises(connection: MonitoredConnection) -> None:
@@ -230,12 +230,12 @@ def cut(connection: MonitoredConnection) -> None:
 
 async def test_notification_is_returned_once(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
-    listen, ring = Statement("listen", "listen here"), Statement("ring", "notify here, 'ü'")
+    listen, notify = Statement("listen", "listen here"), Statement("notify", "notify here, 'ü'")
     assert pipeline.notifications() == []
     await pipeline.run((listen, []))
-    await pipeline.run((ring, []))
+    await pipeline.run((notify, []))
     with trio.fail_after(10):
-        while not (told := pipeline.notifications()):
+        while not (found := pipeline.notifications()):
             await trio.lowlevel.wait_readable(connection.fileno())
-    assert told == ["ü"]
+    assert found == ["ü"]
     assert pipeline.notifications() == []

@@ -1,4 +1,4 @@
-"""The Postgres that the tests start: empty, reached both ways, and one that crashes like a real one."""
+"""The Postgres that the tests start: empty, reachable over TCP and a socket, and able to crash like a real one."""
 
 from pathlib import Path
 

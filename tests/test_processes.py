@@ -1,4 +1,4 @@
-"""Programs as the tests start them: their lines are found or quoted, and nothing of them is left behind."""
+"""Processes that tests start: their lines are found or quoted, and nothing is left behind."""
 
 import sys
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ def test_pauses_double_up_to_the_maximum() -> None:
     assert backoff.next_s() == 0.1
 
 
-async def test_outage_is_logged_once_at_its_begin_and_end() -> None:  # noqa: ASYNC124 - in Trio, whose clock it asks
+async def test_outage_is_logged_once_at_its_begin_and_end() -> None:  # noqa: ASYNC124 - runs in Trio, whose clock it uses
     outage = Outage(structlog.get_logger(), "store unavailable", "store available again")
     with capture_logs() as lines:
         outage.end()

@@ -1,4 +1,4 @@
-"""SECURITY.md: every row of its tables names tests, and every test that it names exists."""
+"""SECURITY.md: every row of its tables names tests, and every named test exists."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""Events as lines of a terminal, which no text and no id in them can command."""
+"""Events as lines of a terminal. No text or id in an event can control the terminal."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from airy_trio.terminal import coloured, line
 AT = datetime(2020, 10, 25, 21, 24, 54, 560_999, UTC)
 
 
-def told(type_: str, payload: dict[str, Any]) -> str:
-    """The line without its colours and without the time."""
+def line_of(type_: str, payload: dict[str, Any]) -> str:
+    """Return the line without its colours and without the time."""
     body = json.dumps({"type": type_, "payload": payload}).encode()
     shown = click.unstyle(line("k7f3q9-1", body, AT))
     time, _, rest = shown.partition("  ")
@@ -48,19 +48,19 @@ def message(content: object, *, from_contact: bool = True) -> dict[str, Any]:
     ],
 )
 def test_each_event_is_one_line(type_: str, payload: dict[str, Any], shown: str) -> None:
-    assert told(type_, payload) == f"k7f3q9-1     {type_:<17} {shown}"
+    assert line_of(type_, payload) == f"k7f3q9-1     {type_:<17} {shown}"
 
 
 def test_text_cannot_control_the_terminal() -> None:
-    shown = told("message.updated", message({"text": "a\nb\x1b[2Jc"}))
+    shown = line_of("message.updated", message({"text": "a\nb\x1b[2Jc"}))
     assert shown.endswith("contact: a b [2Jc  (pending)")
 
 
 def test_ids_cannot_control_the_terminal() -> None:
     payload = message("Hello") | {"conversation_id": "c1\x1b[2J\n\x9b2J"}
-    assert told("message.updated", payload).endswith(" c1 [2J  2J  contact: Hello  (pending)")
+    assert line_of("message.updated", payload).endswith(" c1 [2J  2J  contact: Hello  (pending)")
     tag = {"id": "t1", "name": "flag\x1b]0;x\x07", "color": "tag-red"}
-    assert told("tag.updated", tag).endswith(" flag ]0;x   tag-red")
+    assert line_of("tag.updated", tag).endswith(" flag ]0;x   tag-red")
 
 
 class Terminal(io.StringIO):

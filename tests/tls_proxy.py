@@ -1,4 +1,4 @@
-"""A proxy that speaks TLS in front of a Postgres, and cuts what that answers into records as a test wants them."""
+"""A proxy that speaks TLS in front of a Postgres, and splits its answers into TLS records as a test requests."""
 
 import ssl
 from collections.abc import AsyncGenerator
@@ -11,20 +11,23 @@ import trio
 RECORD_BYTES_MAX: Final = 16 * 1024
 ASKS_FOR_TLS_BYTES: Final = 8
 _READY: Final = b"Z\0\0\0\5"
-"""What the last message of an answer begins with; one octet follows."""
+"""The beginning of the last message of an answer; one octet follows."""
 
 
 @asynccontextmanager
-async def in_front_of(port: int, tls: ssl.SSLContext, first_bytes: int) -> AsyncGenerator[int]:
-    """Listen on a port, which is given. Each answer goes in a record of ``first_bytes`` and then the largest ones."""
+async def tls_proxy(port: int, tls: ssl.SSLContext, first_bytes: int) -> AsyncGenerator[int]:
+    """Run a proxy in front of this port; yield the proxy's port.
+
+    The first record of each answer has ``first_bytes`` octets, the others have the maximum.
+    """
     async with trio.open_nursery() as nursery:
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        await nursery.start(trio.serve_listeners, partial(_pass_on, port, tls, first_bytes), [listener])
+        await nursery.start(trio.serve_listeners, partial(_forward, port, tls, first_bytes), [listener])
         yield int(listener.socket.getsockname()[1])
         nursery.cancel_scope.cancel()
 
 
-async def _pass_on(port: int, tls: ssl.SSLContext, first_bytes: int, client: trio.SocketStream) -> None:
+async def _forward(port: int, tls: ssl.SSLContext, first_bytes: int, client: trio.SocketStream) -> None:
     asked = b""
     while len(asked) < ASKS_FOR_TLS_BYTES:
         asked += bytes(await client.receive_some(ASKS_FOR_TLS_BYTES - len(asked)))

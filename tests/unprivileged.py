@@ -1,8 +1,8 @@
-"""A program that the modes of files bind, also where the tests run as root.
+"""Run a program that is subject to file modes, even if the tests run as root.
 
     python unprivileged.py PROGRAM ARGUMENT…
 
-Root passes over modes by two capabilities; without them it is a user like any other, and the owner of what it made.
+Two capabilities let root ignore file modes. Without them root is a user like any other, and the owner of its files.
 """
 
 import ctypes
@@ -14,13 +14,13 @@ CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 
 
 def main(program: list[str]) -> None:
-    """Become the program."""
+    """Replace this process by the program."""
     if os.geteuid() == 0:
         library = ctypes.CDLL(None, use_errno=True)
         for capability in CAPABILITIES:
             if library.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
                 raise OSError(ctypes.get_errno(), "prctl")
-    os.execv(program[0], program)  # noqa: S606 - no shell is wanted
+    os.execv(program[0], program)  # noqa: S606 - no shell is needed
 
 
 if __name__ == "__main__":

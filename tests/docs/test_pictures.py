@@ -12,7 +12,7 @@ NUMBERS = re.compile(r"(\d+) missed events in (\d+) ms")
 async def test_run_misses_events_and_receives_them(sqlite_application: Application) -> None:
     happened = await pictures.run(sqlite_application)  # fails if an event is missing or comes twice
     assert happened.resume == "resumed"
-    assert len(happened.missed) >= pictures.AWAY_ROWS - 1
+    assert len(happened.missed) >= pictures.MISSED_ROWS - 1
     assert NUMBERS.search(pictures.svg(happened))
 
 
@@ -21,4 +21,4 @@ def test_picture_shows_every_row_and_event() -> None:
     circles = ET.fromstring(text).findall(".//{http://www.w3.org/2000/svg}circle")  # noqa: S314 - our own file
     assert len(circles) == 2 * pictures.ROWS
     [(count, _)] = NUMBERS.findall(text)
-    assert int(count) >= pictures.AWAY_ROWS - 1
+    assert int(count) >= pictures.MISSED_ROWS - 1

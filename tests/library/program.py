@@ -1,8 +1,8 @@
-"""A stranger's program: it serves beside a task of its own that writes, and prints what a client receives, as JSON.
+"""The program of another project: it serves in its own nursery, writes, and prints as JSON what a client receives.
 
     python program.py FILE
 
-Checked by the type checker like everything here, so it also shows that the published names have their types.
+The type checker checks it like everything here, so it also shows that the published names have their types.
 """
 
 import json
@@ -31,17 +31,17 @@ async def read(client: StompClient, subscribed: trio.Event, stopping: trio.Event
     subscribed.set()
     event = await client.receive()
     stopping.set()
-    farewell = await client.receive()
+    error = await client.receive()
     try:
         await client.receive()
     except Closed as closed:
-        told = {
+        result = {
             "resume": receipt.get("resume"),
             "event": json.loads(event.body),
-            "farewell": farewell.get("message"),
+            "error": error.get("message"),
             "code": closed.code,
         }
-        sys.stdout.write(json.dumps(told))
+        sys.stdout.write(json.dumps(result))
 
 
 async def main(path: str) -> None:

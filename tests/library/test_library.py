@@ -1,4 +1,4 @@
-"""airy-trio as a library, in a stranger's program."""
+"""airy-trio as a library, in the program of another project."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ TAG = {"type": "tag.updated", "payload": {"id": "t1", "name": "flag", "color": "
 
 
 def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python where the checkout is not at hand, only what is installed."""
+    """Run Python in a folder without the checkout, so that only installed packages can be imported."""
     return subprocess.run(
         [sys.executable, "-P", "-W", "error", *command],
         check=False,
@@ -35,7 +35,7 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_serves_in_a_strangers_program(tmp_path: Path) -> None:
     ended = run(PROGRAM, str(tmp_path / "inbox.db"), folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == {"resume": "live", "event": TAG, "farewell": "503-shutting-down", "code": 1012}
+    assert json.loads(ended.stdout) == {"resume": "live", "event": TAG, "error": "503-shutting-down", "code": 1012}
     assert "database.url: found integer" in ended.stderr
     assert "Traceback" not in ended.stderr
 
