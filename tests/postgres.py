@@ -134,10 +134,10 @@ class Postgres:
             errors="replace",
             **as_nobody(self.folder),
         )
-        decided = threading.Event()
-        self._drain = threading.Thread(target=self._read_output, args=(self._process, decided), daemon=True)
+        settled = threading.Event()
+        self._drain = threading.Thread(target=self._read_output, args=(self._process, settled), daemon=True)
         self._drain.start()
-        if not decided.wait(START_TIMEOUT_S) or not any(READY in line for line in self._output):
+        if not settled.wait(START_TIMEOUT_S) or not any(READY in line for line in self._output):
             self._end(signal.SIGKILL)
             raise PostgresFailedError("\n".join(self._output))
 
@@ -179,15 +179,15 @@ class Postgres:
     def _conninfo(self, database: str) -> str:
         return f"host={self.folder} port={self.port} user={SUPERUSER} dbname={database}"
 
-    def _read_output(self, process: subprocess.Popen[str], decided: threading.Event) -> None:
+    def _read_output(self, process: subprocess.Popen[str], settled: threading.Event) -> None:
         """Keep the last lines of its output for the message of a failure, and keep its pipe from filling up."""
         self._output.clear()
         assert process.stderr is not None
         for line in process.stderr:
             self._output.append(line.rstrip())
             if READY in line:
-                decided.set()
-        decided.set()
+                settled.set()
+        settled.set()
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

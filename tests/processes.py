@@ -33,7 +33,7 @@ class Lines:
     _changed: trio.Event = field(factory=trio.Event)
 
     async def line(self, number: int) -> str | None:
-        """Wait for line ``number``, counted from 0, and return it without its end; None if the pipe has no such line."""
+        """Wait for line ``number``, counted from 0, and return it without its end; None if the pipe ends before it."""
         while number >= len(self.all):
             if self.ended:
                 return None

@@ -130,7 +130,7 @@ def test_failed_migration_leaves_nothing_behind(any_application: Application, *,
 
 
 def test_failed_trigger_leaves_nothing_behind(any_application: Application) -> None:
-    """The change log is created before the triggers, and the name of a trigger function is in use."""
+    """The change log is created before the triggers, and one of our names is already in use."""
     any_application.execute("create table tags (id text, name text, color text)")
     if any_application.dialect == "sqlite":
         any_application.execute(

@@ -1,1 +1,1 @@
-"""Real STOMP clients of others, as programs that print what they receive."""
+"""STOMP clients of other projects, as programs that print what they receive."""

@@ -1,4 +1,4 @@
-"""Starts the clients of others and reads what they print; knows nothing of what they are connected to."""
+"""Start clients of other projects, and read what they print. Independent of the server."""
 
 import json
 import shutil
@@ -18,43 +18,43 @@ from tests.processes import Program, json_object, running
 FOLDER = Path(__file__).parent
 RECEIVE_TIMEOUT_S = 30.0
 CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "WEBSOCKET_CLIENT_CA_BUNDLE")
-"""Of Node.js, OpenSSL and websocket-client."""
+"""The variables of Node.js, OpenSSL and websocket-client."""
 
 
 @frozen
 class Received:
-    """One MESSAGE as the client's own parser understood it."""
+    """One MESSAGE, as parsed by the client."""
 
     body: str
     headers: dict[str, str]
 
     @property
     def offset(self) -> int:
-        """Of its position."""
+        """The offset in its position."""
         return int(self.headers["message-id"].rpartition("-")[2])
 
 
 @define
 class Client(Program):
-    """A running client. What happens to its connection is on ``err``, by the names that ``program.mjs`` lists."""
+    """A running client. It reports on ``err`` what happens to its connection, by the event names in ``program.mjs``."""
 
     async def messages(self, count: int, *, after: int = 0) -> list[Received]:
-        """Give ``count`` messages, the first ``after`` of all passed over; waits until they are there.
+        """Wait for ``count`` messages after the first ``after``, and return them.
 
-        Raises ``AssertionError``, with what the client said, where it ends before.
+        Raises ``AssertionError`` with the client's output if the client ends before.
         """
         with trio.fail_after(RECEIVE_TIMEOUT_S):
             await self.out.line(after + count - 1)
         return [self._message(number) for number in range(after, after + count)]
 
-    def told(self, event: str) -> list[dict[str, Any]]:
-        """All that the client has told of such events so far."""
+    def reported(self, event: str) -> list[dict[str, Any]]:
+        """Return the reports of this event so far."""
         return [record for line in self.err.all if (record := json_object(line)).get("event") == event]
 
-    async def until_told(self, event: str, count: int) -> list[dict[str, Any]]:
-        """The same once there are ``count`` of them. Raises ``AssertionError`` where the client ends before."""
+    async def until_reported(self, event: str, count: int) -> list[dict[str, Any]]:
+        """Wait for ``count`` reports of this event. Raises ``AssertionError`` if the client ends before."""
         number = 0
-        while len(found := self.told(event)) < count:
+        while len(found := self.reported(event)) < count:
             number = max(number, len(self.err.all))
             if await self.err.line(number) is None:
                 message = f"ended after {len(found)} {event!r}:\n" + "\n".join(self.err.all)
@@ -69,7 +69,7 @@ class Client(Program):
 
 
 def missing(program: str) -> str | None:
-    """What the machine lacks to run a client's program; None: nothing."""
+    """Return what this machine lacks to run a client's program; None if it lacks nothing."""
     if not program.endswith(".mjs"):
         return None
     if shutil.which("node") is None:
@@ -91,10 +91,10 @@ async def client(
     replay: str = "",
     authority: Path | None = None,
 ) -> AsyncIterator[Client]:
-    """Start a client; it ends by itself after ``count`` messages (0: never). ``heartbeat_ms`` None: as it is.
+    """Start a client. It ends by itself after ``count`` messages (0: never).
 
-    ``replay``: the header of that name, if any. ``authority``: a certificate authority to trust, with or
-    instead of those of the machine.
+    ``heartbeat_ms`` None: the client's default. ``replay``: the header of that name, if any. ``authority``: a
+    certificate authority to trust; whether the authorities of the machine are trusted too depends on the client.
     """
     if reason := missing(program):
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""A hundred contents of messages that have broken some client or server somewhere, and a few more for later."""
+"""A hundred contents of messages that have broken a client or server somewhere, and a few more for later."""
 
 import itertools
 import json
@@ -39,10 +39,10 @@ PLAIN_TEXTS = (
     "</script><!-- & &amp; %00 %0A",
 )
 STORED = tuple(itertools.islice(itertools.cycle((*JSON_TEXTS, *PLAIN_TEXTS)), 120))
-"""What the application writes, message by message."""
+"""The contents that the application writes, in order."""
 BEFORE_THE_CRASH = 100
 
 
 def meaning(stored: str) -> object:
-    """What a client has to understand of it: the value, where an application stores JSON, else the text itself."""
+    """Return the content as a client should understand it: the value of stored JSON, otherwise the text itself."""
     return json.loads(stored) if stored in JSON_TEXTS else stored

@@ -1,4 +1,4 @@
-"""The matrix: which real client can do what with the server, and for what it cannot, why. The tests hold each cell."""
+"""The matrix: what each client can do with the server, and the reason for what it cannot. A test checks each cell."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -7,7 +7,7 @@ from attrs import field, frozen
 
 
 class Capability(Enum):
-    """What a client should be able to do; the heading of a column."""
+    """A capability of a client. The value is the heading of its column."""
 
     SUBSCRIBE = "logs in with a token, subscribes"
     EVENTS = "100 awkward events"
@@ -19,7 +19,7 @@ class Capability(Enum):
 
 @frozen
 class Verdict:
-    """A cell. ``note``: how, or why not; the tests hold what is then true instead."""
+    """A cell. ``note``: how the client does it, or why it cannot; the tests check the note too."""
 
     works: bool
     note: str = ""
@@ -42,7 +42,7 @@ NO_HEADERS = Verdict(
 
 @frozen
 class RealClient:
-    """A client of others. ``package``: as its registry calls it. ``program``: what runs it here."""
+    """A client of another project. ``package``: its name in its registry. ``program``: what runs it here."""
 
     package: str
     program: str
@@ -50,7 +50,7 @@ class RealClient:
     exceptions: Mapping[Capability, Verdict] = field(factory=dict)
 
     def verdict(self, capability: Capability) -> Verdict:
-        """The cell of a column."""
+        """Return the cell in a column."""
         return self.exceptions.get(capability, YES)
 
 

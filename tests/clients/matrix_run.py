@@ -1,7 +1,6 @@
-"""All clients go through the life of one server together: events, silence, a crash, the end; what each can do is noted.
+"""Run all clients against one server: events, silence, a crash, the end. The result is what each client can do.
 
-One server and one round for all keep it short; a client that fails somewhere is not looked at any further, and the
-others go on.
+One server and one run for all save time. A client that fails takes no further steps; the others continue.
 """
 
 import json
@@ -21,19 +20,19 @@ from tests.processes import Server, json_object, server
 
 HEARTBEAT_MS = 1000
 BEATS = 4
-"""Three intervals lie between them: a client that sends nothing is gone after 2.5."""
+"""There are three intervals between them: a client that sends nothing is disconnected after 2.5."""
 STEP_TIMEOUT_S = 20.0
 TOKEN = "hunter2:\\n"
 RESUMED_AFTER = 110
 ENDED = "connection closed"
-"""What the server logs of the end of each connection."""
+"""The event that the server logs at the end of a connection."""
 
 Outcomes = dict[tuple[str, Capability], Exception | None]
 
 
 @define
 class Attempt:
-    """One client on its way. ``session``: as the server calls its connection of now. ``seen``: messages by offset."""
+    """One client. ``session``: the server's name for its current connection. ``seen``: messages by offset."""
 
     client: RealClient
     running: Client
@@ -45,8 +44,8 @@ class Attempt:
     def failed(self) -> bool:
         return any(self.outcomes.values())
 
-    async def undergo(self, capability: Capability, step: Callable[["Attempt"], Awaitable[None]]) -> None:
-        """Take a step, and note how it went."""
+    async def try_step(self, capability: Capability, step: Callable[["Attempt"], Awaitable[None]]) -> None:
+        """Run a step, and record its outcome."""
         if self.failed:
             return
         self.outcomes[capability] = None
@@ -59,7 +58,7 @@ class Attempt:
 
 
 async def try_all(clients: Sequence[RealClient], folder: Path) -> Outcomes:
-    """Let the clients go through everything; the exception of each cell, or None."""
+    """Run all steps with these clients. Return the exception of each cell, or None."""
     with application(f"sqlite:///{folder}/app.db", create=True) as made:
         made.migrate()
         config = folder / "airy-trio.toml"
@@ -67,23 +66,23 @@ async def try_all(clients: Sequence[RealClient], folder: Path) -> Outcomes:
             async with serving(config, made, port=0) as doomed:
                 url = doomed.url
                 attempts = [await alive.start(keep_alive, each, url) for each in clients]
-                await take(attempts, Capability.SUBSCRIBE, is_subscribed)
+                await run_step(attempts, Capability.SUBSCRIBE, is_subscribed)
                 write(made, range(1, BEFORE_THE_CRASH + 1))
-                await take(attempts, Capability.EVENTS, understands_all)
-                await beat(attempts, doomed)
+                await run_step(attempts, Capability.EVENTS, understands_all)
+                await wait_for_heart_beats(attempts, doomed)
                 await doomed.kill()
             write(made, range(BEFORE_THE_CRASH + 1, len(STORED) + 1))
             async with serving(config, made, port=doomed.port) as restarted:
-                await take(attempts, Capability.RECONNECT, lambda attempt: catches_up(attempt, restarted))
-                await take(attempts, Capability.DISCONNECT, lambda attempt: disconnects(attempt, restarted))
-                await take(attempts, Capability.RESUME, lambda attempt: resumes(attempt, restarted))
+                await run_step(attempts, Capability.RECONNECT, lambda attempt: catches_up(attempt, restarted))
+                await run_step(attempts, Capability.DISCONNECT, lambda attempt: disconnects(attempt, restarted))
+                await run_step(attempts, Capability.RESUME, lambda attempt: resumes(attempt, restarted))
             alive.cancel_scope.cancel()
     return {(each.client.package, capability): how for each in attempts for capability, how in each.outcomes.items()}
 
 
 @asynccontextmanager
 async def serving(config: Path, made: Application, *, port: int) -> AsyncIterator[Server]:
-    """Run the server, which asks for a token."""
+    """Run a server that requires a token."""
     config.write_text(  # noqa: ASYNC240 - a few bytes
         f'[database]\nurl = "{made.url}"\n'
         f"[listener]\nport = {port}\nheartbeat_ms = {HEARTBEAT_MS}\n"
@@ -94,10 +93,10 @@ async def serving(config: Path, made: Application, *, port: int) -> AsyncIterato
         yield listening
 
 
-async def keep_alive(  # noqa: ASYNC114 - it is started right in the nursery's block
+async def keep_alive(  # noqa: ASYNC114 - it is started directly in the nursery's block
     real: RealClient, url: str, *, task_status: trio.TaskStatus[Attempt]
 ) -> None:
-    """Start a client and wait until this is cancelled, which kills what is left of it."""
+    """Start a client, and kill it when this task is cancelled."""
     async with start(real, url) as running:
         task_status.started(Attempt(real, running))
         await trio.sleep_forever()
@@ -117,11 +116,13 @@ def start(
     )
 
 
-async def take(attempts: Iterable[Attempt], capability: Capability, step: Callable[[Attempt], Awaitable[None]]) -> None:
-    """Let all take a step, at the same time."""
+async def run_step(
+    attempts: Iterable[Attempt], capability: Capability, step: Callable[[Attempt], Awaitable[None]]
+) -> None:
+    """Run a step for all clients at the same time."""
     async with trio.open_nursery() as nursery:
         for attempt in attempts:
-            nursery.start_soon(attempt.undergo, capability, step)
+            nursery.start_soon(attempt.try_step, capability, step)
 
 
 def write(made: Application, numbers: Iterable[int]) -> None:
@@ -131,7 +132,7 @@ def write(made: Application, numbers: Iterable[int]) -> None:
 
 
 async def is_subscribed(attempt: Attempt) -> None:
-    [connected] = await attempt.running.until_told("connected", 1)
+    [connected] = await attempt.running.until_reported("connected", 1)
     assert connected["headers"]["server"].startswith("airy-trio/")
     assert connected["headers"]["heart-beat"] == f"{HEARTBEAT_MS},{HEARTBEAT_MS}"
     attempt.session = connected["headers"]["session"]
@@ -143,31 +144,31 @@ async def understands_all(attempt: Attempt) -> None:
     assert len(attempt.running.out.all) == BEFORE_THE_CRASH
 
 
-async def beat(attempts: Iterable[Attempt], listening: Server) -> None:
-    """Let nothing happen for three intervals, which is measured by the heart-beats of who gets some."""
+async def wait_for_heart_beats(attempts: Iterable[Attempt], listening: Server) -> None:
+    """Wait for three heart-beat intervals without events, measured by the clients that receive heart-beats."""
     able, others = (
         [attempt for attempt in attempts if attempt.client.verdict(Capability.HEART_BEATS).works is works]
         for works in (True, False)
     )
-    await take(able, Capability.HEART_BEATS, lambda attempt: hears_beats(attempt, listening))
-    await take(others, Capability.HEART_BEATS, lambda attempt: hears_none(attempt, listening))
+    await run_step(able, Capability.HEART_BEATS, lambda attempt: receives_heart_beats(attempt, listening))
+    await run_step(others, Capability.HEART_BEATS, lambda attempt: receives_no_heart_beats(attempt, listening))
 
 
-async def hears_beats(attempt: Attempt, listening: Server) -> None:
-    before = len(attempt.running.told("heart-beat"))
-    await attempt.running.until_told("heart-beat", before + BEATS)
+async def receives_heart_beats(attempt: Attempt, listening: Server) -> None:
+    before = len(attempt.running.reported("heart-beat"))
+    await attempt.running.until_reported("heart-beat", before + BEATS)
     assert_stays(attempt, listening)
 
 
-async def hears_none(attempt: Attempt, listening: Server) -> None:
-    assert not attempt.running.told("heart-beat")
+async def receives_no_heart_beats(attempt: Attempt, listening: Server) -> None:
+    assert not attempt.running.reported("heart-beat")
     assert_stays(attempt, listening)
     await trio.lowlevel.checkpoint()
 
 
 async def catches_up(attempt: Attempt, listening: Server) -> None:
-    """It may be sent again what it has had (that is the recent window), but misses nothing, and it stays."""
-    sessions = [told["headers"]["session"] for told in await attempt.running.until_told("connected", 2)]
+    """Check that the client misses nothing and stays connected. It may receive the recent window again."""
+    sessions = [report["headers"]["session"] for report in await attempt.running.until_reported("connected", 2)]
     assert sessions[0] == attempt.session
     attempt.session = sessions[-1]
     number = 0
@@ -177,7 +178,7 @@ async def catches_up(attempt: Attempt, listening: Server) -> None:
         number += 1
     assert_are(list(attempt.seen.values()), range(1, len(STORED) + 1))
     if attempt.client.verdict(Capability.HEART_BEATS).works:
-        await attempt.running.until_told("heart-beat", len(attempt.running.told("heart-beat")) + BEATS)
+        await attempt.running.until_reported("heart-beat", len(attempt.running.reported("heart-beat")) + BEATS)
     assert_open(attempt, listening)
 
 
@@ -185,13 +186,13 @@ async def disconnects(attempt: Attempt, listening: Server) -> None:
     assert await attempt.running.terminate() == 0
     ended = await listening.record(ENDED, session=attempt.session)
     if attempt.client.verdict(Capability.DISCONNECT).works:
-        assert len(attempt.running.told("disconnected")) == 1
+        assert len(attempt.running.reported("disconnected")) == 1
     assert ended["user"] == "tests"
     assert ended["disconnect"] == ("gone" if attempt.client.package == "webstompy" else "done")
 
 
 async def resumes(attempt: Attempt, listening: Server) -> None:
-    """Start it once more, with a position to go on after."""
+    """Start it once more with a position, and check that it continues after it."""
     works = attempt.client.verdict(Capability.RESUME).works
     expected = range(RESUMED_AFTER + 1 if works else 1, len(STORED) + 1)
     position = attempt.seen[RESUMED_AFTER].headers["message-id"]
@@ -204,7 +205,7 @@ async def resumes(attempt: Attempt, listening: Server) -> None:
 
 
 def assert_are(received: Sequence[Received], numbers: Iterable[int]) -> None:
-    """The messages with these numbers, in order, each with what the application meant."""
+    """Check that these are the messages with these numbers, in order, each with the content that was stored."""
     expected = list(numbers)
     assert [one.offset for one in received] == expected
     for number, one in zip(expected, received, strict=True):
@@ -214,13 +215,13 @@ def assert_are(received: Sequence[Received], numbers: Iterable[int]) -> None:
 
 
 def assert_stays(attempt: Attempt, listening: Server) -> None:
-    """Neither side has ended the connection since the beginning."""
-    assert not attempt.running.told("closed")
-    assert len(attempt.running.told("connected")) == 1
+    """Check that neither side has ended the connection since the beginning."""
+    assert not attempt.running.reported("closed")
+    assert len(attempt.running.reported("connected")) == 1
     assert_open(attempt, listening)
 
 
 def assert_open(attempt: Attempt, listening: Server) -> None:
-    """The server has not ended the connection of now."""
+    """Check that the server has not ended the current connection."""
     records = [json_object(line) for line in listening.err.all]
     assert attempt.session not in {record["session"] for record in records if record.get("event") == ENDED}

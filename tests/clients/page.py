@@ -1,4 +1,4 @@
-"""A page with ``@stomp/stompjs`` as Airy's inbox configures it, served to a browser, and a proxy that can be cut."""
+"""A page with ``@stomp/stompjs``, configured as in Airy's inbox, and a proxy that can cut connections."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,7 +34,7 @@ client.activate();
 
 
 def inbox(url: str) -> Pages:
-    """The page and the library; it connects to ``url``."""
+    """Return the page, which connects to ``url``, and its library."""
 
     def page(_request: PageRequest) -> Answer:
         return Answer(HTTPStatus.OK, (PAGE % url).encode(), {"content-type": "text/html"})
@@ -47,7 +47,7 @@ def inbox(url: str) -> Pages:
 
 @define
 class Network:
-    """A TCP proxy: ``cut`` resets open connections and refuses new ones, until ``mend``.
+    """A TCP proxy. ``cut`` resets open connections and refuses new ones until ``mend``.
 
     ``connections``: the number of forwarded connections. ``bytes_max``: the next connection, and no other, is reset
     after this many bytes to the client.
@@ -68,7 +68,7 @@ class Network:
     def mend(self) -> None:
         self._cut = False
 
-    async def pass_on(self, client: trio.SocketStream) -> None:
+    async def forward(self, client: trio.SocketStream) -> None:
         if self._cut:
             await trio.aclose_forcefully(client)
             return
@@ -95,17 +95,17 @@ async def _copy(source: trio.SocketStream, target: trio.SocketStream, bytes_max:
                 if not bytes_max:
                     break
     except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # one end is gone, and with it the other
+        pass  # one end is closed; close the other one too
     await trio.aclose_forcefully(target)
     await trio.aclose_forcefully(source)
 
 
 @asynccontextmanager
 async def network() -> AsyncIterator[Network]:
-    """A proxy until the block ends; its ``target`` is still to be set."""
+    """Run a proxy until the block ends. The caller sets its ``target``."""
     async with trio.open_nursery() as nursery:
         made = Network(0)
-        listeners = await nursery.start(trio.serve_tcp, made.pass_on, 0)
+        listeners = await nursery.start(trio.serve_tcp, made.forward, 0)
         made.port = listeners[0].socket.getsockname()[1]
         yield made
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-// What the JavaScript clients here have in common: their arguments, and what they print.
+// The common part of the JavaScript clients: arguments and output.
 //
 //     node PROGRAM.mjs URL [LAST-EVENT-ID] [COUNT]
 //
@@ -6,11 +6,11 @@
 // the header "replay" of SUBSCRIBE ("": none).
 // stdout: each MESSAGE as one line {"body": "...", "headers": {...}}
 // stderr: what happens to the connection, as one line {"event": ..., ...}:
-//     connected      of CONNECTED: "headers"
-//     heart-beat     the client took notice of one from the server
-//     error          of ERROR: "headers", "body"
-//     closed         of the WebSocket: "code", "reason"
-//     disconnected   the RECEIPT of DISCONNECT has come
+//     connected      CONNECTED: "headers"
+//     heart-beat     the client has noticed a heart-beat of the server
+//     error          ERROR: "headers", "body"
+//     closed         the WebSocket was closed: "code", "reason"
+//     disconnected   the RECEIPT for DISCONNECT has arrived
 // Ends after COUNT messages (0: never) or on SIGTERM, with DISCONNECT.
 
 import WebSocket from "ws";
@@ -24,11 +24,11 @@ export const subscribeHeaders = {
 };
 export const connectHeaders = token === "" ? {} : { Authorization: `Bearer ${token}` };
 
-export const tell = (event, facts) => console.error(JSON.stringify({ event, ...facts }));
+export const report = (event, facts) => console.error(JSON.stringify({ event, ...facts }));
 
 export const openWebSocket = () => new WebSocket(url, ["v12.stomp", "v11.stomp", "v10.stomp"]);
 
-// What prints messages, and calls `stop` after the last of them and on SIGTERM.
+// Return a function that prints messages. `stop` is called after the last one and on SIGTERM.
 export function printing(stop) {
   const expected = Number(count);
   let received = 0;

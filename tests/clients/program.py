@@ -1,4 +1,4 @@
-"""What the Python clients here have in common: their arguments, and what they print; it is that of ``program.mjs``.
+"""The common part of the Python clients: arguments and output, which are those of ``program.mjs``.
 
 python -m tests.clients.PROGRAM URL [LAST-EVENT-ID] [COUNT]
 """
@@ -18,7 +18,7 @@ DEFAULT_HEARTBEAT_MS = 10_000
 
 @frozen
 class Arguments:
-    """Of the command line and the environment."""
+    """The arguments from the command line and the environment."""
 
     url: str
     last_event_id: str
@@ -47,7 +47,7 @@ class Arguments:
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """What a client needs for a wss:// URL; it trusts whom the environment names."""
+        """The context for a wss:// URL. It trusts the authority that the environment names."""
         return ssl.create_default_context() if urlsplit(self.url).scheme == "wss" else None
 
     @property
@@ -62,7 +62,7 @@ class Arguments:
 
 @define
 class Printer:
-    """Prints messages, and calls ``stop`` after the last of them. ``stop`` may be called from any thread."""
+    """Prints messages, and calls ``stop`` after the last one. ``stop`` may be called from any thread."""
 
     arguments: Arguments
     stop: Callable[[], object]
@@ -78,7 +78,7 @@ class Printer:
             self.stop()
 
 
-def tell(event: str, **facts: object) -> None:
-    """Say what happens to the connection."""
+def report(event: str, **facts: object) -> None:
+    """Report what happens to the connection."""
     sys.stderr.write(json.dumps({"event": event, **facts}) + "\n")
     sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 import { RxStomp } from "@stomp/rx-stomp";
 
-import { connectHeaders, heartbeatMs, openWebSocket, printing, subscribeHeaders, tell } from "./program.mjs";
+import { connectHeaders, heartbeatMs, openWebSocket, printing, report, subscribeHeaders } from "./program.mjs";
 
 const rxStomp = new RxStomp();
 rxStomp.configure({
@@ -11,11 +11,11 @@ rxStomp.configure({
   reconnectDelay: 500,
   heartbeatIncoming: heartbeatMs,
   heartbeatOutgoing: heartbeatMs,
-  onHeartbeatReceived: () => tell("heart-beat"),
+  onHeartbeatReceived: () => report("heart-beat"),
 });
-rxStomp.stompClient.onDisconnect = () => tell("disconnected");
-rxStomp.serverHeaders$.subscribe((headers) => tell("connected", { headers }));
-rxStomp.stompErrors$.subscribe(({ headers, body }) => tell("error", { headers, body }));
+rxStomp.stompClient.onDisconnect = () => report("disconnected");
+rxStomp.serverHeaders$.subscribe((headers) => report("connected", { headers }));
+rxStomp.stompErrors$.subscribe(({ headers, body }) => report("error", { headers, body }));
 
 const print = printing(() => rxStomp.deactivate());
 rxStomp.watch({ destination: "/events", subHeaders: subscribeHeaders }).subscribe(print);

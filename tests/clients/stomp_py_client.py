@@ -1,4 +1,4 @@
-"""stomp.py's WebSocket adapter (STOMP 1.2). It does not reconnect: this program does, as its manual says.
+"""stomp.py's WebSocket adapter (STOMP 1.2). It does not reconnect, so this program does, as its manual recommends.
 
 Arguments: ``program``.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 import stomp
 from stomp.adapter.ws import WSStompConnection
 
-from tests.clients.program import Arguments, Printer, tell
+from tests.clients.program import Arguments, Printer, report
 
 DISCONNECT_RECEIPT = "the end"
 RECEIPT_TIMEOUT_S = 10.0
@@ -19,17 +19,16 @@ SUBSCRIPTION = "0"
 
 
 class Frame(Protocol):
-    """What the client makes of a frame."""
+    """A frame as the client parses it."""
 
     headers: dict[str, str]
     body: str
 
 
 class Listener(stomp.ConnectionListener):  # type: ignore[misc]  # it has no types
-    """Subscribes on every connect; prints, tells, and connects again unless it is to end.
+    """Subscribes on every connect, prints messages, reports events, and reconnects until it is stopped.
 
-    Each time with a new connection: one that is used again stops its heart-beats, if its old thread for them has not
-    ended yet.
+    Each connection is a new object: a reused one stops its heart-beats if its old heart-beat thread has not ended yet.
     """
 
     def __init__(self, arguments: Arguments, done: threading.Event) -> None:
@@ -63,30 +62,30 @@ class Listener(stomp.ConnectionListener):  # type: ignore[misc]  # it has no typ
         if self._connection is not None:
             headers = self._arguments.subscribe_headers
             self._connection.subscribe("/events", id=SUBSCRIPTION, ack="auto", headers=headers)
-        tell("connected", headers=frame.headers)
+        report("connected", headers=frame.headers)
 
     def on_message(self, frame: Frame) -> None:
         self._printer.print(frame.body, frame.headers)
 
     def on_heartbeat(self) -> None:
-        tell("heart-beat")
+        report("heart-beat")
 
     def on_error(self, frame: Frame) -> None:
-        tell("error", headers=frame.headers, body=frame.body)
+        report("error", headers=frame.headers, body=frame.body)
 
     def on_receipt(self, frame: Frame) -> None:
         if frame.headers["receipt-id"] == DISCONNECT_RECEIPT:
-            tell("disconnected")
+            report("disconnected")
             self._receipt_came.set()
 
     def on_disconnected(self) -> None:
-        tell("closed")
+        report("closed")
         if not self._done.is_set():
             self.connect()
 
 
 def main(arguments: Arguments) -> None:
-    """Print messages until there were enough, or SIGTERM."""
+    """Print messages until the last one or SIGTERM."""
     done = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: done.set())
     listener = Listener(arguments, done)

@@ -1,11 +1,11 @@
-// @stomp/stompjs, configured and used as Airy's inbox does it: reconnects after 2 s, no host header, subscribes to
-// /events on every connect with no header of its own, takes an ERROR for a refused login where its message contains
-// 401, and unsubscribes after it has disconnected. Arguments and output: program.mjs; one event more:
+// @stomp/stompjs, configured and used as in Airy's inbox: it reconnects after 2 s, sends no host header, subscribes to
+// /events on every connect without further headers, takes an ERROR for a refused login if its message contains 401, and
+// unsubscribes after it has disconnected. Arguments and output: program.mjs, with one more event:
 //     unauthorized   the ERROR's message contains 401
 
 import { Client } from "@stomp/stompjs";
 
-import { connectHeaders, heartbeatMs, openWebSocket, printing, subscribeHeaders, tell } from "./program.mjs";
+import { connectHeaders, heartbeatMs, openWebSocket, printing, report, subscribeHeaders } from "./program.mjs";
 
 let subscription;
 
@@ -17,17 +17,17 @@ const client = new Client({
   heartbeatOutgoing: heartbeatMs,
   onConnect: ({ headers }) => {
     subscription = client.subscribe("/events", print, subscribeHeaders);
-    tell("connected", { headers });
+    report("connected", { headers });
   },
-  onHeartbeatReceived: () => tell("heart-beat"),
+  onHeartbeatReceived: () => report("heart-beat"),
   onStompError: ({ headers, body }) => {
-    tell("error", { headers, body });
+    report("error", { headers, body });
     if (headers.message.includes("401")) {
-      tell("unauthorized");
+      report("unauthorized");
     }
   },
-  onWebSocketClose: ({ code, reason }) => tell("closed", { code, reason }),
-  onDisconnect: () => tell("disconnected"),
+  onWebSocketClose: ({ code, reason }) => report("closed", { code, reason }),
+  onDisconnect: () => report("disconnected"),
 });
 
 const print = printing(() => {

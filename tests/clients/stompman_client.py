@@ -1,7 +1,8 @@
-"""stompman over WebSocket (STOMP 1.2 only); it reconnects and subscribes again by itself. Arguments: ``program``.
+"""stompman over WebSocket (STOMP 1.2 only). It reconnects and subscribes again by itself. Arguments: ``program``.
 
-It asks for a receipt of its SUBSCRIBE: without that it loses what arrives before it has noted its own subscription.
-What it keeps to itself, CONNECTED, heart-beats and the receipt of DISCONNECT, is told by the connection below it.
+It requests a receipt for its SUBSCRIBE; otherwise it loses messages that arrive before it has registered the
+subscription. It does not expose CONNECTED, heart-beats and the receipt of DISCONNECT, so the connection below it
+reports them.
 """
 
 import asyncio
@@ -22,15 +23,15 @@ from stompman.frames import (
     ReceiptFrame,
 )
 
-from tests.clients.program import Arguments, Printer, tell
+from tests.clients.program import Arguments, Printer, report
 
 RECEIPT_TIMEOUT_S = 10.0
 CONNECT_ATTEMPTS_MAX = 20
-"""Its own default is 3, which is over before a busy machine has started a server again."""
+"""Its default is 3, which is used up before a busy machine has restarted a server."""
 
 
-class TellingConnection(WebSocketConnection):
-    """Tells of the frames that stompman handles without a word."""
+class ReportingConnection(WebSocketConnection):
+    """Reports the frames that stompman handles silently."""
 
     disconnect_receipt = ""
 
@@ -45,7 +46,7 @@ class TellingConnection(WebSocketConnection):
         ssl: Literal[True] | SSLContext | None,
         ws_uri_path: str | None = None,
     ) -> Self | None:
-        """Do as it does, but over TLS where that is asked for: it says ws:// even then, which websockets refuses."""
+        """Connect as the base class does, but to wss:// over TLS: it would use ws://, which websockets refuses."""
         if ssl is None:
             return await super().connect(
                 host=host,
@@ -68,18 +69,18 @@ class TellingConnection(WebSocketConnection):
         async for frame in super().read_frames():
             match frame:
                 case ConnectedFrame():
-                    tell("connected", headers=frame.headers)
+                    report("connected", headers=frame.headers)
                 case HeartbeatFrame():
-                    tell("heart-beat")
+                    report("heart-beat")
                 case ReceiptFrame() if frame.headers["receipt-id"] == self.disconnect_receipt:
-                    tell("disconnected")
+                    report("disconnected")
                 case _:
                     pass
             yield frame
 
 
 async def main(arguments: Arguments) -> None:
-    """Print messages until there were enough, or SIGTERM."""
+    """Print messages until the last one or SIGTERM."""
     done = asyncio.Event()
     printer = Printer(arguments, done.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
@@ -90,11 +91,11 @@ async def main(arguments: Arguments) -> None:
     server = stompman.ConnectionParameters(arguments.host, arguments.port, "", arguments.token, arguments.path)
     client = stompman.Client(
         servers=[server],
-        connection_class=TellingConnection,
+        connection_class=ReportingConnection,
         ssl=arguments.tls,
         connect_retry_attempts=CONNECT_ATTEMPTS_MAX,
         heartbeat=stompman.Heartbeat(arguments.heartbeat_ms, arguments.heartbeat_ms),
-        on_error_frame=lambda frame: tell("error", headers=frame.headers, body=frame.body.decode()),
+        on_error_frame=lambda frame: report("error", headers=frame.headers, body=frame.body.decode()),
         max_concurrent_handlers=None,
     )
     async with client:
@@ -103,7 +104,7 @@ async def main(arguments: Arguments) -> None:
             on_message,
             ack="auto",
             headers=arguments.subscribe_headers,
-            on_suppressed_exception=lambda error, _frame: tell("failed", reason=repr(error)),
+            on_suppressed_exception=lambda error, _frame: report("failed", reason=repr(error)),
             receipt_timeout=RECEIPT_TIMEOUT_S,
         )
         await done.wait()

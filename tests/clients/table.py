@@ -1,4 +1,4 @@
-"""The matrix as a page of the documentation shows it.
+"""Write the matrix as a page of the documentation.
 
 python -m tests.clients.table            prints the page
 python -m tests.clients.table --write    writes it
@@ -23,7 +23,7 @@ server, its restart, and a disconnect."""
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the complete page."""
     notes: list[str] = []
     rows = [_row(["", *(capability.value for capability in Capability)]), _row(["---"] * (len(Capability) + 1))]
     rows += [
@@ -48,7 +48,7 @@ def _cell(client: RealClient, capability: Capability, notes: list[str]) -> str:
 
 
 def _name(client: RealClient) -> str:
-    """With the version, as locked."""
+    """Return the package with its locked version."""
     if client.program.endswith(".mjs"):
         lock = json.loads((Path(__file__).parent / "package-lock.json").read_text())
         return f"{client.package} {lock['packages'][f'node_modules/{client.package}']['version']}"

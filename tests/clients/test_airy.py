@@ -1,4 +1,4 @@
-"""Airy's own inbox, which is not changed for this server: how it behaves on the wire, and that it is served so."""
+"""Airy's own inbox, unchanged: its behaviour on the wire, and how the server serves it."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ AUTH = '[auth]\nmode = "tokens"\ntokens = { inbox = "right" }\n'
 
 
 def names(frame: str) -> set[str]:
-    """The names of a frame's headers."""
+    """Return the names of a frame's headers."""
     return set(re.findall(r"^(.*?):", frame, re.MULTILINE))
 
 
@@ -51,9 +51,9 @@ async def test_disconnect_receipt_arrives_despite_frames_after_disconnect(
             [received] = await inbox.messages(1)
             assert received.body == '{"type":"tag.updated","payload":{"id":"t1","name":"flag","color":"tag-red"}}'
             assert await inbox.terminate() == 0
-            assert len(inbox.told("disconnected")) == 1
-            assert not inbox.told("error")
-            assert [closed["code"] for closed in inbox.told("closed")] == [1000]
+            assert len(inbox.reported("disconnected")) == 1
+            assert not inbox.reported("error")
+            assert [closed["code"] for closed in inbox.reported("closed")] == [1000]
 
 
 async def test_bad_credentials_get_an_error_with_401(sqlite_application: Application, tmp_path: Path) -> None:
@@ -68,20 +68,20 @@ async def test_bad_credentials_get_an_error_with_401(sqlite_application: Applica
         ):
             assert await welcome.wait() == 0
             for inbox in (refused, anonymous):
-                await inbox.until_told("unauthorized", 2)  # it tries again
-                for error in inbox.told("error"):
+                await inbox.until_reported("unauthorized", 2)  # it retries
+                for error in inbox.reported("error"):
                     assert error["headers"]["message"] == "401-unauthorized"
-                assert {closed["code"] for closed in inbox.told("closed")} == {4401}
-                assert not inbox.told("connected")
+                assert {closed["code"] for closed in inbox.reported("closed")} == {4401}
+                assert not inbox.reported("connected")
                 assert not inbox.out.all
 
 
 async def heart_beats_in(client: StompClient, seconds: float) -> int:
-    """Let time go by, and count the server's heart-beats in it."""
+    """Wait for some seconds, and count the server's heart-beats in this time."""
     before = client.heart_beats
     with trio.move_on_after(seconds):
         await client.receive()
-        pytest.fail("nothing but heart-beats was to come")
+        pytest.fail("expected only heart-beats")
     return client.heart_beats - before
 
 
@@ -92,7 +92,7 @@ async def test_hidden_tab_with_slow_timers_is_not_disconnected(autojump_clock: M
         await client.subscribe()
         for _ in range(10):
             assert await heart_beats_in(client, MINUTE_S) == 2
-            await client.send_text("\n")  # all the ticks of a minute together: one timer, once
+            await client.send_text("\n")  # the browser runs all ticks of a minute together: one timer, once
         await server.append(1, 1)
         assert (await client.receive()).command == "MESSAGE"
         silent_from = trio.current_time()

@@ -1,4 +1,4 @@
-"""The clients against a few canned frames, so that a fault of the server is not taken for one of theirs."""
+"""The clients against a few canned frames, so that a fault of the server is not taken for a fault of a client."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def message(subscription: str, number: int) -> str:
 
 
 async def canned(asked: list[str], request: trio_websocket.WebSocketRequest) -> None:
-    """Answer as a server with two events does."""
+    """Answer like a server with two events."""
     socket = await request.accept(
         subprotocol=request.proposed_subprotocols[0] if request.proposed_subprotocols else None
     )

@@ -1,4 +1,4 @@
-"""Each cell of the matrix, as one run of all clients has found it; and the page that shows the matrix."""
+"""Each cell of the matrix, from one run of all clients; and the page that shows the matrix."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)  # the first one waits for the run, whose six steps have 20 s each
+@pytest.mark.timeout(150)  # the first one waits for the run, whose six steps may take 20 s each
 @pytest.mark.parametrize("capability", Capability, ids=lambda capability: capability.name.lower())
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.package)
 def test_cell(client: RealClient, capability: Capability, outcomes: Outcomes) -> None:
@@ -33,7 +33,7 @@ def test_cell(client: RealClient, capability: Capability, outcomes: Outcomes) ->
         raise failure
 
 
-def test_the_page_shows_the_matrix() -> None:
+def test_page_shows_the_matrix() -> None:
     assert PAGE.read_text() == page(), "run: python -m tests.clients.table --write"
 
 

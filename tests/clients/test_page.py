@@ -1,4 +1,4 @@
-"""Airy's inbox in a real browser, with no change for this server: what a restart and a network cut cost it."""
+"""Airy's inbox, unchanged, in a real browser: it misses nothing across a restart and a network cut."""
 
 import json
 from pathlib import Path
@@ -64,6 +64,4 @@ async def test_page_loses_nothing_across_restart_and_lost_connection(
     offsets = sorted(int(id_.rpartition("-")[2]) for id_ in by_id)
     assert offsets == list(range(1, count + 1))
     first_seen = list(dict.fromkeys(id_ for id_, _ in seen))
-    assert [
-        int(id_.rpartition("-")[2]) for id_ in first_seen
-    ] == offsets  # in order too, duplicates left out by their id
+    assert [int(id_.rpartition("-")[2]) for id_ in first_seen] == offsets  # in order too, without duplicates

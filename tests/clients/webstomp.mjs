@@ -1,9 +1,9 @@
-// webstomp-client. It does not reconnect: this program does, as an application has to. Its disconnect() closes the
-// WebSocket at once, so that no receipt can come. Arguments and output: program.mjs.
+// webstomp-client. It does not reconnect, so this program does, as an application must. Its disconnect() closes the
+// WebSocket at once, so no receipt can arrive. Arguments and output: program.mjs.
 
 import webstomp from "webstomp-client";
 
-import { connectHeaders, heartbeatMs, openWebSocket, printing, subscribeHeaders, tell } from "./program.mjs";
+import { connectHeaders, heartbeatMs, openWebSocket, printing, report, subscribeHeaders } from "./program.mjs";
 
 const RECONNECT_MS = 500;
 
@@ -17,22 +17,22 @@ const print = printing(() => {
 
 function onDebug(line) {
   if (line === "<<< PONG") {
-    tell("heart-beat");
+    report("heart-beat");
   }
 }
 
 function onConnected({ headers }) {
   client.subscribe("/events", print, { ...subscribeHeaders });
-  tell("connected", { headers });
+  report("connected", { headers });
 }
 
-// It is called for an ERROR frame, and for the end of the WebSocket.
+// The library calls it for an ERROR frame, and for the end of the WebSocket.
 function onFailed({ command, headers, body, code, reason }) {
   if (command === "ERROR") {
-    tell("error", { headers, body });
+    report("error", { headers, body });
     return;
   }
-  tell("closed", { code, reason });
+  report("closed", { code, reason });
   if (!stopped) {
     setTimeout(connect, RECONNECT_MS);
   }

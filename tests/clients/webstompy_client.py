@@ -1,6 +1,6 @@
-"""webstompy (STOMP 1.1). It has no reconnect, no DISCONNECT, no heart-beats and no headers of SUBSCRIBE.
+"""webstompy (STOMP 1.1). It has no reconnect, no DISCONNECT, no heart-beats and no headers for SUBSCRIBE.
 
-This program connects again, and closes the WebSocket at its end. Arguments: ``program``; LAST-EVENT-ID cannot be sent.
+This program reconnects, and closes the WebSocket at its end. Arguments: ``program``; LAST-EVENT-ID cannot be sent.
 """
 
 import signal
@@ -11,7 +11,7 @@ from typing import Protocol
 import websocket
 import webstompy
 
-from tests.clients.program import Arguments, Printer, tell
+from tests.clients.program import Arguments, Printer, report
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_S = 0.5
@@ -19,7 +19,7 @@ SUBSCRIPTION = "0"
 
 
 class Frame(Protocol):
-    """What the client makes of a message of the WebSocket."""
+    """A message of the WebSocket as the client parses it."""
 
     command: bytes
     header: list[tuple[bytes, bytes]]
@@ -27,7 +27,7 @@ class Frame(Protocol):
 
 
 class Listener(webstompy.StompListener):  # type: ignore[misc]  # it has no types
-    """Prints and tells what comes; called by the client's own thread for every frame."""
+    """Prints messages and reports everything else. The client's own thread calls it for every frame."""
 
     def __init__(self, printer: Printer) -> None:
         self._printer = printer
@@ -36,17 +36,17 @@ class Listener(webstompy.StompListener):  # type: ignore[misc]  # it has no type
         headers = {name.decode(): value.decode() for name, value in frame.header}
         match frame.command:
             case b"CONNECTED":
-                tell("connected", headers=headers)
+                report("connected", headers=headers)
             case b"MESSAGE":
                 self._printer.print(frame.message.decode(), headers)
             case b"ERROR":
-                tell("error", headers=headers, body=frame.message.decode())
+                report("error", headers=headers, body=frame.message.decode())
             case _:
-                tell("heart-beat" if not frame.command else "unknown")
+                report("heart-beat" if not frame.command else "unknown")
 
 
 def connected(arguments: Arguments, printer: Printer) -> tuple[websocket.WebSocket, webstompy.StompConnection]:
-    """Connect and subscribe; raises ``OSError`` where nobody listens."""
+    """Connect and subscribe. Raises ``OSError`` if no server listens."""
     socket = websocket.create_connection(arguments.url)
     connection = webstompy.StompConnection(connector=socket)
     connection.add_listener(Listener(printer))
@@ -56,7 +56,7 @@ def connected(arguments: Arguments, printer: Printer) -> tuple[websocket.WebSock
 
 
 def main(arguments: Arguments) -> None:
-    """Print messages until there were enough, or SIGTERM."""
+    """Print messages until the last one or SIGTERM."""
     done = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: done.set())
     printer = Printer(arguments, done.set)
@@ -71,7 +71,7 @@ def main(arguments: Arguments) -> None:
         if done.is_set():
             socket.close()
         else:
-            tell("closed")
+            report("closed")
 
 
 if __name__ == "__main__":

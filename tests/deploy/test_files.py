@@ -1,4 +1,4 @@
-"""The files in deploy/: they parse, agree with the settings and with each other, and give no rights away."""
+"""The files in deploy/: they parse, agree with the settings and with each other, and grant no rights."""
 
 import configparser
 import re
@@ -32,7 +32,7 @@ NO = "no-new-privileges:true"
 
 
 def unit() -> dict[str, dict[str, str]]:
-    """The sections of the systemd unit; what stands there more than once is joined by lines."""
+    """Return the sections of the systemd unit. Repeated entries are joined by newlines."""
 
     class Joined(dict[str, Any]):
         def __setitem__(self, key: str, value: Any) -> None:  # noqa: ANN401 - configparser's
@@ -47,7 +47,7 @@ def unit() -> dict[str, dict[str, str]]:
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, rest), with continued lines joined."""
+    """Return the Dockerfile as (instruction, rest), with continued lines joined."""
     text = re.sub(r"\\\n\s*", "", (DEPLOY / "Dockerfile").read_text())
     lines = (line for line in text.splitlines() if line and not line.startswith("#"))
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
@@ -59,19 +59,19 @@ def compose() -> dict[str, Any]:
 
 
 def arguments(words: list[str]) -> None:
-    """Arguments that the program takes."""
-    told = subprocess.run([*AIRY_TRIO, *words, "--help"], check=False, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
+    """Arguments that the program accepts."""
+    ended = subprocess.run([*AIRY_TRIO, *words, "--help"], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_unit_is_valid() -> None:
     assert set(unit()) == {"Unit", "Service", "Install"}
     systemd_analyze = shutil.which("systemd-analyze")
     if systemd_analyze is not None:
-        told = subprocess.run(
+        ended = subprocess.run(
             [systemd_analyze, "verify", DEPLOY / "airy-trio.service"], check=False, capture_output=True, text=True
         )
-        faults = [line for line in told.stderr.splitlines() if "is not executable: No such file" not in line]
+        faults = [line for line in ended.stderr.splitlines() if "is not executable: No such file" not in line]
         assert faults == []
 
 
@@ -109,11 +109,11 @@ def test_image_copies_existing_files_and_runs_unprivileged() -> None:
 
 
 def test_image_starts_the_program_with_a_health_check() -> None:
-    said = dict(instructions())
-    entry, command = (yaml.safe_load(said[name]) for name in ("ENTRYPOINT", "CMD"))
+    named = dict(instructions())
+    entry, command = (yaml.safe_load(named[name]) for name in ("ENTRYPOINT", "CMD"))
     assert entry == ["airy-trio"]
     arguments(command)
-    health = yaml.safe_load(said["HEALTHCHECK"].partition("CMD ")[2])
+    health = yaml.safe_load(named["HEALTHCHECK"].partition("CMD ")[2])
     assert health == ["airy-trio", "health", *command]
     arguments(health[1:])
 
@@ -175,7 +175,7 @@ def test_compose_fits_the_image_and_the_settings() -> None:
 
 
 def kubernetes() -> dict[str, Any]:
-    """The objects of kubernetes.yaml by their kind. `make check-manifests` validates them against the schemas."""
+    """Return the objects of kubernetes.yaml by kind. `make check-manifests` validates them against the schemas."""
     objects = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
     assert set(objects) == {"ConfigMap", "Job", "Deployment", "Service"}
     return objects
@@ -242,23 +242,23 @@ def test_kubernetes_gives_no_rights_away() -> None:
 @pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile"])
 def test_settings_named_in_a_proxy_file_admit_its_clients(name: str) -> None:
     text = (DEPLOY / name).read_text()
-    told = re.search(r"\[listener\] (hosts = \[.*?\]), (trusted_proxies = \[.*?\])", text)
-    assert told is not None
-    listener = parse(f'[database]\nurl = "sqlite:///a.db"\n[listener]\n{told[1]}\n{told[2]}\n', {}).listener
+    named = re.search(r"\[listener\] (hosts = \[.*?\]), (trusted_proxies = \[.*?\])", text)
+    assert named is not None
+    listener = parse(f'[database]\nurl = "sqlite:///a.db"\n[listener]\n{named[1]}\n{named[2]}\n', {}).listener
     (host,) = listener.hosts
     assert f"{host} {{" in text or f"server_name {host};" in text
     admission = Admission(listener, FairQueue())
     request = read_head(head(f"Origin: https://{host}", "X-Forwarded-For: 192.0.2.1", changed={"Host": host}))
     assert request is not None
 
-    async def come() -> str:
+    async def admit() -> str:
         await trio.lowlevel.checkpoint()
         slot = admission.arrive("127.0.0.1", loopback=True)
         upgrade = upgrade_in(request)
         slot.examine(request, upgrade.host, upgrade.origin)
         return slot.name
 
-    assert trio.run(come) == "192.0.2.1"
+    assert trio.run(admit) == "192.0.2.1"
 
 
 def test_compose_gives_no_rights_away() -> None:

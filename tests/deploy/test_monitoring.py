@@ -35,7 +35,7 @@ class Use:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every expression with a name. Grafana's variables are replaced by values."""
+    """Return every named expression. Grafana's variables are replaced by values."""
     for rule in RULES:
         yield rule["alert"], rule["expr"]
     for panel in PANELS:
@@ -73,7 +73,7 @@ def _collect(node: Any, found: set[Use]) -> set[str]:  # noqa: ANN401 - any of p
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
-    """The metrics that a server exports when it has just started."""
+    """The metrics that a server exports just after its start."""
 
     async def scraped() -> Samples:
         async with serving_all(settings) as (_, port):
@@ -159,7 +159,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_metric_names_follow_the_conventions_of_prometheus() -> None:
-    """A counter ends with _total, a unit is a base unit at the end, and no name has a type or a label in it."""
+    """A counter ends with _total, a base unit comes last, and no name contains a type or a label."""
     for family in families():
         base = family.name.removesuffix("_total")
         assert re.fullmatch(r"airy_trio_[a-z]+(?:_[a-z]+)*", family.name), family.name

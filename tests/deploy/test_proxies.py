@@ -1,6 +1,6 @@
-"""Real proxies with the files in deploy/: a client gets events through TLS and the proxy, and what is said of it holds.
+"""Real proxies with the files in deploy/: a client receives events through TLS and the proxy.
 
-A proxy that is not installed has no test here, as it is nothing that the project needs; its file is still read.
+A proxy that is not installed is not tested, because the project does not need it. Its file is still parsed.
 """
 
 import shutil
@@ -31,7 +31,7 @@ Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 @frozen
 class Proxy:
-    """A proxy's program, and what makes settings and arguments for a port, a folder and the server's port."""
+    """A proxy's program, and a function that configures it: folder, its port, the server's port to arguments."""
 
     program: str
     configure: Callable[[Path, int, int], list[str]]
@@ -134,7 +134,7 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
     names = [f"{proxy.program}{number}" for number in range(3)]
     async with proxied(proxy, folder, settings.listener.port) as dial:
         with trio.fail_after(TIMEOUT_S):
-            await assert_later(dial)  # the server is away
+            await assert_later(dial)  # the server does not run
             async with trio.open_nursery() as nursery, await dial() as stream:
                 await nursery.start(app.serve, settings)
                 found = await EventStream(stream).request("/events/tag.updated?replay=none", host=NAME)
@@ -151,7 +151,10 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
 
 
 async def assert_later(dial: Dial) -> None:
-    """A request is answered with a stream that ends. A page of another origin may read it, or would never come back."""
+    """Assert that a request is answered with a stream that ends.
+
+    A page of another origin may read it; otherwise the page would not reconnect.
+    """
     async with await dial() as stream:
         later = await EventStream(stream).request("/events", host=NAME, headers=[("Origin", ORIGIN)])
         assert (later.status, later.headers["content-type"]) == (200, "text/event-stream")

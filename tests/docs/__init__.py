@@ -1,1 +1,1 @@
-"""The documentation: that its pages say what the program does, and that what they show can be run."""
+"""The documentation: its pages agree with the program, and their examples work."""

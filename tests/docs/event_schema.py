@@ -1,7 +1,7 @@
 """The schema of events and its TypeScript form, made from the models and the codec.
 
-The fields, their nesting and their order come from bodies that the codec writes. Each sample event has the name of a
-field as its value, so a string in the body says which field of the model it is.
+The fields, their nesting and their order come from bodies that the codec writes. In a sample event each value is the
+name of its field, so a string in the body shows the field of the model that it comes from.
 """
 
 import json
@@ -86,7 +86,7 @@ def _description(cls: type) -> str:
 
 
 def typescript() -> str:
-    """Return the same as types of TypeScript, written from the schema."""
+    """Return the same as TypeScript types, written from the schema."""
     whole = json.loads(schema())
     kinds = whole["$defs"]
     names = [name for name in kinds if name != "Truncated"]

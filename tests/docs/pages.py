@@ -1,20 +1,20 @@
-"""The pages of the documentation, and what the comments above their blocks say shall happen with each.
+"""The pages of the documentation, and the comments above their blocks, which say how the tests treat each block.
 
-Above a block stands one of these, as an HTML comment that no reader sees::
+Above each block is one of these, as an HTML comment, which readers do not see::
 
-    run                     a shell runs it in the page's folder, and it ends with 0
-    run: CODE               the same, and it ends with this exit code
+    run                     a shell runs it in the page's folder; the exit code is 0
+    run: CODE               the same with this exit code
     sql                     it is run in the database of DATABASE_URL, as a superuser; its rows are printed
-    start: NAME, WORDS      the same in the background, until it has said WORDS
-    file: NAME              it is a file of the page's folder
-    shows                   what the last `run` or `sql` printed: these lines, in this order
-    shows: NAME             the same of what was started as NAME, which may still have to come
+    start: NAME, WORDS      a shell runs it in the background; wait until it has printed WORDS
+    file: NAME              it is a file in the page's folder
+    shows                   the last `run` or `sql` printed these lines, in this order
+    shows: NAME             the program that was started as NAME prints these lines, in this order
     settings                it is (a part of) a settings file, which the program accepts
-    postgres                it sets DATABASE_URL, to that of a Postgres for the test
-    postgres: ROLE          the same, of this role
-    not run: REASON         nothing
+    postgres                it sets DATABASE_URL; the test replaces the URL by that of a Postgres for the test
+    postgres: ROLE          the same for this role
+    not run: REASON         the tests ignore it
 
-``stop: NAME`` stands alone: what was started is ended, as by Ctrl-C.
+``stop: NAME`` needs no block: it stops the program as Ctrl-C does.
 """
 
 import re
@@ -33,7 +33,7 @@ MADE: Final = (
     "reference/disconnects.md",
     "reference/python.md",
 )
-"""Pages that the program makes (``reference``): nothing in them is for a reader to type."""
+"""Pages that the program generates (``reference``). They contain nothing that a reader types."""
 KINDS: Final = ("run", "sql", "start", "file", "shows", "settings", "postgres", "stop", "not run")
 _STEP: Final = re.compile(
     r"^[ ]*<!-- (?P<mark>[^\n]*?) -->$|^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
@@ -43,7 +43,7 @@ _STEP: Final = re.compile(
 
 @frozen
 class Step:
-    """One thing to do. ``words``: what follows the kind; ``text``: the block, empty for ``stop``."""
+    """One step. ``words``: the text after the kind. ``text``: the block; empty for ``stop``."""
 
     kind: str
     words: str
@@ -53,28 +53,28 @@ class Step:
 
 
 def pages() -> list[str]:
-    """The names of all pages that people wrote."""
+    """Return the names of all pages that are not generated."""
     found = (path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.md"))
     return sorted(name for name in found if name not in MADE)
 
 
 def steps(text: str) -> Iterator[Step]:
-    """The steps of a page. Raises ``AssertionError`` for a block without a mark, or with one that is none."""
+    """Yield the steps of a page. Raises ``AssertionError`` for a block without a mark, or with an invalid one."""
     kind = words = ""
     for found in _STEP.finditer(text):
         line = text.count("\n", 0, found.start()) + 1
         if found["mark"] is not None:
             kind, _, words = (part.strip() for part in found["mark"].partition(":"))
-            assert kind in KINDS, f"line {line}: {found['mark']!r} is no mark"
+            assert kind in KINDS, f"line {line}: {found['mark']!r} is not a mark"
             if kind == "stop":
                 yield Step(kind, words, "", "", line)
                 kind = ""
             continue
-        assert kind, f"line {line}: nothing says what shall happen with this block"
+        assert kind, f"line {line}: no mark above this block"
         if kind != "not run":
             yield Step(kind, words, found["language"], _dedented(found["text"], found["indent"]), line)
         else:
-            assert words, f"line {line}: it is not run for no reason"
+            assert words, f"line {line}: not run without a reason"
         kind = ""
 
 

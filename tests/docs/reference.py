@@ -1,4 +1,4 @@
-"""The pages and the schema of the reference that are generated from the program.
+"""The generated pages and the schema in docs/reference.
 
 python -m tests.docs.reference            lists the pages that are out of date; exit code 1 if there are any
 python -m tests.docs.reference --write    writes them

@@ -1,4 +1,4 @@
-"""Does what a page says, in a folder of its own: the blocks as they stand, but for ports, which are free ones."""
+"""Follow a page in a folder of its own: run its blocks unchanged, except that the ports are free ones."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ from tests.processes import Program, running
 
 READY_TIMEOUT_S: Final = 30.0
 AGAIN_S: Final = 10.0
-"""Then Ctrl-C is pressed again: Python drops a KeyboardInterrupt that is raised in a destructor."""
+"""After this time Ctrl-C is sent again: Python drops a KeyboardInterrupt that is raised in a destructor."""
 PORTS: Final = ("8080", "8081")
 SHELL: Final = ("bash", "-euo", "pipefail", "-c")
 SOME_URL: Final = 'url = "sqlite:///app.db"\n'
@@ -30,7 +30,7 @@ SOME_URL: Final = 'url = "sqlite:///app.db"\n'
 
 @define
 class Runner:
-    """One page. ``postgres``: gives the URL of an empty database, where the page asks for one."""
+    """Follows one page. ``postgres``: returns the URL of an empty database, for pages that need one."""
 
     folder: Path
     postgres: Callable[[], str]
@@ -39,10 +39,10 @@ class Runner:
     ports: Mapping[str, str] = field(factory=lambda: {port: str(free_port()) for port in PORTS})
     started: dict[str, Program] = field(factory=dict)
     printed: list[str] = field(factory=list)
-    seen: dict[str, int] = field(factory=dict)
+    lines_read: dict[str, int] = field(factory=dict)
 
     async def do(self, step: Step) -> None:
-        """One step of the page. Raises ``AssertionError`` with the line where it does not come as it is written."""
+        """Do one step of the page. Raises ``AssertionError`` with its line if the outcome is not as written."""
         text = step.text
         for port, free in self.ports.items():
             text = text.replace(port, free)
@@ -71,7 +71,7 @@ class Runner:
                 raise AssertionError(other)
 
     def _with_ports(self, text: str) -> str:
-        """Settings whose ports are not the defaults, which the machine may need for something else."""
+        """Return settings without the default ports, which other programs may use."""
         for section, port in zip(("listener", "admin"), self.ports.values(), strict=True):
             if "[database]" in text and f"\n[{section}]" not in f"\n{text}":
                 text += f"\n[{section}]\nport = {port}\n"
@@ -93,16 +93,16 @@ class Runner:
                     self.printed += [" | ".join(map(str, row)) for row in answer]
 
     async def _start(self, name: str, words: str, text: str) -> None:
-        for file in self.folder.glob("*.toml"):  # also one that a command has written
+        for file in self.folder.glob("*.toml"):  # a command may have written it
             file.write_text(self._with_ports(file.read_text()))
         self.started[name] = program = await self.stack.enter_async_context(self._program(f"exec 2>&1\nexec {text}"))
-        self.seen[name] = 0
+        self.lines_read[name] = 0
         with trio.move_on_after(READY_TIMEOUT_S):
             for number in itertools.count():
-                said = await program.out.line(number)
-                if said is None or words in said:
+                printed = await program.out.line(number)
+                if printed is None or words in printed:
                     break
-        assert any(words in said for said in program.out.all), f"{name}: no {words!r} in {program.out.all}"
+        assert any(words in printed for printed in program.out.all), f"{name}: no {words!r} in {program.out.all}"
 
     async def _stop(self, name: str) -> None:
         program = self.started.pop(name)
@@ -123,12 +123,12 @@ class Runner:
             return
         program = self.started[name]
         for wanted in expected:
-            said: str | None = ""
+            printed: str | None = ""
             with trio.move_on_after(READY_TIMEOUT_S):
-                while said is not None and said != wanted:
-                    said = await program.out.line(self.seen[name])
-                    self.seen[name] += 1
-            assert said == wanted, f"line {line}: no {wanted!r} in {program.out.all}"
+                while printed is not None and printed != wanted:
+                    printed = await program.out.line(self.lines_read[name])
+                    self.lines_read[name] += 1
+            assert printed == wanted, f"line {line}: no {wanted!r} in {program.out.all}"
 
     @asynccontextmanager
     async def _program(self, text: str) -> AsyncIterator[Program]:
@@ -140,13 +140,13 @@ class Runner:
 
 @asynccontextmanager
 async def runner(folder: Path, postgres: Callable[[], str]) -> AsyncIterator[Runner]:
-    """A runner; what it has started ends with the block."""
+    """Yield a runner. The programs that it has started end with the block."""
     async with AsyncExitStack() as stack:
         yield Runner(folder, postgres, stack)
 
 
 async def follow(page: str, folder: Path, postgres: Callable[[], str]) -> int:
-    """Do all that a page says; give the number of its steps."""
+    """Do all steps of a page; return their number."""
     done = 0
     async with runner(folder, postgres) as following:
         for step in steps((FOLDER / page).read_text()):
@@ -156,7 +156,7 @@ async def follow(page: str, folder: Path, postgres: Callable[[], str]) -> int:
 
 
 def accept(text: str) -> None:
-    """Read a part of a settings file as the program does. Raises ``SettingsError``."""
+    """Parse a part of a settings file as the program does. Raises ``SettingsError``."""
     if "[database]" not in text:
         text = f"[database]\n{SOME_URL}{text}"
     elif "url = " not in text.partition("[database]")[2].partition("\n[")[0]:
@@ -166,4 +166,4 @@ def accept(text: str) -> None:
 
 
 VARIABLES: Final = ("ADMIN_TOKEN", "AGENT_TOKEN", "DASHBOARD_TOKEN", "JWT_SECRET", "LOG_URL")
-"""What the pages take from the environment."""
+"""The variables that the pages read from the environment."""

@@ -41,7 +41,7 @@ def sample(event: Event) -> Any:  # noqa: ANN401 - what JSON holds
 
 
 def objects(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - what JSON holds
-    """Yield the path of each object of a body, without those from the database."""
+    """Yield the path of each object in a body, except for objects from the database."""
     if isinstance(value, dict) and path[-1:] not in {("content",), ("metadata",)}:
         yield path
         for name, inner in value.items():

@@ -1,4 +1,4 @@
-"""Pages that load and follow, in a real browser: what they show is what the database has, after each fault."""
+"""Pages that load and then follow, in a real browser: after each fault they show the rows of the database."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -53,7 +53,7 @@ class Shown:
 
 @asynccontextmanager
 async def showing(application: Application, text: str, scripts: Mapping[str, str]) -> AsyncIterator[Shown]:
-    """Serve a page to a browser, with scripts and the API that it loads from."""
+    """Serve a page to a browser, with its scripts and the API from which it loads."""
     if not LIBRARY.is_file():
         pytest.skip("@stomp/stompjs is not installed: run `npm ci` in tests/clients")
 
@@ -79,7 +79,7 @@ async def showing(application: Application, text: str, scripts: Mapping[str, str
 
 
 def program(page: str, name: str) -> str:
-    """Return a file of a page of the documentation."""
+    """Return a file that a page of the documentation shows."""
     [text] = [step.text for step in steps((FOLDER / page).read_text()) if (step.kind, step.words) == ("file", name)]
     return text
 
@@ -106,7 +106,7 @@ async def test_the_page_shows_what_the_database_has(
 async def test_the_page_is_live_after_the_current_state_was_cut_off(
     page: str, name: str, sqlite_application: Application, tmp_path: Path
 ) -> None:
-    """It resumes within the state, whose end is not announced then."""
+    """It resumes within the state, and then no message announces the end of the state."""
     config = tmp_path / "airy.toml"
     config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{SETTINGS}[logging]\nformat = "json"\n')
     sqlite_application.migrate("[events]\ndeletes = true\n")
@@ -122,9 +122,9 @@ async def test_the_page_is_live_after_the_current_state_was_cut_off(
 
 
 async def follows(application: Application, folder: Path, text: str, scripts: Mapping[str, str]) -> None:
-    """Check that a page shows the database: at first, after changes, a restart, a lost network, and a reload.
+    """Check that a page shows the database: at first, after changes, a restart, a network cut, and a reload.
 
-    A page of the current state also after a reset.
+    A page with the current state is also checked after a reset.
     """
     whole = text + "".join(scripts.values())
     config = folder / "airy.toml"

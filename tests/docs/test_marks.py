@@ -1,4 +1,4 @@
-"""That the runner of pages fails where a page does not come as it is written."""
+"""The runner of pages fails if the outcome of a block is not as written."""
 
 from pathlib import Path
 
@@ -28,22 +28,22 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def test_block_without_a_mark_is_an_error() -> None:
-    with pytest.raises(AssertionError, match="line 3: nothing says"):
+    with pytest.raises(AssertionError, match="line 3: no mark"):
         list(steps(f"a\n\n{BLOCK}"))
 
 
 def test_a_mark_counts_for_one_block() -> None:
-    with pytest.raises(AssertionError, match="line 5: nothing says"):
+    with pytest.raises(AssertionError, match="line 5: no mark"):
         list(steps(f"<!-- run -->\n{BLOCK}{BLOCK}"))
 
 
 def test_a_block_is_not_run_only_for_a_reason() -> None:
-    with pytest.raises(AssertionError, match="for no reason"):
+    with pytest.raises(AssertionError, match="not run without a reason"):
         list(steps(f"<!-- not run: -->\n{BLOCK}"))
 
 
 def test_unknown_mark_is_an_error() -> None:
-    with pytest.raises(AssertionError, match="'rnu' is no mark"):
+    with pytest.raises(AssertionError, match="'rnu' is not a mark"):
         list(steps(f"<!-- rnu -->\n{BLOCK}"))
 
 
@@ -60,7 +60,7 @@ def test_indented_block_is_dedented() -> None:
         pytest.param("<!-- run: 1 -->\n```sh\ntrue\n```\n", "line 2 ended with 0", id="one succeeds that should fail"),
         pytest.param("<!-- run -->\n```sh\nfalse | true\n```\n", "line 2 ended with 1", id="one of a pipe fails"),
         pytest.param(
-            "<!-- run -->\n```sh\necho a\n```\n<!-- shows -->\n```\nb\n```\n", "'b'", id="it says other things"
+            "<!-- run -->\n```sh\necho a\n```\n<!-- shows -->\n```\nb\n```\n", "'b'", id="it prints other lines"
         ),
         pytest.param(
             "<!-- run -->\n```sh\necho a; echo b\n```\n<!-- shows -->\n```\nb\na\n```\n", "'a'", id="in another order"
@@ -69,18 +69,18 @@ def test_indented_block_is_dedented() -> None:
         pytest.param(
             "<!-- start: it, a -->\n```sh\necho a\n```\n<!-- shows: it -->\n```\nb\n```\n",
             "no 'b'",
-            id="it never says so",
+            id="it never prints the line",
         ),
     ],
 )
 async def test_block_with_another_outcome_is_an_error(text: str, fault: str, tmp_path: Path) -> None:
-    said = ""
+    message = ""
     try:
         await follow(text, tmp_path)
     except* AssertionError as broken:
         [leaf] = leaves(broken)
-        said = str(leaf)
-    assert fault in said
+        message = str(leaf)
+    assert fault in message
 
 
 async def test_sql_prints_rows(tmp_path: Path, postgres_database: str) -> None:

@@ -1,4 +1,4 @@
-"""Every page of the documentation is followed: its files written, its commands run, its settings read."""
+"""Follow every page of the documentation: write its files, run its commands, read its settings."""
 
 import shutil
 from pathlib import Path

@@ -24,7 +24,7 @@ MODULES: Final = {
     "react-dom": "react-dom/cjs/react-dom.development.js",
     "react-dom/client": "react-dom/cjs/react-dom-client.development.js",
 }
-"""Development builds, because only these run effects twice in StrictMode."""
+"""Development builds, because only they run effects twice in StrictMode."""
 LOADER: Final = """
 globalThis.process = { env: { NODE_ENV: 'development' } };
 const texts = %s, loaded = {};
@@ -33,7 +33,7 @@ globalThis.load = (name) => {
   return loaded[name];
 };
 """
-"""React has no build for browsers: what `require` means to its files."""
+"""React has no build for browsers, so this gives its files a `require`."""
 IMPORTS: Final = {
     "react": "export const { StrictMode, useEffect, useReducer } = load('react');",
     "react/jsx-runtime": "export const { jsx, jsxs } = load('react/jsx-runtime');",
@@ -103,7 +103,7 @@ async def test_component_shows_what_the_database_has(
 
 
 async def test_stomp_hook_forgets_its_position_at_a_reset(tmp_path: Path) -> None:
-    """Another node may still be able to resume it, but the component has cleared what it had until then."""
+    """Another node may still be able to resume at the old position, but the component has cleared its data."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node.js is not installed")

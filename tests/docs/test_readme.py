@@ -1,4 +1,4 @@
-"""The README: its links lead somewhere, its settings are accepted, and what a newcomer's way reads from it is there."""
+"""The README: its links lead somewhere, its settings are accepted, and `make newcomer` finds its blocks."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Programs of the documentation that resume: nothing is lost and nothing comes twice."""
+"""Example programs that resume: nothing is lost and nothing is repeated."""
 
 import json
 import shutil
@@ -19,11 +19,11 @@ from tests.processes import Program, running, server
 TIMEOUT_S = 40.0
 COUNT = 20
 GLOBAL_WEBSOCKET = "import WebSocket from 'ws';\nglobalThis.WebSocket ??= WebSocket;\n"
-"""What a browser has, and older Node.js has not."""
+"""Browsers have a global WebSocket; older versions of Node.js do not."""
 
 
 def program(page: str, name: str) -> str:
-    """A page's program, as it stands there."""
+    """Return a program from a page, unchanged."""
     [step] = [step for step in steps((FOLDER / page).read_text()) if step.words == name]
     return step.text
 

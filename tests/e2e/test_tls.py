@@ -62,7 +62,7 @@ async def test_other_clients_connect(real: RealClient, sqlite_application: Appli
     async with speaking_tls(sqlite_application, tmp_path) as (serving, files, _):
         assert serving.url.startswith("wss://127.0.0.1:")
         async with client(real.program, serving.url, count=EVENTS, authority=files.authority) as running:
-            await running.until_told("connected", 1)
+            await running.until_reported("connected", 1)
             for number in range(1, EVENTS + 1):
                 sqlite_application.message(id=f"m{number}")
             received = await running.messages(EVENTS)
@@ -82,7 +82,7 @@ async def test_client_that_does_not_trust_the_certificate_fails(
         client("stompjs.mjs", serving.url) as running,
     ):
         assert (await serving.record("connection closed"))["disconnect"] == "gone"
-        assert not running.told("connected")
+        assert not running.reported("connected")
 
 
 async def test_alpn_selects_http_1(sqlite_application: Application, tmp_path: Path) -> None:
