@@ -1,8 +1,8 @@
-"""The arrangements of the capture drill: where the application writes, where events are stored, and what disturbs them.
+"""The arrangements of the capture drill: the application's database, the event store, and the disturbances.
 
-No disturbance loses anything that was committed or appended to the log: a Postgres with ``synchronous_commit``, a Redis
-whose writes have reached the operating system, and all other processes may crash without a loss. Therefore a new epoch
-is a failure in every arrangement.
+No disturbance may lose anything that was committed or appended to the log. A Postgres with ``synchronous_commit``, a
+Redis whose writes have reached the operating system, and all other processes can crash without a loss. Therefore a new
+epoch is a failure in every arrangement.
 """
 
 import signal
@@ -33,7 +33,7 @@ from tests.redis_server import RedisServer, running_redis
 PAGE = 200
 """A batch size with which a backlog is read in pages."""
 WHOLE = 100_000
-"""The largest batch size. With the default a backlog of a slow machine is read in pages too, and these may repeat."""
+"""The largest batch size. With the default, a slow machine would read a backlog in pages too, and these may repeat."""
 FROZEN_S = 1.6
 RECORDING_S = 0.2
 """About the time in which a burst is read, translated and appended."""
@@ -52,12 +52,12 @@ insert into tags (id, name, color) select :burst || number, '1', 'red' from numb
 """
 
 Disturbance = Callable[[Node, Random], Awaitable[None]]
-"""Does something to the recording node or to what it needs, and returns when that is over. Chance decides details."""
+"""Disturbs the recording node or something that it needs, and returns when that is over. Details are random."""
 
 
 @frozen(kw_only=True)
 class Arrangement:
-    """An application, settings of servers for it (TOML that follows ``[database] url``), and what may happen.
+    """An application, settings for its servers (TOML that follows ``[database] url``), and the disturbances.
 
     ``disturbances``: each with its weight. ``recorded`` reads the log, once no server runs. ``repeats``: whether an
     event may be sent again without a change. ``loses_connections``: whether a crash ends connections of the writers.
@@ -85,24 +85,24 @@ class Arrangement:
 
 
 Made = Callable[[ExitStack, Path], Arrangement]
-"""Makes an arrangement in a folder; the stack ends what it starts."""
+"""Makes an arrangement in a folder. The stack stops everything that it starts."""
 
 
 async def kill(node: Node, chance: Random) -> None:
-    """End a process of the node as the out-of-memory killer does."""
+    """Kill a process of the node, as the out-of-memory killer does."""
     await trio.lowlevel.checkpoint()
     node.send(signal.SIGKILL, node.victim(chance))
 
 
 def freezing(writing: Application) -> Disturbance:
-    """Stop the recording process while it records a burst, until it has lost the lease, and let it go on.
+    """Stop the recording process while it records a burst, and continue it after it has lost the lease.
 
-    Without a burst it is mostly idle at that moment, and has nothing to append when it wakes up as a stale recorder.
+    Without a burst the process would usually be idle at that moment, and a stale recorder would have nothing to append.
     """
 
     async def freeze(node: Node, chance: Random) -> None:
         await trio.to_thread.run_sync(partial(writing.execute, _BURST, burst=f"burst {chance.random()} "))
-        frozen = node.recorder  # meanwhile another one records
+        frozen = node.recorder  # another one records meanwhile
         await trio.sleep(chance.uniform(0, RECORDING_S))
         node.send(signal.SIGSTOP, frozen)
         try:
@@ -123,7 +123,7 @@ def terminating(postgres: Postgres, which: sql.Composed | sql.SQL) -> Disturbanc
 
 
 def crashing(crash: Callable[[], None], start: Callable[[], None]) -> Disturbance:
-    """Crash a server, and start it some time later. Both happen even if the disturbance is cancelled."""
+    """Crash a server, and restart it some time later. Both happen even if the disturbance is cancelled."""
 
     def crash_and_start(down_s: float) -> None:
         crash()
@@ -136,7 +136,7 @@ def crashing(crash: Callable[[], None], start: Callable[[], None]) -> Disturbanc
     return disturb
 
 
-def beside(
+def in_the_same_postgres(
     stack: ExitStack, _folder: Path, *, batch_rows_max: int = WHOLE, nodes: int = 2, workers: int = 1
 ) -> Arrangement:
     """Put the log into the application's Postgres."""
@@ -205,12 +205,12 @@ def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
 
 
 ARRANGEMENTS: Mapping[str, Made] = {
-    "beside": beside,
-    "beside, in pages": partial(beside, batch_rows_max=PAGE),
+    "in the same Postgres": in_the_same_postgres,
+    "in the same Postgres, in pages": partial(in_the_same_postgres, batch_rows_max=PAGE),
     "in another Postgres": in_another_postgres,
     "in Redis": partial(in_redis, fsync="always"),
     "in Redis, everysec": partial(in_redis, fsync="everysec"),
-    "workers": partial(beside, nodes=1, workers=2),
+    "workers": partial(in_the_same_postgres, nodes=1, workers=2),
     "SQLite": on_sqlite,
 }
 

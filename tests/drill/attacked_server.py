@@ -1,4 +1,4 @@
-"""A server for the drills that attack: its settings, its start, its admin pages, its memory."""
+"""A server for the drills with attacks: its settings, its start, its admin pages, its memory."""
 
 import ssl
 from collections.abc import AsyncGenerator, Sequence
@@ -47,7 +47,7 @@ class SilentServer(Server):
 
 @frozen
 class Arrangement:
-    """A server on SQLite. ``listener``: lines of that section; ``more``: sections; ``old_events``: recorded first."""
+    """A server on SQLite. ``listener``: lines of that section. ``more``: sections. ``old_events``: recorded first."""
 
     listener: str = ""
     more: str = ""
@@ -59,7 +59,7 @@ class Arrangement:
     reads_stderr: bool = True
 
     def prepare(self, application: Application, folder: Path, port: int) -> tuple[Path, ssl.SSLContext | None]:
-        """Write the settings, and the old events. With TLS: what clients need."""
+        """Write the settings and the old events. Return the settings file and, with TLS, a context for clients."""
         config = configure(application, folder, port=port, workers=self.workers)
         listener = (issue(folder).listener if self.tls else "") + self.listener
         text = config.read_text().replace("[admin]\nport = 0\n", f"{listener}[admin]\nport = {port + 1}\n")
@@ -70,7 +70,7 @@ class Arrangement:
 
     @asynccontextmanager
     async def started(self, config: Path, port: int) -> AsyncGenerator[Server]:
-        """Start the server and return once it is ready."""
+        """Start the server. Yields it once it is ready."""
         kind = Server if self.reads_stderr else SilentServer
         async with running(kind, [*self.command, "--config", str(config)], folder=ROOT) as serving:
             with trio.fail_after(START_S):
@@ -81,7 +81,7 @@ class Arrangement:
 
 
 async def caught_up(application: Application, port: int, tls: ssl.SSLContext | None) -> None:
-    """Return once the server has sent an event that was written after all others."""
+    """Wait until the server has sent a new event, so that it has recorded all older ones."""
     with trio.fail_after(START_S):
         async with await connect(HOST, port, headers=CREDENTIALS, tls=tls) as client:
             await client.subscribe(headers=[("replay", "none")])
@@ -91,7 +91,7 @@ async def caught_up(application: Application, port: int, tls: ssl.SSLContext | N
 
 
 async def page(port: int, path: str) -> tuple[int, int]:
-    """The status and the size of a page of the admin port; zeros without an answer in time."""
+    """Return status and size of a page of the admin port; zeros if it does not answer in time."""
     data = b""
     with trio.move_on_after(PROBE_TIMEOUT_S) as timeout:
         try:
@@ -105,7 +105,7 @@ async def page(port: int, path: str) -> tuple[int, int]:
 
 
 async def resident_kib(serving: Server) -> int:
-    """The resident memory of the server and its workers."""
+    """Return the resident memory of the server and its workers."""
     found = await trio.run_process(["ps", "-A", "-o", "pid=,ppid=,rss="], capture_stdout=True)
     lines = (map(int, line.split()) for line in found.stdout.splitlines())
     return sum(kib for pid, parent, kib in lines if serving.process.pid in (pid, parent))

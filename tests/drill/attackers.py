@@ -1,12 +1,13 @@
-"""Hostile clients, as a process of its own: hundreds of connections that do what no client should, until SIGTERM.
+"""Hostile clients as a process: hundreds of connections that misbehave until SIGTERM.
 
     python -m tests.drill.attackers PORT SEED CONNECTIONS PER_ADDRESS ATTACK ...
 
-Of one attack each connection does it again and again. Of several it chooses one at random, waits, and chooses again:
-those of ``tests.drill.attacks.COSTLY``, and here: requests that never end, garbage before and after the upgrade, floods
-of CONNECT, guesses of tokens, clients that vanish, reset or stay half-open, frames without an end, PINGs and STOMP
-frames whose answers are not read, heart-beats without a pause, subscribers that read nothing. The connections come from
-loopback addresses of their own. The process prints ``begun``, and at its end, as JSON, how often it did each.
+With one attack each connection repeats it. With several it chooses one at random, pauses, and chooses again. The
+attacks are those of ``tests.drill.attacks.COSTLY`` and the ones below: requests without an end, garbage before and
+after the upgrade, floods of CONNECT, guessed tokens, clients that vanish, reset or stay half-open, frames without an
+end, PINGs and STOMP frames whose answers are not read, heart-beats without a pause, subscribers that read nothing. The
+connections come from loopback addresses of their own. The process prints ``begun`` and, at its end, as JSON, the number
+of each attack.
 """
 
 import json
@@ -30,16 +31,16 @@ CONNECT: Final = f"CONNECT\naccept-version:1.2\npasscode:{USER}\n\n\0".encode()
 PER_ADDRESS: Final = 50
 PAUSE_MAX_S: Final = 4.0
 AGAIN_MAX_S: Final = 0.1
-"""Between two of the one attack that was asked for."""
+"""The maximum pause if there is only one attack."""
 NICE: Final = 10
-"""In the field hostile clients do not take the server's processor: here they yield it."""
+"""Hostile clients usually run on other machines. Here they share the processor with the server, and yield it."""
 STAY_MAX_S: Final = 3.0
 LARGE: Final = frame(BINARY, b"\n" * 60_000)
 TOO_LARGE: Final = frame(TEXT, b"\n" * 200_000)
 EMPTY: Final = frame(CONTINUATION, b"", fin=False) * 100
 PINGS: Final = frame(PING, b"p" * 125) * 100
 HEART_BEATS: Final = frame(TEXT, b"\n") * 2000
-ASKED: Final = frame(TEXT, b"UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * 50) * 20
+REQUESTS: Final = frame(TEXT, b"UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * 50) * 20
 CONNECTS: Final = frame(TEXT, CONNECT) * 20
 SUBSCRIBE: Final = b"SUBSCRIBE\nid:%d\ndestination:/events\nreplay:all\n\n\x00"
 
@@ -84,7 +85,7 @@ async def flood_of_connect(stream: trio.SocketStream, _chance: random.Random) ->
         pass
 
 
-async def guesses(stream: trio.SocketStream, chance: random.Random) -> None:
+async def guesses_tokens(stream: trio.SocketStream, chance: random.Random) -> None:
     await upgraded(stream)
     await stream.send_all(frame(TEXT, CONNECT.replace(USER.encode(), b"%d" % chance.randrange(10**9))))
     while await stream.receive_some():
@@ -114,7 +115,7 @@ async def message_that_is_too_large(stream: trio.SocketStream, _chance: random.R
     await stream.send_all(TOO_LARGE)
 
 
-async def pings_whose_answers_nobody_reads(stream: trio.SocketStream, chance: random.Random) -> None:
+async def pings_with_unread_answers(stream: trio.SocketStream, chance: random.Random) -> None:
     await subscribed(stream)
     with trio.move_on_after(chance.uniform(0, STAY_MAX_S)):
         for _ in range(20):
@@ -126,10 +127,10 @@ async def heart_beats_without_end(stream: trio.SocketStream, _chance: random.Ran
     await stream.send_all(HEART_BEATS)
 
 
-async def questions_whose_answers_nobody_reads(stream: trio.SocketStream, chance: random.Random) -> None:
+async def requests_with_unread_answers(stream: trio.SocketStream, chance: random.Random) -> None:
     await subscribed(stream)
     with trio.move_on_after(chance.uniform(0, STAY_MAX_S)):
-        await stream.send_all(ASKED)
+        await stream.send_all(REQUESTS)
 
 
 async def reader_of_nothing(stream: trio.SocketStream, chance: random.Random) -> None:
@@ -152,14 +153,14 @@ CRUDE: Final[dict[str, Attack]] = {
         garbage_for_frames,
         garbage_for_stomp,
         flood_of_connect,
-        guesses,
+        guesses_tokens,
         connect_and_vanish,
         frame_without_end,
         fragments_without_end,
         message_that_is_too_large,
-        pings_whose_answers_nobody_reads,
+        pings_with_unread_answers,
         heart_beats_without_end,
-        questions_whose_answers_nobody_reads,
+        requests_with_unread_answers,
         reader_of_nothing,
         forger,
     )
@@ -198,7 +199,7 @@ class Attacker:
 
 
 async def main(port: int, seed: int, connections: int, per_address: int, names: Sequence[str]) -> None:
-    """Attack until SIGTERM, then print how often."""
+    """Attack until SIGTERM, then print the counts."""
     attacks = [(COSTLY | CRUDE)[name] for name in names]
     pause_max_s = AGAIN_MAX_S if len(attacks) == 1 else PAUSE_MAX_S
     tally: Counter[str] = Counter()

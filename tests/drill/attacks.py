@@ -1,4 +1,4 @@
-"""Attacks that cost a server much and the attacker little, each over one open connection, numbered in ``COSTLY``.
+"""Attacks that cost a server much and the attacker little, each over one open connection. ``COSTLY`` lists them.
 
 An attack gets a stream and its own random numbers. When it returns, its caller closes the stream and may start it again
 on a new one. ``tests.drill.attackers`` runs many at a time; ``tests.drill.test_attacks`` measures each by itself.
@@ -24,10 +24,10 @@ from tests.websocket.test_request import head
 
 JWT_SECRET: Final = "a secret of thirty-two octets, at least"
 USER: Final = jwt.encode({"sub": "user"}, JWT_SECRET, algorithm="HS256")
-"""Honest clients bring it, and every attacker but one. It serves as a web token and as a fixed one."""
+"""The token of honest clients, and of every attacker except one. It serves as a web token and as a fixed one."""
 SURROGATE: Final = jwt.encode({"sub": "odd", "airy_channels": ["\ud800"]}, JWT_SECRET, algorithm="HS256")
 QUIET: Final = "/events/channel/quiet-%d"
-"""Channels without an event: a replay searches everything that is kept, and finds nothing."""
+"""Channels without an event: a replay searches all retained events and finds nothing."""
 HOLD_S: Final = 2.0
 LONG: Final = "n" * 8000
 ACKS: Final = 400
@@ -35,20 +35,20 @@ PINGS_BYTES: Final = 759 * 1024
 SUBSCRIPTIONS: Final = 16
 KEY_UPDATES: Final = 4000
 RECORD, KEY_UPDATE = b"\x17\x03\x03\0\x16", b"\x18\0\0\1\0\x16"
-"""The header of an encrypted record of TLS 1.3, and its content: a KeyUpdate that asks for none, and its type."""
+"""The header of an encrypted record of TLS 1.3; and its content: a KeyUpdate that requests none, and the type."""
 READ_BYTES: Final = 65_536
 
 Attack = Callable[[trio.SocketStream, random.Random], Awaitable[None]]
 
 
 def stomp(command: str, body: str = "", **headers: object) -> bytes:
-    """A STOMP frame in a WebSocket frame. An underscore in a header's name becomes a hyphen."""
+    """Return a STOMP frame in a WebSocket frame. An underscore in a header's name becomes a hyphen."""
     lines = [command, *(f"{name.replace('_', '-')}:{value}" for name, value in headers.items())]
     return frame(TEXT, ("\n".join(lines) + f"\n\n{body}\0").encode())
 
 
 def reset_at_close(stream: trio.SocketStream) -> None:
-    """Let the end of this connection be a reset."""
+    """Make this connection end with a reset."""
     stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -64,14 +64,14 @@ async def connected(stream: trio.SocketStream, token: str = USER) -> None:
 
 
 async def drain(stream: trio.SocketStream, seconds: float = HOLD_S) -> None:
-    """Read and drop what the server sends until it closes the connection, or for some seconds."""
+    """Read and drop the server's output until it closes the connection, at most for some seconds."""
     with trio.move_on_after(seconds):
         while await stream.receive_some(READ_BYTES):
             pass
 
 
 async def position_of(stream: trio.SocketStream) -> tuple[str, int]:
-    """Subscribe to nothing that is kept; the epoch and the newest offset, from the receipt."""
+    """Subscribe without a replay; return the epoch and the newest offset, from the receipt."""
     await stream.send_all(stomp("SUBSCRIBE", id="now", destination="/events", replay="none", receipt="now"))
     data = b""
     while not (found := re.search(rb"\nposition:(\w+)-(\d+)\n", data)):
@@ -105,7 +105,7 @@ async def comes_and_goes(stream: trio.SocketStream, _chance: random.Random) -> N
 
 
 async def key_updates(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """Records of TLS without any content, each of which makes the server derive a key."""
+    """Send TLS records without content. Each one makes the server derive a key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -129,14 +129,14 @@ async def key_updates(stream: trio.SocketStream, _chance: random.Random) -> None
 
 
 def expanded(secret: bytes, label: str, size: int, digest: str) -> bytes:
-    """HKDF-Expand-Label of RFC 8446, for at most one block."""
+    """Return HKDF-Expand-Label of RFC 8446, for at most one block."""
     name = f"tls13 {label}".encode()
     info = size.to_bytes(2) + bytes([len(name)]) + name + b"\0"
     return hmac.digest(secret, info + b"\x01", getattr(hashlib, digest))[:size]
 
 
 async def replayed_hellos(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """One ClientHello of another connection: the server signs for it, this client computes nothing."""
+    """Send a ClientHello of another connection: the server signs for it, and this client computes nothing."""
     await stream.send_all(HELLO)
     await stream.receive_some()
     reset_at_close(stream)
@@ -154,7 +154,7 @@ def client_hello() -> bytes:
 HELLO: Final = client_hello()
 
 
-async def holds_a_place(stream: trio.SocketStream, _chance: random.Random) -> None:
+async def holds_a_connection(stream: trio.SocketStream, _chance: random.Random) -> None:
     await connected(stream)
     await drain(stream, 60)
 
@@ -185,7 +185,7 @@ async def long_names(stream: trio.SocketStream, _chance: random.Random) -> None:
 
 
 async def vanishes(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """As a machine that lost its power: no heart-beats, no answer to anything, no end."""
+    """Vanish like a machine without power: no heart-beats, no answers, no end of the connection."""
     await connected(stream)
     await stream.send_all(stomp("SUBSCRIBE", id="0", destination="/events/channel/quiet", replay="none"))
     await trio.sleep(60)
@@ -199,7 +199,7 @@ async def subscribes_many_times(stream: trio.SocketStream, _chance: random.Rando
 
 
 async def costly_pages(stream: trio.SocketStream, chance: random.Random) -> None:
-    """On the admin port: a request without an end, resets of HTTP/2, or the page that costs most."""
+    """Attack the admin port: a request without an end, resets of HTTP/2, or the most expensive page."""
     match chance.randrange(3):
         case 0:
             await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
@@ -230,7 +230,7 @@ async def resumes_from_old_positions(stream: trio.SocketStream, chance: random.R
     await drain(stream)
 
 
-async def takes_and_leaves_durables(stream: trio.SocketStream, chance: random.Random) -> None:
+async def claims_and_releases_durables(stream: trio.SocketStream, chance: random.Random) -> None:
     await connected(stream)
     name = chance.randrange(100)
     for _ in range(20):
@@ -253,7 +253,7 @@ async def wide_windows(stream: trio.SocketStream, _chance: random.Random) -> Non
 
 
 async def sends_after_the_end(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """Ends the session by a fault, and sends small frames while the server waits for the answer to its Close."""
+    """End the session by a fault, and send small frames while the server waits for the answer to its Close."""
     await connected(stream)
     await stream.send_all(stomp("SEND", "{}", destination="/events"))
     await stream.send_all(frame(TEXT, b"\n") * 100_000)
@@ -266,8 +266,8 @@ async def head_octet_by_octet(stream: trio.SocketStream, _chance: random.Random)
         await trio.lowlevel.checkpoint()
 
 
-async def channel_that_is_no_text(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """A token grants a channel whose name is half a character."""
+async def channel_not_text(stream: trio.SocketStream, _chance: random.Random) -> None:
+    """Use a token that grants a channel whose name is half a character."""
     await connected(stream, SURROGATE)
     await stream.send_all(stomp("SUBSCRIBE", id="0", destination="/events", replay="none"))
     await drain(stream)
@@ -281,7 +281,7 @@ COSTLY: Final[dict[str, Attack]] = {
         comes_and_goes,
         key_updates,
         replayed_hellos,
-        holds_a_place,
+        holds_a_connection,
         small_control_frames,
         subscribes_over_a_hot_tail,
         long_names,
@@ -290,10 +290,10 @@ COSTLY: Final[dict[str, Attack]] = {
         costly_pages,
         one_octet_and_reset,
         resumes_from_old_positions,
-        takes_and_leaves_durables,
+        claims_and_releases_durables,
         wide_windows,
         sends_after_the_end,
         head_octet_by_octet,
-        channel_that_is_no_text,
+        channel_not_text,
     )
 }

@@ -22,7 +22,7 @@ FORGETS = 0.5
 STAY_SHORT_MAX_S = 0.15
 STAY_OF_LIBRARY_MAX_S = 1.0  # because it pauses before it connects
 CUT_AFTER_ONE_EVENT_IN = 5
-EVENTS_MAX = 20  # that a client reads before it disconnects
+EVENTS_MAX = 20  # a client reads this many events before it disconnects
 ACKNOWLEDGED_ONCE_IN = 10
 CONFIRMED_SHARE = 0.3
 TOKEN = "s3cret"
@@ -35,7 +35,7 @@ _DISCONNECTED = (OSError, Closed, Rejected, trio.BrokenResourceError)
 
 @define
 class Resuming:
-    """A client, and the events that it has received, in order. ``position``: of the last event, or where it started."""
+    """A client and the events that it has received, in order. ``position``: of the last event, or where it started."""
 
     nodes: Nodes
     random: random.Random
@@ -47,14 +47,14 @@ class Resuming:
     ended: bool = False
 
     async def receive(self, at_most: int | None = None) -> None:
-        """Connect, resume, and read ``at_most`` events, or until the end of the drill, or until disconnected.
+        """Connect, resume, and read ``at_most`` events, or until the drill ends or the server disconnects.
 
-        AssertionError if the server does not resume exactly after the last event.
+        Raises ``AssertionError`` if the server does not resume exactly after the last event.
         """
         node = self.random.choice(await self.nodes.wait(listens))
         try:
             async with await connect(HOST, node.port, headers=self.headers) as client:
-                # The first time it receives only events from now on.
+                # At first it receives only new events.
                 start = ("last-event-id", self.position) if self.position else ("replay", "none")
                 receipt = await client.subscribe(headers=[start])
                 assert receipt.command == "RECEIPT", receipt
@@ -74,7 +74,7 @@ class Resuming:
     async def resume_until(self, enough: Callable[[], bool]) -> None:
         """Connect and read a little, again and again."""
         while not enough():
-            with trio.move_on_after(self.random.uniform(0, STAY_SHORT_MAX_S)):  # in the middle of anything
+            with trio.move_on_after(self.random.uniform(0, STAY_SHORT_MAX_S)):  # at any moment
                 await self.receive(self.random.randrange(EVENTS_MAX))
 
     async def follow(self) -> None:
@@ -197,7 +197,7 @@ class LibraryResuming(Resuming):
         return self.position or None
 
     async def save(self, position: str) -> None:
-        """See ``PositionStore.save``: where it starts. Of every event it keeps the position itself."""
+        """Store only the first position; the position of each event is stored when it is received."""
         await trio.lowlevel.checkpoint()
         self.position = self.position or position
 
@@ -209,7 +209,7 @@ class LibraryResuming(Resuming):
 
     async def _cut_repeatedly(self, link: Network) -> None:
         while True:
-            await trio.sleep(self.random.uniform(0, STAY_OF_LIBRARY_MAX_S))  # in the middle of anything
+            await trio.sleep(self.random.uniform(0, STAY_OF_LIBRARY_MAX_S))  # at any moment
             await self._cut(link)
 
     async def _follow(self, link: Network, enough: Callable[[], bool], *, cuts: bool) -> None:
@@ -228,7 +228,7 @@ class LibraryResuming(Resuming):
 
 @define
 class Durable:
-    """A client that keeps no position: it acknowledges now and then, drops its connection, and returns.
+    """A client that stores no position. It sometimes acknowledges, drops its connection, and returns.
 
     ``events``: the received events by offset. ``acknowledged``: the offset up to which it has acknowledged, or where it
     started. ``confirmed``: the offset up to which the server has confirmed that the acknowledgement is stored. The
@@ -254,7 +254,10 @@ class Durable:
             self.deaths += life.cancelled_caught
 
     async def _receive(self) -> None:
-        """AssertionError if the server skips an event, or resumes before a confirmed acknowledgement."""
+        """Receive over one connection.
+
+        Raises ``AssertionError`` if the server skips an event, or resumes before a confirmed acknowledgement.
+        """
         node = self.random.choice(await self.nodes.wait(listens))
         try:
             async with await connect(HOST, node.port, headers=CREDENTIALS) as client:
@@ -271,7 +274,7 @@ class Durable:
             await trio.sleep(RETRY_S)
 
     def _start(self, offset: int, receipt: Frame) -> None:
-        """Compare where the server resumes with what was acknowledged."""
+        """Check where the server resumes against what was acknowledged."""
         if not self.events:
             self.first, self.acknowledged = offset + 1, offset
         else:

@@ -1,7 +1,7 @@
 """A crowd of clients on one server: most read, some read slowly, some never, and some reconnect all the time.
 
-Every subscription records the offsets that it receives. At the end ``astray`` compares them with the log: it must have
-received every event of its destination after its start, once, in order.
+Every subscription records the offsets that it receives. At the end ``wrong_deliveries`` compares them with the log: the
+subscription must have received every event of its destination after its start, once, in order.
 """
 
 import json
@@ -37,7 +37,7 @@ DESTINATIONS = (
 
 
 @define
-class Taken:
+class Deliveries:
     """The events of one subscription. ``start``: the position before the first; empty until its first RECEIPT."""
 
     destination: str
@@ -64,17 +64,17 @@ class Member:
 
     port: int
     chance: random.Random
-    subscriptions: Mapping[str, Taken]
+    subscriptions: Mapping[str, Deliveries]
     connections: int = 0
     disconnected: int = 0
 
     @property
     def ended(self) -> bool:
         """Whether each subscription has received its last event."""
-        return all(taken.ended for taken in self.subscriptions.values())
+        return all(deliveries.ended for deliveries in self.subscriptions.values())
 
     async def stay(self, *, slow: trio.Event | None = None) -> None:
-        """Read over one connection to the end; slowly until ``slow`` is set. Raises if it is disconnected."""
+        """Read over one connection to the end; slowly until ``slow`` is set. Raises if the server disconnects it."""
         async with await self._connect(small=slow is not None) as client:
             frames = 0
             while not self.ended:
@@ -99,7 +99,7 @@ class Member:
                 self.disconnected += 1
 
     async def never_read(self) -> None:
-        """Subscribe and then read nothing, again and again, until cancelled."""
+        """Subscribe, then read nothing; repeat this until cancelled."""
         while True:
             try:
                 async with await self._connect(small=True):
@@ -117,9 +117,9 @@ class Member:
             client = StompClient(trio.SocketStream(sock))
             await client.upgrade()
             await client.connect()
-            for id_, taken in self.subscriptions.items():
-                start = ("last-event-id", taken.position) if taken.start else ("replay", "none")
-                headers = (("id", id_), ("destination", taken.destination), ("receipt", id_), start)
+            for id_, deliveries in self.subscriptions.items():
+                start = ("last-event-id", deliveries.position) if deliveries.start else ("replay", "none")
+                headers = (("id", id_), ("destination", deliveries.destination), ("receipt", id_), start)
                 await client.send(Frame("SUBSCRIBE", headers))
         except BaseException:
             sock.close()
@@ -132,10 +132,10 @@ class Member:
             self.subscriptions[str(frame.get("subscription"))].take(frame)
             return
         assert frame.command == "RECEIPT", frame
-        taken, position = self.subscriptions[str(frame.get("receipt-id"))], str(frame.get("position"))
-        if taken.start:
-            assert (frame.get("resume"), position) == ("resumed", taken.position), frame
-        taken.start = taken.start or position
+        deliveries, position = self.subscriptions[str(frame.get("receipt-id"))], str(frame.get("position"))
+        if deliveries.start:
+            assert (frame.get("resume"), position) == ("resumed", deliveries.position), frame
+        deliveries.start = deliveries.start or position
 
     async def _leave(self, client: StompClient) -> None:
         match self.chance.randrange(3):
@@ -156,7 +156,7 @@ def members(port: int, count: int, seed: int) -> list[Member]:
         chance = random.Random(f"{seed} {number}")
         wanted = ["/events", *chance.sample(DESTINATIONS[1:], chance.randrange(3))]
         ids = [f"{index}" if number % 2 else f"own-{number}-{index}" for index in range(len(wanted))]
-        made.append(Member(port, chance, {id_: Taken(at) for id_, at in zip(ids, wanted, strict=True)}))
+        made.append(Member(port, chance, {id_: Deliveries(at) for id_, at in zip(ids, wanted, strict=True)}))
     return made
 
 
@@ -181,15 +181,18 @@ def belongs(destination: str, event: Event) -> bool:
     return destination == f"/events/{event.type}"
 
 
-def astray(log: Sequence[Event], crowd: Iterable[Member]) -> list[str]:
+def wrong_deliveries(log: Sequence[Event], crowd: Iterable[Member]) -> list[str]:
     """Return a line for each subscription with lost, repeated or reordered events."""
     offsets = {at: [event.offset for event in log if belongs(at, event)] for at in DESTINATIONS}
     found = []
     for number, member in enumerate(crowd):
-        for id_, taken in member.subscriptions.items():
-            start = int(taken.start.rpartition("-")[2])
-            wanted = [offset for offset in offsets[taken.destination] if offset > start]
-            if wanted != list(taken.offsets):
-                lost, more = set(wanted) - set(taken.offsets), len(taken.offsets) - len(set(taken.offsets))
-                found.append(f"{number} {id_} {taken.destination}: {len(lost)} lost, {more} twice, or out of order")
+        for id_, deliveries in member.subscriptions.items():
+            start = int(deliveries.start.rpartition("-")[2])
+            wanted = [offset for offset in offsets[deliveries.destination] if offset > start]
+            if wanted != list(deliveries.offsets):
+                lost = set(wanted) - set(deliveries.offsets)
+                more = len(deliveries.offsets) - len(set(deliveries.offsets))
+                found.append(
+                    f"{number} {id_} {deliveries.destination}: {len(lost)} lost, {more} twice, or out of order"
+                )
     return found

@@ -2,8 +2,8 @@
 
     python -m tests.drill.idler FILE
 
-At SIGTERM it prints as JSON the 99th percentiles, in milliseconds, of the delay of waking up (``late_ms``) and of the
-time to write a few octets to the disk (``disk_ms``).
+At SIGTERM it prints two 99th percentiles in milliseconds, as JSON: how late it woke up (``late_ms``), and how long it
+took to write a few octets to the disk (``disk_ms``).
 """
 
 import json

@@ -1,9 +1,9 @@
-"""An application under load, as a process of its own: six of ``airy_trio.verify.writers``, until SIGTERM.
+"""An application under load, as a process: six of ``airy_trio.verify.writers``, until SIGTERM.
 
     python -m tests.drill.load URL SEED LONG_AFTER_S DELAY_MAX_S [LONG_S [REST_MAX_S]]
 
 After ``LONG_AFTER_S`` the long transaction begins and stays open for ``LONG_S``; it is repeated until it is committed.
-The process prints ``BEGUN`` once all writers run, and at the end, as JSON, how often each thing of ``COUNTS`` happened.
+The process prints ``BEGUN`` once all writers run, and at the end, as JSON, the counts in ``COUNTS``.
 """
 
 import json

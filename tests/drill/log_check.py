@@ -18,7 +18,7 @@ ENTRIES_MAX = 1000
 
 @frozen(kw_only=True)
 class Findings:
-    """What is wrong with the log.
+    """The faults of the log.
 
     ``lost``: objects whose last event is not their last committed state. ``repeated``: events without a new version.
     ``reordered``: events with a version older than one before. ``holes``: offsets that are missing or occur twice, and
@@ -102,5 +102,5 @@ def _holes(offsets: list[int], first: int, last: int) -> list[str]:
 
 
 def has_long(findings: Findings) -> bool:
-    """Whether no object of the long transaction is lost."""
+    """Return whether no object of the long transaction is lost."""
     return not any(id_.startswith("long ") for id_ in findings.lost)

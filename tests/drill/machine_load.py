@@ -1,4 +1,4 @@
-"""Whether the machine is idle enough during a measurement: other programs make the figures meaningless."""
+"""Detect whether the machine was idle during a measurement: other programs make the figures meaningless."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ LATE_MS_MAX, DISK_MS_MAX = 5, 20
 
 @define
 class Machine:
-    """The measurements of ``idler``, once it has ended."""
+    """The measurements of ``idler``, complete once it has ended."""
 
     late_ms: float = 0
     disk_ms: float = 0

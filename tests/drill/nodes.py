@@ -1,4 +1,4 @@
-"""Servers that are restarted after each death, and which of them listen or record at the moment."""
+"""Servers that are restarted after each death; they show which of them listen or record at the moment."""
 
 import itertools
 import os
@@ -22,10 +22,10 @@ STOPS = {
     "recording is left to the process that does nothing else",
 }
 EPOCHS = ("new epoch", "the event store has lost events")
-"""Log events begin with one of these if a new epoch begins."""
+"""The beginnings of log events about a new epoch."""
 
 Name = int | str | None
-"""A process of a server: None for the one that was started, else the name of a worker in the log."""
+"""A process of a server: None for the one that was started, otherwise the worker's name in the log."""
 
 
 @define
@@ -47,12 +47,12 @@ class Node:
     _starting: dict[Name, int] = field(factory=dict)
 
     def send(self, number: signal.Signals, worker: Name = None) -> None:
-        """Send a signal to the server, or to one of its workers. After SIGKILL it counts as dead at once."""
+        """Send a signal to the server or to one of its workers. After SIGKILL it counts as dead immediately."""
         assert self.server is not None
         if worker is None:
             self.server.process.send_signal(number)
         else:
-            with suppress(ProcessLookupError):  # it has just died by itself, which ``note`` judges
+            with suppress(ProcessLookupError):  # it has just died by itself; ``note`` judges this
                 os.kill(self.workers[worker], number)
         if number is signal.SIGKILL:
             self.ended(worker)
@@ -60,7 +60,7 @@ class Node:
     def freeze(self) -> None:
         """Stop the server, which must be running, and return once it has stopped.
 
-        Its threads stop only when the thread that receives the signal gets a processor; until then they go on.
+        Its threads stop only when the thread that receives the signal gets a processor; until then they continue.
         """
         assert self.server is not None
         self.send(signal.SIGSTOP)
@@ -77,7 +77,7 @@ class Node:
     def note(self, record: dict[str, Any]) -> bool:
         """Update the state from a line of its log; return whether that changed anything.
 
-        AssertionError for a worker that ended by itself, unless it had not started completely.
+        Raises ``AssertionError`` if a worker ended by itself, unless it had not started completely.
         """
         event, worker = record.get("event"), record.get("worker")
         if event == "worker started":
@@ -135,7 +135,7 @@ class Nodes:
     _changed: trio.Event = field(factory=trio.Event)
 
     async def live(self, node: Node) -> None:
-        """Start a node again and again. AssertionError if it ends by itself, unless it never listened."""
+        """Start a node again and again. Raises ``AssertionError`` if it ends by itself after it has listened."""
         while True:
             async with running(Server, [*self.command, "--config", str(self.config)], folder=ROOT) as server:
                 node.server = server

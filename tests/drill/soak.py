@@ -42,7 +42,7 @@ _TAG = "insert into tags (id, name, color) values (:id, 'flag', 'red')"
 
 @frozen(kw_only=True)
 class Roles:
-    """How many clients of each kind."""
+    """The number of clients of each kind."""
 
     reading: int
     slow: int
@@ -77,7 +77,7 @@ class Outcome:
 
 
 class Writing:
-    """The application, in a thread: single messages and tags in transactions, at a steady pace."""
+    """The application, in a thread: it commits single messages and tags at a steady pace."""
 
     def __init__(self, application: Application) -> None:
         self._application = application

@@ -1,4 +1,4 @@
-"""The capture drill: nothing is lost whatever dies, and the drill is able to see a loss."""
+"""The capture drill: nothing is lost when processes die, and the drill can detect a loss."""
 
 import os
 import sys
@@ -27,11 +27,11 @@ LOAD_S = float(os.environ.get("DRILL_SECONDS", "20"))
 SEED = int(os.environ.get("DRILL_SEED", "4"))
 SEEDS = range(SEED, SEED + int(os.environ.get("DRILL_SEEDS", "1")))
 LONG_FORM_S = 20.0
-"""With a load of this length each arrangement gets all of it."""
+"""With a load of this length each arrangement gets the complete load."""
 SHORT_SHARE = 1 / 3
-"""The share of a shorter load for all but the first two."""
+"""The share of a shorter load for all arrangements but the first two."""
 ONLY_LONG = {"in Redis, everysec"}
-"""Arrangements for the long form only: since it is killed with care, this one differs little from its neighbour."""
+"""Arrangements for the long form only: this one is killed carefully, so it differs little from the previous one."""
 WRONG_LOAD_S = 10.0
 KILLED_EVERY_S = 15.0
 """At least one kill in this time; a busy machine needs longer for each."""
@@ -67,9 +67,9 @@ class Outcome:
 
 
 async def disturb(nodes: Nodes, arrangement: Arrangement, seed: int, load_s: float) -> Counter[str]:
-    """Disturb the recording node, or what it needs, again and again for the length of the load.
+    """Disturb the recording node, or something that it needs, again and again for the length of the load.
 
-    Each disturbance happens once at first; on a busy machine that alone takes longer than the load.
+    At first each disturbance happens once. On a busy machine this alone takes longer than the load.
     """
     chance, counts = Random(seed), Counter[str]()
     names = [*arrangement.disturbances]
@@ -148,9 +148,9 @@ def repeatable(seed: int, folder: Path) -> Iterator[None]:
 
 
 def assert_clients_received_the_log(outcome: Outcome, writing: Application) -> None:
-    """Assert that each follower has received the log from its start, in order and once, and the durable client too.
+    """Assert that each follower, and the durable client, has received the log from its start, in order and once.
 
-    The table that a client has built from the current state and what followed is that of the application.
+    The table that a client has built from the current state and later events must be that of the application.
     """
     events = outcome.log.events
     for client in outcome.followers:
@@ -170,7 +170,7 @@ def assert_clients_received_the_log(outcome: Outcome, writing: Application) -> N
 @pytest.mark.parametrize("seed", SEEDS, ids="DRILL_SEED={}".format)
 @pytest.mark.parametrize("name", [name for name in ARRANGEMENTS if LOAD_S >= LONG_FORM_S or name not in ONLY_LONG])
 async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Path) -> None:
-    shortened = LOAD_S < LONG_FORM_S and not name.startswith("beside")
+    shortened = LOAD_S < LONG_FORM_S and not name.startswith("in the same Postgres")
     load_s = LOAD_S * SHORT_SHARE if shortened else LOAD_S
     with ExitStack() as stack, repeatable(seed, tmp_path):
         arrangement = ARRANGEMENTS[name](stack, tmp_path)

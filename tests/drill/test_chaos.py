@@ -1,7 +1,7 @@
 """The chaos drill: hundreds of hostile connections, while a hundred honest clients receive everything, and soon.
 
-Three servers are attacked, one after another: one by itself, one with workers, one with TLS. If other programs take
-much of this machine or its disk meanwhile, latency is printed and not judged.
+Three servers are attacked, one after another: a single one, one with workers, one with TLS. If other programs use much
+of this machine or its disk meanwhile, latency is printed and not judged.
 """
 
 import json
@@ -31,26 +31,26 @@ from tests.processes import Program, Server, free_ports, json_object, running
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "12"))
 HONEST = 100
 PAUSE_S = 0.1
-"""Between two events."""
+"""The pause between two events."""
 CALM_S = 3.0
-"""Before the first attack."""
+"""The time before the first attack."""
 WARM_S = 3.0
-NEWCOMER_S = 10.0
+CONNECT_S = 10.0
 END_S = 60.0
 GROWTH_BYTES_MAX = 96 * 1024 * 1024
-"""For all the attackers' connections at once, with what each may send before it is cut."""
+"""For all connections of the attackers together, with the data that each may send before it is cut."""
 HOSTILE_BYTES_MAX, SLACK_BYTES = 256 * 1024, 16 * 1024 * 1024
-"""For each of them; for the allocators of up to three processes."""
+"""For each connection; and for the allocators of up to three processes."""
 SEED = 7
 TARGET_MS, TARGET_FROM_S = 100, 60
-"""Judged where the attack goes on for so long, as by ``make chaos``; a short one is mostly the coming of attackers."""
+"""The target applies to long attacks, as by ``make chaos``; in a short one most of the time the attackers connect."""
 SHORT_MS_MAX = 1000
 LISTENER = "send_timeout_s = 2\nconnect_timeout_s = 5\n"
 
 
 @frozen
 class Chosen:
-    """A server, how many connections attack it, and how: names for ``tests.drill.attackers``."""
+    """A server, the number of connections that attack it, and the attacks: names for ``tests.drill.attackers``."""
 
     arranged: Arrangement
     connections: int
@@ -70,33 +70,33 @@ CHOSEN = {
         ["key_updates", "replayed_hellos", "silence", "request_without_end", "garbage_for_a_request"],
     ),
 }
-"""Hostile clients of every kind; with workers, half of them by replays, and a stderr that is not read; on TLS."""
+"""Hostile clients of every kind; with workers half of the attacks are replays, and stderr is not read; and on TLS."""
 
 
 @define
 class Honest:
-    """One client that reads what comes. ``came_at``: when each came."""
+    """One honest client. ``received_at``: the time of each event."""
 
     client: StompClient
     numbers: list[int] = field(factory=list)
-    came_at: list[float] = field(factory=list)
+    received_at: list[float] = field(factory=list)
 
     def latencies_s(self, committed_at: Mapping[int, float], numbers: range) -> list[float]:
-        """Of some events, from their commits to the client."""
-        came = zip(self.numbers, self.came_at, strict=True)
-        return [max(0.0, at - committed_at[number]) for number, at in came if number in numbers]
+        """Return the latencies of some events, from their commits to the client."""
+        received = zip(self.numbers, self.received_at, strict=True)
+        return [max(0.0, at - committed_at[number]) for number, at in received if number in numbers]
 
     async def read(self, last: list[int]) -> None:
         """Read until the last event, which is known only at the end."""
         while not last or not self.numbers or self.numbers[-1] < last[0]:
             payload = event_of(await self.client.receive()).payload
             self.numbers.append(int(payload["id"]))
-            self.came_at.append(time.monotonic())
+            self.received_at.append(time.monotonic())
 
 
 @define
 class Chaos:
-    """What goes on. ``connecting_s``: how long newcomers took to come in."""
+    """The state of the drill. ``connecting_s``: how long new clients took to connect."""
 
     application: Application
     port: int
@@ -107,7 +107,7 @@ class Chaos:
     connecting_s: list[float] = field(factory=list)
 
     async def write(self, until: float) -> None:
-        """Change a tag now and then."""
+        """Change a tag again and again."""
         while trio.current_time() < until:
             await self.write_one()
             await trio.sleep(PAUSE_S)
@@ -119,15 +119,15 @@ class Chaos:
         await trio.to_thread.run_sync(self.commit, self.written)
 
     def commit(self, number: int) -> None:
-        """Change a tag, and note when that was done: an event may come before its commit has returned."""
+        """Change a tag, and record the time afterwards: an event may arrive before its commit has returned."""
         self.application.tag(str(number), "flag")
         self.committed_at[number] = time.monotonic()
 
-    async def newcomers(self, until: float) -> None:
-        """Another honest client every second, which has to come in."""
+    async def connect_new_clients(self, until: float) -> None:
+        """Connect another honest client every second."""
         while trio.current_time() < until:
             begun_at = trio.current_time()
-            with trio.fail_after(NEWCOMER_S):
+            with trio.fail_after(CONNECT_S):
                 async with await connect(HOST, self.port, headers=CREDENTIALS, tls=self.tls) as client:
                     await client.subscribe()
                     self.connecting_s.append(trio.current_time() - begun_at)
@@ -138,7 +138,7 @@ class Chaos:
 @pytest.mark.slow
 @pytest.mark.timeout(CALM_S + SECONDS + 3 * END_S)
 @pytest.mark.parametrize("name", CHOSEN)
-async def test_honest_clients_receive_everything_while_others_do_their_worst(
+async def test_honest_clients_receive_everything_during_attacks(
     name: str, sqlite_application: Application, tmp_path: Path
 ) -> None:
     chosen, port = CHOSEN[name], free_ports(5)
@@ -158,7 +158,7 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
                 nursery.start_soon(chaos.write, until)
                 await trio.sleep(CALM_S)
                 calm = chaos.written
-                nursery.start_soon(chaos.newcomers, until)
+                nursery.start_soon(chaos.connect_new_clients, until)
                 with progress_bar("chaos", SECONDS):
                     found = await attack(chosen, serving, port, until, tmp_path)
             for one in honest:
@@ -174,7 +174,7 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
         [latency for one in honest for latency in one.latencies_s(chaos.committed_at, numbers)]
         for numbers in (range(1, calm), range(calm, chaos.written + 1))
     )
-    tell(name, chosen, chaos, found)
+    print_counts(name, chosen, chaos, found)
     sys.stdout.write(
         f"chaos, {name}: commit to client {shown(before)} before, {shown(meanwhile)} under attack "
         f"(p99 target {TARGET_MS}); {found.machine}\n"
@@ -186,7 +186,7 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
 
 @frozen
 class Found:
-    """What was done and seen meanwhile, on which machine."""
+    """The result of an attack, and how busy the machine was."""
 
     tally: Mapping[str, int]
     grown_bytes: int
@@ -194,7 +194,7 @@ class Found:
 
 
 async def attack(chosen: Chosen, serving: Server, port: int, until: float, folder: Path) -> Found:
-    """Attack until then. Halfway all attackers freeze, as if their machine had lost its power, and others come."""
+    """Attack until ``until``. Halfway all attackers freeze, as if their machine had no power, and others connect."""
 
     def attackers(seed: int) -> AbstractAsyncContextManager[Program]:
         arguments = map(str, (port, seed, chosen.connections, PER_ADDRESS, *chosen.attacks))
@@ -223,11 +223,11 @@ def shown(latencies_s: Sequence[float]) -> str:
     return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
 
 
-def tell(name: str, chosen: Chosen, chaos: Chaos, found: Found) -> None:
+def print_counts(name: str, chosen: Chosen, chaos: Chaos, found: Found) -> None:
     attacks = sum(found.tally.values()) - found.tally.get("cut", 0) - found.tally.get("no connection", 0)
     sys.stdout.write(
         f"chaos, {name}: {chosen.connections} connections attacked for {SECONDS:.0f} s, {attacks} times in the second "
-        f"half; {HONEST} honest clients received {chaos.written} events each; newcomers came in after at most "
+        f"half; {HONEST} honest clients received {chaos.written} events each; new clients connected within "
         f"{max(chaos.connecting_s) * 1000:.0f} ms; the server's memory grew by "
         f"{found.grown_bytes / 1024 / 1024:.1f} MiB\n"
     )

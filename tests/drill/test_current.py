@@ -29,7 +29,7 @@ insert into tags (id, name, color) select 'row ' || number, '1', 'red' from numb
 
 
 def table_of(built: Client) -> dict[str, str]:
-    """The names by id that result from the messages of a client."""
+    """Return the names by id that result from the messages of a client."""
     table: dict[str, str] = {}
     for line in built.out.all:
         event = json.loads(json.loads(line)["body"])
@@ -59,7 +59,7 @@ async def test_clients_build_the_whole_table_while_an_application_writes(
     # As if the rows were older than the triggers.
     await trio.to_thread.run_sync(partial(any_application.execute, _INSERT, rows=ROWS))
     any_application.execute(f"delete from {any_application.log_table('change_log')}")
-    # SQLite has one write lock: without pauses the writers would not let other processes write.
+    # SQLite has one write lock: without pauses these writers would keep other processes from writing.
     times = ["1", "0.01", "1", "0.2" if any_application.dialect == SQLITE else "0"]
     load = [sys.executable, "-m", "tests.drill.load", any_application.url, "7", *times]
     with trio.fail_after(TIMEOUT_S):

@@ -25,7 +25,7 @@ DEAD_TARGET_S, DEAD_MAX_S = 0.2, 2.0
 FROZEN_TARGET_S, FROZEN_MAX_S = 1.5, 5.0
 
 CALM_TIMES = 2
-"""Restarted nodes keep the machine busy, so limits for other load are this much higher."""
+"""Restarted nodes keep the machine busy, so other load may be this many times higher."""
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ LOCKS = {
     "before the comparison": "select 1 from airy_trio.log_state for update",
     "among the events": "lock table airy_trio.event_log in share mode",
 }
-"""Locks that make an append wait: on the row that it compares, and on the table into which it inserts."""
+"""Locks that block an append: on the row that it compares, and on the table into which it inserts."""
 
 _WAITING = "select count(*) from pg_stat_activity where application_name = 'airy-trio' and wait_event_type = 'Lock'"
 
@@ -93,7 +93,7 @@ def assert_each_is_recorded_once(application: Application, written: int) -> None
     assert [event.offset for event in events] == list(range(1, written + 1))
 
 
-def judge(label: str, seconds: list[float], machine: Machine, *, target_s: float, max_s: float) -> None:
+def check_times(label: str, seconds: list[float], machine: Machine, *, target_s: float, max_s: float) -> None:
     """Print the times. None may exceed ``max_s``; if the machine was idle, the median must meet the target."""
     sys.stdout.write(
         f"{label}: the other node took over after {', '.join(f'{s:.3f}' for s in sorted(seconds))} s "
@@ -117,7 +117,7 @@ async def test_another_node_takes_over_from_a_killed_one(any_application: Applic
                     seconds.append(await two.until_received(killed_at))
             nursery.cancel_scope.cancel()
     assert_each_is_recorded_once(any_application, 2 * ROUNDS)
-    judge(f"killed ({any_application.dialect})", seconds, machine, target_s=DEAD_TARGET_S, max_s=DEAD_MAX_S)
+    check_times(f"killed ({any_application.dialect})", seconds, machine, target_s=DEAD_TARGET_S, max_s=DEAD_MAX_S)
 
 
 async def test_another_node_takes_over_from_a_frozen_one(postgres_application: Application, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ async def test_another_node_takes_over_from_a_frozen_one(postgres_application: A
                     await two.until_received(frozen_at)
             nursery.cancel_scope.cancel()
     assert_each_is_recorded_once(postgres_application, 3 * ROUNDS)
-    judge("frozen", seconds, machine, target_s=FROZEN_TARGET_S, max_s=FROZEN_MAX_S)
+    check_times("frozen", seconds, machine, target_s=FROZEN_TARGET_S, max_s=FROZEN_MAX_S)
 
 
 @pytest.mark.parametrize("count", [1, 1000], ids=["of one event", "of many"])
@@ -169,4 +169,4 @@ async def test_another_node_takes_over_from_one_frozen_in_an_append(
                     await two.until_received(frozen_at)
             nursery.cancel_scope.cancel()
     assert_each_is_recorded_once(postgres_application, (3 + count) * ROUNDS)
-    judge(f"frozen {where}, {count} events", seconds, machine, target_s=FROZEN_TARGET_S, max_s=FROZEN_MAX_S)
+    check_times(f"frozen {where}, {count} events", seconds, machine, target_s=FROZEN_TARGET_S, max_s=FROZEN_MAX_S)

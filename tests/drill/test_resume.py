@@ -28,7 +28,7 @@ MORE = "connect_timeout_s = 20\n[events]\ndeletes = true\n"
 
 
 async def kill_in_turn(nodes: Nodes) -> None:
-    """Kill one node after the other, each once all listen again."""
+    """Kill one node after the other, each time once all nodes listen again."""
     while True:
         for node in nodes.all:
             await nodes.wait_all(listens)
@@ -42,7 +42,8 @@ async def kill_in_turn(nodes: Nodes) -> None:
 async def test_resuming_clients_receive_everything_once(
     kind: type[Resuming], postgres_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Made for programs that run for days. Here the pause between two connections would take most of the time.
+    # The client is made for programs that run for days. Here most of the time would be its pause between two
+    # connections.
     monkeypatch.setattr(library, "RETRY_FIRST_S", RETRY_S)
     monkeypatch.setattr(library, "RETRY_MAX_S", 2 * RETRY_S)
     nodes = Nodes(configure(postgres_application, tmp_path, MORE))

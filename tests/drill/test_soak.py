@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.application import Application
-from tests.drill.crowd import astray
+from tests.drill.crowd import wrong_deliveries
 from tests.drill.log_check import log_of
 from tests.drill.nodes import ROOT
 from tests.drill.progress import progress_bar
@@ -19,9 +19,9 @@ SOAK_S = float(os.environ.get("SOAK_SECONDS", "15"))
 END_S = 90.0  # for the start, and after the last write
 GROWTH_BYTES_MAX = 6 * 1024 * 1024
 POOL_CONNECTIONS = 8
-"""Connections that the server's pools keep open after use; clients are counted by the hundred."""
+"""Connections that the server's pools keep open after use; the clients number in the hundreds."""
 FILES = {"postgres_application": 1, "sqlite_application": 2}
-"""Descriptors of a connection: a socket, or the file and its WAL."""
+"""File descriptors for a connection: a socket, or the file and its WAL."""
 ROLES = Roles(reading=14, slow=3, dead=3, passing=10)
 
 
@@ -69,7 +69,7 @@ async def test_all_clients_receive_everything_without_leaks(
     outcome = await soaked(application, tmp_path, ROLES, SOAK_S)
     sys.stdout.write(summary(outcome))
     log = log_of(application)
-    assert astray(log, outcome.crowd) == []
+    assert wrong_deliveries(log, outcome.crowd) == []
     assert len(log) > 20 * SOAK_S
     assert outcome.growth_bytes < GROWTH_BYTES_MAX
     for leak in ("airy_trio_tasks", "airy_trio_subscriptions", "airy_trio_connections_behind"):
