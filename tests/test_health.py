@@ -34,7 +34,7 @@ async def test_server_that_is_not_ready_is_alive(sqlite_application: Application
         async with serving_all(settings) as (_, port):
             await port.until_ready()
             locking.execute("begin exclusive")
-            await port.until_unwell("feed", "locked")
+            await port.until_not_ready("feed", "locked")
             assert await faults_of(settings, ready=False) == []
             [feed] = [line for line in await faults_of(settings, ready=True) if line.startswith("feed")]
             assert feed.startswith("feed is not ready: recording is interrupted: ")

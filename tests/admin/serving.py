@@ -1,4 +1,4 @@
-"""The admin port of a whole server in this process, or of some pages alone, over real HTTP."""
+"""The admin port of a complete server in this process, or of some pages alone, over real HTTP."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ class Port:
             return await client.get(path, headers=headers)
 
     async def is_open(self) -> bool:
-        """Return whether it accepts connections."""
+        """Return whether the port accepts connections."""
         try:
             await self.get("/livez")
         except httpx2.ConnectError:
@@ -60,7 +60,7 @@ class Port:
             while (await self.ready())[0] != OK:
                 pass
 
-    async def until_unwell(self, part: str, words: str) -> str:
+    async def until_not_ready(self, part: str, words: str) -> str:
         """Poll until a part is not ready for a reason that contains ``words``; return the reason."""
         with trio.fail_after(TIMEOUT_S):
             while True:
@@ -83,7 +83,7 @@ class Port:
 
 @asynccontextmanager
 async def serving_all(settings: Settings) -> AsyncIterator[tuple[app.Address, Port]]:
-    """Run a whole server until the block ends."""
+    """Run a complete server until the block ends."""
     async with trio.open_nursery() as nursery:
         address: app.Address = await nursery.start(app.serve, settings)
         yield address, Port(settings.admin.port)

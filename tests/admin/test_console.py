@@ -1,4 +1,4 @@
-"""The files and statistics of the console over real HTTP. ``tests/console`` has it in a browser."""
+"""The files and statistics of the console over real HTTP. ``tests/console`` tests it in a browser."""
 
 import re
 

@@ -21,7 +21,7 @@ from tests.e2e.route import configure
 from tests.processes import server
 
 STOPPED_S = 0.5
-"""Shorter than a stopped recorder holds its lease."""
+"""Shorter than the time for which a stopped recorder keeps its lease."""
 
 
 def labelled(samples: Samples, name: str) -> dict[str, float]:
@@ -39,7 +39,7 @@ def value(samples: Samples, name: str) -> float:
 
 
 async def until(port: Port, name: str, expected: float) -> Samples:
-    """Scrape until a value is as expected."""
+    """Scrape until a value is the expected one."""
     while value(samples := await port.samples(), name) != expected:
         pass
     return samples
@@ -106,7 +106,7 @@ async def test_metrics_count_deliveries_and_faults(any_application: Application)
 
 
 class _Silent:
-    """Ignores what a backfill reports."""
+    """Ignores the output of a backfill."""
 
     def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Each reason for which a server is not ready, on a real server, and what is logged."""
+"""Each reason for which a server is not ready, on a real server, and the log lines about it."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -62,38 +62,38 @@ async def test_server_that_does_not_record_is_ready(any_application: Application
 @pytest.mark.usefixtures("_soon")
 async def test_missing_triggers_make_the_server_not_ready(any_application: Application) -> None:
     settings = any_application.migrate(admin(free_port()))
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with serving_all(settings) as (_, port):
             if any_application.dialect == "postgresql":  # on SQLite the feed puts them back at once
                 any_application.execute(
                     "drop table tags",
                     "create table tags (id text primary key, name text not null, color text not null)",
                 )
-                await port.until_unwell("triggers", 'table "tags" (tags) has no trigger')
+                await port.until_not_ready("triggers", 'table "tags" (tags) has no trigger')
             any_application.execute("drop table tags")
-            await port.until_unwell("triggers", 'there is no table "tags"')
+            await port.until_not_ready("triggers", 'there is no table "tags"')
             any_application.migrate(admin(settings.admin.port))
             await port.until_ready()
-    told = [line for line in said if line.get("part") == "triggers"]
-    assert [line["event"] for line in told] == ["not ready", "ready again"]
+    lines = [line for line in logs if line.get("part") == "triggers"]
+    assert [line["event"] for line in lines] == ["not ready", "ready again"]
 
 
 @pytest.mark.usefixtures("_soon")
 async def test_server_stays_ready_when_schema_moves_ahead(any_application: Application) -> None:
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with serving_all(any_application.migrate(admin(free_port()))) as (_, port):
             move_ahead(any_application, "changes", newer("changes"))
-            await port.until_unwell("triggers", "with which this version does not work")
+            await port.until_not_ready("triggers", "with which this version does not work")
             with any_application.engine.begin() as connection:
                 set_compatible_from(connection, any_application, "changes", head("changes"))
             await port.until_ready()
             assert MARK in (trigger_of(any_application) or "")
             if any_application.dialect == "postgresql":  # on SQLite the feed puts it back
                 any_application.execute("alter table tags disable trigger airy_trio_tags_insert")
-                await port.until_unwell("triggers", "has triggers that are switched off: airy_trio_tags_insert")
+                await port.until_not_ready("triggers", "has triggers that are switched off: airy_trio_tags_insert")
                 any_application.execute("drop trigger airy_trio_tags_insert on tags")
-                await port.until_unwell("triggers", "has no trigger airy_trio_tags_insert")
-    assert not [line for line in said if "of another mapping" in line.get("reason", "")]
+                await port.until_not_ready("triggers", "has no trigger airy_trio_tags_insert")
+    assert not [line for line in logs if "of another mapping" in line.get("reason", "")]
 
 
 @pytest.mark.usefixtures("_soon")
@@ -104,14 +104,14 @@ async def test_attached_partition_is_logged_and_server_stays_ready(postgres_appl
         "insert into tags_b values ('t2', 'b', 'red')",
     )
     settings = postgres_application.migrate(admin(free_port()))
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with serving_all(settings) as (_, port):
             postgres_application.execute("alter table tags attach partition tags_b for values in ('b')")
             with trio.fail_after(TIMEOUT_S):
-                while not any("partition" in line for line in said):  # noqa: ASYNC110 - a log has no event for this
+                while not any("partition" in line for line in logs):  # noqa: ASYNC110 - a log has no event for this
                     await trio.sleep(QUICKLY_S)
             assert (await port.ready())[0] == HTTPStatus.OK
-    assert [line["statement"] for line in said if "partition" in line] == ['update public.tags_b set "id" = "id"']
+    assert [line["statement"] for line in logs if "partition" in line] == ['update public.tags_b set "id" = "id"']
 
 
 @pytest.mark.usefixtures("_soon")
@@ -124,7 +124,7 @@ async def test_stopped_database_makes_the_server_not_ready(own_postgres: Postgre
                 ("store", "the event store cannot be read: "),
                 ("triggers", "the database cannot be queried: "),
             ):
-                assert (await port.until_unwell(part, words)).startswith(words)
+                assert (await port.until_not_ready(part, words)).startswith(words)
             assert (await port.get("/livez")).status_code == 200
             await trio.to_thread.run_sync(own_postgres.start)
             await port.until_ready()
@@ -138,7 +138,7 @@ async def test_unavailable_store_makes_the_server_not_ready(
     settings = postgres_application.migrate(admin(free_port(), f'[log]\nurl = "{url}"\n'))
     async with serving_all(settings) as (_, port):
         await trio.to_thread.run_sync(own_postgres.stop)
-        await port.until_unwell("store", "the event store cannot be read: ")
+        await port.until_not_ready("store", "the event store cannot be read: ")
         assert (await port.ready())[1]["triggers"]["well"]
         await trio.to_thread.run_sync(own_postgres.start)
         await port.until_ready()
@@ -150,7 +150,7 @@ async def test_unreadable_change_log_shows_as_lag(postgres_application: Applicat
     async with serving_all(settings) as (_, port):
         with postgres_application.engine.begin() as connection:
             connection.execute(sa.text(f"lock table {log} in access exclusive mode"))
-            await port.until_unwell("lag", "(0.5 s are allowed)")
+            await port.until_not_ready("lag", "(0.5 s are allowed)")
             assert (await port.ready())[1]["store"]["well"]
         await port.until_ready()
 
@@ -158,13 +158,13 @@ async def test_unreadable_change_log_shows_as_lag(postgres_application: Applicat
 async def test_moved_sqlite_file_makes_the_server_not_ready(sqlite_application: Application, tmp_path: Path) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
         (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
-        await port.until_unwell("feed", "is gone")
+        await port.until_not_ready("feed", "is gone")
         (tmp_path / "elsewhere.db").rename(tmp_path / "app.db")
         await port.until_ready()
 
 
 def watched(one: Node, faults: list[Sequence[str] | float | Exception]) -> Readiness:
-    """The answers of the database in turn: faults after a delay in seconds, or an error."""
+    """Let the checks return these results in turn: faults after a delay in seconds, or an error."""
 
     async def trigger_faults() -> Sequence[str]:
         match faults.pop(0) if len(faults) > 1 else faults[0]:
@@ -196,10 +196,10 @@ async def test_check_of_the_triggers_times_out(autojump_clock: MockClock, nurser
 async def test_part_that_is_not_ready_is_logged_once(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     one = node(MemoryChanges(), MemoryStore())
     found = watched(one, [DatabaseUnavailable("away"), DatabaseUnavailable("away"), ("a", "b"), ()])
-    with capture_logs() as said:
+    with capture_logs() as logs:
         nursery.start_soon(found.run)
         await trio.sleep(TRIGGERS_PERIOD_S * 6)
-    assert [(line["event"], line.get("reason")) for line in said] == [
+    assert [(line["event"], line.get("reason")) for line in logs] == [
         ("not ready", "the database cannot be queried: away"),
         ("ready again", None),
     ]
@@ -255,42 +255,42 @@ async def test_locked_file_interrupts_recording(sqlite_application: Application,
         more = f'{ONLY_TAGS}[changes]\ncapture = "updated_at"\n[log]\nstore = "memory"\n'
         settings = sqlite_application.settings(more + admin(free_port()))
     locking = sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)
-    with capture_logs() as said, closing(locking):
+    with capture_logs() as logs, closing(locking):
         async with serving_all(settings) as (_, port):
             await port.until_ready()
             locking.execute("begin exclusive")
             begun_at = trio.current_time()
-            assert "locked" in await port.until_unwell("feed", "recording is interrupted: ")
+            assert "locked" in await port.until_not_ready("feed", "recording is interrupted: ")
             assert trio.current_time() - begun_at < SQLITE_BUSY_TIMEOUT_S
             figures = await port.samples()
             assert figures["airy_trio_recording", ()] == 0
             assert figures["airy_trio_recorder_lag_seconds", ()] > 0
             locking.execute("commit")
             await port.until_ready()
-    told = [line["event"] for line in said if str(line["event"]).startswith("recording")]
-    assert told == ["recording", "recording interrupted", "recording again"]
+    lines = [line["event"] for line in logs if str(line["event"]).startswith("recording")]
+    assert lines == ["recording", "recording interrupted", "recording again"]
 
 
 @asynccontextmanager
 async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None]:
-    """Start a server whose start waits during the block; after the block it becomes ready."""
+    """Start a server whose start waits during the block. After the block it becomes ready."""
     port = Port(settings.admin.port)
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(nursery.start, app.serve, settings)
             while not await port.is_open():
                 pass
-            assert words in await port.until_unwell("start", "waiting for the database (database.url): ")
+            assert words in await port.until_not_ready("start", "waiting for the database (database.url): ")
             assert (await port.get("/livez")).status_code == 200
             assert (await port.get("/metrics")).status_code == 503
             with trio.fail_after(20):
-                while not any("waits_for" in line for line in said):
+                while not any("waits_for" in line for line in logs):
                     await port.ready()
-            assert "listening" not in [line["event"] for line in said]
+            assert "listening" not in [line["event"] for line in logs]
             yield
             await port.until_ready()
             nursery.cancel_scope.cancel()
-    assert [line["waits_for"] for line in said if "waits_for" in line] == ["the database (database.url)"]
+    assert [line["waits_for"] for line in logs if "waits_for" in line] == ["the database (database.url)"]
 
 
 async def test_start_reports_that_it_waits_for_a_lock(any_application: Application) -> None:

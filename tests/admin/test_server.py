@@ -1,4 +1,4 @@
-"""The admin port with real sockets, and peers that are slow, broken or too many."""
+"""The admin port over real sockets, with peers that are slow, broken or too many."""
 
 import base64
 import gc
@@ -39,13 +39,13 @@ from tests.drill.attacks import reset_at_close
 from tests.living import freed_without_the_collector
 
 LARGE_BYTES = 32 * 1024 * 1024
-"""More than the socket buffers of both sides."""
+"""Larger than the socket buffers of both sides."""
 
 
-def pages(**unwell: str) -> Pages:
-    """The admin pages of a server with some parts that are not ready."""
+def pages(**not_ready: str) -> Pages:
+    """Return the admin pages of a server with some parts that are not ready."""
     conditions = {"store": Condition(well=True, reason="fine")}
-    conditions |= {name: Condition(well=False, reason=reason) for name, reason in unwell.items()}
+    conditions |= {name: Condition(well=False, reason=reason) for name, reason in not_ready.items()}
     return Pages({**starting_pages(lambda: conditions).pages, "/metrics": small})
 
 
@@ -170,11 +170,11 @@ async def test_port_in_use_is_one_line(host: str, sqlite_application: Applicatio
     with closing(socket.create_server((HOST, 0))) as taken:
         port = taken.getsockname()[1]
         settings = sqlite_application.migrate(admin(port, f'host = "{host}"\n'))
-        with pytest.raises(StartError) as told:
+        with pytest.raises(StartError) as caught:
             await app.serve(settings)
-    assert len(told.value.faults) == 1
-    assert told.value.faults[0].startswith(f"admin: cannot listen on {host}:{port}: ")
-    assert "\n" not in told.value.faults[0]
+    assert len(caught.value.faults) == 1
+    assert caught.value.faults[0].startswith(f"admin: cannot listen on {host}:{port}: ")
+    assert "\n" not in caught.value.faults[0]
 
 
 async def test_invalid_host_is_one_line() -> None:
@@ -183,10 +183,10 @@ async def test_invalid_host_is_one_line() -> None:
 
 
 async def test_failing_page_is_answered_and_logged() -> None:
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with serving(BROKEN) as port:
             assert (await port.get("/failing")).status_code == 500
-            while not (faults := [line for line in said if line["log_level"] == "error"]):
+            while not (faults := [line for line in logs if line["log_level"] == "error"]):
                 assert (await port.get("/nothing")).status_code == 404  # the log line follows the answer
     (fault,) = faults
     assert fault["event"] == "admin request failed"
@@ -228,7 +228,7 @@ async def test_peer_that_reads_nothing_is_disconnected(monkeypatch: pytest.Monke
     monkeypatch.setattr(server, "IDLE_S", 0.1)
     async with serving(BROKEN) as port, await open_socket(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as stuck:
         assert await stuck.receive_some(10)
-        await until_served(port)  # there is room for one
+        await until_served(port)  # there is room for one connection
         assert len(await end_of(stuck)) < LARGE_BYTES
 
 
@@ -254,7 +254,7 @@ async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.Mon
     default_s = server.IDLE_S
     monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
-        with trio.fail_after(default_s - 1):  # so that the default cannot be what ends it
+        with trio.fail_after(default_s - 1):  # earlier than the default would end it
             await end_of(slow)
 
 
@@ -315,19 +315,19 @@ async def test_exception_ends_one_connection_and_is_logged(monkeypatch: pytest.M
             await trio.lowlevel.checkpoint()
             raise ValueError
 
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with serving(pages()) as port:
             monkeypatch.setattr(server, "HttpConnection", Faulty)
             async with await open_socket(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
                 assert await end_of(stream) == b""
             monkeypatch.setattr(server, "HttpConnection", HttpConnection)
             assert (await port.get("/livez")).status_code == 200
-    assert "admin connection failed" in {line["event"] for line in said}
+    assert "admin connection failed" in {line["event"] for line in logs}
 
 
 async def test_new_connection_replaces_the_oldest(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
-    with trio.fail_after(TIMEOUT_S), capture_logs() as said, ExitStack() as stack:
+    with trio.fail_after(TIMEOUT_S), capture_logs() as logs, ExitStack() as stack:
         async with serving_all(settings) as (address, port):
             kept = [await open_socket(port, b"") for _ in range(CONNECTIONS_MAX)]
             assert (await port.get("/livez")).status_code == 200
@@ -340,7 +340,7 @@ async def test_new_connection_replaces_the_oldest(sqlite_application: Applicatio
                 await client.subscribe()
                 sqlite_application.tag()
                 assert b'"t1"' in (await client.receive()).body
-    (line,) = [line for line in said if line["event"] == "admin connections closed to make room for new ones"]
+    (line,) = [line for line in logs if line["event"] == "admin connections closed to make room for new ones"]
     assert (line["address"], line["count"]) == (HOST, 1)
 
 
@@ -378,7 +378,7 @@ async def test_probes_do_not_wait_for_other_pages(monkeypatch: pytest.MonkeyPatc
     def page(_request: PageRequest) -> Answer:
         nonlocal made
         made += 1
-        time.sleep(PAGE_S)  # what a page with very many clients does
+        time.sleep(PAGE_S)  # like a page with very many clients
         return Answer(HTTPStatus.OK, b"x")
 
     def livez(_request: PageRequest) -> Answer:
@@ -418,13 +418,13 @@ async def test_ended_connections_leave_nothing(sent: bytes) -> None:
                 while tasks() > before:  # noqa: ASYNC110 - the server has no event for this
                     await trio.sleep(0.01)
             if sys.version_info >= (3, 13):
-                gc.collect()  # there a reset leaves a cycle among frames of Trio's own
+                gc.collect()  # there a reset leaves a cycle among frames of Trio
     assert not left
 
 
 @define
 class Counted:
-    """A page that counts how often it is made."""
+    """A page that counts how often it is generated."""
 
     made: int = 0
 

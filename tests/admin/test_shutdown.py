@@ -53,10 +53,10 @@ async def test_readiness_fails_first_and_port_answers_during_drain(
             await port.until_ready()
             one = await clients.enter_async_context(await connect(HOST, address.port))
             stopping.set()
-            assert await port.until_unwell("listener", "shutting down")  # the client has not answered its Close yet
+            assert await port.until_not_ready("listener", "shutting down")  # the client has not answered its Close yet
             assert (await port.get("/livez")).status_code == 200
             assert 'airy_trio_ready{part="listener"} 0.0' in (await port.get("/metrics")).text
-            with pytest.raises(OSError, match="connect"):  # refused at once instead of waiting for a server that ends
+            with pytest.raises(OSError, match="connect"):  # refused at once, although the server still runs
                 await trio.open_tcp_stream(HOST, address.port)
             assert (await one.receive()).get("message") == "503-shutting-down"
         with pytest.raises(httpx2.ConnectError):
@@ -74,19 +74,19 @@ async def test_sigterm_drains_and_exits_with_0(sqlite_application: Application, 
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(await connect(HOST, serving.port)) for _ in range(CLIENTS)]
-            told: list[float] = []
+            disconnected_at: list[float] = []
             async with trio.open_nursery() as nursery:
                 for client in clients:
-                    nursery.start_soon(until_sent_away, client, told)
+                    nursery.start_soon(until_disconnected, client, disconnected_at)
                 os.kill(serving.process.pid, signal.SIGTERM)
             assert await serving.wait() == 0
-    assert len(told) == CLIENTS
-    assert max(told) - min(told) > SPREAD_S * CLIENTS / 2  # not all at once
+    assert len(disconnected_at) == CLIENTS
+    assert max(disconnected_at) - min(disconnected_at) > SPREAD_S * CLIENTS / 2  # not all at once
 
 
-async def until_sent_away(client: StompClient, told: list[float]) -> None:
+async def until_disconnected(client: StompClient, disconnected_at: list[float]) -> None:
     assert (await client.receive()).get("message") == "503-shutting-down"
     with pytest.raises(Closed) as closed:
         await client.receive()
     assert closed.value.code == 1012
-    told.append(trio.current_time())
+    disconnected_at.append(trio.current_time())

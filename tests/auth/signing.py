@@ -1,4 +1,4 @@
-"""An issuer of web tokens: its keys, made once for each process, in every form that the server reads."""
+"""An issuer of web tokens. Its keys are made once for each process, in every form that the server reads."""
 
 import json
 import time
@@ -22,7 +22,7 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 @cache
 def key_pair(algorithm: str, number: int = 0, bits: int = 2048) -> PrivateKey:
-    """The ``number``-th key for an algorithm."""
+    """Return the ``number``-th key for an algorithm."""
     del number
     return (
         rsa.generate_private_key(65537, bits)
@@ -51,7 +51,7 @@ def jwks(*entries: dict[str, Any]) -> bytes:
 
 @frozen
 class Issuer:
-    """Signs with one key."""
+    """Signs tokens with one key."""
 
     key: PrivateKey | str = SECRET
     algorithm: str = "HS256"
@@ -60,7 +60,7 @@ class Issuer:
     def token(
         self, *, headers: Mapping[str, object] | None = None, without: Sequence[str] = (), **claims: object
     ) -> str:
-        """A token for ``agent`` that is valid for an hour, with the given changes."""
+        """Return a token for ``agent`` that is valid for an hour, with the given changes."""
         payload = {"sub": "agent", "exp": int(time.time()) + 3600, **claims}
         named = {} if self.kid is None else {"kid": self.kid}
         return jwt.encode(

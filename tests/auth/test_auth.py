@@ -1,4 +1,4 @@
-"""Who is let in with which CONNECT, and what the others are told: first alone, then over a session."""
+"""Fixed tokens: which CONNECT is accepted, and how others are refused, first without and then over a session."""
 
 import pytest
 import trio
@@ -19,9 +19,9 @@ GOOD = {
     "as Airy's client sends it": (("Authorization", "Bearer s3cret"),),
     "in lower case": (("authorization", "bearer s3cret"),),
     "with a space after the colon": (("Authorization", " Bearer  s3cret "),),
-    "as the passcode": (("login", "whoever"), ("passcode", "s3cret")),
-    "beside an empty passcode": (("Authorization", "Bearer s3cret"), ("passcode", "")),
-    "as the passcode, beside another scheme": (("Authorization", "Basic czNjcmV0"), ("passcode", "s3cret")),
+    "as the passcode": (("login", "anyone"), ("passcode", "s3cret")),
+    "with an empty passcode": (("Authorization", "Bearer s3cret"), ("passcode", "")),
+    "as the passcode, with another scheme": (("Authorization", "Basic czNjcmV0"), ("passcode", "s3cret")),
 }
 BAD: dict[str, tuple[tuple[str, str], ...]] = {
     "none": (),
@@ -39,7 +39,7 @@ BAD: dict[str, tuple[tuple[str, str], ...]] = {
     "a wrong one before a good passcode": (("Authorization", "Bearer wrong"), ("passcode", "s3cret")),
 }
 
-NOBODY = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat())
+NO_CREDENTIALS = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat())
 
 
 def is_unauthorized(answer: User | Refusal) -> bool:
@@ -53,31 +53,31 @@ def by_case(cases: dict[str, tuple[tuple[str, str], ...]]) -> pytest.MarkDecorat
 async def test_each_token_is_its_users() -> None:
     authenticator = Authenticator(TOKENS)
     for request, name in (
-        (evolve(NOBODY, passcode="s3cret"), "agent"),
-        (evolve(NOBODY, authorization="Bearer t0ken"), "app"),
+        (evolve(NO_CREDENTIALS, passcode="s3cret"), "agent"),
+        (evolve(NO_CREDENTIALS, authorization="Bearer t0ken"), "app"),
     ):
         user = await authenticator.authenticate(request)
         assert isinstance(user, User)
         assert user.name == name
-    assert is_unauthorized(await authenticator.authenticate(NOBODY))
+    assert is_unauthorized(await authenticator.authenticate(NO_CREDENTIALS))
 
 
 async def test_every_client_is_anonymous_without_a_mode() -> None:
     authenticator = Authenticator(AuthOptions())
-    assert await authenticator.authenticate(NOBODY) == ANONYMOUS
-    assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANONYMOUS
+    assert await authenticator.authenticate(NO_CREDENTIALS) == ANONYMOUS
+    assert await authenticator.authenticate(evolve(NO_CREDENTIALS, passcode="x", authorization="Bearer y")) == ANONYMOUS
 
 
 async def test_mode_tokens_without_tokens_rejects_every_client() -> None:
     authenticator = Authenticator(AuthOptions(mode="tokens"))
-    assert is_unauthorized(await authenticator.authenticate(NOBODY))
-    assert is_unauthorized(await authenticator.authenticate(evolve(NOBODY, passcode="")))
+    assert is_unauthorized(await authenticator.authenticate(NO_CREDENTIALS))
+    assert is_unauthorized(await authenticator.authenticate(evolve(NO_CREDENTIALS, passcode="")))
 
 
 async def test_a_token_of_any_text_is_compared() -> None:
     authenticator = Authenticator(TOKENS)
     for passcode in ("sécret", "s3cret\0", "\U0001f511", "s" * 10_000, "\ud800"):
-        assert is_unauthorized(await authenticator.authenticate(evolve(NOBODY, passcode=passcode)))
+        assert is_unauthorized(await authenticator.authenticate(evolve(NO_CREDENTIALS, passcode=passcode)))
 
 
 @pytest.mark.parametrize("tokens", [{"a": ""}, {"": "x"}, {"a": "x", "b": "x"}, {"a": "x" * (TOKEN_BYTES_MAX + 1)}])
@@ -88,7 +88,7 @@ def test_useless_tokens_are_rejected_without_showing_them(tokens: dict[str, str]
 
 
 async def test_nothing_shows_a_token() -> None:
-    user = await Authenticator(TOKENS).authenticate(evolve(NOBODY, passcode="s3cret"))
+    user = await Authenticator(TOKENS).authenticate(evolve(NO_CREDENTIALS, passcode="s3cret"))
     for thing in (TOKENS, Authenticator(TOKENS), vars(Authenticator(TOKENS)), user):
         assert "s3cret" not in repr(thing)
 
@@ -149,7 +149,7 @@ async def test_a_refused_client_still_has_its_deadline(autojump_clock: MockClock
         await plugged.client.upgrade()
         await plugged.client.send(Frame("CONNECT", (("accept-version", "1.2"),)))
         begun_at = trio.current_time()
-        assert await plugged.ending.wait() is UNAUTHORIZED  # though nobody reads what it is told, or answers the Close
+        assert await plugged.ending.wait() is UNAUTHORIZED  # even if the client reads nothing
         assert plugged.ending.at - begun_at < 5
 
 
@@ -192,22 +192,22 @@ async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize(
-    "renewed, goes_on",
+    "renewed, continues",
     [
         ({"agent": "s3cret", "app": "an0ther"}, True),
         ({"agent": "an0ther"}, False),
-        ({"app": "s3cret"}, False),  # the same token is somebody else's now
+        ({"app": "s3cret"}, False),  # the same token belongs to another user now
         ({}, False),
     ],
     ids=["others changed", "another token", "another name", "gone"],
 )
 async def test_session_continues_while_its_token_names_the_same_user(
-    renewed: dict[str, str], goes_on: bool, autojump_clock: MockClock
+    renewed: dict[str, str], continues: bool, autojump_clock: MockClock
 ) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         plugged = await server.plug_connected(headers=[("passcode", "s3cret")])
         server.sessions.renew(AuthOptions(mode="tokens", tokens=renewed))
-        if goes_on:
+        if continues:
             assert (await plugged.client.subscribe()).command == "RECEIPT"
             return
         assert (await plugged.client.receive()).get("message") == "401-unauthorized"

@@ -1,4 +1,4 @@
-"""Refused CONNECTs are delayed, increasingly by address; others are not."""
+"""Refused CONNECTs are answered with a delay that grows for each address; accepted ones are not delayed."""
 
 import pytest
 import trio
@@ -25,7 +25,7 @@ def test_refusals_expire_one_by_one() -> None:
     for _ in range(20):
         delays.refused("a", 0)
     assert delays.refused("a", DECAY_S * 0.9) == DELAY_MAX_S
-    assert delays.refused("a", DECAY_S * 2.9) == 1.6  # two of the six are forgotten: four make 1.6
+    assert delays.refused("a", DECAY_S * 2.9) == 1.6  # two of the six have expired: four make 1.6
     assert delays.refused("a", DECAY_S * (REFUSALS_MAX + 3)) == 0.1
 
 

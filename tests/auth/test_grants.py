@@ -1,4 +1,4 @@
-"""What the claims grant, and that SUBSCRIBE delivers no more."""
+"""The grants in the claims of a token; SUBSCRIBE delivers nothing beyond them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,13 +42,13 @@ NEWEST = {
     "no channel": event(2, channel=None),
     "none": event(2, channel="ch2", conversation="c2"),
 }
-"""The newest event of conversation c1, which begins with another one if it has any."""
+"""The newest events of conversation c1, by case. Its first event, if any, is another one."""
 OUT_OF_TAIL = [event(1, channel="ch2"), event(2, conversation="c3"), event(3, conversation="c3")]
-"""So is the event of conversation c1 if the tail holds one event."""
+"""With these, the event of conversation c1 is not in a tail of one event."""
 
 
 class Store(MemoryStore):
-    """Counts how often it is asked for a newest event, and is unavailable on demand."""
+    """Counts queries for newest events, and is unavailable on demand."""
 
     asked = 0
     away = False
@@ -246,7 +246,7 @@ async def test_log_names_the_claim_that_refuses_a_destination(
 @pytest.mark.parametrize("replay", ["live", "all", "recent", "resumed"])
 @pytest.mark.parametrize("destination", ["/events", "/events/message.updated", "/events/conversation/c1"])
 async def test_client_receives_only_its_channels(destination: str, replay: str, autojump_clock: MockClock) -> None:
-    """Deletes, and what has no channel, too; each over the one way by which it could come."""
+    """Deletes and events without a channel too; each only over the one destination that could deliver it."""
     channels = ["ch1", "ch2", None, "ch3", "ch1", "ch4", "ch3", "ch1"]
     kinds = ["message.updated", "message.deleted", "metadata.updated", "channel.updated"]
     made = [event(number, channel=channel) for number, channel in enumerate(channels)]
@@ -276,7 +276,7 @@ async def test_client_receives_only_its_channels(destination: str, replay: str, 
 @pytest.mark.parametrize("place", ["tail", "store"])
 @pytest.mark.parametrize("newest", NEWEST)
 async def test_a_conversation_of_another_channel_is_refused(newest: str, place: str, autojump_clock: MockClock) -> None:
-    """If its channel is known: from its newest event, wherever that is kept."""
+    """Only if its channel is known: from its newest event, wherever this event is stored."""
     made = [event(1, channel="ch1" if newest != "none" else "ch2", conversation="c1" if newest != "none" else "c2")]
     made += [NEWEST[newest], event(3, conversation="c3"), event(4, conversation="c3")]
     tail_events = 100 if place == "tail" else 1
@@ -320,14 +320,14 @@ async def test_a_refused_conversation_reads_like_a_refused_channel(autojump_cloc
 async def test_channel_is_looked_up_only_for_limited_users(
     claims: dict[str, object], answer: str, autojump_clock: MockClock
 ) -> None:
-    """Only for a user who is limited to channels, and may subscribe to that conversation."""
+    """The look-up needs a user who is limited to channels and may subscribe to that conversation."""
     store = Store()
     log = await open_log(store, LogOptions(store="memory", tail_events=1))
     async with serving(log, auth=AUTH, listen=False) as server:
         await log.append(log.head, OUT_OF_TAIL, "point")
         plugged = await server.plug_connected(headers=passcode(claims))
-        told = await plugged.client.subscribe("/events/conversation/c1", headers=[("replay", "none")])
-        assert (told.command, store.asked) == (answer, 0)
+        reply = await plugged.client.subscribe("/events/conversation/c1", headers=[("replay", "none")])
+        assert (reply.command, store.asked) == (answer, 0)
 
 
 @pytest.mark.parametrize("id_, answer", [("unknown", "RECEIPT"), ("c1", "ERROR")])
@@ -341,8 +341,8 @@ async def test_the_channel_of_a_conversation_is_looked_up_once(
         await log.append(log.head, OUT_OF_TAIL, "point")
         for number in range(3):
             plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1", f"ch{number + 3}"]}))
-            told = await plugged.client.subscribe(f"/events/conversation/{id_}", headers=[("replay", "none")])
-            assert told.command == answer
+            reply = await plugged.client.subscribe(f"/events/conversation/{id_}", headers=[("replay", "none")])
+            assert reply.command == answer
         assert store.asked == 1
 
 

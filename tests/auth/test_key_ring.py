@@ -1,4 +1,4 @@
-"""When keys are loaded, how often at most, and which are valid meanwhile."""
+"""Keys of web tokens: when they are loaded, how often at most, and which are valid meanwhile."""
 
 import math
 import os
@@ -32,7 +32,7 @@ def keys_of(*issuers: Issuer) -> tuple[Key, ...]:
 
 @define
 class Source:
-    """Returns its keys after a delay, and records the times."""
+    """Returns its keys after a delay, and records the times of the loads."""
 
     keys: tuple[Key, ...] | None
     delay_s: float = 0.0
@@ -76,7 +76,7 @@ async def test_unexpected_error_leaves_the_keys(autojump_clock: MockClock) -> No
     class Broken(Source):
         async def load(self) -> tuple[Key, ...]:
             await super().load()
-            message = "never-told"
+            message = "never-shown"
             raise RuntimeError(message)
 
     source = Broken(keys_of(FIRST))
@@ -141,7 +141,7 @@ async def test_wait_for_keys_is_bounded(autojump_clock: MockClock) -> None:
 async def test_load_does_not_change_a_retired_ring(keys: tuple[Key, ...] | None, autojump_clock: MockClock) -> None:
     ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
     async with refreshed(ring):
-        await trio.sleep(1)  # a second signal while a server of keys takes its time
+        await trio.sleep(1)  # a second signal while a key server is slow
         ring.retire()
         await trio.sleep(4)
     assert ring.keys == keys_of(FIRST)
@@ -186,7 +186,7 @@ async def following(authenticator: Authenticator) -> AsyncGenerator[None]:
 
 
 async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
-    """Retry until the token is accepted. In real time, because a file is read in a thread."""
+    """Retry until the token is accepted. This takes real time, because a thread reads the file."""
     with trio.fail_after(40):
         while True:
             user = await authenticator.authenticate(connect_with(signer.token()))
@@ -265,7 +265,7 @@ async def test_renewal_does_not_wait_for_a_key_file_that_hangs(tmp_path: Path) -
     async with following(authenticator):
         writing = await open_writer(past)  # the refresh is reading it now
         authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
-        path.write_bytes(published(FIRST, SECOND))  # only the refresh of the new source reads this
+        path.write_bytes(published(FIRST, SECOND))  # only the refresh of the new source reads this file
         await accepted(authenticator, FIRST)
     os.close(writing)
 

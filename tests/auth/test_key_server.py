@@ -36,7 +36,7 @@ def answer(data: bytes, head: bytes = OK) -> bytes:
 
 @define
 class Publisher:
-    """An HTTPS server that answers everything with ``response``, and leaves its stream open if it ``hangs``."""
+    """An HTTPS server that answers everything with ``response``, and keeps its stream open if it ``hangs``."""
 
     url: str
     response: bytes
@@ -53,7 +53,7 @@ class Publisher:
             if self.hangs:
                 await trio.sleep_forever()
         except trio.BrokenResourceError:
-            pass  # it was not trusted
+            pass  # the client did not trust the certificate
         finally:
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(stream)
@@ -144,7 +144,7 @@ async def test_certificate_of_another_authority_is_not_trusted(authority: trustm
         (OK + b"\r\n" + published(FIRST) + b" " * KEYS_BYTES_MAX, f"larger than {KEYS_BYTES_MAX} bytes"),
         (answer(b"\x1f\x8b" + b"\0" * 20, OK + b"Content-Encoding: gzip\r\n"), "not JSON"),
     ],
-    ids=range(11),  # the keys are others in each process
+    ids=range(11),  # the keys differ in each process of the suite
 )
 async def test_response_without_keys_is_a_fault(response: bytes, words: str, authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
@@ -183,7 +183,7 @@ async def test_hanging_server_times_out_while_others_run(
 
 
 async def answer_to(server: Server, signer: Issuer) -> Frame:
-    """The answer to a CONNECT with a token."""
+    """Return the answer to a CONNECT with a token."""
     plugged = server.plug()
     await plugged.client.upgrade()
     return await plugged.client.connect(headers=[("Authorization", f"Bearer {signer.token()}")])
@@ -198,7 +198,7 @@ async def test_session_survives_key_rotation_until_its_key_is_removed(authority:
             publisher.publish(FIRST, SECOND)
             assert (await answer_to(server, SECOND)).get("message") == "401-unauthorized"
             assert len(publisher.requests) == 1, "asked again within the pause"
-            server.sessions.renew(auth)  # as SIGHUP does; else the pause would have to go by
+            server.sessions.renew(auth)  # as SIGHUP does; otherwise the pause would have to pass
             second = await server.plug_connected(headers=[("passcode", SECOND.token())])
             assert len(publisher.requests) == 2
             assert (await first.client.subscribe()).command == "RECEIPT"
@@ -231,7 +231,7 @@ async def test_client_gets_500_while_there_are_no_keys(authority: trustme.CA) ->
             publisher.publish(FIRST)
             with trio.fail_after(30):
                 while (await answer_to(server, FIRST)).command != "CONNECTED":  # noqa: ASYNC110 - as the next line says
-                    await trio.sleep(0.1)  # the server of keys is asked again after a second, in real time
+                    await trio.sleep(0.1)  # the key server is queried again after a second, in real time
 
 
 async def test_ping_and_close_are_answered_while_keys_are_loaded(authority: trustme.CA) -> None:

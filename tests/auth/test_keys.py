@@ -1,4 +1,4 @@
-"""Which keys are read from a JWK Set or PEM, for which algorithms, and the faults."""
+"""Which keys are read from a JWK Set or PEM, for which algorithms, and their faults."""
 
 import datetime as dt
 import json

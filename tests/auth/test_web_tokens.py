@@ -1,4 +1,4 @@
-"""Which web tokens are accepted and which are not: real keys, each algorithm, each claim."""
+"""Web tokens with real keys: which are accepted, for each algorithm and each claim."""
 
 import base64
 import hashlib
@@ -42,7 +42,7 @@ def keys_of(*issuers: Issuer, algorithms: Sequence[str] = KEY_PAIR_ALGORITHMS) -
 
 
 def judged(token: str, keys: Sequence[Key] = KEYS, settings: AuthOptions = HS256) -> User | RefusalKind | None:
-    """None: no key that is known."""
+    """Return the result for a token. None: no known key."""
     try:
         answer = verified(token, keys, settings)
     except UnknownKeyError:
@@ -52,7 +52,7 @@ def judged(token: str, keys: Sequence[Key] = KEYS, settings: AuthOptions = HS256
 
 @frozen
 class In:
-    """A time in seconds after the token is made."""
+    """A time, in seconds after the token is issued."""
 
     seconds: int
 
@@ -63,7 +63,7 @@ def part(content: object) -> str:
 
 
 def signed(header: object, payload: object, secret: bytes = SECRET.encode()) -> str:
-    """A token with any header and payload under a good HS256 signature."""
+    """Return a token with any header and payload and a valid HS256 signature."""
     if isinstance(payload, Mapping):
         now = int(time.time())
         payload = {k: now + v.seconds if isinstance(v, In) else v for k, v in payload.items()}

@@ -1,4 +1,4 @@
-"""Who produces events for a benchmark, at a rate or in a closed loop."""
+"""The pace of a benchmark's producer: at a rate, or in a closed loop."""
 
 import struct
 

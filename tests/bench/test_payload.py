@@ -1,4 +1,4 @@
-"""The events that a benchmark sends."""
+"""The events of the benchmark."""
 
 import json
 import time

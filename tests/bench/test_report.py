@@ -1,4 +1,4 @@
-"""What a benchmark says: ratios within a round, targets, tables, pictures, and what others wrote left alone."""
+"""The report of a benchmark: ratios within a round, targets, tables, pictures; text by others stays unchanged."""
 
 from pathlib import Path
 from xml.etree import ElementTree as ET

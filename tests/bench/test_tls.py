@@ -1,4 +1,4 @@
-"""The client of the benchmark of TLS: what it counts, and what it does not let pass."""
+"""The client of the TLS benchmark: it counts messages, and detects faults."""
 
 import socket
 from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""The tables that the worked examples in config/ map, as their applications make them."""
+"""The tables that the worked examples in config/ map, as their applications create them."""
 
 AIRY = (
     """

@@ -20,7 +20,7 @@ AnyFeed = SqliteFeed | PostgresFeed
 
 
 def source_of(application: Application, settings: Settings) -> LoggedChanges:
-    """The changes of an application whose tables exist, over new connections."""
+    """Return the source of changes of an application whose tables exist, over new connections."""
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables)
     return LoggedChanges(application.reading(), application.writing(), application.names, tables)
@@ -45,7 +45,7 @@ async def read_all(feed: ChangeFeed, after: str, limit: int = 1000) -> tuple[lis
 
 
 def before_objects(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
-    """Do something once, when the next read of Postgres has its snapshot and before it reads the objects."""
+    """Run some work once, after the next read of Postgres has its snapshot and before it reads the objects."""
     left, run = [work], Pipeline.run
 
     async def run_later(pipeline: Pipeline, *asked: tuple[Statement, Sequence[bytes | None]]) -> list[list[Row]]:

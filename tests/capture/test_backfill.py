@@ -1,4 +1,4 @@
-"""The pages of a backfill: every key once, whatever the type and the collation of the key columns are."""
+"""The pages of a backfill: every key once, for every type and collation of the key columns."""
 
 import itertools
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def whole(application: Application, backfill: TableBackfill, limit: int) -> None
 
 
 def logged(application: Application) -> list[tuple[Any, ...]]:
-    """Operation and keys of the change log, in order."""
+    """Return operation and keys of the change log, in order."""
     log = application.log_table("change_log")
     with application.engine.begin() as connection:
         rows = connection.execute(sa.text(f"select operation, key_1, key_2 from {log} order by seq"))
@@ -64,7 +64,7 @@ def logged(application: Application) -> list[tuple[Any, ...]]:
 
 
 def keys(application: Application) -> list[Any]:
-    """The keys that were written: of tables with one key column just its values. Checks the marks around them."""
+    """Return the keys that were written; if there is one key column, only its values. Checks the marks around them."""
     rows = logged(application)
     assert [rows[0][0], rows[-1][0]] == ["B", "E"]
     assert rows[0][1] == rows[-1][1]
@@ -74,7 +74,7 @@ def keys(application: Application) -> list[Any]:
 
 
 def install(application: Application, create: str, *values: str, settings: str = ANY_ID) -> Settings:
-    """Create a table whose rows are older than our triggers."""
+    """Create a table with rows that are older than our triggers."""
     application.execute(create, *values)
     return application.migrate(settings, with_tables=False)
 
@@ -219,7 +219,7 @@ def test_rows_deleted_meanwhile(any_application: Application) -> None:
     progress = page(any_application, backfill, begin(any_application, backfill), 2)
     any_application.execute(
         "delete from tags where id in ('t1', 't2', 't5')"
-    )  # the last of the page, the next, the last
+    )  # the last row of the page, the next one, the last of all
     while not progress.is_done:
         progress = page(any_application, backfill, progress, 2)
     end(any_application, backfill, progress)
@@ -244,7 +244,7 @@ def test_begun_backfill_continues_with_its_token(any_application: Application) -
     before = logged(any_application)
     with pytest.raises(BackfillTaken):
         page(any_application, backfill, progress, 2)
-    assert logged(any_application) == before  # nothing of the page remains
+    assert logged(any_application) == before  # the page has left nothing
     end(any_application, backfill, restarted)
     assert any_application.scalar(f"select backfill from {any_application.log_table('change_state')}") is None
     assert begin(any_application, backfill).token not in (progress.token, restarted.token)

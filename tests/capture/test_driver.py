@@ -1,4 +1,4 @@
-"""Questions put straight to either driver: names, text that is none, and errors that leave the connection usable."""
+"""Statements sent directly to either driver: names, invalid text, and errors that leave the connection usable."""
 
 import sqlite3
 from collections.abc import Iterator

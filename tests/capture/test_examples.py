@@ -1,4 +1,4 @@
-"""The worked examples in config/ do what they say: real tables of that shape, and the events that come of real rows."""
+"""The worked examples in config/ are correct: real tables of that shape give the expected events."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Inspection: all faults of a mapping together, each with its setting, and the tables that do fit."""
+"""Inspection: all faults of a mapping together, each with its setting, and tables without faults."""
 
 import pytest
 import sqlalchemy as sa

@@ -16,7 +16,7 @@ TRUNCATED = b'"content":{"truncated":true}'
 
 
 def with_content_type(application: Application, type_: str) -> str:
-    """Make the default tables with another type of content; return SQL for a JSON string of n characters."""
+    """Create the default tables with another type of content; return SQL for a JSON string of n characters."""
     application.migrate()
     if application.dialect == SQLITE:
         application.execute(

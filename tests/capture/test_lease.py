@@ -1,4 +1,4 @@
-"""The lease: at most one holder, and the next one once the holder is gone."""
+"""The lease has at most one holder, and is free once the holder is gone."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Owners of metadata, among them the newest message of a conversation, found with and without an index."""
+"""Owners of metadata, such as the newest message of a conversation, found with and without an index."""
 
 import random
 import time
@@ -13,7 +13,7 @@ from airy_trio.capture.objects import Change, Objects
 from tests.application import Application
 
 CONVERSATIONS, MESSAGES = 1500, 100_000
-PATIENCE_S = 10.0  # on a busy machine: it takes less than one second, and took half a minute
+PATIENCE_S = 10.0  # on a busy machine; it takes less than one second, and used to take half a minute
 WHERE = "[database.tables.messages]\nwhere = \"source <> 'secret'\"\n"
 MANY = {
     "sqlite": "with recursive n(n) as (select 1 union all select n + 1 from n where n < {messages}) {insert} from n",

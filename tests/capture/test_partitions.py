@@ -1,4 +1,4 @@
-"""Partitions that join or leave a mapped table, whose rows appear and disappear without firing a trigger."""
+"""Partitions that join or leave a mapped table. Their rows appear and disappear without firing a trigger."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ Check = Callable[[], list[tuple[str, str]]]
 
 @pytest.fixture
 def check(postgres_application: Application) -> Check:
-    """Check the partitions of the tags and return event and partition of each log line. The first check is done."""
+    """Check the partitions of the tags; return event and partition of each log line. The first check is done."""
     postgres_application.execute(*PARTITIONED)
     settings = postgres_application.migrate()
     partitions = Partitions(deletes=False)
@@ -102,7 +102,7 @@ def test_an_empty_table_that_is_attached_is_not_reported(postgres_application: A
 
 
 def test_a_partition_attached_again_is_reported(postgres_application: Application, check: Check) -> None:
-    """Rows written to it while it was detached were not recorded."""
+    """Rows that were written to it while it was detached were not recorded."""
     postgres_application.execute("alter table tags detach partition tags_a")
     postgres_application.execute("alter table tags attach partition tags_a for values in ('a')")
     assert check() == [(JOINED, "public.tags_a")]

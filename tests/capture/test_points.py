@@ -1,4 +1,4 @@
-"""Resume points as text: each parses back to itself, and text written elsewhere is rejected."""
+"""Resume points as text: each parses back to itself, and other text is rejected."""
 
 import pytest
 from attrs import evolve

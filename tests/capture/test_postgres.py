@@ -50,7 +50,7 @@ def ids(objects: Sequence[ChangedObject]) -> list[object]:
 
 @contextmanager
 def transaction(application: Application, *statements: str) -> Iterator[sa.Connection]:
-    """An open transaction that has run these statements. Commits at the end."""
+    """Run these statements in an open transaction, and commit it at the end."""
     with application.engine.connect() as connection, connection.begin():
         for statement in statements:
             connection.exec_driver_sql(statement)
@@ -113,7 +113,7 @@ async def test_page_boundary_within_an_open_transaction(postgres_application: Ap
                 postgres_application.tag(f"t{number}")
             batch = await feed.read(
                 after, 3
-            )  # the difference is now fixed, "open" has the lowest number and is not in it
+            )  # the difference is now fixed; "open" has the lowest number and is not in it
             assert (ids(batch.objects), batch.more) == (["t0", "t1", "t2"], True)
         postgres_application.tag("t4")
         objects, _, batches = await read_all(feed, batch.resume_point, 3)
@@ -176,7 +176,7 @@ async def test_trim_does_not_wait_for_the_disk(postgres_application: Application
             assert await feed.trim(after, 10) == 1
             waiting = "select cast(pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() as int)"
             unwritten += int(str(postgres_application.scalar(waiting)))
-        assert unwritten  # the server may write sooner than it must
+        assert unwritten  # the server may write earlier than it must
 
 
 async def test_point_before_trimmed_rows_is_lost(postgres_application: Application) -> None:
@@ -186,7 +186,7 @@ async def test_point_before_trimmed_rows_is_lost(postgres_application: Applicati
         postgres_application.tag("trimmed")
         _, after, _ = await read_all(feed, before)
         assert await feed.trim(after, 10) == 1
-    async with feed_of(postgres_application, settings) as feed:  # as of a store that was restored from a copy
+    async with feed_of(postgres_application, settings) as feed:  # as with a store that was restored from a copy
         with pytest.raises(ResumePointLost, match="trimmed"):
             await feed.read(before, 10)
         assert (await feed.read(after, 10)).changes == 0
@@ -241,7 +241,7 @@ IMPOSSIBLE = (
 
 
 async def test_change_of_a_future_transaction_is_rejected(postgres_application: Application) -> None:
-    """As after loading a dump of another cluster's data: each read would return it again."""
+    """As after loading a dump of another cluster: each read would return it again."""
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         after = (await feed.read(await feed.origin(), 1000)).resume_point
@@ -250,9 +250,9 @@ async def test_change_of_a_future_transaction_is_rejected(postgres_application: 
             with pytest.raises(ResumePointLost, match="have not begun"):
                 await feed.read(after, 1000)
             await feed.aclose()
-        with structlog.testing.capture_logs() as said:
+        with structlog.testing.capture_logs() as logs:
             after = await feed.restart()
-        assert [line["rows"] for line in said] == [1]
+        assert [line["rows"] for line in logs] == [1]
         postgres_application.tag("new")
         assert ids((await read_all(feed, after))[0]) == ["new"]
 
@@ -269,7 +269,7 @@ async def test_page_before_an_impossible_change_is_read_first(postgres_applicati
 
 
 def sealing(application: Application, settings: Settings) -> PostgresFeed:
-    """A feed whose event log is elsewhere."""
+    """Return a feed whose event log is in another database."""
     return PostgresFeed(evolve(source_of(application, settings), seals=True))
 
 
@@ -302,7 +302,7 @@ async def test_only_the_two_newest_sealed_points_are_accepted(postgres_applicati
         points.append(await feed.seal(points[-1], batch.resume_point))
 
     async def accepted() -> list[bool]:
-        """The sealed points that a new connection accepts."""
+        """Return the sealed points that a new connection accepts."""
         found = []
         for point in points[1:]:
             await feed.aclose()
@@ -321,7 +321,7 @@ async def test_only_the_two_newest_sealed_points_are_accepted(postgres_applicati
 
 
 class FailingStore(DelegatingStore):
-    """An event store whose second append has an unknown outcome: it fails before or after it has happened."""
+    """An event store whose second append has an unknown outcome: it fails before or after it has taken effect."""
 
     def __init__(self, *, after: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A read of Postgres takes two round trips and no connection of a thread, whatever may happen between the two."""
+"""A read of Postgres takes two round trips and no thread, whatever happens between the two."""
 
 from collections.abc import Awaitable, Iterator
 
@@ -29,7 +29,7 @@ FAILS_ON_SECRET = '[database.tables.tags]\nwhere = "cast(color as int) > 0"\n'
 
 @pytest.fixture
 def threads() -> Iterator[list[str]]:
-    """An entry for each transaction begun through SQLAlchemy, in a thread."""
+    """Collect an entry for each transaction that begins through SQLAlchemy, in a thread."""
     asked: list[str] = []
 
     def begin(_connection: object) -> None:
@@ -42,7 +42,7 @@ def threads() -> Iterator[list[str]]:
 
 @pytest.fixture
 def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of statements in each round trip."""
+    """Collect the number of statements in each round trip."""
     made: list[int] = []
     run = Pipeline.run
 
@@ -55,7 +55,7 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def opened(feed: AnyFeed) -> str:
-    """A point after which nothing is left. The first read compares the history, in a thread."""
+    """Return a point after which there is nothing to read. The first read compares the history, in a thread."""
     assert isinstance(feed, PostgresFeed)
     return (await feed.read(await feed.origin(), LIMIT)).resume_point
 
@@ -188,7 +188,7 @@ async def test_connection_lost_between_the_round_trips_loses_no_change(
 async def test_snapshot_held_for_too_long_is_closed_and_read_again(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a process that gets no processor time: the server ends the session, and with it the lease."""
+    """As if the process got no processor time: the server ends the session, and with it the lease."""
     settings = postgres_application.migrate()
     name = sa.make_url(postgres_application.url).database
     postgres_application.execute(f'alter database "{name}" set idle_in_transaction_session_timeout = 50')

@@ -41,7 +41,7 @@ def settings(any_application: Application) -> Settings:
 
 @pytest.fixture
 async def feed(any_application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
-    """A feed whose event log is in another database."""
+    """Return a feed whose event log is in another database."""
     kind = SqliteFeed if any_application.dialect == SQLITE else PostgresFeed
     feed = kind(evolve(changes_of(any_application, settings), seals=True))
     try:
@@ -95,7 +95,7 @@ async def test_the_recorded_point_is_accepted_after_any_number_of_seals(
 
 
 async def test_a_restart_without_a_new_epoch_loses_the_old_point(any_application: Application, feed: AnyFeed) -> None:
-    """If the store fails during a restart, changes have left the change log; the old epoch would go on without them."""
+    """If the store fails during a restart, the changes are no longer in the change log, so the old epoch must end."""
     recorded = await sealed_after(any_application, feed, await feed.origin(), "recorded")
     for number in range(2):
         any_application.tag(f"unrecorded {number}")

@@ -1,4 +1,4 @@
-"""The SQLite feed: replaced files, restored triggers, and writers that must not be disturbed."""
+"""The SQLite feed: replaced files, restored triggers, and writers that it must not block."""
 
 import shutil
 import sqlite3
@@ -48,7 +48,7 @@ def copy_of(application: Application, name: str) -> Path:
 
 
 def restore(copy: Path, application: Application) -> None:
-    """Overwrite the file's content with the copy, as SQLite's ``.restore`` does."""
+    """Overwrite the file with the copy, as SQLite's ``.restore`` does."""
     source, target = sqlite3.connect(copy), sqlite3.connect(sqlite_path(application.url))
     source.backup(target)
     source.close()
@@ -65,7 +65,7 @@ async def test_restored_older_copy_is_noticed(application: Application, rows_aft
         _, after, _ = await read_all(feed, after)
         restore(copy, application)
         for number in range(rows_after):
-            application.tag(f"t{number}")  # takes the numbers of rows that were read
+            application.tag(f"t{number}")  # they get the numbers of rows that were read
         with pytest.raises(ResumePointLost):
             await feed.read(after, 10)
         after = await feed.restart()
@@ -90,7 +90,7 @@ async def test_file_in_place_of_another_is_noticed_while_waiting(application: Ap
         application.engine.dispose()
         await feed.read(after, 10)
         for rest in sqlite_path(application.url).parent.glob("app.db-*"):
-            rest.unlink()  # or SQLite would apply the journal of the old file to the new one
+            rest.unlink()  # otherwise SQLite would apply the journal of the old file to the new one
         copy.replace(sqlite_path(application.url))
         with trio.fail_after(5):
             await feed.wait()
@@ -249,7 +249,7 @@ async def test_other_changes_of_the_schema_are_ignored(
 async def test_write_is_noticed_without_a_thread(application: Application) -> None:
     session = application.reading()
     version = sqlite.FileVersions(session)
-    assert version.watch.touched()  # its path is not known yet
+    assert version.watch.touched()  # its path is not yet known
     await version.ask()
     assert version.watch.touched()
     assert not version.watch.touched()

@@ -149,7 +149,7 @@ def publisher(own_postgres: Postgres) -> Iterator[Publisher]:
 
 @pytest.mark.parametrize("partitioned", [False, True])
 async def test_rows_applied_by_a_subscription_are_recorded(publisher: Publisher, *, partitioned: bool) -> None:
-    """The rows come from another database by logical replication, which fires no statement triggers."""
+    """The rows arrive from another database by logical replication, which fires no statement triggers."""
     with application(publisher.postgres.url(publisher.postgres.create_database())) as replica:
         if partitioned:
             replica.execute(

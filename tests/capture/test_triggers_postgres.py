@@ -1,4 +1,4 @@
-"""The changes that the triggers of Postgres log; and the application's writes never fail because of them."""
+"""The changes that the triggers of Postgres log; they never make the application's writes fail."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -164,7 +164,7 @@ def test_a_changed_column_never_makes_a_write_fail(
 
 @pytest.fixture
 def plain_role(application: Application) -> Iterator[psycopg.Connection]:
-    """A session of a role that may write the application's tables and has no rights on ours."""
+    """Yield a session of a role that may write the application's tables and has no rights on ours."""
     role = f'"{PASSWORD_ROLE}"'
     with raw_connection(application) as connection:
         connection.execute(f"grant select, insert, update, delete, truncate on tags, messages to {role}")

@@ -1,4 +1,4 @@
-"""Capture by ``updated_at`` over SQLite and Postgres: which changes are seen, that each is seen once, and the order."""
+"""Capture by ``updated_at`` over SQLite and Postgres: which changes are read, each once, and in which order."""
 
 import json
 from pathlib import Path

@@ -50,7 +50,7 @@ class Schedule:
             connection.close()
 
     def step(self) -> None:
-        self.now_us += self._chance.choice([0, 0, 0, 1000, SECOND_US // 2])  # many changes of one moment
+        self.now_us += self._chance.choice([0, 0, 0, 1000, SECOND_US // 2])  # many changes at one time
         for number, transaction in list(self._open.items()):
             if self.now_us - transaction.since_us > (OVERLAP_S - 1) * SECOND_US:
                 self._end(number, commit=True)
@@ -86,7 +86,7 @@ class Schedule:
 
 @define
 class Recorder:
-    """Reads with a feed, which is replaced now and then, and reads again after batches that it did not store.
+    """Reads with a feed, which is sometimes replaced, and reads again after batches that it did not store.
 
     ``read``: number of the feed, object, version.
     """

@@ -53,7 +53,7 @@ def notifications(listener: psycopg.Connection) -> int:
 
 
 async def asleep(feed: AnyFeed, after: str) -> str:
-    """Read and wait until writers notify, as a recorder does; return the point reached."""
+    """Read, then wait as a recorder does until writers must notify; return the point reached."""
     assert isinstance(feed, PostgresFeed)
     with trio.fail_after(PATIENCE_S):
         while not feed.wakeup.armed:

@@ -1,4 +1,4 @@
-"""A proxy that looks like a pooler: it names another server process than the one that answers."""
+"""A proxy that looks like a pooler: it reports another server process than the one that answers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ def disguised(data: bytes | bytearray) -> bytes | bytearray:
     return before + found + (b"\x00\x00\x00\x01" + after[4:] if found else b"")
 
 
-async def _pass_on(source: trio.SocketStream, target: trio.SocketStream, *, disguise: bool) -> None:
+async def _forward(source: trio.SocketStream, target: trio.SocketStream, *, disguise: bool) -> None:
     try:
         async for data in source:
             await target.send_all(disguised(data) if disguise else data)
@@ -36,8 +36,8 @@ async def pooled(url: str) -> AsyncIterator[str]:
     async def serve(port: int, client: trio.SocketStream) -> None:
         server = await trio.open_tcp_stream(HOST, port)
         async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(partial(_pass_on, client, server, disguise=False))
-            nursery.start_soon(partial(_pass_on, server, client, disguise=True))
+            nursery.start_soon(partial(_forward, client, server, disguise=False))
+            nursery.start_soon(partial(_forward, server, client, disguise=True))
 
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_tcp, partial(serve, parsed.port), 0)

@@ -1,4 +1,4 @@
-"""Every way to start the program wrongly: one clear message on stderr, the right exit code, nothing else."""
+"""Every wrong way to start the program: one clear message on stderr, the right exit code, nothing else."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ class Here:
         return str(path)
 
     def on(self, url: str, more: str = "") -> str:
-        """Settings of a server on a database, with a short time-out."""
+        """Return settings of a server on a database, with a short time-out."""
         return self.config(f'[database]\nurl = "{url}"\n{QUICK}{more}{JSON_LOGS}')
 
 
@@ -56,7 +56,7 @@ def here(tmp_path: Path) -> Here:
 
 
 def message_of(finished: Finished, code: int) -> str:
-    """Return the only message of a program that has failed as it should."""
+    """Return the only message of a program that failed with this exit code."""
     messages = [line for line in finished.err.splitlines() if not json_object(line)]
     assert finished.code == code, finished.err
     assert finished.out == ""
@@ -169,7 +169,7 @@ def test_file_that_is_no_database(here: Here, command_line: CommandLine) -> None
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of ours on which no program listens."""
+    """Yield a bound port on which no program listens."""
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Every command with every way to fail: one clear line, the right exit code, no traceback, no secret."""
+"""Every command with every kind of failure: one clear line, the right exit code, no traceback, no secret."""
 
 import re
 import socket
@@ -35,7 +35,7 @@ ASKS_NO_DATABASE = frozenset({"health"})
 
 @frozen
 class World:
-    """What a case may break. ``closed_port``: no program listens there; ``taken_port``: another program does."""
+    """What a case may break. ``closed_port``: no program listens there. ``taken_port``: another program does."""
 
     folder: Path
     postgres: Postgres
@@ -65,7 +65,7 @@ def world(tmp_path: Path, postgres: Postgres, request: pytest.FixtureRequest) ->
         return url
 
     with closing(socket.socket()) as bound, closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        bound.bind(("127.0.0.1", 0))  # a port that is ours and on which nobody listens
+        bound.bind(("127.0.0.1", 0))  # a bound port on which no program listens
         yield World(tmp_path, postgres, bound.getsockname()[1], taken.getsockname()[1], make_database)
 
 
@@ -87,7 +87,7 @@ def not_a_database(world: World) -> Path:
 
 
 def without_grants(world: World) -> Path:
-    """Another role has migrated, and nothing was granted to the one in the settings."""
+    """Another role has migrated, and has granted nothing to the one in the settings."""
     url = world.make_database()
     with application(url) as made:
         made.migrate()
@@ -147,7 +147,7 @@ def unreachable_store(world: World) -> Path:
 class Case:
     """A fault, the exit code, and words of the line. ``without``: commands that it does not affect.
 
-    ``here``: whether it can be run in this process; if not, a library leaves something to the garbage collector, which
+    ``here``: whether it can run in this process. If not, a library leaves something to the garbage collector, which
     warns. The reference shows the cases as a table.
     """
 
@@ -160,7 +160,7 @@ class Case:
 
     @property
     def commands(self) -> list[str]:
-        """The commands that it affects; "" serves."""
+        """Return the commands that it affects; "" serves."""
         return [command for command in ARGUMENTS if command not in self.without]
 
 

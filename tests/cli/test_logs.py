@@ -1,4 +1,4 @@
-"""The log of a command: several processes write it, and a server also serves if nothing reads it."""
+"""The log of a command: several processes write to it, and a server also works if nothing reads it."""
 
 import fcntl
 import io
@@ -23,7 +23,7 @@ from tests.processes import AIRY_TRIO, free_ports
 
 TIMEOUT_S = 50.0
 PIPE_BYTES = 4096
-"""The smallest that a pipe can hold: full after some twenty lines."""
+"""The smallest size of a pipe: it is full after some twenty lines."""
 LOGGING = """
 import sys, structlog
 from airy_trio.cli.logs import configure_logging, queue_stderr
@@ -48,7 +48,7 @@ def unread() -> Iterator[tuple[int, int]]:
 
 
 def logged(count: int) -> tuple[int, list[str]]:
-    """The exit code of a program whose lines are read only after it has logged all, and those lines."""
+    """Run a program whose lines are read only after it has logged all; return its exit code and those lines."""
     command = [sys.executable, "-c", LOGGING, str(count)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
         assert process.stdout is not None

@@ -17,14 +17,14 @@ END_S = 50
 
 
 class Terminal:
-    """The terminal that is the stderr of a command, and its stdin if it asks."""
+    """The terminal that is the stderr of a command, and its stdin if the command reads answers."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self.text = ""
 
     def write(self, text: str) -> None:
-        """Type this."""
+        """Type these characters."""
         os.write(self._file, text.encode())
 
     def until(self, words: str) -> None:

@@ -1,1 +1,1 @@
-"""The client for programs, against real servers."""
+"""The client for programs, tested against real servers."""

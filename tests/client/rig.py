@@ -1,4 +1,4 @@
-"""Servers for the client: real ones on loopback, a proxy that cuts connections, and scripted ones that answer badly."""
+"""Servers for the client: real ones on loopback, a proxy that cuts connections, and scripted ones with bad answers."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +14,7 @@ from airy_trio.log.store import NewEvent
 from tests.sessions.serving import HOST, Server
 
 TIMEOUT_S = 1000.0
-"""Of the autojump clock."""
+"""In the time of the autojump clock."""
 CONNECTED = "CONNECTED\nversion:1.2\nsession:s\nserver:canned/1\nheart-beat:0,0\n\n\0"
 RECEIPT = "RECEIPT\nreceipt-id:0\nposition:abcdef-5\nresume:live\n\n\0"
 Answer = Callable[[str, trio_websocket.WebSocketConnection], Awaitable[None]]
@@ -52,9 +52,9 @@ async def take(events: Events, count: int) -> list[int]:
 
 @define(eq=False)
 class Cutter:
-    """A TCP proxy that ends a connection after a random number of bytes of the server. ``cuts``: how many it ends.
+    """A TCP proxy that ends its first ``cuts`` connections after a random number of bytes from the server.
 
-    ``target``: the port of the server. ``connections``: how many there were.
+    ``target``: the port of the server. ``connections``: the number of connections so far.
     """
 
     chance: Random
@@ -82,11 +82,11 @@ class Cutter:
             return
         self._streams |= {client, server}
         async with client, server, trio.open_nursery() as nursery:
-            nursery.start_soon(self._pass_on, client, server, float("inf"), nursery.cancel_scope)
-            nursery.start_soon(self._pass_on, server, client, budget, nursery.cancel_scope)
+            nursery.start_soon(self._forward, client, server, float("inf"), nursery.cancel_scope)
+            nursery.start_soon(self._forward, server, client, budget, nursery.cancel_scope)
         self._streams -= {client, server}
 
-    async def _pass_on(
+    async def _forward(
         self, source: trio.SocketStream, target: trio.SocketStream, budget: float, scope: trio.CancelScope
     ) -> None:
         try:
@@ -112,7 +112,7 @@ async def cutting(target: int, chance: Random, *, cuts: int = 0, bytes_max: int 
 
 @asynccontextmanager
 async def scripted(answer: Answer) -> AsyncGenerator[str]:
-    """Run a WebSocket server for a block, which calls ``answer`` with each message. Yields its URL."""
+    """Run a WebSocket server that calls ``answer`` with each message; yield its URL."""
 
     async def serve(request: trio_websocket.WebSocketRequest) -> None:
         socket = await request.accept()
@@ -131,7 +131,7 @@ async def scripted(answer: Answer) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def raw(*answers: bytes) -> AsyncGenerator[str]:
-    """Run a TCP server for a block that sends one answer to each connection, the last one to all others."""
+    """Run a TCP server that sends one answer to each connection, the last one to all others; yield its URL."""
     left = list(answers)
 
     async def serve(stream: trio.SocketStream) -> None:

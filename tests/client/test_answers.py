@@ -1,4 +1,4 @@
-"""The client and servers that answer badly, or not at all: one clear error, or another attempt."""
+"""The client, and servers that answer badly or not at all: one clear error, or another attempt."""
 
 from itertools import pairwise
 from pathlib import Path

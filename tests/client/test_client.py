@@ -142,7 +142,7 @@ async def test_nothing_lost_or_repeated_if_connections_are_cut_anywhere(
 
 
 async def test_events_during_an_outage_before_the_first_event_are_received(autojump_clock: MockClock) -> None:
-    """The position is known from the RECEIPT on, not from the first event on."""
+    """The position is known from the RECEIPT on, not only from the first event on."""
     async with serving() as server, cutting(server.port, Random(SEED)) as cutter:
         await append(server, 1, 1)
         async with client.open(f"ws://{HOST}:{cutter.port}") as inbox:
@@ -282,7 +282,7 @@ async def test_forbidden_destination_ends_the_loop(autojump_clock: MockClock) ->
     async with serving(auth=auth) as server, client.open(url_of(server), token=token) as inbox:
         await append(server, 1, 1)
         events = inbox.events("/events")
-        for _ in range(2):  # it stays so
+        for _ in range(2):  # it is still forbidden
             with pytest.raises(Refused) as refused:
                 await anext(events)
             assert refused.value.token == "403-destination"
@@ -343,7 +343,7 @@ async def test_position_is_saved_when_the_loop_asks_for_the_next_event(autojump_
         epoch = server.log.epoch
         events = inbox.events(position=journal, begin="oldest")
         await take(events, 1)
-        assert journal.saved == [f"{epoch}-0"]  # of the beginning
+        assert journal.saved == [f"{epoch}-0"]  # the position at the beginning
         await take(events, 1)
         assert journal.saved == [f"{epoch}-0", f"{epoch}-1"]
         assert await take(inbox.events(position=journal), 2) == [2, 3]  # 2 was not handled
@@ -479,7 +479,7 @@ async def test_pauses_are_short_again_after_an_event(autojump_clock: MockClock) 
 
 
 class CancelAtStep(trio.abc.Instrument):
-    """Cancel a scope when a task takes its step with this number; any task if ``task`` is None."""
+    """Cancel a scope when a task takes its step with this number; when any task does if ``task`` is None."""
 
     def __init__(self, step: int, scope: trio.CancelScope, task: trio.lowlevel.Task | None) -> None:
         self._left = step
@@ -494,7 +494,7 @@ class CancelAtStep(trio.abc.Instrument):
 
 
 async def next_or_cancelled(events: Events, step: int) -> tuple[int | None, bool]:
-    """Cancel the wait for the next event at a step. Returns its number, and whether it was cancelled."""
+    """Cancel the wait for the next event at a step. Return its number, and whether the wait was cancelled."""
     number = None
     with trio.CancelScope() as scope:
         if step == 0:

@@ -1,4 +1,4 @@
-"""The client over a server that is killed and started again, on SQLite, as processes."""
+"""The client over a server on SQLite that is killed and restarted, as processes."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ async def test_nothing_lost_or_repeated_although_the_server_is_killed(
                         continue
                     got.append(number)
                     if len(got) % 7 == 0:
-                        break  # as a program that is started again
+                        break  # like a program that is restarted
 
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:

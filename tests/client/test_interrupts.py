@@ -1,4 +1,4 @@
-"""Ctrl-C in a program with a client: it ends as without one, whatever the client does at that moment."""
+"""Ctrl-C in a program with a client ends it as usual, whatever the client does at that moment."""
 
 import sys
 from pathlib import Path

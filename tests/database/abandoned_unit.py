@@ -1,4 +1,4 @@
-"""A unit of work that is abandoned while it runs, and goes on in its thread until it is released."""
+"""A unit of work that is abandoned while it runs. It continues in its thread until it is released."""
 
 import threading
 from collections.abc import Awaitable, Callable
@@ -12,14 +12,14 @@ LIMIT_S = 30.0
 
 @define
 class Held:
-    """``closed`` is set once the unit's connection is closed."""
+    """A unit of work that runs until it is released. ``closed`` is set once its connection is closed."""
 
     closed: threading.Event = field(factory=threading.Event)
     running: threading.Event = field(factory=threading.Event)
     _released: threading.Event = field(factory=threading.Event)
 
     async def abandon(self, run: Callable[[Callable[[sa.Connection], None]], Awaitable[None]]) -> None:
-        """Run it, and cancel that once it is running."""
+        """Start the unit, and cancel the call once the unit is running."""
         self.running.clear()
         with trio.fail_after(10), trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
@@ -28,11 +28,11 @@ class Held:
                 scope.cancel()
 
     async def run(self, run: Callable[[Callable[[sa.Connection], None]], Awaitable[None]]) -> None:
-        """Run it to its end."""
+        """Run the unit to its end."""
         await run(self._work)
 
     def release(self) -> None:
-        """Let it end."""
+        """Let the unit end."""
         self._released.set()
 
     def _work(self, connection: sa.Connection) -> None:

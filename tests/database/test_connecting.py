@@ -85,7 +85,7 @@ async def test_pool_uses_the_last_connection_and_no_more_than_needed(engine: sa.
 
 
 async def test_lost_connection_fails_a_write_and_not_a_read(engine: sa.Engine, postgres_database: str) -> None:
-    """Cut in the middle of a statement, where the loss cannot be noticed before."""
+    """The connection is cut in the middle of a statement, when its loss cannot be detected before."""
     pool = PipelinePool(engine, 1)
     looking = sa.create_engine(postgres_database, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
     with looking.connect() as connection, trio.fail_after(10):
@@ -110,7 +110,7 @@ def closable(request: pytest.FixtureRequest, engine: sa.Engine) -> Database | De
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A server process that does not answer while its socket stays open."""
+    """Stop a server process, so that it does not answer while its socket stays open."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

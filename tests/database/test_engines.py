@@ -1,4 +1,4 @@
-"""Settings of a new connection."""
+"""The settings of a new connection."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from airy_trio.database import Database, DatabaseRefused, postgres_engine, sqlit
 from tests.application import Application
 
 
-def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - whatever the statement gives
+def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - any value of the statement
     return database.run_sync(lambda connection: connection.execute(sa.text(statement), parameters or {}).scalar())
 
 

@@ -1,4 +1,4 @@
-"""Errors are translated without parameters, and classified by whether trying again helps."""
+"""Errors are translated without parameters, and classified by whether a retry helps."""
 
 import sqlite3
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.application import Application
 from tests.postgres import Postgres
 
 
-def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - whatever the statement gives
+def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - any value of the statement
     return database.run_sync(lambda connection: connection.execute(sa.text(statement), parameters or {}).scalar())
 
 

@@ -1,4 +1,4 @@
-"""Names of our own objects, and URLs for people."""
+"""Names of our own objects, and URLs in messages."""
 
 from pathlib import Path
 

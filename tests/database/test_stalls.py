@@ -29,7 +29,7 @@ async def proxy(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 @pytest.fixture(params=["database", "session", "pipeline"])
 async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIterator[Ask]:
-    """Run a statement that returns one value, in each of the ways that we have."""
+    """Run a statement that returns one value, in each of the three ways."""
     engine = postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S)
     database, session = Database(engine), DedicatedConnection(engine)
 

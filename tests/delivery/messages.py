@@ -1,4 +1,4 @@
-"""Read back the output of a server: WebSocket messages from bytes that arrive in any pieces."""
+"""Read the output of a server: WebSocket messages from bytes that arrive in any pieces."""
 
 from airy_trio.stomp.codec import Decoder, Limits
 from airy_trio.stomp.frames import Frame, Version
@@ -8,7 +8,7 @@ LIMITS = Limits(frame_bytes_max=2**24, header_count_max=100, header_line_bytes_m
 
 
 class Reader:
-    """Returns the text messages that are complete, and counts empty ``pings``.
+    """Returns complete text messages, and counts empty ``pings``.
 
     Anything but an unfragmented, unmasked text is an error.
     """

@@ -1,4 +1,4 @@
-"""Mutants of delivery: its source with one fault each, which the random schedules or a directed test must notice.
+"""Mutants of delivery: its source with one fault each, which the random schedules or a directed test must detect.
 
 Not part of the default run: `make mutants`.
 """
@@ -31,7 +31,7 @@ from tests.memory_transport import MemoryTransport
 from tests.websocket import test_stream, test_transport
 
 SEEDS = range(120)
-"""Trio schedules tasks in random order, so one seed proves nothing. At least one seed in ten catches each mutant."""
+"""Trio schedules tasks in random order, so one seed proves nothing. At least one seed in ten detects each mutant."""
 
 
 CHECKPOINT_BEFORE_LIVE = """\
@@ -391,7 +391,7 @@ DIRECTED = (
         test_sender.test_a_full_window_is_not_behind,
     ),
 )
-"""Faults that random schedules hardly ever meet, or that only delay: each with the test that must notice it."""
+"""Faults that random schedules hardly ever meet, or that only delay: each with the test that must detect it."""
 
 
 def fails(seed: int, alike: int) -> bool:

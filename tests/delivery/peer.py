@@ -34,13 +34,13 @@ class PeerStream(trio.abc.Stream):
         while not (data := self._transport.take(size)):
             if self._transport.closed or self._transport.ended:
                 return b""
-            await trio.sleep(POLL_S)  # of the autojump clock
+            await trio.sleep(POLL_S)  # in the time of the autojump clock
         return data
 
     async def aclose(self) -> None:
-        if not self._closed:  # before the checkpoint: who closes it by force is cancelled there
+        if not self._closed:  # before the checkpoint: a forced close is cancelled there
             self._closed = True
-            self._transport.capacity_bytes = None  # what is sent to who has gone vanishes
+            self._transport.capacity_bytes = None  # data for a closed peer vanishes
             self._transport.take()
             self._transport.feed_eof()
         await trio.lowlevel.checkpoint()

@@ -66,7 +66,7 @@ class MoodyStore(DelegatingStore):
 
 
 class RecordingTransport(MemoryTransport):
-    """An transport that remembers each piece that it was given to write and did not refuse, the very object."""
+    """A transport that records each object that it accepted for writing."""
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         super().__init__(capacity_bytes)

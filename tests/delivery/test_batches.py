@@ -146,7 +146,7 @@ async def test_a_cursor_leaves_the_state_at_its_end() -> None:
 
 
 async def test_completing_header_waits_for_its_event() -> None:
-    """Also if the event does not fit into the batch that was being made."""
+    """Also if the event does not fit into the batch that is being made."""
     log = await filled(2, size=BATCH_BYTES_MAX)
     state = StateAt("first0", log.head)
     page = Page(EVERYTHING, log.head.at(0), 2, tuple(await log.store.read(log.head.at(0), 2)), state)
@@ -214,7 +214,7 @@ async def test_live_deliveries_are_counted_with_their_latency(autojump_clock: Mo
     batches.commit(subscription, batch, trio.current_time())
     assert (batches.deliveries, batches.bytes) == (2, len(batch.data))
     assert batches.latencies.total_s == pytest.approx(2 * 3)
-    subscription.position, subscription.live_after = log.head.at(3), 4  # the first of them is a replay now
+    subscription.position, subscription.live_after = log.head.at(3), 4  # the first one is a replay now
     batches.commit(subscription, batches.next_batch(subscription), trio.current_time())
     assert batches.deliveries == 4
     assert sum(batches.latencies.counts) == 2

@@ -109,7 +109,7 @@ class Viewer:
         new.start()
 
     async def read_page(self, batches: Batches) -> bool:
-        """Receive the next page, or subscribe again; False if there is nothing to receive."""
+        """Receive the next page, or subscribe again. Return False if there is nothing to receive."""
         subscription = self.subscription
         assert subscription is not None
         try:
@@ -140,7 +140,7 @@ class Viewer:
             self.subscription.window.acknowledge(position.offset)
 
     def check(self) -> None:
-        """Check the table, after everything was received."""
+        """Check the table after everything was received."""
         assert self.table == self.world.table
         assert self.start is not None
         begun = self.start.state is not None and bool(self.received)
@@ -149,7 +149,7 @@ class Viewer:
 
 @define(eq=False)
 class Steps:
-    """What may happen between two pages."""
+    """The actions that may happen between two pages."""
 
     world: World
     viewer: Viewer
@@ -167,7 +167,7 @@ class Steps:
         await self.world.append([self.world.delete(name) for name in dict.fromkeys(names)])
 
     async def sweep(self, names: list[str], _numbers: list[int]) -> None:
-        """A backfill that has found that some objects no longer exist."""
+        """Write a backfill that has found that some objects no longer exist."""
         gone = [self.world.delete(name) for name in dict.fromkeys(names)]
         await self.world.append([*gone, *await self.world.send_all_again()], swept=True)
 
@@ -176,7 +176,7 @@ class Steps:
         await self.world.append(await self.world.send_all_again())
 
     async def forget(self, names: list[str], _numbers: list[int]) -> None:
-        """A writer without support for the state appends; then a new state begins."""
+        """Append by a writer without support for the state, and begin a new state."""
         log = self.world.log
         await log.append(log.head, [self.world.update(name) for name in names], "point")
         await self.generation([], [])

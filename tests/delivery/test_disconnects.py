@@ -1,4 +1,4 @@
-"""The catalogue of disconnect reasons against the table of the wire contract."""
+"""The catalogue of disconnect reasons, compared with the table of the wire contract."""
 
 import re
 from http import HTTPStatus

@@ -41,7 +41,7 @@ class Store(MemoryStore):
     def __init__(self) -> None:
         super().__init__(trio.current_time)
         self.fault: Exception | None = None
-        self.refused: str | None = None  # the name that the fault is about; None: all
+        self.refused: str | None = None  # the name with the fault; None: all
         self.delay_s = 0.0
         self.calls: list[Sequence[Acknowledgement]] = []
         self.claims: list[Sequence[Claim]] = []
@@ -103,10 +103,10 @@ async def claim(
     return await client.subscribe(destination, subscription=subscription, headers=asked)
 
 
-async def come(
+async def connect_and_claim(
     server: Server, *headers: tuple[str, str], name: str = "inbox", ack: str = "client-individual"
 ) -> Plugged:
-    """Connect a client of ann's and claim a durable subscription."""
+    """Connect a client of user ann, and claim a durable subscription."""
     plugged = await log_in(server)
     assert (await claim(plugged.client, *headers, name=name, ack=ack)).command == "RECEIPT"
     return plugged
@@ -142,7 +142,7 @@ async def error_and_code(plugged: Plugged) -> tuple[str | None, int | None]:
     return frame.get("message"), closed.value.code
 
 
-# Who may have one
+# Users with durable subscriptions
 
 
 @pytest.mark.parametrize(
@@ -175,17 +175,17 @@ async def test_a_client_without_a_user_has_no_durable_subscription(ack: str, aut
 
 async def test_a_name_may_have_the_maximum_length(server: Server, store: Store, autojump_clock: MockClock) -> None:
     name = "ü" * NAME_CHARS_MAX
-    await come(server, name=name)
+    await connect_and_claim(server, name=name)
     assert await store.offset(name) == 0
 
 
-# Where it goes on
+# Where delivery continues
 
 
 async def test_names_of_a_user_at_the_limit_and_one_beyond(store: Store, autojump_clock: MockClock) -> None:
     async with node(store, listener=ListenerOptions(durables_per_user_max=2)) as server:
         for name in ("a", "b", "a"):
-            await leave(await come(server, name=name))
+            await leave(await connect_and_claim(server, name=name))
         other = await log_in(server, "t0ken")
         assert (await claim(other.client, name="c")).command == "RECEIPT"
         plugged = await log_in(server)
@@ -210,7 +210,7 @@ async def test_the_first_claim_starts_like_a_plain_subscribe(server: Server, aut
 
 async def test_the_next_claim_resumes_after_acknowledged_events(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
-    plugged = await come(server, ("replay", "all"))
+    plugged = await connect_and_claim(server, ("replay", "all"))
     first, _ = await take(plugged.client, 2)
     await plugged.client.acknowledge(first)
     await leave(plugged)
@@ -225,18 +225,18 @@ async def test_the_next_claim_resumes_after_acknowledged_events(server: Server, 
 
 async def test_nothing_is_lost_before_the_first_ack(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
-    await leave(await come(server, ("replay", "none")))
+    await leave(await connect_and_claim(server, ("replay", "none")))
     await server.append(3, 9)
-    plugged = await come(server)
+    plugged = await connect_and_claim(server)
     assert offsets(await take(plugged.client, 7)) == [3, 4, 5, 6, 7, 8, 9]
 
 
 async def test_unacknowledged_events_of_the_recent_window_return(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 9)
-    plugged = await come(server)
+    plugged = await connect_and_claim(server)
     assert offsets(await take(plugged.client, 3)) == [7, 8, 9]
     await leave(plugged)
-    assert offsets(await take((await come(server)).client, 3)) == [7, 8, 9]
+    assert offsets(await take((await connect_and_claim(server)).client, 3)) == [7, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ async def test_the_position_is_before_the_first_unacknowledged_event(
     async with node(store) as server:
         await server.append(1, 5)
         for command in ("ACK", "NACK"):
-            plugged = await come(server, ("replay", "all"), ack=ack, name=command)
+            plugged = await connect_and_claim(server, ("replay", "all"), ack=ack, name=command)
             frames = await take(plugged.client, 5)
             for offset in acknowledged:
                 await plugged.client.acknowledge(frames[offset - 1], command=command)
@@ -268,7 +268,7 @@ async def test_acks_in_a_transaction_count_at_its_commit(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 3)
-    plugged = await come(server, ("replay", "all"))
+    plugged = await connect_and_claim(server, ("replay", "all"))
     client = plugged.client
     frames = await take(client, 3)
     await client.send(Frame("BEGIN", (("transaction", "t"),)))
@@ -285,7 +285,7 @@ async def test_an_open_transaction_acknowledges_nothing_at_the_end(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
-    plugged = await come(server, ("replay", "all"), ack="client")
+    plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
     frames = await take(plugged.client, 2)
     await plugged.client.send(Frame("BEGIN", (("transaction", "t"),)))
     await plugged.client.acknowledge(frames[1], headers=[("transaction", "t")])
@@ -299,7 +299,7 @@ async def test_trimmed_events_reset_a_durable_subscription(
 ) -> None:
     async with node(store, tail_events=3) as server:
         await server.append(1, 4)
-        plugged = await come(server, ("replay", "all"), ack="client")
+        plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
         await plugged.client.acknowledge((await take(plugged.client, 4))[-1])
         await leave(plugged)
         await server.append(5, 20)
@@ -313,7 +313,7 @@ async def test_trimmed_events_reset_a_durable_subscription(
 
 async def test_an_ended_epoch_is_reported_once(server: Server, store: Store, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
-    plugged = await come(server, ("replay", "all"), ack="client")
+    plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
     await plugged.client.acknowledge((await take(plugged.client, 2))[-1])
     await leave(plugged)
     await server.log.begin_epoch(server.log.head, "point")
@@ -331,7 +331,7 @@ async def test_an_ended_epoch_is_reported_once(server: Server, store: Store, aut
 async def test_an_ended_epoch_is_reported_after_a_full_trim(store: Store, autojump_clock: MockClock) -> None:
     async with node(store, tail_events=3) as server:
         await server.append(1, 9)
-        plugged = await come(server, ("replay", "all"), ack="client")
+        plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
         await plugged.client.acknowledge((await take(plugged.client, 9))[3])
         await leave(plugged)
         await store.trim(age_s=0, keep=0, limit=100, unused_s=10**6)
@@ -360,17 +360,17 @@ async def test_last_event_id_overrides_the_acknowledged_position(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 6)
-    plugged = await come(server, ("replay", "all"), ack="client")
+    plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
     await plugged.client.acknowledge((await take(plugged.client, 6))[2])
     await leave(plugged)
     epoch = server.log.epoch
-    plugged = await come(server, ("last-event-id", f"{epoch}-1"))
+    plugged = await connect_and_claim(server, ("last-event-id", f"{epoch}-1"))
     frames = await take(plugged.client, 5)
     assert offsets(frames) == [2, 3, 4, 5, 6]
     await plugged.client.acknowledge(frames[0])
     await leave(plugged)
     assert await store.offset() == 3, "it never goes back"
-    plugged = await come(server, ("last-event-id", f"{epoch}-5"))
+    plugged = await connect_and_claim(server, ("last-event-id", f"{epoch}-5"))
     assert await store.offset() == 5, "and it is acknowledged up to what the client names"
 
 
@@ -381,7 +381,7 @@ async def test_state_that_was_interrupted_is_not_taken_for_a_position_before_it(
     """One node still has in memory what the store has trimmed; another one, which has not, sends the current state."""
     kept = StateChange(generation="first0", marks=str(Marks()), kept=range(10))
     await server.log.append(server.log.head, [event(number) for number in range(1, 11)], "point", state=kept)
-    plugged = await come(server, ("replay", "all"), ack="client")
+    plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
     await plugged.client.acknowledge((await take(plugged.client, 10))[4])
     await leave(plugged)
     await store.trim(age_s=1000, keep=2, limit=100, unused_s=1000)
@@ -395,7 +395,7 @@ async def test_state_that_was_interrupted_is_not_taken_for_a_position_before_it(
             await client.acknowledge(frame)
             await trio.sleep(2 * WRITE_AFTER_S)
         await client.stream.aclose()
-    plugged = await come(server, current)
+    plugged = await connect_and_claim(server, current)
     assert offsets(await take(plugged.client, 10 - acknowledged)) == list(range(acknowledged + 1, 11))
 
 
@@ -403,7 +403,7 @@ async def test_each_user_and_name_has_a_position_of_its_own(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 3)
-    ann, bob = await come(server, ("replay", "all"), ack="client"), await log_in(server, "t0ken")
+    ann, bob = await connect_and_claim(server, ("replay", "all"), ack="client"), await log_in(server, "t0ken")
     await claim(bob.client, ("replay", "all"), ack="client")
     await ann.client.acknowledge((await take(ann.client, 3))[-1])
     await claim(ann.client, ("replay", "all"), ack="client", name="other", subscription="1")
@@ -419,13 +419,13 @@ async def test_each_user_and_name_has_a_position_of_its_own(
 
 async def test_a_second_claim_takes_over_at_once(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 4)
-    first = await come(server, ("replay", "all"))
+    first = await connect_and_claim(server, ("replay", "all"))
     frames = await take(first.client, 4)
     for frame in frames[:3]:
         await first.client.acknowledge(frame)
     await wait_all_tasks_blocked()
     begun_at = trio.current_time()
-    second = await come(server)  # before what the first one has acknowledged would have been written
+    second = await connect_and_claim(server)  # before the acknowledgements of the first one would have been written
     assert offsets(await take(second.client, 1)) == [4]
     assert await error_and_code(first) == ("409-durable-taken", 4409)
     assert await first.ending.wait() is disconnects.TAKEN_OVER
@@ -438,13 +438,13 @@ async def test_a_second_claim_takes_over_at_once(server: Server, autojump_clock:
 async def test_claiming_a_name_twice_in_one_connection_disconnects_it(
     server: Server, autojump_clock: MockClock
 ) -> None:
-    plugged = await come(server)
+    plugged = await connect_and_claim(server)
     await plugged.client.send(
         Frame("SUBSCRIBE", (("id", "1"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client")))
     )
     assert await error_and_code(plugged) == ("409-durable-taken", 4409)
     await server.ended()
-    await come(server)
+    await connect_and_claim(server)
 
 
 async def test_of_many_simultaneous_claims_one_remains(server: Server, store: Store, autojump_clock: MockClock) -> None:
@@ -469,7 +469,7 @@ async def test_of_many_simultaneous_claims_one_remains(server: Server, store: St
 async def test_a_claim_replaced_before_its_start_moves_nothing(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
-    await leave(await come(server))
+    await leave(await connect_and_claim(server))
     await server.append(1, 3)
     clients = [(await log_in(server)).client for _ in range(2)]
     for client in clients:
@@ -490,12 +490,12 @@ async def test_a_holder_on_another_node_is_disconnected_when_it_acknowledges(
 ) -> None:
     async with node(store) as here, node(store) as there:
         await here.append(1, 3)
-        first = await come(here, ("replay", "all"))
+        first = await connect_and_claim(here, ("replay", "all"))
         frames = await take(first.client, 3)
         await first.client.acknowledge(frames[0])
         await trio.sleep(WRITE_AFTER_S + SOON_S)
         await trio.sleep(RECLAIM_WITHIN_S)
-        second = await come(there)
+        second = await connect_and_claim(there)
         assert offsets(await take(second.client, 2)) == [2, 3]
         await first.client.acknowledge(frames[1])
         await first.client.acknowledge(frames[2])
@@ -511,10 +511,10 @@ async def test_a_holder_on_another_node_is_disconnected_when_it_acknowledges(
 
 async def test_a_silent_holder_on_another_node_is_disconnected_soon(store: Store, autojump_clock: MockClock) -> None:
     async with node(store) as here, node(store) as there:
-        first = await come(here)
+        first = await connect_and_claim(here)
         await trio.sleep(RECLAIM_WITHIN_S)
         begun_at = trio.current_time()
-        await come(there)
+        await connect_and_claim(there)
         assert await error_and_code(first) == ("409-durable-taken", 4409)
         assert trio.current_time() - begun_at <= SCAN_EVERY_S + SOON_S
 
@@ -528,7 +528,7 @@ async def test_a_delayed_claim_of_a_lost_client_disconnects_no_client(store: Sto
         await trio.sleep(SOON_S)
         await leave(lost)
         store.delay_s = 0
-        second = await come(there, ("replay", "all"), ack="client")
+        second = await connect_and_claim(there, ("replay", "all"), ack="client")
         await trio.sleep(2 * SCAN_EVERY_S)
         assert [claims[0].token for claims in store.claims][1] != store.claims[0][0].token
         await here.append(1, 1)
@@ -545,10 +545,10 @@ async def test_of_two_live_clients_the_last_one_keeps_the_claim(
     store: Store, pause_s: float, autojump_clock: MockClock
 ) -> None:
     async with node(store) as here, node(store) as there:
-        first = await come(here)
+        first = await connect_and_claim(here)
         await trio.sleep(pause_s)
         begun_at = trio.current_time()
-        second = await come(there)
+        second = await connect_and_claim(there)
         assert await error_and_code(first) == ("409-durable-taken", 4409)
         assert trio.current_time() - begun_at <= 3 * SCAN_EVERY_S + SOON_S
         await trio.sleep(2 * RECLAIM_WITHIN_S)
@@ -563,7 +563,7 @@ async def test_receipt_waits_for_a_second_claim(
     server: Server, store: Store, command: str, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
-    client = (await come(server, ("replay", "all"))).client
+    client = (await connect_and_claim(server, ("replay", "all"))).client
     (frame,) = await take(client, 1)
     await store.claim([OF_A_LOST_CONNECTION])
     store.delay_s = 3.0
@@ -580,7 +580,7 @@ async def test_ack_of_a_client_leaving_during_second_claim_is_stored(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
-    plugged = await come(server, ("replay", "all"))
+    plugged = await connect_and_claim(server, ("replay", "all"))
     (frame,) = await take(plugged.client, 1)
     await store.claim([OF_A_LOST_CONNECTION])
     store.delay_s = 3.0
@@ -624,14 +624,14 @@ async def test_claim_is_young_after_an_outage(server: Server, store: Store, auto
     assert not plugged.ending.event.is_set()
 
 
-# When it is written
+# When acknowledgements are written
 
 
 async def test_acknowledgements_are_written_together_and_soon(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 200)
-    plugged = [await come(server, ("replay", "all"), name=f"n{number}") for number in range(5)]
+    plugged = [await connect_and_claim(server, ("replay", "all"), name=f"n{number}") for number in range(5)]
     frames = [await take(one.client, 200) for one in plugged]
     store.calls.clear()
     begun_at = trio.current_time()
@@ -659,7 +659,7 @@ async def test_many_returning_clients_are_claimed_together(
 
 
 async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
-    """Connect a client of ann's at each of these addresses."""
+    """Connect a client of user ann from each of these addresses."""
     clients: list[StompClient] = []
     for address in addresses:
         slot = server.sessions.admission.arrive(address, loopback=False)
@@ -693,7 +693,7 @@ async def test_claims_of_one_address_are_paced(server: Server, store: Store, aut
 async def test_claims_of_addresses_take_turns(
     server: Server, store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that is slower than the pace, with more addresses than a step has room for."""
+    """With a store that is slower than the pace, and more addresses than a step has room for."""
     monkeypatch.setattr("airy_trio.delivery.durables.STEP_MAX", 1)
     store.delay_s = 2 * CLAIMS_PERIOD_S
     clients = await from_addresses(server, *["192.0.2.1"] * 5, "192.0.2.2")
@@ -708,7 +708,7 @@ async def test_a_receipt_follows_the_write(
     server: Server, store: Store, command: str, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
-    client = (await come(server, ("replay", "all"))).client
+    client = (await connect_and_claim(server, ("replay", "all"))).client
     first, second = await take(client, 2)
     await client.acknowledge(first)
     begun_at = trio.current_time()
@@ -723,7 +723,7 @@ async def test_acknowledgements_wait_for_an_unavailable_store(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
-    client = (await come(server, ("replay", "all"), ("prefetch-count", "1"))).client
+    client = (await connect_and_claim(server, ("replay", "all"), ("prefetch-count", "1"))).client
     with capture_logs() as logs:
         store.fault = StoreUnavailable("away")
         await client.acknowledge(*(await take(client, 1)))
@@ -747,7 +747,7 @@ async def test_acknowledgements_are_written_soon_after_an_outage(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
-    client = (await come(server, ("replay", "all"))).client
+    client = (await connect_and_claim(server, ("replay", "all"))).client
     store.fault = StoreUnavailable("away")
     await client.acknowledge(*(await take(client, 1)))
     await trio.sleep(SCAN_EVERY_S / 4)
@@ -760,7 +760,7 @@ async def test_without_durable_subscriptions_no_request_waits_for_the_store(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
-    holder, other = await come(server, ("replay", "all")), await log_in(server, "t0ken")
+    holder, other = await connect_and_claim(server, ("replay", "all")), await log_in(server, "t0ken")
     await other.client.subscribe(headers=[("ack", "client"), ("replay", "all")])
     store.fault = StoreUnavailable("away")
     await holder.client.acknowledge(*(await take(holder.client, 1)))
@@ -776,14 +776,14 @@ async def test_acks_of_a_client_lost_during_an_outage_are_stored(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 3)
-    plugged = await come(server, ("replay", "all"), ack="client")
+    plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
     frames = await take(plugged.client, 3)
     store.fault = StoreUnavailable("away")
     await plugged.client.acknowledge(frames[1])
     await leave(plugged)
     again = await log_in(server)
     with trio.move_on_after(SCAN_EVERY_S):
-        await claim(again.client)  # waits for the store, and is served when it is back
+        await claim(again.client)  # waits for the store, and is served when it is available again
     store.fault = None
     assert (await again.client.receive()).get("position") == f"{server.log.epoch}-2"
     assert offsets(await take(again.client, 1)) == [3]
@@ -794,7 +794,7 @@ async def test_flush_writes_or_reports_the_loss(
     server: Server, store: Store, flushed: bool, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
-    plugged = await come(server, ("replay", "all"))
+    plugged = await connect_and_claim(server, ("replay", "all"))
     await plugged.client.acknowledge((await take(plugged.client, 2))[0])
     await wait_all_tasks_blocked()
     if not flushed:
@@ -814,7 +814,7 @@ async def test_a_rejected_acknowledgement_ends_its_session(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
-    holder, other = await come(server, ("replay", "all")), await log_in(server, "t0ken")
+    holder, other = await connect_and_claim(server, ("replay", "all")), await log_in(server, "t0ken")
     await other.client.subscribe(headers=[("ack", "client"), ("replay", "all")])
     store.fault = ValueError("broken")
     await holder.client.acknowledge(*(await take(holder.client, 1)))
@@ -826,14 +826,14 @@ async def test_a_rejected_acknowledgement_ends_its_session(
     assert await error_and_code(newcomer) == ("500-internal", 1011)
     store.fault = None
     assert offsets(await take(other.client, 1)) == [1]
-    assert offsets(await take((await come(server)).client, 1)) == [1]
+    assert offsets(await take((await connect_and_claim(server)).client, 1)) == [1]
 
 
 async def test_a_rejection_for_one_ends_no_other_session(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
-    held = {name: await come(server, ("replay", "all"), name=name) for name in "abcde"}
+    held = {name: await connect_and_claim(server, ("replay", "all"), name=name) for name in "abcde"}
     frames = {name: await take(plugged.client, 1) for name, plugged in held.items()}
     newcomers = {name: await log_in(server, "t0ken") for name in "abcde"}
     store.fault, store.refused = ValueError("broken"), "c"
@@ -854,7 +854,7 @@ async def test_a_rejection_for_one_ends_no_other_session(
 
 
 async def test_a_claimed_subscription_counts_as_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
-    plugged = await come(server)
+    plugged = await connect_and_claim(server)
     await trio.sleep(10 * SCAN_EVERY_S)
     await store.trim(age_s=10**6, keep=100, limit=100, unused_s=SCAN_EVERY_S + SOON_S)
     assert await store.offset() == 0
@@ -869,7 +869,7 @@ async def test_a_claimed_subscription_counts_as_used(server: Server, store: Stor
 async def test_claims_count_as_used_with_a_short_retention(store: Store, autojump_clock: MockClock) -> None:
     retain_s = 2.0
     async with node(store, retain_s=retain_s) as server:
-        plugged = await come(server)
+        plugged = await connect_and_claim(server)
         for _ in range(17):
             await trio.sleep(retain_s / 2)
             await store.trim(age_s=retain_s, keep=100, limit=100, unused_s=retain_s)

@@ -24,7 +24,7 @@ def everything(id_: str = "0") -> tuple[tuple[str, str], ...]:
 async def joined(
     delivery: Delivery, transport: RecordingTransport, destination: str = "/events", id_: str = "0"
 ) -> Rig:
-    """Connect and subscribe a client, and forget what was written so far."""
+    """Connect and subscribe a client, and discard what was written so far."""
     rig = await delivery.connect(transport)
     await rig.request("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
     rig.read()
@@ -86,7 +86,7 @@ async def test_neighbour_with_another_id_gets_a_batch_of_its_own(autojump_clock:
 
 
 async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingTransport]]:
-    """Connect clients whose positions are one object, because they have taken one batch."""
+    """Connect clients whose positions are one object, because they have received one batch."""
     transports = [RecordingTransport() for _ in range(count)]
     rigs = [await joined(delivery, transport) for transport in transports]
     await delivery.log.append(delivery.log.head, events(1, 1), "point")

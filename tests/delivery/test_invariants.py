@@ -1,7 +1,7 @@
 """The twelve invariants of delivery (``airy_trio.delivery.client``), with the tests and the mutants for each.
 
-A mutant is the source with one fault (``mutants``), which the random schedules or a directed test must notice. An
-invariant without mutants is held by its tests alone.
+A mutant is the source with one fault (``mutants``), which the random schedules or a directed test must detect. An
+invariant without mutants has only tests.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ EVERY_SCHEDULE = (
 
 @frozen
 class Invariant:
-    """One promise, the tests that hold it, and the mutants that break it."""
+    """One promise, the tests that check it, and the mutants that break it."""
 
     promise: str
     tests: tuple[Callable[..., Any], ...]

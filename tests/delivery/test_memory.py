@@ -1,4 +1,4 @@
-"""Memory of a subscription whose client never acknowledges: no events, and one range of offsets in flight."""
+"""The memory of a subscription whose client never acknowledges: no events, and one range of offsets in flight."""
 
 import gc
 import tracemalloc
@@ -33,7 +33,7 @@ async def test_subscription_that_never_acknowledges_holds_no_events(prefetch: in
     await log.append(log.head, events(1, 2000, size=1000), "point")
     async with delivering(log) as delivery:
         first, *rigs = [await delivery.connect(MemoryTransport()) for _ in range(1 + CONNECTIONS)]
-        await subscribe(first, prefetch)  # fills the caches, which all share
+        await subscribe(first, prefetch)  # fill the caches, which all share
         gc.collect()
         tracemalloc.start()
         try:

@@ -35,7 +35,7 @@ STEPS = 60
 REST_SHARE = 0.3
 ENDED_SHARE = 0.05
 PATIENCE_S = 1e6
-"""Long enough for a client that does not read until the client with the slowest socket is done."""
+"""Long enough for a client that does not read until the client with the slowest socket has finished."""
 
 
 @define
@@ -75,7 +75,7 @@ class Schedule:
     seen: list[str] = field(factory=list)
     numbers: int = 0
     over: set[str] = field(factory=set)
-    """Objects that have ended, for good."""
+    """Objects that have ended."""
 
     @property
     def grant(self) -> Grant:
@@ -91,7 +91,7 @@ class Schedule:
         await self.chance.choice(actions if self.chance.random() < 0.8 else rare)()
 
     async def rest(self) -> None:
-        """Let all tasks run that can: then no live client may lack anything (invariant 4)."""
+        """Run all tasks that can run; then no live client may lack anything (invariant 4)."""
         await wait_all_tasks_blocked()
         client = self.rig.client
         if client.state is ClientState.LIVE:
@@ -127,7 +127,7 @@ class Schedule:
         await self.rig.append(new, change)
 
     async def take(self) -> None:
-        self.look_at(self.rig.read(self.chance.choice((1, 50, 500, 5000, None))))
+        self.check_frames(self.rig.read(self.chance.choice((1, 50, 500, 5000, None))))
         if self.chance.random() < 0.5:
             await trio.sleep(self.chance.uniform(0, 0.03))
 
@@ -172,7 +172,7 @@ class Schedule:
             await self.request("UNSUBSCRIBE", ("id", one.id))
 
     def is_elsewhere(self, destination: str, events: Sequence[StoredEvent]) -> bool:
-        """Whether the newest event of a conversation belongs to a channel that is not granted."""
+        """Return whether the newest event of a conversation belongs to a channel that is not granted."""
         newest = next((event for event in reversed(events) if covers(parse(destination), event)), None)
         return newest is not None and newest.channel_id is not None and not self.may_read(newest)
 
@@ -196,9 +196,9 @@ class Schedule:
             )
 
     async def request(self, command: str, *headers: tuple[str, str]) -> bool:
-        """Send a frame; meanwhile the client reads, or the answer might never leave, and the log grows.
+        """Send a frame. Meanwhile the client reads, because the answer might never leave otherwise, and the log grows.
 
-        Returns whether the frame was refused because the client's grant does not cover it.
+        Return whether the frame was refused because the client's grant does not cover it.
         """
         async with trio.open_nursery() as meanwhile:
             if self.chance.random() < 0.5:
@@ -213,9 +213,9 @@ class Schedule:
     async def keep_reading(self) -> None:
         while True:
             await trio.sleep(self.chance.uniform(0, 0.1))
-            self.look_at(self.rig.read(self.chance.choice((1, 50, 500, 5000))))
+            self.check_frames(self.rig.read(self.chance.choice((1, 50, 500, 5000))))
 
-    def look_at(self, frames: Sequence[Frame]) -> None:
+    def check_frames(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
             match frame.command:
                 case "RECEIPT" if frame.get("receipt-id") in self.waiting:
@@ -225,11 +225,11 @@ class Schedule:
                 case "RECEIPT":
                     self.ending.pop(frame.get("receipt-id") or "").ended = True
                 case "MESSAGE":
-                    self.look_at_message(frame)
+                    self.check_message(frame)
                 case _:
                     assert frame.command == "CONNECTED"
 
-    def look_at_message(self, frame: Frame) -> None:
+    def check_message(self, frame: Frame) -> None:
         one = self.by_id[frame.get("subscription") or ""]
         assert one.position is not None, "a MESSAGE before the RECEIPT of its SUBSCRIBE"
         assert not one.ended, "a MESSAGE after the RECEIPT of its UNSUBSCRIBE"
@@ -247,9 +247,9 @@ class Schedule:
             assert len(one.in_flight) <= one.prefetch
 
     async def finish(self) -> None:
-        """Let everything that is open run to its end."""
+        """Finish everything that is open."""
         while True:
-            self.look_at(await self.rig.read_all())
+            self.check_frames(await self.rig.read_all())
             assert self.rig.client.reason is None
             busy = [one for one in self.by_id.values() if one.in_flight and not one.ended]
             if not busy:
@@ -308,7 +308,8 @@ def _ack(frame: Frame) -> str:
 async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = (), *, alike: bool = False) -> None:
     """Run several clients of one log, one step after another, then check each of them.
 
-    ``grants``: of each. ``alike``: all of them subscribe to the same, and their sockets are never full for long.
+    ``grants``: one for each client. ``alike``: all of them subscribe to the same, and their sockets are never full for
+    long.
     """
     chance = Random(seed)
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
@@ -323,7 +324,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
             transport = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
             rig = await delivery.connect(transport, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
-                rig.client.user = User("somebody", grant=grants[len(schedules)])
+                rig.client.user = User("user", grant=grants[len(schedules)])
             schedules.append(Schedule(rig, chance, everything, habits, alike, over=over))
         for _ in range(STEPS * clients):
             await chance.choice(schedules).step()
@@ -336,10 +337,10 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
                     nursery.start_soon(finish_and_stay, schedule, staying)
             staying.cancel_scope.cancel()
         for schedule in schedules:
-            schedule.look_at(schedule.rig.read())  # heart-beats, while others were not done
+            schedule.check_frames(schedule.rig.read())  # heart-beats, while other clients were not finished
         await wait_all_tasks_blocked()
         for schedule in schedules:
-            schedule.look_at(schedule.rig.read())
+            schedule.check_frames(schedule.rig.read())
             schedule.check()
             assert schedule.rig.client.state is ClientState.LIVE, schedule.rig.client.reason
             assert not schedule.rig.reader.incomplete
@@ -347,12 +348,12 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
 
 
 async def finish_and_stay(schedule: Schedule, staying: trio.Nursery) -> None:
-    """Finish, then read in a task of ``staying``, so that PINGs are answered until the other clients are done."""
+    """Finish, then read in a task of ``staying``, so that PINGs are answered until the other clients have finished."""
 
     async def read_on() -> None:
         while True:
             await trio.sleep(PING_EVERY_S)
-            schedule.look_at(schedule.rig.read())
+            schedule.check_frames(schedule.rig.read())
 
     await schedule.finish()
     staying.start_soon(read_on)
@@ -378,7 +379,7 @@ async def test_neighbours_get_exactly_what_follows_their_positions(
 async def test_each_subscription_gets_exactly_what_it_is_granted(
     seed: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Live, replayed, resumed, from the tail and from the store, with the destinations and ids of the others."""
+    """Live, replayed, resumed, from the tail and from the store, together with other destinations and ids."""
     monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
     chance = Random(seed)
     channels = [frozenset(chance.sample(("ch1", "ch2", "ch3", "ch9"), chance.randint(1, 3))) for _ in range(2)]

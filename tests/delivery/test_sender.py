@@ -87,7 +87,7 @@ async def test_no_send_task_starts_for_a_forgotten_client(autojump_clock: MockCl
 
 
 class FaultyTransport(MemoryTransport):
-    """A transport over which a send task fails, by a bug."""
+    """A transport over which a send task fails because of a bug."""
 
     error: BaseException = RuntimeError("bug")
 

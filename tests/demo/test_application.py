@@ -49,5 +49,5 @@ async def test_ends_with_the_process_that_started_it(sqlite_application: Applica
     InboxApplication(path, time.sleep).open()
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [sys.executable, "-c", STARTS_IT_AND_WAITS_FOR_ITS_FIRST_WRITE, path]) as starting:
-            assert await starting.wait() == 0  # waits for the pipes too, which the application holds
+            assert await starting.wait() == 0  # also waits for the pipes, which the application holds
     assert starting.err.all == []

@@ -1,4 +1,4 @@
-"""The demo as a process: events in the terminal, an orderly end, and no files left behind."""
+"""The demo as a process: events in the terminal, a clean end, and no files left behind."""
 
 import contextlib
 import itertools
@@ -16,7 +16,7 @@ import trio
 from tests.processes import AIRY_TRIO, Program, run, running
 
 TIMEOUT_S = 40.0
-COMPLAINT_S = 0.5  # within which a traceback would be printed
+COMPLAINT_S = 0.5  # a traceback would be printed within this time
 CONSOLE = re.compile(r"console +(http://127\.0\.0\.1:\d+/)")
 EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  [a-z0-9]{6}-(\d+) +(message|metadata|channel|tag)\.updated ")
 STATE = re.compile(
@@ -90,12 +90,12 @@ async def test_signal_to_the_group_ends_it(number: signal.Signals, tmp_path: Pat
                     break
             demo.process.send_signal(
                 signal.SIGSTOP
-            )  # the application, if it got the signal too, has time to print a traceback
+            )  # if the application got the signal too, it has time to print a traceback
             os.killpg(demo.process.pid, number)
             with trio.move_on_after(COMPLAINT_S):
                 await demo.err.line(0)
             demo.process.send_signal(signal.SIGCONT)
-            assert await demo.wait() == 0  # waits for the pipes too, which the application holds while it lives
+            assert await demo.wait() == 0  # also waits for the pipes, which the application holds while it runs
     assert demo.err.all == []
     assert left_in(tmp_path) == []
 
