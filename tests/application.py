@@ -83,6 +83,11 @@ class Application:
     def tag(self, id_: str = "t1", name: str = "flag", color: str = "tag-red") -> None:
         self.insert(mapping.TAGS, {"id": id_, "name": name, "color": color})
 
+    def tags(self, numbers: range) -> None:
+        """Insert the tags with these numbers, such as t0."""
+        for number in numbers:
+            self.tag(f"t{number}")
+
     @property
     def names(self) -> Names:
         return Names(self.dialect, "airy_trio")

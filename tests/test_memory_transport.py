@@ -1,4 +1,4 @@
-"""The transport in memory behaves as a socket does: it fills, is taken from, refuses, and ends."""
+"""The transport in memory behaves like a socket: it fills, is emptied, refuses, and ends."""
 
 from random import Random
 

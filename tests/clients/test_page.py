@@ -20,14 +20,6 @@ async def test_page_loses_nothing_across_restart_and_lost_connection(
 ) -> None:
     if not LIBRARY.is_file():
         pytest.skip("@stomp/stompjs is not installed: run `npm ci` in tests/clients")
-    count = 0
-
-    def write(number: int) -> None:
-        nonlocal count
-        for _ in range(number):
-            sqlite_application.tag(f"t{count}")
-            count += 1
-
     config = tmp_path / "airy.toml"
     listener = '[listener]\nport = 0\nallowed_origins = ["*"]\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
     config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{listener}')
@@ -42,26 +34,26 @@ async def test_page_loses_nothing_across_restart_and_lost_connection(
                 link.target = first.port
                 await tab.open(f"http://127.0.0.1:{site.number}/")
                 await tab.until("window.connects === 1")
-                write(5)
+                sqlite_application.tags(range(5))
                 await tab.until("window.seen.length >= 5")
                 await first.kill()
-            write(5)  # while there is no server
+            sqlite_application.tags(range(5, 10))  # while there is no server
             async with server(config) as second:
                 link.target = second.port
                 await tab.until("window.connects === 2")
-                write(5)
+                sqlite_application.tags(range(10, 15))
                 await tab.until("new Set(window.seen.map(([id]) => id)).size === 15")
                 await link.cut()
                 await tab.until("window.closes >= 2")
-                write(5)  # while there is no network
+                sqlite_application.tags(range(15, 20))  # while there is no network
                 link.mend()
                 await tab.until("window.connects === 3")
-                write(5)
+                sqlite_application.tags(range(20, 25))
                 await tab.until("new Set(window.seen.map(([id]) => id)).size === 25")
             seen = await tab.evaluate("window.seen")
     by_id = {id_: json.loads(body)["payload"]["id"] for id_, body in seen}
-    assert sorted(by_id.values()) == sorted(f"t{number}" for number in range(count))
+    assert sorted(by_id.values()) == sorted(f"t{number}" for number in range(25))
     offsets = sorted(int(id_.rpartition("-")[2]) for id_ in by_id)
-    assert offsets == list(range(1, count + 1))
+    assert offsets == list(range(1, 26))
     first_seen = list(dict.fromkeys(id_ for id_, _ in seen))
     assert [int(id_.rpartition("-")[2]) for id_ in first_seen] == offsets  # in order too, without duplicates

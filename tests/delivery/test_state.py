@@ -67,6 +67,13 @@ def receipt_of(rig: Rig) -> Frame:
     return receipt
 
 
+async def subscribe_one_by_one(rig: Rig) -> None:
+    """Subscribe to the current state with an ack window of one, and read the first event."""
+    await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
+    await wait_all_tasks_blocked()
+    rig.read()
+
+
 async def acknowledge(rig: Rig) -> list[Frame]:
     """Acknowledge the last MESSAGE, and return what follows."""
     await rig.request("ACK", ("id", rig.frames[-1].get("ack") or ""))
@@ -131,9 +138,7 @@ async def test_large_events_fill_pages(count: int, autojump_clock: MockClock) ->
 @pytest.mark.usefixtures("small_pages")
 async def test_ack_window_of_one_gets_the_whole_state(autojump_clock: MockClock) -> None:
     async with rigged(await opened(5), MemoryTransport()) as rig:
-        await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
-        await wait_all_tasks_blocked()
-        rig.read()
+        await subscribe_one_by_one(rig)
         await keep(rig.log, ["o9"])
         for number in range(1, 7):
             assert offsets(rig.frames) == [*range(1, number + 1)]
@@ -154,9 +159,7 @@ async def test_full_window_keeps_no_page(autojump_clock: MockClock) -> None:
 async def test_last_event_that_is_superseded_between_pages(autojump_clock: MockClock) -> None:
     """Then the next message completes the state."""
     async with rigged(await opened(3), MemoryTransport()) as rig:
-        await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
-        await wait_all_tasks_blocked()
-        rig.read()
+        await subscribe_one_by_one(rig)
         await keep(rig.log, ["o3"])
         await acknowledge_all(rig)
         assert offsets(rig.frames) == [1, 2, 4]
@@ -166,9 +169,7 @@ async def test_last_event_that_is_superseded_between_pages(autojump_clock: MockC
 @pytest.mark.usefixtures("small_pages")
 async def test_last_event_that_ends_between_pages(autojump_clock: MockClock) -> None:
     async with rigged(await opened(3), MemoryTransport()) as rig:
-        await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
-        await wait_all_tasks_blocked()
-        rig.read()
+        await subscribe_one_by_one(rig)
         await keep(rig.log, ended=["o3"])
         await acknowledge_all(rig)
         assert (offsets(rig.frames), completed(rig.frames)) == ([1, 2], [])
@@ -237,9 +238,7 @@ async def test_state_that_ends_disconnects_its_readers(how: str, autojump_clock:
     log = await opened(5)
     async with delivering(log) as delivery:
         rig = await delivery.connect(MemoryTransport())
-        await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
-        await wait_all_tasks_blocked()
-        rig.read()
+        await subscribe_one_by_one(rig)
         assert offsets(rig.frames) == [1]
         match how:
             case "generation":
@@ -250,9 +249,7 @@ async def test_state_that_ends_disconnects_its_readers(how: str, autojump_clock:
                 await log.begin_epoch(log.head, "point")
                 await keep(log, ["o1", "o2"])
         for _ in range(3):
-            await rig.request("ACK", ("id", rig.frames[-1].get("ack") or ""))
-            await wait_all_tasks_blocked()
-            rig.read()
+            await acknowledge(rig)
         assert rig.client.reason is disconnects.POSITION_EXPIRED
         position = [frame for frame in rig.frames if frame.command == "MESSAGE"][-1].get("message-id") or ""
         again = await delivery.connect(MemoryTransport())
@@ -268,9 +265,7 @@ async def test_state_that_has_ended_is_not_sent_again(autojump_clock: MockClock)
     log = await opened(5)
     async with delivering(log) as delivery:
         rig = await delivery.connect(MemoryTransport())
-        await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
-        await wait_all_tasks_blocked()
-        rig.read()
+        await subscribe_one_by_one(rig)
         await keep(log, ["o1"], generation="second")
         while rig.client.reason is None:
             await acknowledge(rig)

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: a server and an application as processes, and the events that a client receives."""
+"""The common part of the end-to-end tests: a server and an application as processes, and received events."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ END = "the end"
 
 @define
 class Writer:
-    """An application in a process of its own. Only one task may use it."""
+    """An application as a process. Only one task may use it."""
 
     _stdin: trio.abc.SendStream
     _answers: Lines
@@ -39,7 +39,7 @@ class Writer:
         assert answer == "done", answer
 
     async def end(self) -> None:
-        """Write the row that comes last."""
+        """Write the row that ends the stream of events."""
         await self.apply(f"insert into tags (id, name, color) values ('{END}', 'end', 'red')")
 
 
@@ -70,7 +70,7 @@ class Event:
 
     @property
     def object(self) -> tuple[str, ...]:
-        """The object whose state it has."""
+        """The object whose state this event has."""
         kind, payload = self.type.partition(".")[0], self.payload
         match kind:
             case "message":
@@ -94,7 +94,7 @@ class Listening:
     events: list[Event] = field(factory=list)
 
     async def next(self) -> Event:
-        """Return the next event; AssertionError for any other frame."""
+        """Return the next event. Raises ``AssertionError`` for any other frame."""
         frame = await self.client.receive()
         assert frame.command == "MESSAGE", frame
         self.events.append(event_of(frame))
@@ -105,7 +105,7 @@ class Listening:
         return [await self.next() for _ in range(count)]
 
     async def upto(self, is_last: Callable[[Event], bool]) -> list[Event]:
-        """Return the next events, up to the first that ``is_last``."""
+        """Return the next events, up to and including the first for which ``is_last`` is true."""
         taken = [await self.next()]
         while not is_last(taken[-1]):
             taken.append(await self.next())

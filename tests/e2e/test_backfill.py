@@ -78,7 +78,7 @@ async def write(writer: Writer, seed: int) -> None:
 
 
 def rows_of(application: Application) -> dict[tuple[str, ...], Any]:
-    """What a client should have, by object: a value that differs between states."""
+    """Return what a client should have, by object: a value that differs between states."""
     with application.engine.begin() as connection:
         found: dict[tuple[str, ...], Any] = {}
         for id_, name in connection.execute(sa.text("select id, name from tags")):
@@ -96,7 +96,7 @@ def rows_of(application: Application) -> dict[tuple[str, ...], Any]:
 
 
 def shown(table: Table) -> dict[tuple[str, ...], Any]:
-    """The same of events."""
+    """Return the same for events."""
     of: dict[str, Callable[[dict[str, Any]], Any]] = {
         "tag": lambda payload: payload["name"],
         "message": lambda payload: payload["message"]["id"],
@@ -131,7 +131,7 @@ async def until(serving: Server, is_reached: Callable[[Frame, Table], bool]) -> 
 
 
 async def whole(serving: Server, application: Application) -> Table:
-    """Return the current state once it is whole and has the rows of the database, which no process writes now."""
+    """Return the current state once it is complete and has the rows of the database, which no process writes now."""
 
     def is_whole(receipt: Frame, table: Table) -> bool:
         return receipt.get("state") == "current" and shown(table) == rows_of(application)
@@ -147,7 +147,7 @@ async def backfill(config: Path, *arguments: str) -> None:
 
 
 async def kept_in_store(settings: Settings) -> tuple[frozenset[str], int]:
-    """Return the types that the event store has whole, and how many events it keeps."""
+    """Return the types that are complete in the event store, and the number of events that it keeps."""
     async with opened_store(settings, create=False) as opened:
         bounds = await opened.store.bounds()
         state = CurrentState.of(bounds, bounds.head)

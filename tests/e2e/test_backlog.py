@@ -40,7 +40,7 @@ async def test_server_killed_in_a_backlog_continues(any_application: Application
             assert ours.receipt.get("resume") == "resumed"
             received += await ours.upto(lambda event: event.object == ("tag", "last"))
             assert await serving.terminate() == 0
-    assert waiting[0] == ROWS, "what a stopped server leaves is said at its start"
+    assert waiting[0] == ROWS, "a server that starts logs the backlog"
     assert recorded == sorted(set(recorded))
     assert recorded[-1] < ROWS, "no kill fell into the middle"
     assert [event.object[1] for event in received] == [*rows, "last"]

@@ -164,7 +164,7 @@ def message(
     content: str = "Hi",
 ) -> dict[str, Any]:
     """Return the payload of the message that both examples have, in different columns."""
-    told = {
+    fields = {
         "id": id,
         "content": content,
         "delivery_state": "delivered",
@@ -173,4 +173,4 @@ def message(
         "source": source,
         "sender": {"id": sender},
     }
-    return {"conversation_id": conversation_id, "channel_id": channel_id, "message": told}
+    return {"conversation_id": conversation_id, "channel_id": channel_id, "message": fields}

@@ -25,11 +25,11 @@ PAGE = """<!doctype html>
 <title>a page with a session</title>
 <script>
 %s
-window.said = [];
+window.received = [];
 const socket = new WebSocket("%s", ["v12.stomp"]);
 socket.onopen = () => socket.send("CONNECT\\naccept-version:1.2\\nhost:x\\n\\n\\0");
 socket.onmessage = ({ data }) => {
-  window.said.push(data);
+  window.received.push(data);
   if (data.startsWith("CONNECTED"))
     socket.send("SUBSCRIBE\\nid:0\\ndestination:/events\\nreplay:all\\n\\n\\0");
 };
@@ -44,7 +44,7 @@ How = Literal["header", "script", "not at all"]
 
 
 def site(urls: Sequence[str], token: str, how: How) -> Pages:
-    """A page that connects to one of ``urls``, and how its browser gets the token."""
+    """Serve a page that connects to one of ``urls``; ``how``: the way in which its browser gets the token."""
 
     def page(request: PageRequest) -> Answer:
         script = f"window.cookies = {len(SimpleCookie(request.headers.get('cookie', '')))};"
@@ -93,7 +93,7 @@ async def test_cookie_of_a_page_authenticates_its_websocket(
             sqlite_application.tag("t1")
             async with browsing() as tab:
                 await tab.open(page)
-                await tab.until("window.said.some((one) => one.startsWith('MESSAGE') && one.includes('\"t1\"'))")
+                await tab.until("window.received.some((one) => one.startsWith('MESSAGE') && one.includes('\"t1\"'))")
             assert (await serving.record("connection closed"))["user"] == "ann"
         assert MODES[mode][1] not in "\n".join(serving.err.all)
 
@@ -108,7 +108,7 @@ async def test_page_without_a_cookie_is_rejected(sqlite_application: Application
             await tab.open(page)
             await tab.until("window.code !== undefined")
             assert await tab.evaluate("window.code") == 4401
-            assert "message:401-unauthorized" in "\n".join(await tab.evaluate("window.said"))
+            assert "message:401-unauthorized" in "\n".join(await tab.evaluate("window.received"))
 
 
 async def test_page_of_another_origin_is_rejected_despite_the_cookie(
@@ -121,9 +121,9 @@ async def test_page_of_another_origin_is_rejected_despite_the_cookie(
             browsing() as tab,
         ):
             await tab.open(page)
-            await tab.until("window.said.length > 0")
+            await tab.until("window.received.length > 0")
             await tab.open(f"http://{HOST}:{elsewhere.number}/")  # cookies ignore ports, so its requests have it too
             await tab.until("window.code !== undefined")
-            assert await tab.evaluate("[window.code, window.said.length, window.cookies]") == [1006, 0, 1]
+            assert await tab.evaluate("[window.code, window.received.length, window.cookies]") == [1006, 0, 1]
             refused = await serving.record("connection closed", disconnect="refused")
             assert str(refused["refused"]).startswith("403")

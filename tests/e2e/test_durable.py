@@ -46,8 +46,8 @@ async def test_acknowledgements_survive_the_server(any_application: Application,
                 await application.apply(*(f"insert into tags values ('t{n}', 'n', 'red')" for n in (1, 2, 3)))
                 first, *_ = await take(client, "t1", "t2", "t3")
                 await client.acknowledge(first)
-                heard = await client.subscribe(subscription="1", headers=[("replay", "none")])
-                assert heard.command == "RECEIPT"  # sent without waiting until the acknowledgement is stored
+                receipt = await client.subscribe(subscription="1", headers=[("replay", "none")])
+                assert receipt.command == "RECEIPT"  # the server has not waited until the acknowledgement is stored
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serving.terminate)
                     assert (await client.receive()).get("message") == "503-shutting-down"
@@ -82,7 +82,7 @@ async def test_acknowledgements_survive_the_server(any_application: Application,
 
 
 def late_config(application: Application, folder: Path, store: str = "") -> Path:
-    """Return settings that expire events after a second, in memory too once another one follows."""
+    """Return settings that expire events after a second; in memory too, once another event follows."""
     return configure(application, folder, f"[log]\nretain_s = 1\ntail_events = 1\n{store}{AUTH}")
 
 

@@ -67,7 +67,7 @@ async def follow(tab: Tab, port: int, path: str = "/events") -> None:
 
 
 async def assert_each_once_in_order(tab: Tab, count: int) -> None:
-    """The page has every tag, each once, in order, at positions without gaps."""
+    """Check that the page has every tag, each once, in order, at positions without gaps."""
     seen = await tab.evaluate("seen")
     assert [json.loads(body)["payload"]["id"] for _, body in seen] == [f"t{number}" for number in range(count)]
     assert [int(id_.rpartition("-")[2]) for id_, _ in seen] == list(range(1, count + 1))
@@ -76,14 +76,6 @@ async def assert_each_once_in_order(tab: Tab, count: int) -> None:
 async def test_page_gets_every_event_once_across_restart_and_lost_network(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
-    count = 0
-
-    def write(number: int) -> None:
-        nonlocal count
-        for _ in range(number):
-            sqlite_application.tag(f"t{count}")
-            count += 1
-
     with trio.fail_after(TIMEOUT_S):
         async with network() as link, serving_site(site()) as page, browsing() as tab:
             config = configured(sqlite_application, tmp_path, page.number)
@@ -92,26 +84,26 @@ async def test_page_gets_every_event_once_across_restart_and_lost_network(
                 await tab.open(f"http://{HOST}:{page.number}/")
                 await follow(tab, link.port, "/events?replay=none")
                 await tab.until("started.length === 1")
-                await first.kill()  # before any event: `subscribed` has left a position
-            write(5)  # while there is no server
+                await first.kill()  # before any event: `subscribed` has set a position
+            sqlite_application.tags(range(5))  # while there is no server
             async with server(config) as second:
                 link.target = second.port
                 await tab.until("seen.length === 5")
-                write(5)
+                sqlite_application.tags(range(5, 10))
                 await tab.until("seen.length === 10")
                 await link.cut()
                 await tab.until(f"source.readyState === {CONNECTING}")
-                write(5)  # while there is no network
+                sqlite_application.tags(range(10, 15))  # while there is no network
                 await tab.until("errors >= 3")
                 link.mend()
                 await tab.until("seen.length === 15")
                 assert await second.terminate() == 0
                 await tab.until('ended.includes("503-shutting-down")')
-            write(5)
+            sqlite_application.tags(range(15, 20))
             async with server(config) as third:
                 link.target = third.port
                 await tab.until("seen.length === 20")
-                write(5)
+                sqlite_application.tags(range(20, 25))
                 await tab.until("seen.length === 25")
             await assert_each_once_in_order(tab, 25)
             assert [one["resume"] for one in await tab.evaluate("started")] == ["live"] + ["resumed"] * 3
@@ -177,7 +169,7 @@ RETURNS: Final = {
 
 @pytest.mark.parametrize("status", RETURNS)
 async def test_browser_reconnects_after_the_end_of_a_stream_and_gives_up_after_a_status(status: int) -> None:
-    """What the wire contract relies on, lines 30 and 32: of the browser alone, against answers written here."""
+    """Check what the wire contract assumes about browsers (lines 30 and 32), with canned answers."""
     requests: list[bytes] = []
 
     async def answer(stream: trio.SocketStream) -> None:
@@ -208,7 +200,7 @@ async def test_browser_reconnects_after_the_end_of_a_stream_and_gives_up_after_a
 async def test_page_reads_a_stream_with_a_header_and_no_image_does(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
-    """``fetch`` with Authorization sends a preflight request first. An image asks for nothing, and is refused."""
+    """``fetch`` with Authorization sends a preflight request first. An image requests no events, and is refused."""
     tokens = '[auth]\nmode = "tokens"\ntokens = { ann = "s3cret" }\ncookie = "airy"\n'
     with trio.fail_after(TIMEOUT_S):
         async with serving_site(site()) as page, browsing() as tab:

@@ -1,8 +1,8 @@
-"""How many modules one has to read to follow a row to a socket, a SUBSCRIBE, or the start of a server.
+"""The number of modules that one must read to follow a row to a socket, a SUBSCRIBE, or the start of a server.
 
-Counted while it happens, in one process: the files of the package in which a function is entered. For SUBSCRIBE,
-without those that an idle server enters: it polls its database meanwhile. For a row, those that each of several rows
-enters: a task with a period may run during one of them, longer on a busy machine.
+They are counted while this happens, in one process: the files of the package in which a function is entered. For
+SUBSCRIBE, modules that an idle server enters are left out, because it polls its database meanwhile. For a row, those
+count that each of several rows enters: a task with a period may run during one of them, longer on a busy machine.
 """
 
 import sys
@@ -51,7 +51,7 @@ def entered() -> Iterator[set[str]]:
 
 
 def check(title: str, modules: set[str], at_most: int) -> None:
-    print(f"{title}: {len(modules)} modules: {' '.join(sorted(modules))}")  # noqa: T201 - what the test is for
+    print(f"{title}: {len(modules)} modules: {' '.join(sorted(modules))}")  # noqa: T201 - the purpose of the test
     assert len(modules) <= at_most
 
 

@@ -21,8 +21,8 @@ OUTAGE_S = 30.0
 """Longer than any pause between two attempts, and than a time-out of the database: retries continue."""
 
 
-async def said(program: Program, event: str, times: int) -> None:
-    """Wait until the server has logged this event ``count`` times."""
+async def until_logged(program: Program, event: str, times: int) -> None:
+    """Wait until the server has logged this event ``times`` times."""
     for number in itertools.count():
         line = await program.err.line(number)
         assert line is not None, program.err.all
@@ -47,15 +47,15 @@ async def test_server_survives_an_outage_of_postgres(own_postgres: Postgres, tmp
                 last = [f"{times}-{number}" for number in range(TAGS)]
                 writing.execute(*(f"insert into tags values ('{id_}', 'the last moment', 'red')" for id_ in last))
                 end(own_postgres)
-                await said(serving, "recording interrupted", times)
-                await said(serving, "event store unavailable", times)
+                await until_logged(serving, "recording interrupted", times)
+                await until_logged(serving, "event store unavailable", times)
                 own_postgres.start()
                 writing.engine.dispose()
                 writing.tag(f"after {times}")
                 received = await ours.take(TAGS + 1)
                 assert [event.object[-1] for event in received] == [*last, f"after {times}"]
-                await said(serving, "recording again", times)
-                await said(serving, "event store available again", times)
+                await until_logged(serving, "recording again", times)
+                await until_logged(serving, "event store available again", times)
             assert [event.offset for event in ours.events] == list(range(1, 2 * (TAGS + 1) + 1))
             assert await other.take(len(ours.events)) == ours.events
             assert await serving.terminate() == 0
@@ -84,8 +84,8 @@ async def test_clients_stay_connected_during_a_long_outage(own_postgres: Postgre
             writing.engine.dispose()
             writing.tag("after")
             assert [event.object[1] for event in await ours.take(2)] == ["the last moment", "after"]
-            await said(serving, "recording again", 1)
-            await said(serving, "event store available again", 1)
+            await until_logged(serving, "recording again", 1)
+            await until_logged(serving, "event store available again", 1)
             assert await serving.terminate() == 0
     assert [event.offset for event in ours.events] == [1, 2, 3]
     for event in ("recording interrupted", "recording again", "event store unavailable", "event store available again"):
@@ -109,7 +109,7 @@ async def test_dropped_change_log_ends_the_server(sqlite_application: Applicatio
 async def test_row_level_security_ends_the_server_and_is_reported(
     postgres: Postgres, postgres_application: Application, tmp_path: Path
 ) -> None:
-    """A policy would hide changed rows, which would count as deleted."""
+    """The policy would hide changed rows, which would count as deleted."""
     config = configure(postgres_application, tmp_path)
     migrate(postgres_application.settings(), grant=PASSWORD_ROLE)
     url = postgres.password_url(postgres_application.url.rpartition("/")[2])

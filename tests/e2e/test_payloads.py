@@ -1,4 +1,4 @@
-"""Another process writes; three different clients receive exactly what the wire contract says, and all the same."""
+"""Another process writes. Three different clients receive exactly what the wire contract specifies, and the same."""
 
 import itertools
 from collections.abc import Mapping

@@ -37,12 +37,12 @@ class Dump:
         self._name = sa.make_url(application.url).database or ""
         for program in ("pg_dump", "psql"):
             if not (postgres.binaries.folder / program).exists():
-                pytest.skip(f"no {program} beside this Postgres")
+                pytest.skip(f"no {program} next to this Postgres")
         self._run("pg_dump", "--file", path)
 
-    def restore(self, *, anew: bool) -> None:
-        """Restore it into a new database (``anew``), or in one transaction into the existing one, after emptying it."""
-        if anew:
+    def restore(self, *, new_database: bool) -> None:
+        """Restore it into a new database, or in one transaction into the existing one, after emptying it."""
+        if new_database:
             self._application.engine.dispose()
             self._postgres.drop_database(self._name)
             self._postgres.create_database(name=self._name)
@@ -63,19 +63,19 @@ class Dump:
 
 async def assert_another_epoch(serving: Server, application: Application, seen: list[Event]) -> None:
     """Assert that a client with an earlier position gets ``reset-epoch``, and that new events have new positions."""
-    await said_of_a_new_epoch(serving)
+    await until_new_epoch_is_logged(serving)
     for event in seen:
         async with await connect(HOST, serving.port) as returning:
             receipt = await returning.subscribe(headers=[("last-event-id", event.position)])
             assert receipt.get("resume") == "reset-epoch"
     application.tag("new")
     async with listening(serving, headers=[("replay", "all")]) as ours:
-        told = await ours.upto(lambda event: event.object == ("tag", "new"))
-    assert_in_order(told)
-    assert told[0].epoch != seen[0].epoch
+        received = await ours.upto(lambda event: event.object == ("tag", "new"))
+    assert_in_order(received)
+    assert received[0].epoch != seen[0].epoch
 
 
-async def said_of_a_new_epoch(serving: Server) -> None:
+async def until_new_epoch_is_logged(serving: Server) -> None:
     """Wait until the server logs a new epoch. Either the recorder or the log may notice the restore first."""
     for number in itertools.count():
         line = await serving.err.line(number)
@@ -85,10 +85,10 @@ async def said_of_a_new_epoch(serving: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("anew", [True, False], ids=["a new database", "the same database"])
-@pytest.mark.parametrize("log", ["beside", "elsewhere"])
+@pytest.mark.parametrize("new_database", [True, False], ids=["a new database", "the same database"])
+@pytest.mark.parametrize("log", ["in the database", "elsewhere"])
 async def test_restored_dump_begins_an_epoch(
-    log: str, postgres: Postgres, postgres_application: Application, tmp_path: Path, *, anew: bool
+    log: str, postgres: Postgres, postgres_application: Application, tmp_path: Path, *, new_database: bool
 ) -> None:
     """In the same cluster, where transaction numbers continue, only the database's identity shows the restore."""
     more = f'[log]\nurl = "sqlite:///{tmp_path}/events.db"\n' if log == "elsewhere" else ""
@@ -101,7 +101,7 @@ async def test_restored_dump_begins_an_epoch(
             postgres_application.tag("lost")
             await ours.take(1)
             assert await serving.terminate() == 0
-        await trio.to_thread.run_sync(lambda: dump.restore(anew=anew))
+        await trio.to_thread.run_sync(lambda: dump.restore(new_database=new_database))
         postgres_application.engine.dispose()
         postgres_application.tag("before the start")
         async with server(config) as serving:
@@ -122,7 +122,7 @@ async def test_dump_restored_under_a_running_server_begins_an_epoch(
             dump = await trio.to_thread.run_sync(Dump, postgres, postgres_application, tmp_path / "dump.sql")
             postgres_application.tag("lost")
             await ours.take(1)
-            await trio.to_thread.run_sync(lambda: dump.restore(anew=False))
+            await trio.to_thread.run_sync(lambda: dump.restore(new_database=False))
             postgres_application.engine.dispose()
             await assert_another_epoch(serving, postgres_application, ours.events)
             assert await serving.terminate() == 0
@@ -171,7 +171,7 @@ async def test_restored_sqlite_file_begins_an_epoch(
 
 
 def copy(source: Path, target: Path) -> None:
-    """As SQLite's ``.backup`` and ``.restore`` do."""
+    """Copy a file, as SQLite's ``.backup`` and ``.restore`` do."""
     with closing(sqlite3.connect(source)) as from_, closing(sqlite3.connect(target)) as into:
         from_.backup(into)
 
@@ -214,7 +214,7 @@ async def test_restored_data_folder_with_a_separate_log_begins_an_epoch(
 async def test_crash_loses_no_commit_that_clients_received(
     own_application: Application, own_postgres: Postgres, tmp_path: Path
 ) -> None:
-    """Although the application commits asynchronously; therefore the epoch continues."""
+    """The application commits asynchronously; even so, the epoch continues."""
     own_postgres.execute(sql.SQL("alter system set synchronous_commit = off"))
     own_postgres.execute(sql.SQL("alter system set wal_writer_delay = '10s'"))
     await restarted(own_application, own_postgres, lambda: None)
@@ -233,9 +233,9 @@ async def test_crash_loses_no_commit_that_clients_received(
             own_application.tag(f"t{number}")
         async with server(config) as serving, listening(serving, after=ours.events[-1].position) as returning:
             assert returning.receipt.get("resume") != "reset-epoch"
-            told = await returning.upto(lambda event: event.object == ("tag", f"t{MANY - 1}"))
-            assert {event.object for event in told} == {("tag", f"t{number}") for number in range(MANY)}
-            assert_in_order(ours.events + told)
+            received = await returning.upto(lambda event: event.object == ("tag", f"t{MANY - 1}"))
+            assert {event.object for event in received} == {("tag", f"t{number}") for number in range(MANY)}
+            assert_in_order(ours.events + received)
             assert await serving.terminate() == 0
 
 
@@ -244,7 +244,7 @@ async def test_crash_loses_no_commit_that_clients_received(
 async def test_redis_that_lost_its_end_begins_an_epoch(
     any_application: Application, own_redis: RedisServer, tmp_path: Path, lost: int
 ) -> None:
-    """Even if it lost only the last append, once that is settled, and all servers have ended too."""
+    """It lost only the last append, which was settled, and all servers have ended too."""
     config = configure(any_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as ours:
@@ -303,7 +303,7 @@ def put_back(saved: Path, data: Path) -> None:
 async def settled(application: Application) -> None:
     """Wait until the database knows that the last append has happened."""
     state = application.log_table("change_state")
-    while application.scalar(f"select count(*) from {state} where mark = replaced_mark and mark <> ''") != 1:  # noqa: ASYNC110 - the server does not say; a name of ours
+    while application.scalar(f"select count(*) from {state} where mark = replaced_mark and mark <> ''") != 1:  # noqa: ASYNC110 - the server does not report it; a name of ours
         await trio.sleep(0.01)
 
 
@@ -346,7 +346,7 @@ async def test_dump_of_data_from_an_older_cluster_is_sent_once(
             await trio.to_thread.run_sync(load)
             emptied = await serving.record("change log emptied; changes that were not recorded are not sent")
             assert emptied["rows"] == 3
-            await said_of_a_new_epoch(serving)
+            await until_new_epoch_is_logged(serving)
             assert own_application.scalar("select count(*) from airy_trio.change_log") == 0
             async with listening(serving, headers=[("replay", "all")]) as ours:
                 own_application.tag("new")

@@ -93,4 +93,4 @@ async def test_stock_client_reconnects_by_itself(sqlite_application: Application
     assert_in_order(received[:2])
     assert_in_order(received[2:])
     assert objects(received) == ["n1", "n2", "n1", "n2", "n3", "n1"]
-    assert received[:2] == received[2:4], "what it has had already comes under the same positions"
+    assert received[:2] == received[2:4], "events that it already had have the same positions"

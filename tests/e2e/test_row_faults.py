@@ -38,7 +38,7 @@ LENIENT_TABLES = (  # the default tables without their constraints
 
 
 def message(*, content: str = "null", sent_at: str = "'2024-01-01'", conversation: str = "'c1'") -> str:
-    """A message with its values as SQL; its id names the special value."""
+    """Return a message with its values as SQL. Its id names the special value."""
     id_ = (content + sent_at + conversation).replace("'", "")[-30:]
     return (
         f"insert into messages values ('{id_}', {conversation}, 'ch1', {content}, 'failed', true, {sent_at}, 's', '')"
@@ -106,7 +106,7 @@ def prepare(writing: Application, *, json: str = "json", time: str = "timestampt
     writing.execute(*(table.format(json=json, time=time, moment=moment) for table in LENIENT_TABLES))
 
 
-async def assert_passed_over(writing: Application, faults: Faults, folder: Path, more: str = "") -> None:
+async def assert_skipped(writing: Application, faults: Faults, folder: Path, more: str = "") -> None:
     """Write all in one transaction, each between two good rows, and check events, log and metrics."""
     config = configure(writing, folder, more)
     port = Port(free_port())
@@ -126,8 +126,8 @@ async def assert_passed_over(writing: Application, faults: Faults, folder: Path,
             assert events_of(await theirs.messages(len(received))) == received
             assert (await port.samples())["airy_trio_row_faults_total", ()] == len(faults)
             assert await serving.terminate() == 0
-    told = Counter((fault["table"], fault["reason"]) for fault in named(serving))
-    assert (told - Counter(faults.values()), Counter(faults.values()) - told) == ({}, {})
+    counted = Counter((fault["table"], fault["reason"]) for fault in named(serving))
+    assert (counted - Counter(faults.values()), Counter(faults.values()) - counted) == ({}, {})
     assert all(fault["key"] for fault in named(serving))
 
 
@@ -140,11 +140,11 @@ def named(program: Program) -> Sequence[Mapping[str, Any]]:
 async def test_row_faults_of_sqlite(
     log: str, request: pytest.FixtureRequest, sqlite_application: Application, tmp_path: Path
 ) -> None:
-    """With the log in Postgres, which can store less than an SQLite file."""
+    """The log is in Postgres, which can store less than an SQLite file."""
     sqlite_application.execute("select 1")
     prepare(sqlite_application)
     url = f"sqlite:///{tmp_path}/e.db" if log == "sqlite" else request.getfixturevalue("postgres_database")
-    await assert_passed_over(sqlite_application, ON_SQLITE, tmp_path, f'[log]\nurl = "{url}"\n')
+    await assert_skipped(sqlite_application, ON_SQLITE, tmp_path, f'[log]\nurl = "{url}"\n')
 
 
 async def test_row_faults_of_postgres(postgres_application: Application, tmp_path: Path) -> None:
@@ -152,14 +152,14 @@ async def test_row_faults_of_postgres(postgres_application: Application, tmp_pat
     postgres_application.execute(f"alter database {database} set max_stack_depth = '7MB'")  # needed to parse such JSON
     postgres_application.engine.dispose()
     prepare(postgres_application, json="jsonb")
-    await assert_passed_over(postgres_application, ON_POSTGRES, tmp_path)
+    await assert_skipped(postgres_application, ON_POSTGRES, tmp_path)
 
 
 @pytest.mark.parametrize("type_", ["numeric", "double precision", "real"])
 async def test_row_faults_of_invalid_numbers(postgres_application: Application, tmp_path: Path, type_: str) -> None:
     prepare(postgres_application, time=type_, moment=type_)
     timeless = {statement.replace("'2024-01-01'", "0"): fault for statement, fault in NOT_A_NUMBER.items()}
-    await assert_passed_over(postgres_application, timeless, tmp_path)
+    await assert_skipped(postgres_application, timeless, tmp_path)
 
 
 @pytest.mark.parametrize("type_, time", [("date", "5874897-12-31"), ("timestamp", "294276-12-31 23:59:59")])
@@ -168,7 +168,7 @@ async def test_row_faults_of_times_beyond_the_range_of_a_cast(
 ) -> None:
     prepare(postgres_application, time=type_)
     zone = '[database.tables.messages]\ntime_zone = "America/New_York"\n'
-    await assert_passed_over(postgres_application, {message(sent_at=f"'{time}'"): OUT_OF_RANGE}, tmp_path, zone)
+    await assert_skipped(postgres_application, {message(sent_at=f"'{time}'"): OUT_OF_RANGE}, tmp_path, zone)
 
 
 async def test_row_faults_of_a_database_without_encoding(postgres: Postgres, tmp_path: Path) -> None:
@@ -176,5 +176,5 @@ async def test_row_faults_of_a_database_without_encoding(postgres: Postgres, tmp
     name = postgres.create_database(encoding="SQL_ASCII")
     with application(postgres.url(name)) as writing:
         prepare(writing, json="text")
-        await assert_passed_over(writing, WITHOUT_ENCODING, tmp_path)
+        await assert_skipped(writing, WITHOUT_ENCODING, tmp_path)
     postgres.drop_database(name)

@@ -16,7 +16,7 @@ RETRY_S = 0.1
 
 
 async def connected(address: app.Address) -> StompClient:
-    """Connect a client once the server accepts it."""
+    """Connect a client as soon as the server accepts it."""
     while True:
         try:
             return await connect(address.host, address.port, address.path)
@@ -45,7 +45,7 @@ async def test_clients_of_a_stalled_server_resume_on_another(
             stalled: app.Address = await nursery.start(app.serve, behind.settings(f"{LISTENER}away_max_s = 0.5\n"))
             async with await connected(stalled) as client:
                 ours = Listening(client, await client.subscribe())
-                for number in range(2):  # now this server follows the other one, which records
+                for number in range(2):  # from now on this server follows the other one
                     postgres_application.tag(f"before {number}")
                     assert (await ours.next()).object == ("tag", f"before {number}")
                 proxy.stall()

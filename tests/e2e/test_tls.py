@@ -1,4 +1,4 @@
-"""TLS through the whole server: other clients, a renewed certificate, and connections without TLS."""
+"""TLS through the complete server: other clients, a renewed certificate, and connections without TLS."""
 
 import os
 import signal
@@ -127,8 +127,8 @@ async def test_sighup_with_a_faulty_file_only_logs_a_line(sqlite_application: Ap
     ):
         config.write_text(config.read_text().replace("port = 0", "port = {}", 1))
         serving.process.send_signal(signal.SIGHUP)
-        told = await serving.record("settings not renewed")
-        assert told["faults"] == ["listener.port: found a table, expected an integer"]
+        line = await serving.record("settings not renewed")
+        assert line["faults"] == ["listener.port: found a table, expected an integer"]
         files.key.unlink()
         configure(sqlite_application, tmp_path, files)
         serving.process.send_signal(signal.SIGHUP)
@@ -161,7 +161,7 @@ async def test_sighup_with_nothing_to_renew_has_no_effect(sqlite_application: Ap
 
 
 @pytest.mark.parametrize(
-    "said, reason",
+    "sent, reason",
     [
         (b"GET /ws.communication HTTP/1.1\r\nHost: localhost\r\n\r\n", "http request"),
         (os.urandom(10_000).replace(b"\x16", b"\x17"), None),
@@ -170,12 +170,12 @@ async def test_sighup_with_nothing_to_renew_has_no_effect(sqlite_application: Ap
     ids=["HTTP", "garbage", "no ClientHello"],
 )
 async def test_connection_without_tls_is_logged_in_one_line(
-    sqlite_application: Application, tmp_path: Path, said: bytes, reason: str | None
+    sqlite_application: Application, tmp_path: Path, sent: bytes, reason: str | None
 ) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
         stream = await trio.open_tcp_stream("127.0.0.1", serving.port)
         async with stream:
-            await stream.send_all(said)
+            await stream.send_all(sent)
             record = await serving.record("TLS handshake failed")
             assert record["reason"] == (reason or record["reason"])
             assert (record["level"], record["address"]) == ("info", "127.0.0.1")
@@ -258,10 +258,10 @@ async def test_check_and_start_report_the_same_faults(sqlite_application: Applic
     config = configure(sqlite_application, tmp_path, files)
     files.key.unlink()
     for command in (["--config", str(config)], ["check", "--config", str(config)]):
-        told = await run(*command)
-        assert told.code == 1
-        assert f"airy-trio: {missing(files)}\n" in told.err
-        assert "Traceback" not in told.err
+        finished = await run(*command)
+        assert finished.code == 1
+        assert f"airy-trio: {missing(files)}\n" in finished.err
+        assert "Traceback" not in finished.err
 
 
 async def test_event_stream_over_tls(sqlite_application: Application, tmp_path: Path) -> None:

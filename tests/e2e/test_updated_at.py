@@ -231,7 +231,8 @@ async def test_unwritable_event_log_is_reported_with_its_setting(tmp_path: Path)
     finally:
         folder.chmod(0o755)
     assert done.returncode == 1
-    told = done.stderr.decode().splitlines()[-1]
+    message = done.stderr.decode().splitlines()[-1]
     assert (
-        told == f"airy-trio: log.url: the SQLite file {folder}/app.db.airy-trio.db cannot be created: Permission denied"
+        message
+        == f"airy-trio: log.url: the SQLite file {folder}/app.db.airy-trio.db cannot be created: Permission denied"
     )

@@ -19,8 +19,8 @@ def published(*issuers: Issuer) -> bytes:
     return jwks(*(jwk(one.key, kid=one.kid) for one in issuers if not isinstance(one.key, str)))
 
 
-async def let_in(address: app.Address, signer: Issuer) -> StompClient:
-    """Connect until accepted, in real time: the key file is read at most once a second."""
+async def connect_until_accepted(address: app.Address, signer: Issuer) -> StompClient:
+    """Connect until accepted, in real time, because the key file is read at most once a second."""
     while True:
         try:
             return await connect(address.host, address.port, headers=[("passcode", signer.token())])
@@ -55,7 +55,7 @@ async def test_rotated_key_decides_and_claims_limit_the_channels(any_application
                 assert seen[-2:] == [("message.deleted", "m2"), ("message.updated", "m4")]
 
                 keys.write_bytes(published(SECOND))
-                async with await let_in(address, SECOND) as second:
+                async with await connect_until_accepted(address, SECOND) as second:
                     assert (await first.receive()).get("message") == "401-unauthorized"
                     assert (await second.subscribe("/events")).command == "RECEIPT"
             nursery.cancel_scope.cancel()
@@ -63,7 +63,7 @@ async def test_rotated_key_decides_and_claims_limit_the_channels(any_application
 
 @pytest.mark.parametrize("tail_events", [20_000, 1], ids=["in the tail", "in the store"])
 async def test_conversation_of_another_channel_is_refused(any_application: Application, tail_events: int) -> None:
-    """Also if its message was deleted, and after a restart. A conversation without an event is accepted."""
+    """Its message may be deleted, and the server restarted. A conversation without an event is accepted."""
     settings = any_application.migrate(
         f"[events]\ndeletes = true\n[log]\ntail_events = {tail_events}\n[listener]\nport = 0\n"
         f'[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]\njwt_channels_claim = "inboxes"'
@@ -72,8 +72,8 @@ async def test_conversation_of_another_channel_is_refused(any_application: Appli
     async def answer(address: app.Address, conversation: str, **claims: list[str]) -> str | None:
         token = issuer("HS256").token(**dict[str, Any](claims))
         async with await connect(address.host, address.port, headers=[("passcode", token)]) as client:
-            told = await client.subscribe(f"/events/conversation/{conversation}", headers=[("replay", "none")])
-            return told.get("message") or told.get("resume")
+            reply = await client.subscribe(f"/events/conversation/{conversation}", headers=[("replay", "none")])
+            return reply.get("message") or reply.get("resume")
 
     with trio.fail_after(50):
         for started in range(2):

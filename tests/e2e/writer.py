@@ -1,4 +1,4 @@
-"""An application: a process with connections of its own that runs given statements, independent of airy-trio.
+"""An application: a process that runs given statements in its own connections, independent of airy-trio.
 
     python writer.py sqlite:///FILE | postgresql://…
 

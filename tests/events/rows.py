@@ -49,7 +49,7 @@ TAG = Tag(id="t1", name="flag", color="tag-red")
 TAG_GONE = TagGone(id="t1")
 
 
-def altered(whole: T, **fields: Any) -> T:  # noqa: ANN401 - any value is a column's
+def altered(whole: T, **fields: Any) -> T:  # noqa: ANN401 - a column may have any value
     """Return a row or an event with other values in some fields."""
     unchecked: Any = whole
     altered_one: T = unchecked._replace(**fields) if isinstance(whole, tuple) else evolve(unchecked, **fields)
@@ -64,7 +64,7 @@ def entry(
 
 
 def strictly_read(text: str | bytes) -> Any:  # noqa: ANN401 - what JSON holds
-    """Parse strictly, numbers as text. Raises where Python's parser is lenient."""
+    """Parse strictly, with numbers as text. Raises for input that only Python's parser accepts."""
 
     def refuse(name: str) -> None:
         raise AssertionError(name)

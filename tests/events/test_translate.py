@@ -274,7 +274,7 @@ SHAPES: dict[str, object] = {
 
 
 def assert_shape(value: object, shape: object) -> None:
-    """Exactly these keys in this order, and values of these types."""
+    """Assert that an object has exactly these keys in this order, with values of these types."""
     if isinstance(shape, dict):
         assert isinstance(value, dict)
         assert list(value) == list(shape)
@@ -301,10 +301,10 @@ def test_any_rows_become_strict_json_or_faults(rows: list[ChangedObject], delete
         assert len(fault.key) <= 3 * 80 + 2
         assert fault.reason.isascii()
     if deletes:
-        told_once = [row for row in rows if not isinstance(row, Metadata)]
+        others = [row for row in rows if not isinstance(row, Metadata)]
         faults = [fault for fault in translation.faults if fault.table != "metadata"]
         events = [event for event in translation.events if event.type != "metadata.updated"]
-        assert len(events) + len(faults) == len(told_once)
+        assert len(events) + len(faults) == len(others)
 
 
 @given(any_object(), st.integers(0, 300))

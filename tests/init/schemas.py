@@ -1,4 +1,4 @@
-"""Databases of other applications, with rows in them: the SQL files in ``schemas``."""
+"""Databases of other applications, with rows: the SQL files in ``schemas``."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ FOLDER = Path(__file__).with_name("schemas")
 
 
 def create(application: Application, name: str) -> None:
-    """Create the tables of a schema, as its own program would."""
+    """Create the tables of a schema, as its application would."""
     script = (FOLDER / f"{name}.sql").read_text()
     with application.engine.begin() as connection:
         driver: Any = connection.connection.driver_connection

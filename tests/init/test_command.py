@@ -1,4 +1,4 @@
-"""The command ``init``: its file, its questions, its output, and each way in which it can fail."""
+"""The command ``init``: its file, its questions, its output, and each kind of failure."""
 
 import re
 import tomllib
@@ -21,7 +21,7 @@ MESSAGES = "create table messages (id integer primary key, conversation_id integ
 
 
 def failed(ended: Finished, code: int) -> str:
-    """Return the only line of a command that has failed as it should."""
+    """Return the only line of a command that failed with this exit code."""
     assert (ended.code, ended.out) == (code, ""), ended.err
     assert "Traceback" not in ended.err
     assert PASSWORD not in ended.err
@@ -57,7 +57,7 @@ def test_output_in_order(todo: Application, tmp_path: Path, command_line: Comman
 def test_written_file_is_accepted_by_check(
     any_application: Application, tmp_path: Path, command_line: CommandLine
 ) -> None:
-    """Also with names that need quotes, or have a dot."""
+    """Names may need quotes, or contain a dot."""
     any_application.execute(
         'create table "in.box messages" (id integer primary key, "the ""room"" id" integer, body text, at timestamp)',
         "insert into \"in.box messages\" values (1, 1, 'Hi', '2024-05-01 10:00:00')",
@@ -222,7 +222,7 @@ def test_password_is_not_written(
 
 
 def test_questions_on_a_terminal(sqlite_application: Application, tmp_path: Path) -> None:
-    """Stdin and stderr are a terminal; the answers choose another table than the best, and a column."""
+    """Stdin and stderr are a terminal; the answers choose another table than the best one, and a column."""
     sqlite_application.execute(
         "create table chat_messages (id integer primary key, thread_id integer, user_id integer, text text, at text)",
         "create table posts (id integer primary key, topic_id integer, user_id integer, raw text, at text, desk int)",

@@ -24,7 +24,7 @@ Event = tuple[str, Mapping[str, Any]]
 
 @frozen(kw_only=True)
 class Unseen:
-    """A database, what its application writes, and the events that clients should then receive."""
+    """A database, what its application writes, and the events that clients should receive."""
 
     name: str
     writes: str
@@ -33,8 +33,8 @@ class Unseen:
 
 def message(conversation: str, channel: str, id_: str, content: object, sender: str, **rest: object) -> Event:
     fixed = {"delivery_state": "delivered", "sent_at": "2024-05-01T10:00:00.000Z"}
-    said = {"id": id_, "content": content, **fixed, **rest, "sender": {"id": sender}}
-    return "message.updated", {"conversation_id": conversation, "channel_id": channel, "message": said}
+    fields = {"id": id_, "content": content, **fixed, **rest, "sender": {"id": sender}}
+    return "message.updated", {"conversation_id": conversation, "channel_id": channel, "message": fields}
 
 
 def metadata(subject: str, identifier: str, **found: object) -> Event:
@@ -146,12 +146,12 @@ async def test_events_arrive_without_an_edited_line(
             made.execute(*unseen.writes.split(";\n"))
             received = [(event.type, event.payload) for event in await ours.take(len(unseen.events))]
             assert await serving.terminate() == 0
-    # The name of the database stands for what has no column: the channel and the source.
+    # The name of the database is the constant for fields without a column: the channel and the source.
     database = url.rpartition("/")[2].removesuffix(".db")
     assert by_text(received) == sorted(text.replace('"app"', f'"{database}"') for text in by_text(unseen.events))
     assert time.monotonic() - begin < TIMEOUT_S
 
 
 def by_text(events: Sequence[Event]) -> list[str]:
-    """Return the events as text, in an order of their own: different tables have none."""
+    """Return the events as text, sorted, because different tables have no common order."""
     return sorted(json.dumps(event, sort_keys=True) for event in events)

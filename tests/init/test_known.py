@@ -1,4 +1,4 @@
-"""Known schemas: recognised in a real database, with the same mapping as the examples in ``config/``."""
+"""Known schemas are recognised in a real database, with the same mapping as the examples in ``config/``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The tables and columns that are proposed for schemas of several applications, from names, types and some rows."""
+"""The tables and columns proposed for schemas of several applications, from names, types and some rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -15,7 +15,7 @@ FAMILIES = get_args(Family)
 
 
 def table(name: str, columns: str, *, key: str | None = "id") -> FoundTable:
-    """A table. ``columns``: ``NAME`` or ``NAME:FAMILY``, the default is integer; ``>TABLE`` is a foreign key."""
+    """Return a table. ``columns``: ``NAME`` or ``NAME:FAMILY`` (default: integer). ``>TABLE`` is a foreign key."""
     found: dict[str, FoundColumn] = {}
     for word in columns.split():
         words, _, target = word.partition(">")
@@ -80,7 +80,7 @@ def test_words_of_a_column_become_values() -> None:
             "sms": [{"direction": "inbound", "status": "received"}, {"direction": "outbound-api", "status": "queued"}]
         },
     )
-    assert columns_of(found["messages"])["from_contact"] == (True,)  # one word is not known
+    assert columns_of(found["messages"])["from_contact"] == (True,)  # one word is unknown
     assert found["messages"].sources["delivery_state"].values == {"received": "delivered", "queued": "pending"}
     assert "which column is its from_contact" in questions[-1]
     found, _ = proposed(sms, rows={"sms": [{"direction": "inbound"}, {"direction": "Outbound"}]})

@@ -1,4 +1,4 @@
-"""A new and empty place for each of our event stores, which a test can open several times."""
+"""New and empty places for each of our event stores. A test can open a place several times."""
 
 import itertools
 import tempfile
@@ -20,7 +20,7 @@ _schemas = itertools.count(1)
 
 
 def event(number: int, **changed: str | None) -> NewEvent:
-    """An event about an object of its own; ``changed`` replaces fields other than the body."""
+    """Return an event about an object of its own; ``changed`` replaces fields other than the body."""
     facts = {"type": "message.updated", "object": f"message:{number}", "conversation_id": "c1", "channel_id": "ch1"}
     return NewEvent(body=b"%d" % number, **{**facts, **changed})  # type: ignore[arg-type]
 
@@ -45,7 +45,7 @@ async def sqlite_place() -> AsyncIterator[OpenStore]:
 
 
 def postgres_places(url: str, pooled: str = "") -> MakePlace:
-    """Each place is a schema of its own in one database. ``pooled``: its URL through a pooler, if there is one."""
+    """Each place is a schema in one database. ``pooled``: its URL through a pooler, if there is one."""
 
     @asynccontextmanager
     async def make_place() -> AsyncIterator[OpenStore]:
@@ -75,7 +75,7 @@ async def open_sql(options: DatabaseOptions, pooled: str = "") -> AsyncIterator[
 
 @asynccontextmanager
 async def open_postgres(url: str) -> AsyncIterator[EventStore]:
-    """A store in an empty database."""
+    """Yield a store in an empty database."""
     options = DatabaseOptions(url=url)
     await trio.to_thread.run_sync(migrate_log, url, options)
     async with open_sql(options) as opened:
@@ -83,7 +83,7 @@ async def open_postgres(url: str) -> AsyncIterator[EventStore]:
 
 
 def redis_places(url: str) -> MakePlace:
-    """Each place is a set of keys of its own in one Redis."""
+    """Each place is a set of keys in one Redis."""
 
     @asynccontextmanager
     async def make_place() -> AsyncIterator[OpenStore]:

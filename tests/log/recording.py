@@ -105,7 +105,7 @@ async def started(nursery: trio.Nursery, one: Node) -> Node:
 
 
 async def until(true: Callable[[], bool], *, limit_s: float = 600) -> None:
-    """Let the virtual clock run until something is true."""
+    """Let the virtual clock run until a condition is true."""
     with trio.fail_after(limit_s):
         while True:
             if true():
@@ -119,9 +119,9 @@ async def recorded(store: EventStore) -> list[str]:
 
 
 @contextmanager
-def warnings_said() -> Iterator[list[str]]:
+def captured_warnings() -> Iterator[list[str]]:
     """Collect the warnings and errors that are logged inside the block."""
-    said: list[str] = []
+    warnings: list[str] = []
     with structlog.testing.capture_logs() as lines:
-        yield said
-    said += [line["event"] for line in lines if line["log_level"] in {"warning", "error"}]
+        yield warnings
+    warnings += [line["event"] for line in lines if line["log_level"] in {"warning", "error"}]

@@ -1,4 +1,4 @@
-"""The size of a batch adapts: it is read again with fewer rows if it is too large, and grows while it is small."""
+"""The size of a batch adapts: a batch that is too large is read again with fewer rows; small ones grow."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ LARGE = 1000
 
 
 class Weighed(DelegatingStore):
-    """``appends``: the number of events and the bytes of bodies of each append."""
+    """Records each append. ``appends``: the number of events, and the bytes of their bodies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ async def test_batch_too_large_to_append_is_read_again_in_parts(nursery: trio.Nu
     await until(lambda: one.log.head.offset == 300, limit_s=10)
     assert await recorded(store) == [f"tag:t{number}" for number in range(300)]
     assert max(size for _, size in store.appends) <= 10 * LARGE
-    assert min(count for count, _ in store.appends[:-1] if count) > 1  # nearly as few appends as possible
+    assert min(count for count, _ in store.appends[:-1] if count) > 1  # as few appends as possible, or nearly
     nursery.cancel_scope.cancel()
 
 

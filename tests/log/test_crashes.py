@@ -34,11 +34,11 @@ def kill_a_writer(url: str, moments: Random) -> int:
     )
     with process:
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(moments.randint(1, 60))]
+        printed = [process.stdout.readline() for _ in range(moments.randint(1, 60))]
         time.sleep(moments.uniform(0, 0.003))  # during an append
         process.kill()
-        said += process.stdout.readlines()
-    return int(said[-1])
+        printed += process.stdout.readlines()
+    return int(printed[-1])
 
 
 async def survives_killed_writers(url: str) -> None:
@@ -47,9 +47,9 @@ async def survives_killed_writers(url: str) -> None:
     moments = Random(7)
     reached = 0
     for _ in range(KILLS):
-        said = await trio.to_thread.run_sync(kill_a_writer, url, moments)
+        accepted = await trio.to_thread.run_sync(kill_a_writer, url, moments)
         async with open_sql(options) as store:
-            found = await check_whole_batches(store, BATCH_SIZE, said)
+            found = await check_whole_batches(store, BATCH_SIZE, accepted)
         assert found > reached
         reached = found
 
@@ -89,4 +89,4 @@ async def test_postgres_loses_nothing_when_it_restarts(own_postgres: Postgres, e
             await trio.to_thread.run_sync(own_postgres.start)
             assert await check_whole_batches(reader, BATCH_SIZE, accepted) == accepted
             head = (await reader.bounds()).head
-            assert len(await store.append(head, [], "on it goes")) == 0
+            assert len(await store.append(head, [], "continue")) == 0

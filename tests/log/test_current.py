@@ -74,7 +74,7 @@ def test_backfill_continues_over_a_restart() -> None:
 
 @pytest.mark.parametrize("state", [None, "another mapping"])
 def test_state_that_cannot_be_continued_begins_again(state: str | None) -> None:
-    """Without a state, because a recorder that knows of none has appended, or an epoch has begun; or of other rows."""
+    """The state is missing, because an older recorder has appended or an epoch has begun; or it has other rows."""
     first = begun()
     change(first, backfills=[mark("a")])
     made = change(first, backfills=[mark("a", ended=True)])
@@ -157,7 +157,7 @@ def test_newest_event_of_each_kept_object_becomes_its_state() -> None:
 
 
 def test_object_that_ends_is_not_kept() -> None:
-    """Also if an event about it is appended with it, as that of a deleted channel."""
+    """An event about it may be appended with it, as for a deleted channel."""
     gone = [("channel.updated", "c"), ("message.updated", "m")]
     made = change(begun(), [tag("c", type_="channel.updated"), tag("t")], gone)
     assert (made.kept, made.ended) == ([1], ["c"])
@@ -168,7 +168,7 @@ def test_nothing_is_kept_without_types() -> None:
 
 
 def test_ended_objects_of_a_translation() -> None:
-    """A channel whose last state cannot be made an event, a deleted tag without ``deletes``, empty metadata."""
+    """A channel whose last state cannot become an event, a deleted tag without ``deletes``, empty metadata."""
     objects: list[ChangedObject] = [
         ChannelGone(id="c1", source=None, source_channel_id="page"),
         TagGone(id="t1"),

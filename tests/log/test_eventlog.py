@@ -23,10 +23,10 @@ MANY = 1 << 30
 
 
 class Outages(DelegatingStore):
-    """A store with a clock of its own that is unavailable while ``away`` is true.
+    """A store with its own clock, which is unavailable while ``away`` is true.
 
-    ``held``: if not None, bounds are returned when this event is set; ``held_reads``: the same for reads. ``asked``:
-    counts the reads of ``bounds`` and of ``events``.
+    ``held``: if not None, bounds are returned when this event is set. ``held_reads``: the same for reads. ``asked``:
+    the number of reads of ``bounds`` and of ``events``.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Outages(DelegatingStore):
         await super().on_append(Append(self._bounds().head, events, "point"))
 
     def lose(self, count: int) -> None:
-        """Lose the newest events, like a restored copy."""
+        """Lose the newest events, like a store that was restored from a copy."""
         del self._events[-count:]
 
 
@@ -404,7 +404,7 @@ async def test_a_new_epoch_empties_every_view(store: Outages) -> None:
     view = log.attach(OfChannel("ch1"), "reader")
     await log.append(log.head, numbered(1, 3), "point")
     old = log.head
-    await store.begin_epoch(old, "again")  # another node
+    await store.begin_epoch(old, "again")  # on another node
     await store.add(event(1))
     await log.wait_grown()
     await log.catch_up()
@@ -440,7 +440,7 @@ async def test_bounds_of_an_ended_epoch_are_not_used(store: Outages, nursery: tr
         await wait_all_tasks_blocked()
         store.held.set()
         await wait_all_tasks_blocked()
-    assert logged == []  # it never returned to the old epoch
+    assert logged == []  # it has not returned to the old epoch
     assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001 - the contents of the memory, without its checkpoint
 
 
@@ -552,7 +552,7 @@ class TestSince:
         assert (await self.since(log, 29), await self.since(log, 31)) == (3, 0)
 
     def test_the_clock_is_monotonic(self) -> None:
-        """A wall clock that is set between two reads of the store's clock would make ages wrong."""
+        """If the wall clock is set between two reads of the store's clock, ages must not change."""
         assert signature(EventLog).parameters["clock"].default is time.monotonic
 
     async def test_an_unavailable_store_raises(self, store: Outages) -> None:
@@ -633,7 +633,7 @@ async def test_changed_at_of_own_and_other_appends(store: Outages, autojump_cloc
     ages = [
         round(trio.current_time() - log.changed_at(one), 3) for one in await store.read(log.head.at(0), 10, EVERYTHING)
     ]
-    assert ages == [10, 5, 5, 0]  # for the first and the last only the time of the append is known
+    assert ages == [10, 5, 5, 0]  # for the first and the last one only the time of the append is known
 
 
 async def test_changed_at_of_an_event_read_before_its_append_returns(store: Outages, autojump_clock: MockClock) -> None:
@@ -642,7 +642,7 @@ async def test_changed_at_of_an_event_read_before_its_append_returns(store: Outa
     await store.add(event(1))
     await log.catch_up()
     (stored,) = await store.read(head, 1)
-    log._take(head.epoch, [stored], trio.current_time() - 4)  # noqa: SLF001 - what append does once it returns
+    log._take(head.epoch, [stored], trio.current_time() - 4)  # noqa: SLF001 - as append does once it returns
     assert trio.current_time() - log.changed_at(stored) == 4
 
 

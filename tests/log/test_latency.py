@@ -1,4 +1,4 @@
-"""When changes were made, and the histogram of durations."""
+"""The times of changes, and the histogram of durations."""
 
 import pytest
 

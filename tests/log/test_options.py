@@ -98,9 +98,9 @@ async def test_workers_use_a_store_of_a_package(sqlite_application: Application,
         async with server(config, environ=environ) as after, listening(after, after=one.events[0].position) as client:
             assert client.receipt.get("resume") == "resumed"
             assert [(event.offset, event.object) for event in await client.take(1)] == [(2, ("tag", "t2"))]
-    said = [*before.err.all, *after.err.all, *checked.out.splitlines(), *checked.err.splitlines()]
-    assert any('"store": "acme.events"' in line for line in said)
-    assert not [line for line in said if "hunter2" in line]
+    lines = [*before.err.all, *after.err.all, *checked.out.splitlines(), *checked.err.splitlines()]
+    assert any('"store": "acme.events"' in line for line in lines)
+    assert not [line for line in lines if "hunter2" in line]
 
 
 async def test_polling_uses_a_store_of_a_package(

@@ -1,4 +1,4 @@
-"""The next batch of a backlog is read while the last one is appended, and is used only if it is still the next."""
+"""The next batch of a backlog is read while the last one is appended. It is used only if it is still the next."""
 
 import gc
 import weakref
@@ -86,7 +86,7 @@ async def test_recorded_batches_leave_memory(
     class Feed(MemoryFeed):
         async def read(self, after: str, limit: int) -> Batch:
             gc.collect()
-            assert sum(one() is not None for one in given) <= 1  # what is being appended
+            assert sum(one() is not None for one in given) <= 1  # the batch that is being appended
             batch = await super().read(after, limit)
             given.append(weakref.ref(batch))
             return batch

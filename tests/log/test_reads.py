@@ -1,4 +1,4 @@
-"""Reads on behalf of clients: how many at once, in which order, and which are answered from the cache."""
+"""Reads for clients: their number at a time, their order, and which of them the cache answers."""
 
 from collections.abc import Sequence
 from random import Random
@@ -31,9 +31,9 @@ MANY = 1 << 30
 
 
 class Scanned(DelegatingStore):
-    """A store that records the starts of reads of one destination in ``scans``, and of newest events in ``backwards``.
+    """A store that records where reads of one destination start (``scans``), and where reads of newest events do.
 
-    Reads of one destination end only when ``go_on`` is set.
+    ``backwards`` has the latter. Reads of one destination end only when ``go_on`` is set.
     """
 
     def __init__(self) -> None:
@@ -258,7 +258,7 @@ class Steps(trio.abc.Instrument):
         self.count += 1
 
 
-async def test_a_failed_read_does_not_wake_all_who_wait(nursery: trio.Nursery) -> None:
+async def test_failed_read_does_not_wake_all_waiting_tasks(nursery: trio.Nursery) -> None:
     store, crowd, steps = Scanned(), 300, Steps()
     log = await opened(store)
     store.away = True
@@ -284,7 +284,7 @@ async def test_a_failed_read_does_not_wake_all_who_wait(nursery: trio.Nursery) -
 async def test_a_page_ends_at_the_head_of_this_node() -> None:
     store = MemoryStore()
     log = await opened(store)
-    await store.append(log.head, [event(4)], "point")  # another node's, which this node has not read
+    await store.append(log.head, [event(4)], "point")  # by another node; this node has not read it
     page = await log.page(log.head.at(1), EVERYTHING)
     assert (page.upto, [one.offset for one in page.events]) == (3, [2, 3])
     await log.catch_up()

@@ -1,4 +1,4 @@
-"""The recorder: where it resumes, how it is fenced, and what it logs and counts."""
+"""The recorder: where it resumes, how a stale one is fenced out, and what it logs and counts."""
 
 from collections.abc import Sequence
 from random import Random
@@ -17,7 +17,7 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S
 from airy_trio.log.store import NewEvent, Position, StoredEvent, StoreUnavailable
 from tests.delegating_store import Append, DelegatingStore
-from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
+from tests.log.recording import MoodyStore, Node, captured_warnings, faulty, node, recorded, started, tag, until
 from tests.memory_feed import MemoryChanges, MemoryFeed
 
 
@@ -142,14 +142,14 @@ async def test_restored_database_begins_an_epoch(
     await until(lambda: one.log.head.offset == 3)
     epoch = one.log.epoch
     changes.restore()
-    with warnings_said() as said:
+    with captured_warnings() as logs:
         changes.write(tag(4))  # not recorded: clients reload, and read it from the database
         await until(lambda: one.log.epoch != epoch)
         changes.write(tag(5))
         await until(lambda: one.log.head.offset == 1)
     assert await recorded(one.log.store) == tags(5, 5)
     assert changes.consumer == Consumer(one.log.epoch, "our store")
-    assert said == ["new epoch: the database has another history"]
+    assert logs == ["new epoch: the database has another history"]
     nursery.cancel_scope.cancel()
 
 
@@ -217,13 +217,13 @@ async def test_another_node_takes_over_the_lease(
     changes.write(*map(tag, range(1, 4)))
     await until(lambda: one.log.head.offset == 3)
     changes.holder = two.lease
-    with warnings_said() as said:
+    with captured_warnings() as logs:
         await until(lambda: two.recorder.recording and not one.recorder.recording)
     changes.write(*map(tag, range(4, 8)))
     await until(lambda: one.log.head.offset == 7)
     assert await recorded(store) == tags(1, 7)
     assert two.recorder.statistics()["events"] == 4
-    assert said == ["the lease was lost: another server may record"]
+    assert logs == ["the lease was lost: another server may record"]
     nursery.cancel_scope.cancel()
 
 
@@ -254,14 +254,14 @@ async def test_row_faults_are_counted_and_skipped(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
-    with capture_logs() as said:
+    with capture_logs() as logs:
         changes.write(tag(1), faulty(2), tag(3))
         await until(lambda: one.log.head.offset == 2)
     assert await recorded(one.log.store) == ["tag:t1", "tag:t3"]
     assert one.recorder.statistics() == {
         "events": 2, "changes": 3, "faults": 1, "misfits": 0, "kept": 0, "ended": 0,
     }  # fmt: skip
-    assert [(line["event"], line["table"]) for line in said] == [("row fault", "tags")]
+    assert [(line["event"], line["table"]) for line in logs] == [("row fault", "tags")]
     nursery.cancel_scope.cancel()
 
 
@@ -292,12 +292,12 @@ async def test_fault_read_again_after_an_outage_is_logged_once(
     store = MoodyStore()
     one = await started(nursery, node(changes, store))
     store.away = True
-    with capture_logs() as said:
+    with capture_logs() as logs:
         changes.write(faulty(1))
         await trio.sleep(20)
         store.away = False
         await until(lambda: one.recorder.statistics()["changes"] == 1)
-    assert [line["event"] for line in said].count("row fault") == 1
+    assert [line["event"] for line in logs].count("row fault") == 1
     assert one.recorder.statistics()["faults"] == 1
     nursery.cancel_scope.cancel()
 
@@ -308,7 +308,7 @@ async def test_store_outage_is_logged_once_and_recording_resumes(
 ) -> None:
     store = MoodyStore()
     one = await started(nursery, node(changes, store))
-    with capture_logs() as said:
+    with capture_logs() as logs:
         for number in range(1, times + 1):
             store.away = True
             changes.write(tag(number))
@@ -317,7 +317,7 @@ async def test_store_outage_is_logged_once_and_recording_resumes(
             store.away = False
             await until(lambda: one.recorder.recording, limit_s=5)
     assert await recorded(store) == tags(1, times)
-    events = [line["event"] for line in said if "recording" in line["event"]]
+    events = [line["event"] for line in logs if "recording" in line["event"]]
     assert events == ["recording interrupted", "recording again"] * times
     nursery.cancel_scope.cancel()
 
@@ -404,14 +404,14 @@ async def test_server_starts_while_another_names_an_epoch(
 async def test_server_has_started_once_the_first_epoch_has_begun(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, *, begins: bool
 ) -> None:
-    """Two servers start at once on an empty log: no client of the second gets a position of no epoch."""
+    """Two servers start at once on an empty log: no client of the second gets a position without an epoch."""
     store = MemoryStore()
     changes.holder = "a recorder that is about to begin the first epoch"
     changes.consumer = None
     two = node(changes, store)
     await two.log.open()
     start = trio.current_time()
-    with warnings_said() as said:
+    with captured_warnings() as logs:
         async with trio.open_nursery() as starting:
             starting.start_soon(nursery.start, two.recorder.run)
             await trio.sleep(0.5)
@@ -419,7 +419,7 @@ async def test_server_has_started_once_the_first_epoch_has_begun(
             if begins:
                 await store.begin_epoch((await store.bounds()).head, "0")
         assert trio.current_time() - start == pytest.approx(0.5 if begins else BEGINNING_PATIENCE_S, abs=0.3)
-    assert said == []
+    assert logs == []
     assert two.log.epoch == (await store.bounds()).epoch
     nursery.cancel_scope.cancel()
 
@@ -442,10 +442,10 @@ async def test_server_that_has_recorded_stays_while_another_log_is_named(
     nursery.cancel_scope.cancel()
 
 
-async def test_newcomer_with_another_log_returns_the_lease(
+async def test_new_server_with_another_log_returns_the_lease(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    """As in an outage of the database: the lease is free for a moment."""
+    """As in an outage of the database, the lease is free for a moment."""
     one = await started(nursery, node(changes, MemoryStore(), words="our store"))
     other = node(changes, MemoryStore())
     await other.log.open()

@@ -1,4 +1,4 @@
-"""What only the ``redis`` store does: outages, an emptied or evicting Redis, waking without polling."""
+"""Properties of the ``redis`` store alone: outages, an emptied or evicting Redis, notifications without polling."""
 
 import logging
 from collections.abc import Sequence
@@ -45,36 +45,36 @@ async def reached(store: EventStore, offset: int) -> Position:
             await trio.sleep(0.02)
 
 
-async def write_through_outages(store: EventStore, said: list[int]) -> None:
+async def write_through_outages(store: EventStore, accepted: list[int]) -> None:
     """Append batches until cancelled; after an outage continue from the store's head."""
     while True:
         try:
             async with aclosing(write_batches(store, BATCH_SIZE)) as writing:
                 async for offset in writing:
-                    said += [offset] * (offset > said[-1])  # the first is where it starts from
+                    accepted += [offset] * (offset > accepted[-1])  # the first one is the starting point
         except StoreUnavailable:
             await trio.sleep(0.01)
 
 
 async def test_redis_killed_under_load_loses_nothing(own_redis: RedisServer, nursery: trio.Nursery) -> None:
-    said: list[int] = [0]
+    accepted: list[int] = [0]
     with trio.fail_after(50):
         async with open_store(own_redis.url) as writer, open_store(own_redis.url) as reader:
             log = EventLog(reader, LogOptions(store="memory", tail_events=100_000))
             await log.open()
             epoch = log.epoch
             async with trio.open_nursery() as writing:
-                writing.start_soon(write_through_outages, writer, said)
+                writing.start_soon(write_through_outages, writer, accepted)
                 writing.start_soon(log.follow)
                 for _ in range(3):
-                    await reached(reader, said[-1] + 20 * BATCH_SIZE)
+                    await reached(reader, accepted[-1] + 20 * BATCH_SIZE)
                     await trio.to_thread.run_sync(own_redis.kill)
                     await trio.to_thread.run_sync(own_redis.start)
-                await reached(reader, said[-1] + 20 * BATCH_SIZE)
+                await reached(reader, accepted[-1] + 20 * BATCH_SIZE)
                 writing.cancel_scope.cancel()
-            found = await check_whole_batches(reader, BATCH_SIZE, said[-1])
+            found = await check_whole_batches(reader, BATCH_SIZE, accepted[-1])
             await log.catch_up()
-    assert said == sorted(set(said))
+    assert accepted == sorted(set(accepted))
     assert (log.epoch, log.head.offset, log.statistics()["events"]) == (epoch, found, found)
 
 
@@ -90,19 +90,19 @@ async def test_stopped_redis_is_unavailable(own_redis: RedisServer) -> None:
 
 
 async def test_wait_raises_on_an_outage(own_redis: RedisServer, nursery: trio.Nursery) -> None:
-    heard = trio.Event()
+    notified = trio.Event()
 
     async def wait(store: EventStore) -> None:
         with pytest.raises(StoreUnavailable):
             await store.wait((await store.bounds()).head)
-        heard.set()
+        notified.set()
 
     with trio.fail_after(20):
         async with open_store(own_redis.url) as store:
             nursery.start_soon(wait, store)
             await store.acknowledge([Acknowledgement(Claim("owner", "name", "token"), Position("k7f3q9", 1))])
             await trio.to_thread.run_sync(own_redis.kill)
-            await heard.wait()
+            await notified.wait()
 
 
 async def test_emptied_redis_begins_a_new_epoch(own_redis: RedisServer) -> None:

@@ -10,7 +10,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from tests.log.places import event
-from tests.log.recording import MoodyStore, Node, node, recorded, started, tag, until, warnings_said
+from tests.log.recording import MoodyStore, Node, captured_warnings, node, recorded, started, tag, until
 from tests.memory_feed import MemoryChanges, MemoryFeed
 
 
@@ -169,7 +169,7 @@ async def test_an_outage_is_logged_once(
 ) -> None:
     store = Limited()
     one = await started(nursery, node(changes, store))
-    with warnings_said() as said:
+    with captured_warnings() as warnings:
         nursery.start_soon(retention_of(one, MemoryFeed(changes), retain_events=1).run)
         changes.write(*map(tag, range(1, 6)))
         for _ in range(2):
@@ -177,6 +177,6 @@ async def test_an_outage_is_logged_once(
             await trio.sleep(10 * PERIOD_S)
             store.trims_fail = False
             await trio.sleep(2 * PERIOD_S)
-    assert said == ["trimming postponed"] * 2
+    assert warnings == ["trimming postponed"] * 2
     assert len(await recorded(store)) == 1
     nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What only the ``sql`` store does: durability, a clock that was set back, notifications, other names."""
+"""Properties of the ``sql`` store alone: durability, a clock that was set back, notifications, other names."""
 
 import re
 import socket
@@ -128,11 +128,11 @@ async def test_idle_store_on_postgres_is_seldom_polled(postgres_database: str, m
     asked: list[float] = []
     run = Pipeline.run
 
-    async def noted(pipeline: Pipeline, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
+    async def recorded(pipeline: Pipeline, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
         asked.append(trio.current_time())
         return await run(pipeline, *statements)
 
-    monkeypatch.setattr(Pipeline, "run", noted)
+    monkeypatch.setattr(Pipeline, "run", recorded)
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         with trio.move_on_after(2 * POLL_NOTIFIED_S):
@@ -175,7 +175,7 @@ async def test_waiting_on_an_unresponsive_server_can_be_cancelled() -> None:
 
 
 async def test_events_replaced_during_a_lost_connection_begin_an_epoch(postgres_database: str) -> None:
-    """A standby server is promoted without the last commit, and another node appends before this one looks."""
+    """A standby server is promoted without the last commit, and another node appends before this one reads."""
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     table = Names.of(options.url, options.schema).quoted("event_log")
@@ -241,7 +241,7 @@ async def test_each_unused_position_is_forgotten_in_its_time(options: DatabaseOp
 
 
 async def test_a_new_epoch_waits_for_no_old_event(postgres_database: str) -> None:
-    """However many they are, and whatever holds one of them up: appends and reads go on at once."""
+    """Appends and reads continue at once, however many old events there are, and whatever blocks their deletion."""
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     table = Names.of(options.url, options.schema).quoted("event_log")

@@ -1,4 +1,4 @@
-"""The event log's file is removed or replaced while a store has it open."""
+"""The file of the event log is removed or replaced while a store has it open."""
 
 import shutil
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Notifications of an event log in an SQLite file: every commit by others, and always some answer in the end."""
+"""Notifications of an event log in an SQLite file: every commit by others, and always an answer in the end."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The ``sql`` store in Postgres: its fence, its connections, its poolers, and a server that hangs."""
+"""The ``sql`` store in Postgres: its fence, its connections, poolers, and a server that hangs."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from decimal import Decimal
@@ -60,7 +60,7 @@ async def store(postgres_database: str) -> AsyncIterator[PostgresStore]:
 
 @pytest.fixture
 def locking(postgres_database: str) -> Iterator[Other]:
-    """In a transaction, in which ``pg_stat_activity`` would never change."""
+    """Yield a connection in a transaction, in which ``pg_stat_activity`` would never change."""
     with psycopg.connect(conninfo(postgres_database)) as connection:
         yield connection
 
@@ -122,7 +122,7 @@ async def test_stale_append_by_copy_writes_nothing(store: EventStore) -> None:
 
 
 async def test_copy_that_the_server_rejects_leaves_nothing(store: EventStore, other: Other) -> None:
-    """At a row in the middle, when parts of the data are there already."""
+    """At a row in the middle, when parts of the data are already there."""
     other.execute("alter table airy_trio.event_log add constraint odd check (object <> 'odd')")
     head = (await store.bounds()).head
     many = events(5 * COPY_FROM)
@@ -171,7 +171,7 @@ async def test_each_destination_is_read_by_its_own_statement(store: EventStore) 
 
 @pytest.fixture
 def hanging(postgres_database: str) -> Iterator[None]:
-    """A session in the middle of an append, waiting for rows that never arrive, as from a frozen process."""
+    """A session in the middle of an append that waits for rows that never arrive, as from a frozen process."""
     migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
     with psycopg.connect(conninfo(postgres_database)) as connection:
         connection.execute("set idle_in_transaction_session_timeout = '50ms'")  # has no effect during a COPY
@@ -221,7 +221,7 @@ async def test_slow_append_that_ends_in_time_is_left_alone(
 async def test_patience_doubles_until_an_append_succeeds(
     store: PostgresStore, postgres_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two writers that are slow must stop ending each other's sessions."""
+    """Two slow writers must stop ending each other's sessions."""
     monkeypatch.setattr(postgres, "PATIENCE_MAX_S", 3 * PATIENCE_FIRST_S)
     head = (await store.bounds()).head
     for times in (2, 3, 3):
@@ -237,7 +237,7 @@ async def test_patience_doubles_until_an_append_succeeds(
 
 @pytest.mark.parametrize("count", [1, COPY_FROM])
 async def test_append_is_inside_the_fence(store: EventStore, other: Other, postgres_database: str, count: int) -> None:
-    """So that the next writer can end its session wherever it hangs."""
+    """So the next writer can end its session wherever it hangs."""
     head = (await store.bounds()).head
     with trio.fail_after(10):
         with pytest.RaisesGroup(StoreUnavailable):
@@ -281,7 +281,7 @@ async def test_every_write_is_on_disk_whatever_the_server_default(
                     head = (await store.begin_epoch(head, "point")).head
             found = other.execute("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
             flushed[verb] += found == (True,)
-    # The server may write WAL in between; with an asynchronous commit it hardly ever is on disk.
+    # The server may write WAL in between; with an asynchronous commit it is hardly ever on disk.
     assert min(flushed.values()) > 10, flushed
 
 
@@ -429,7 +429,7 @@ async def test_database_without_encoding_stores_any_text(own_postgres: Postgres)
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_store_conforms_behind_a_pooler(postgres_database: str, pgbouncer: int) -> None:
-    """Clients' reads go through PgBouncer in transaction mode, which neither prepares nor keeps anything."""
+    """Clients' reads go through PgBouncer in transaction mode, so nothing may be prepared or kept in a session."""
     await check_event_store(postgres_places(postgres_database, through(postgres_database, pgbouncer)))
 
 
@@ -451,7 +451,7 @@ STATE_ROWS = 20_000
 
 
 async def scanned(url: str, work: Callable[[EventStore], Awaitable[object]]) -> int:
-    """How many rows of a large current state are read by some work with a store, in scans and by indexes."""
+    """Return how many rows of a large current state some work with a store reads, in scans and by indexes."""
     rows = "select seq_tup_read + coalesce(idx_tup_fetch, 0) from pg_stat_user_tables where relname = 'log_current'"
     with psycopg.connect(conninfo(url), autocommit=True) as other:
         async with open_postgres(url):
@@ -537,7 +537,7 @@ async def test_pages_are_read_in_order_before_the_first_statistics(
 async def test_a_trim_does_not_delete_what_an_append_has_just_kept(
     store: PostgresStore, locking: Other, other: Other
 ) -> None:
-    """The row was one of a former generation when the trim began to look."""
+    """The row belonged to a former generation when the trim began to look."""
     head = (await store.bounds()).head
     await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
     await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second", kept=(0,)))

@@ -1,4 +1,4 @@
-"""Any text can be stored in a column that does not take NUL."""
+"""Any text can be stored in a column that does not accept NUL."""
 
 from hypothesis import given
 from hypothesis import strategies as st

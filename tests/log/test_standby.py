@@ -1,4 +1,4 @@
-"""A standby records only if the recorder process does not, and offers the lease now and then."""
+"""A standby records only if the recorder process does not, and offers it the lease regularly."""
 
 import pytest
 import trio
@@ -18,14 +18,14 @@ def changes() -> MemoryChanges:
 
 
 class SilentFeed(MemoryFeed):
-    """A feed that returns from ``wait`` for a change only."""
+    """A feed that returns from ``wait`` only for a change."""
 
     async def wait(self) -> None:
         await self._changes.written.wait()
 
 
 async def waiting_standby(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Node, Node]:
-    """A node that holds the lease and does nothing, and a standby that has been waiting for it for a while."""
+    """A node that holds the lease and is idle, and a standby that has been waiting for it for a while."""
     store = MemoryStore()
     other = node(changes, store)
     assert await other.lease.try_acquire()

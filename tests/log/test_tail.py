@@ -179,7 +179,7 @@ def test_the_newest_event_of_a_conversation_is_found() -> None:
 
 @define
 class NaiveTail:
-    """All events ever. The contents of a view are computed."""
+    """Keeps all events forever, and computes the contents of a view."""
 
     events: list[StoredEvent] = field(factory=list)
 

@@ -1,4 +1,4 @@
-"""Run a listener on loopback, or sessions over streams in memory, over a log in memory; make events for it."""
+"""Run a listener on loopback, or sessions over streams in memory, over a log in memory; and make events for it."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -66,8 +66,8 @@ class Server:
 
     @property
     def clients(self) -> list[Client]:
-        """Those that are connected, the oldest first."""
-        return list(self.sessions._clients)  # noqa: SLF001 - nothing but tests needs them
+        """The connected clients, the oldest first."""
+        return list(self.sessions._clients)  # noqa: SLF001 - only tests need them
 
     async def append(self, first: int, last: int, *, size: int = 0) -> None:
         await self.log.append(self.log.head, events(first, last, size=size), "point")
@@ -130,7 +130,7 @@ class Server:
 
 
 class Ending:
-    """How and when (Trio's time) a session ended."""
+    """How and when (in Trio's time) a session ended."""
 
     def __init__(self) -> None:
         self.event = trio.Event()
@@ -160,7 +160,7 @@ async def serving(
     listen: bool = True,
     authenticator: Authenticator | None = None,
 ) -> AsyncGenerator[Server]:
-    """Serve until the block ends, then cancel everything. ``authenticator``: instead of one made from ``auth``."""
+    """Serve until the block ends, then cancel everything. ``authenticator``: used instead of one made from ``auth``."""
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
     authenticator = authenticator or Authenticator(auth or AuthOptions())
@@ -176,7 +176,7 @@ async def serving(
             listening = await open_listening_socket(options)
             server.port = listening.getsockname()[1]
             intake.start_soon(accept, listening, sessions, connections)
-            for _ in range(2):  # it must begin before a block that does not wait closes the socket
+            for _ in range(2):  # it must begin first, because a block that does not wait closes the socket
                 await trio.lowlevel.checkpoint()
             with listening:
                 yield server

@@ -29,9 +29,9 @@ from tests.sessions.serving import Server, event, open_log, serving
 
 AUTH = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
 AWAITS_MIN = 20
-"""Fewer would mean that the client's life ended early."""
+"""Fewer awaits would mean that the client's life ended early."""
 WAIT_OF_A_NURSERY = "_nested_child_finished"
-"""It never raises; a fault there would break Trio itself."""
+"""These never raise; a fault there would break Trio itself."""
 FAULTS: Sequence[Callable[[], Exception]] = (
     lambda: RuntimeError("bug"),
     lambda: KeyError("bug"),
@@ -194,7 +194,7 @@ async def test_a_session_that_cannot_begin_ends_nothing_else(autojump_clock: Moc
         bystander = (await server.plug_connected()).client
         await bystander.subscribe()
         slot = server.sessions.admission.arrive("192.0.2.1", loopback=False)
-        del slot.name  # it is asked for before anything else
+        del slot.name  # the session needs it first
         with capture_logs() as logs:
             plugged = server.plug(slot=slot)
             assert await plugged.ending.wait() is disconnects.INTERNAL

@@ -62,7 +62,7 @@ async def test_a_client_before_the_event_is_waiting(autojump_clock: MockClock) -
     async with serving(auth=AUTH, listen=False) as server:
         plugged = await client(server, "/events", ack="client-individual")
         await server.append(1, 2)
-        await plugged.client.receive()  # not acknowledged, so that the second does not come
+        await plugged.client.receive()  # not acknowledged, so that the second one does not arrive
         assert verdicts(server, 1, 1) == {"clients": 1, "passed": 1}
         assert verdicts(server, 2, 2) == {"clients": 1, "waiting": 1}
 

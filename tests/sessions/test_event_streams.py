@@ -242,12 +242,12 @@ async def test_returning_streams_share_what_they_lack(server: Server, autojump_c
     written: list[EncodedBatch] = []
     commit = Batches.commit
 
-    def noted(self: Batches, subscription: Subscription, batch: EncodedBatch, now: float) -> None:
+    def recorded(self: Batches, subscription: Subscription, batch: EncodedBatch, now: float) -> None:
         written.append(batch)
         commit(self, subscription, batch, now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Batches, "commit", noted)
+        patch.setattr(Batches, "commit", recorded)
         for _ in range(3):
             stream = await get(server, headers=headers)
             await stream.subscribed()
@@ -329,7 +329,7 @@ async def test_client_that_sends_nothing_is_served_for_days(autojump_clock: Mock
 
 
 class AwayStore(DelegatingStore):
-    """A store that is away while ``back`` is not set, for the recent window."""
+    """A store that is unavailable for the recent window until ``back`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -427,7 +427,7 @@ async def test_foreign_destination_is_403_and_204_for_a_returning_client(
 
 
 async def test_refusal_that_may_be_over_soon_is_a_stream() -> None:
-    """An ``EventSource`` would not come back after any other status."""
+    """An ``EventSource`` would not reconnect after any other status."""
     options = evolve(OPTIONS, subscriptions_per_address_max=1)
     async with serving(options=options) as server:
         with trio.fail_after(20):
@@ -472,7 +472,7 @@ async def test_connection_beyond_a_limit_is_a_stream_that_ends_too(headers: Head
 
 
 async def test_request_in_several_pieces_beyond_a_limit_is_a_stream_too() -> None:
-    """A request with a large cookie takes several packets; the first one alone does not show what is asked for."""
+    """A request with a large cookie takes several packets, and the first one does not show the requested path."""
     async with serving(options=evolve(OPTIONS, connections_max=1)) as server:
         with trio.fail_after(20):
             async with requesting(server.port) as first, await trio.open_tcp_stream(HOST, server.port) as second:

@@ -1,4 +1,4 @@
-"""A fault at every step of serving one client ends that client's session and leaves nothing of it behind."""
+"""A fault at every step of serving one client ends the session of that client and leaves nothing behind."""
 
 import itertools
 from collections.abc import Callable, MutableMapping, Sequence
@@ -155,7 +155,7 @@ async def assert_nothing_is_left(server: Server, client: StompClient, tasks: int
     assert list(view.readers) == [client]
     server.log.detach(view, client)
     with pytest.raises(trio.ClosedResourceError):
-        await client.stream.receive_some()  # the client has seen the end, and closed
+        await client.stream.receive_some()  # the client has read the end of the stream, and closed
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)

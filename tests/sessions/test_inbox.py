@@ -9,7 +9,7 @@ from airy_trio.websocket.stream import InputEnded
 
 
 class Client:
-    """Sends one message a second, then leaves if ``leaves``."""
+    """Sends one message a second; ``leaves``: then disconnects."""
 
     def __init__(self, count: int, *, leaves: bool = False) -> None:
         self.received = 0

@@ -70,7 +70,7 @@ async def test_a_client_that_reads_nothing_is_reset() -> None:
         await healthy.subscribe()
         await client.subscribe()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive_for_ever, healthy)
+            nursery.start_soon(receive_until_cancelled, healthy)
             number = 1
             while server.sessions.statistics().clients == 2:
                 await server.append(number, number + 9, size=50_000)
@@ -82,7 +82,7 @@ async def test_a_client_that_reads_nothing_is_reset() -> None:
         assert isinstance(broken.value.__cause__, ConnectionResetError)
 
 
-async def receive_for_ever(client: StompClient) -> None:
+async def receive_until_cancelled(client: StompClient) -> None:
     while True:
         await client.receive()
 
@@ -90,7 +90,7 @@ async def receive_for_ever(client: StompClient) -> None:
 async def test_a_full_socket_is_reset_within_the_time_limit(server: Server) -> None:
     async with await server.dial() as client:
         await client.subscribe()
-        (session,) = server.sessions._clients  # noqa: SLF001 - to see that its way out is full
+        (session,) = server.sessions._clients  # noqa: SLF001 - to see that its output is full
         number = 1
         while not session.subscriptions[1].has_work:
             await server.append(number, number + 9, size=50_000)
@@ -195,7 +195,7 @@ async def test_a_descriptor_shortage_is_logged_at_start_and_end(autojump_clock: 
             listening.listen()
             listening.settimeout(0)
             server.connections.start_soon(accept, listening, server.sessions, server.connections)
-            for _ in range(10):  # at the limit, where each who leaves lets another one in
+            for _ in range(10):  # at the limit, when each client that leaves makes room for another one
                 await shortage(listening, 3)
                 await trio.sleep(SHORTAGE_OVER_S / 2)
             await trio.sleep(SHORTAGE_OVER_S)

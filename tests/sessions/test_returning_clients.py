@@ -1,6 +1,7 @@
-"""Clients that reconnect while events are appended and trimmed get everything after a position, or an explicit expiry.
+"""Clients reconnect while events are appended and trimmed: they receive everything, or an explicit expiry.
 
-Whole sessions over transports that refuse, take a part and are read slowly; a store that is away now and then.
+These are complete sessions over transports that refuse, accept a part and are read slowly. The store is sometimes
+unavailable.
 """
 
 from collections import Counter
@@ -57,7 +58,7 @@ class World:
     ended: bool = False
 
     def has_grown(self, count: int) -> list[NewEvent]:
-        """Make the next events, and note them as they will be kept."""
+        """Make the next events, and record them as the store will return them."""
         chance, first = self.chance, len(self.everything) + 1
         new = [
             event(
@@ -73,7 +74,7 @@ class World:
         return new
 
     async def grow(self) -> None:
-        """Append, trim and pause by chance; the last event is for all."""
+        """Append, trim and pause at random; the last event is for all clients."""
         chance, log = self.chance, self.server.log
         for _ in range(BATCHES):
             await log.append(log.head, self.has_grown(chance.choice((1, 2, 20))), "point")
@@ -89,14 +90,14 @@ class World:
 
 @define(eq=False)
 class ReturningClient:
-    """A client that remembers ``position``: the last offset that it received, or was given to start after."""
+    """A client that remembers ``position``: the last offset that it received, or from which it started."""
 
     world: World
     destination: str
     position: int | None = None
 
     async def live(self) -> None:
-        """Come, stay a while, leave, and come back, until all is had."""
+        """Connect, stay a while, disconnect, and reconnect, until it has everything."""
         while not self._has_all():
             await self._visit()
 
@@ -118,7 +119,7 @@ class ReturningClient:
                 for _ in range(count):
                     if self._has_all() or not await self._read(client, start):
                         break
-            except Closed:  # it was too full to be received
+            except Closed:  # it was too full for the ERROR
                 assert await ending.wait() is disconnects.POSITION_EXPIRED
                 self._expired("cut at 410")
         assert await ending.wait() in {disconnects.GONE, disconnects.POSITION_EXPIRED}
@@ -149,17 +150,17 @@ class ReturningClient:
         return received.offset
 
     async def _read(self, client: StompClient, start: int) -> bool:
-        """Read and acknowledge one frame; False if it was an ERROR."""
+        """Read and acknowledge one frame; return False if it was an ERROR."""
         frame = await client.receive()
-        goes_on = self._look_at(frame, start)
+        continues = self._check(frame, start)
         if frame.get("ack") is not None:
             await trio.sleep(0 if self.world.ended else self.world.chance.uniform(0, 10))
             with suppress(LocalProtocolError, trio.BrokenResourceError):  # an ERROR is on its way; it is read next
                 await client.acknowledge(frame)
-        return goes_on
+        return continues
 
-    def _look_at(self, frame: Frame, start: int) -> bool:
-        """Check the next frame; False if it is an ERROR."""
+    def _check(self, frame: Frame, start: int) -> bool:
+        """Check the next frame; return False if it is an ERROR."""
         if frame.command == "ERROR":
             assert frame.get("message") == "410-position-expired"
             self._expired("410-position-expired")
@@ -186,7 +187,7 @@ class ReturningClient:
 
 
 async def run(seed: int, branches: Counter[str]) -> None:
-    """Run one schedule: every client gets everything, or is told that it has expired."""
+    """Run one schedule: every client receives everything, or an expiry."""
     chance = Random(seed)
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100))))

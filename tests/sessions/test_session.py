@@ -1,6 +1,6 @@
 """Sessions over streams in memory, on an autojump clock: their answers, and how each of them ends.
 
-The checklist of the wire contract is ``test_wire_contract``'s.
+``test_wire_contract`` has the checklist of the wire contract.
 """
 
 from collections.abc import AsyncGenerator
@@ -175,7 +175,7 @@ async def test_shutdown_disconnects_all_clients_in_the_drain_time(server: Server
     await server.plug_connected(trio.testing.lockstep_stream_pair)  # this one never reads again
     received: list[float] = []
 
-    async def hear(client: StompClient) -> None:
+    async def receive_until_disconnected(client: StompClient) -> None:
         error, code = await error_and_close(client)
         assert (error.get("message"), code) == ("503-shutting-down", 1012)
         received.append(trio.current_time())
@@ -183,7 +183,7 @@ async def test_shutdown_disconnects_all_clients_in_the_drain_time(server: Server
 
     async with trio.open_nursery() as nursery:
         for one in plugged:
-            nursery.start_soon(hear, one.client)
+            nursery.start_soon(receive_until_disconnected, one.client)
         begun_at = trio.current_time()
         await server.sessions.disconnect_all(0.1)
     assert len(received) == 20
@@ -243,7 +243,7 @@ async def test_a_close_frame_in_two_pieces_ends_the_close_handshake(server: Serv
 async def test_a_ping_during_the_close_handshake_is_harmless(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.send_text("NONSENSE\n\n\0")
-    await trio.testing.wait_all_tasks_blocked()  # the Close frame is on its way, not read
+    await trio.testing.wait_all_tasks_blocked()  # the Close frame is on its way and has not been read
     await plugged.client.ping()
     await trio.testing.wait_all_tasks_blocked()
     error, code = await error_and_close(plugged.client)
@@ -394,7 +394,7 @@ async def test_a_client_with_unsent_events_is_behind(server: Server, autojump_cl
     assert server.sessions.statistics().behind == 0
     await server.append(1, 1)
     await trio.testing.wait_all_tasks_blocked()
-    assert server.sessions.statistics().behind == 1  # the cursor has moved on; the bytes have not been taken
+    assert server.sessions.statistics().behind == 1  # the cursor has moved on; the client has not taken the bytes
     await client.receive()
     await client.subscribe(subscription="1", headers=[("replay", "all")])
     await client.receive()
@@ -427,11 +427,11 @@ async def test_a_blocked_client_is_disconnected_when_its_events_are_trimmed(auto
         await client.upgrade()
         await client.connect()
         await client.subscribe()
-        for first in (1, 2, 32):  # the first is on its way, and the client does not take it
+        for first in (1, 2, 32):  # the first one is on its way, and the client does not take it
             await server.append(first, max(1, first + 28))
             await trio.testing.wait_all_tasks_blocked()
         await trio.sleep(100)
-        assert ending.reason is None, "as long as everything is kept it may take its time"
+        assert ending.reason is None, "as long as everything is retained it may be slow"
         begun_at = trio.current_time()
         await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         assert await ending.wait() is disconnects.POSITION_EXPIRED

@@ -1,4 +1,4 @@
-"""Whole sessions: Close frames, PINGs and shutdown while a session waits, and how a session is freed at its end."""
+"""Complete sessions: Close frames, PINGs and shutdown while a session waits, and how a session is freed at its end."""
 
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -53,7 +53,7 @@ def subscribe(number: int, replay: str) -> bytes:
 
 @asynccontextmanager
 async def close_in_a_waiting_subscribe() -> AsyncGenerator[tuple[Server, MemoryTransport, Client]]:
-    """A client that is behind sends SUBSCRIBE and Close; the store answers while the Close answer waits."""
+    """A client that is behind sends SUBSCRIBE and Close. The store answers while the answer to Close waits."""
     store = GatedStore()
     async with serving(await open_log(store), listen=False) as server:
         transport = MemoryTransport()
@@ -231,7 +231,7 @@ async def shut_down(server: Server, dial: Dial) -> None:
 
 
 def disconnect_all(server: Server) -> None:
-    """Not in a coroutine, whose frame a traceback may keep."""
+    """A function and not a coroutine, whose frame a traceback may keep."""
     for one in server.clients:
         one.disconnect(disconnects.SHUTTING_DOWN)
 
@@ -255,7 +255,7 @@ async def reset_while_behind(server: Server, dial: Dial) -> None:
 
 @asynccontextmanager
 async def waiting_subscribe(server: Server, dial: Dial) -> AsyncGenerator[StompClient]:
-    """A client whose SUBSCRIBE waits for the store during the block; then its socket is closed."""
+    """A client whose SUBSCRIBE waits for the store during the block. Then its socket is closed."""
     store = server.log.store
     assert isinstance(store, GatedStore)
     client = await connected(dial)
@@ -439,7 +439,7 @@ async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_c
             for _ in range(4):
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
-        await trio.sleep(60)  # the client hangs: its kernel lives, and nothing is sent any more
+        await trio.sleep(60)  # the client hangs: its kernel works, and it sends nothing any more
         assert server.endings[0].reason is not None, f"input_queued={client.stream.input_queued}"
 
 

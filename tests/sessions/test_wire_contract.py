@@ -1,6 +1,6 @@
 """The wire contract, "STOMP, line by line", as far as it needs a socket, a clock or the log.
 
-Lines 1, 3, 4 and 5 are bytes alone, and are tested where the bytes are read, in ``tests/stomp``.
+Lines 1, 3, 4 and 5 concern bytes alone, and are tested in ``tests/stomp``.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -32,7 +32,7 @@ ALL_TYPES = "message.updated tag.updated channel.updated"
 VERSIONS = ["1.0", "1.1", "1.2"]
 ACK_MODES = ["auto", "client", "client-individual"]
 QUIET_S = OPTIONS.send_timeout_s * 5
-"""Nothing arrives this late; a stalled client is disconnected earlier."""
+"""Nothing arrives this late, because a stalled client is disconnected earlier."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def server() -> AsyncGenerator[Server]:
         yield server
 
 
-async def last_words(client: StompClient) -> tuple[Frame, int | None]:
+async def error_and_code(client: StompClient) -> tuple[Frame, int | None]:
     """Return the ERROR that must come next, and the code of the Close frame that must follow it."""
     error = await client.receive()
     assert error.command == "ERROR"
@@ -61,7 +61,7 @@ async def arrivals(client: StompClient) -> list[Frame]:
 
 
 def offsets(frames: Sequence[Frame]) -> list[int]:
-    """Of MESSAGE frames."""
+    """Return the offsets of MESSAGE frames."""
     assert {frame.command for frame in frames} <= {"MESSAGE"}
     return [int((frame.get("message-id") or "").rpartition("-")[2]) for frame in frames]
 
@@ -105,7 +105,7 @@ async def test_no_common_version_is_answered_with_the_supported_ones(server: Ser
     plugged = server.plug()
     await plugged.client.upgrade()
     await plugged.client.send(Frame("CONNECT", (("accept-version", "3.0"),)))
-    error, code = await last_words(plugged.client)
+    error, code = await error_and_code(plugged.client)
     assert (error.get("message"), error.get("version"), code) == ("400-no-common-version", "1.0,1.1,1.2", 1002)
 
 
@@ -116,7 +116,7 @@ async def test_any_frame_before_connect_ends_the_session(
     client = server.plug().client
     await client.upgrade()
     await client.send(Frame(command, (("destination", "/events"), ("id", "0"))))
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-not-connected", 1002)
 
 
@@ -124,14 +124,14 @@ async def test_any_frame_before_connect_ends_the_session(
 async def test_second_connect_ends_the_session(server: Server, command: str, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send(Frame(command, (("accept-version", "1.2"),)))
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-already-connected", 1002)
 
 
 async def test_missing_connect_times_out(server: Server, autojump_clock: MockClock) -> None:
     plugged = server.plug()
     await plugged.client.upgrade()
-    error, code = await last_words(plugged.client)
+    error, code = await error_and_code(plugged.client)
     assert (error.get("message"), code) == ("408-connect-timeout", 4408)
     assert trio.current_time() == pytest.approx(OPTIONS.connect_timeout_s)
 
@@ -166,11 +166,11 @@ async def test_heart_beat_is_one_lf_written_only_on_idle_connections(server: Ser
     await trio.sleep(20)
     await server.append(1, 1)
     assert (await client.receive_text()).startswith("MESSAGE")
-    heard_at = []
+    received_at = []
     for _ in range(2):
         assert await client.receive_text() == "\n"
-        heard_at.append(trio.current_time())
-    assert heard_at == pytest.approx([50, 80], abs=0.2)
+        received_at.append(trio.current_time())
+    assert received_at == pytest.approx([50, 80], abs=0.2)
 
 
 async def test_pong_counts_as_written(server: Server, autojump_clock: MockClock) -> None:
@@ -198,11 +198,11 @@ async def test_server_heart_beats_use_the_longer_of_both_intervals(
     server: Server, wanted_ms: int, interval_s: float, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(headers=[("heart-beat", f"0,{wanted_ms}")])).client
-    heard_at = []
+    received_at = []
     for _ in range(3):
         assert await client.receive_text() == "\n"
-        heard_at.append(trio.current_time())
-    assert heard_at == pytest.approx([interval_s, 2 * interval_s, 3 * interval_s], abs=0.5)
+        received_at.append(trio.current_time())
+    assert received_at == pytest.approx([interval_s, 2 * interval_s, 3 * interval_s], abs=0.5)
 
 
 @pytest.mark.parametrize("version, wish", [("1.2", "0,0"), ("1.2", None), ("1.0", "30000,30000")])
@@ -223,7 +223,7 @@ async def test_silent_client_is_disconnected_after_2_5_intervals(
     silence_s = 2.5 * interval_s
     await trio.sleep(silence_s - 1)
     await plugged.client.send_text("\n")
-    error, code = await last_words(plugged.client)
+    error, code = await error_and_code(plugged.client)
     assert (error.get("message"), code) == ("408-heart-beat-missed", 4408)
     assert trio.current_time() == pytest.approx(silence_s - 1 + silence_s, abs=0.3)
     await server.ended()
@@ -247,7 +247,7 @@ async def test_subscriptions_are_limited_for_each_connection(server: Server, aut
     assert (await other.subscribe()).command == "RECEIPT"
     with capture_logs() as logs:
         await client.send(Frame("SUBSCRIBE", (("id", "one more"), ("destination", "/events"))))
-        error, code = await last_words(client)
+        error, code = await error_and_code(client)
         await server.endings[0].wait()
     assert (error.get("message"), code) == ("429-too-many-subscriptions", 1013)
     assert [line["reason"] for line in logs] == ["listener.subscriptions_max is reached"]
@@ -261,7 +261,7 @@ async def test_too_long_headers_end_the_session(
     client = (await server.plug_connected()).client
     headers = {"id": "0", "destination": "/events"}
     await client.send(Frame("SUBSCRIBE", tuple({**headers, header: "/events/channel/".ljust(513, "x")}.items())))
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == (token, 1009)
 
 
@@ -287,7 +287,7 @@ async def test_unsubscribing_drops_the_backlog_of_that_subscription_only(
         await client.subscribe(subscription=subscription)
     await server.append(1, 400, size=1000)
     frames = [await client.receive() for _ in range(taken)]
-    await trio.testing.wait_all_tasks_blocked()  # the client takes nothing more: most is still to be sent
+    await trio.testing.wait_all_tasks_blocked()  # the client takes nothing more, so most events are still to be sent
     await client.send(Frame("UNSUBSCRIBE", (("id", "ended"), ("receipt", "gone"))))
     frames += await arrivals(client)
     at = [frame.command for frame in frames].index("RECEIPT")
@@ -389,7 +389,7 @@ async def test_prefetch_count_out_of_range_ends_the_session(
     client = (await server.plug_connected()).client
     headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("prefetch-count", count))
     await client.send(Frame("SUBSCRIBE", headers))
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-bad-prefetch-count", 1002)
 
 
@@ -479,7 +479,7 @@ async def test_send_is_refused_and_reaches_no_client(
         await client.send_text("BEGIN\ntransaction:t\n\n\0")
         lines += "transaction:t\n"
     await client.send_text(f"SEND\n{lines}\n{{}}\0")
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), error.get("receipt-id"), code) == ("403-send-not-allowed", "r", 4403)
     assert await arrivals(other) == []
 
@@ -522,7 +522,7 @@ async def test_connect_gets_no_receipt(server: Server, command: str, autojump_cl
     assert [frame.command for frame in connected] == ["CONNECTED"]
     assert connected[0].get("receipt-id") is None
     await client.send(Frame(command, (("accept-version", "1.2"), ("receipt", "r"))))
-    error, _ = await last_words(client)
+    error, _ = await error_and_code(client)
     assert error.get("receipt-id") is None
 
 
@@ -597,7 +597,7 @@ async def test_error_has_its_headers_and_is_the_last_frame(
     await trio.testing.wait_all_tasks_blocked()  # the ERROR is on its way
     assert server.sessions.statistics().subscriptions == 0
     await server.append(2, 2)
-    error, closed = await last_words(plugged.client)
+    error, closed = await error_and_code(plugged.client)
     assert (error.get("message"), closed) == (token, code)
     assert error.get("content-type") == "text/plain"
     assert error.get("content-length") == str(len(error.body))
@@ -610,7 +610,7 @@ async def test_frames_before_the_fault_take_effect(server: Server, autojump_cloc
     client = (await server.plug_connected()).client
     await client.send_text("SUBSCRIBE\nid:0\ndestination:/events\nreceipt:first\n\n\0SEND\ndestination:/x\n\n\0")
     assert (await client.receive()).get("receipt-id") == "first"
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("403-send-not-allowed", 4403)
 
 
@@ -678,7 +678,7 @@ async def test_error_is_flushed_once_there_is_room(server: Server, autojump_cloc
     messages = []
     while (frame := await plugged.client.receive()).command == "MESSAGE":
         messages.append(frame)
-    assert messages, "what was pending leaves before"
+    assert messages, "pending data leaves first"
     assert frame.get("message") == "400-unknown-command"
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
@@ -704,7 +704,7 @@ async def test_unknown_and_server_commands_are_400_and_1002(
 ) -> None:
     client = (await server.plug_connected()).client
     await client.send(Frame(command))
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-unknown-command", 1002)
 
 
@@ -712,7 +712,7 @@ async def test_unknown_and_server_commands_are_400_and_1002(
 async def test_malformed_frames_are_400_and_1002(server: Server, data: bytes, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send_bytes(data)
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-malformed-frame", 1002)
 
 
@@ -729,7 +729,7 @@ async def test_frame_beyond_a_limit_is_413_and_1009(
 ) -> None:
     client = (await server.plug_connected()).client
     await client.send_text(text)
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == (token, 1009)
 
 
@@ -748,7 +748,7 @@ async def test_limits_are_smaller_before_connect(
     client = server.plug().client
     await client.upgrade()
     await client.send_text(text)
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == (token, 1009)
 
 
@@ -769,7 +769,7 @@ async def test_oversized_frame_in_several_messages_is_413_and_1009(server: Serve
     half = "x" * (OPTIONS.frame_bytes_max // 2)
     await client.send_text("UNSUBSCRIBE\nid:0\n\n" + half)
     await client.send_text(half)
-    error, code = await last_words(client)
+    error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("413-frame-too-large", 1009)
 
 
@@ -793,7 +793,7 @@ async def test_destination_not_granted_is_refused(autojump_clock: MockClock) -> 
         for destination in ("/events/channel/ch1", "/events/conversation/c1"):
             client = (await server.plug_connected(headers=headers)).client
             await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", destination))))
-            error, code = await last_words(client)
+            error, code = await error_and_code(client)
             assert (error.get("message"), code) == ("403-destination", 4403)
 
 

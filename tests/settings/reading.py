@@ -1,4 +1,4 @@
-"""Read settings and their faults, for the tests."""
+"""Parse settings, and return their faults, for tests."""
 
 from collections.abc import Mapping
 

@@ -76,7 +76,7 @@ ANY = {
         for option in ("name", "columns", "constants", "values", "where")
     ),
 }  # fmt: skip
-"""Settings that have their own tests, or no bound."""
+"""Settings with tests of their own, or without a bound."""
 
 
 def written(setting: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""References to environment variables: replaced once, or all faults are named."""
+"""References to environment variables: each is replaced once, or all faults are reported."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""No fault shows a password from the file or the environment, whatever its place and whatever is wrong."""
+"""No fault shows a password from the file or the environment, wherever it is and whatever the fault."""
 
 import json
 import traceback

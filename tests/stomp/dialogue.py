@@ -1,4 +1,4 @@
-"""Helpers for the tests of stomp/: frames of a client, connections in a given state, frames of the server."""
+"""Frames of a client, connections in a given state, and frames of the server, for the tests of stomp/."""
 
 from typing import Any
 

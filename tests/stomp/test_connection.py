@@ -292,7 +292,7 @@ def test_open_subscriptions_and_transactions_are_counted() -> None:
     assert connection.held_bytes == len("id:")
 
 
-# Any frames in any order: the result is always one of those that the page of the module lists.
+# Any frames in any order: the result is always one of those that the docstring of the module lists.
 HEADERS = st.sampled_from(
     [
         *("id:0", "id:1", "id:1.k-1", "message-id:k-1", "subscription:0", "destination:/events", "destination:"),
@@ -310,7 +310,7 @@ ANY_FRAME = st.builds(
 
 
 def answer(connection: Connection, requests: list[Request]) -> None:
-    """Answer as a server does: every answer can be written."""
+    """Answer as a server does; every answer can be written."""
     for request in requests:
         assert isinstance(request, get_args(Request))
         match request:

@@ -1,4 +1,4 @@
-"""The decoder: however input is cut, the same frames and the same fault, in linear time and bounded memory."""
+"""The decoder: however the input is cut, the same frames and the same fault, in linear time and bounded memory."""
 
 import sys
 from itertools import pairwise
@@ -29,7 +29,7 @@ def fault(data: bytes, version: Version | None = Version.V1_2, limits: Limits = 
     return caught.value
 
 
-# Streams that look like STOMP: whole frames, their pieces, noise, and any octets.
+# Streams that look like STOMP: complete frames, their pieces, noise, and any octets.
 LINES = [b"SEND\n", b"MESSAGE\r\n", b"CONNECT\n", b"a:b\n", b"receipt:r\\c1\n", b"content-length:3\n", b"a:\\r\n"]
 OCTETS = [
     b"content-length:99\r\n",

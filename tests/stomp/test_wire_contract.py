@@ -1,7 +1,7 @@
-"""The wire contract, "STOMP, line by line", as far as it is octets and state.
+"""The wire contract, "STOMP, line by line", as far as it concerns octets and state.
 
-A comment with the number of each line precedes its tests. What needs a clock, a socket or the log is tested where those
-are.
+A comment with the number of each line precedes its tests. Tests that need a clock, a socket or the log are in other
+folders.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""``airy-trio tail --url``: the same lines, from outside, as a client of a server."""
+"""``airy-trio tail --url``: the same lines, but read as a client of a server."""
 
 import json
 from collections.abc import AsyncIterator

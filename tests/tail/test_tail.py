@@ -1,4 +1,4 @@
-"""``airy-trio tail`` as a process, next to a real server: what it prints, where it begins, and how it ends."""
+"""``airy-trio tail`` as a process, next to a real server: its output, its start, and its end."""
 
 import json
 import os

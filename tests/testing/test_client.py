@@ -1,4 +1,4 @@
-"""The published client against a server's end that a test plays: what it checks, and how it ends."""
+"""The published client against a scripted server: what it checks, and how it ends."""
 
 import pytest
 import trio
@@ -21,8 +21,8 @@ from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.client import BrokenPromiseError, Closed, Rejected, StompClient, connect
 
 
-class Played:
-    """A server's end of the stream."""
+class Scripted:
+    """The server's end of the stream, scripted by a test."""
 
     def __init__(self) -> None:
         ours, self.stream = trio.testing.memory_stream_pair()
@@ -46,8 +46,8 @@ class Played:
 
 
 @pytest.fixture
-async def played() -> Played:
-    server = Played()
+async def scripted() -> Scripted:
+    server = Scripted()
     await server.accept()
     return server
 
@@ -55,35 +55,35 @@ async def played() -> Played:
 CONNECTED = "CONNECTED\nversion:1.2\nheart-beat:0,0\n\n\0"
 
 
-async def test_connect_agrees_on_the_servers_version(played: Played) -> None:
-    await played.send(TextMessage(data=CONNECTED))
-    answer = await played.client.connect(headers=[("login", "grace")])
-    (sent,) = await played.receive()
+async def test_connect_agrees_on_the_servers_version(scripted: Scripted) -> None:
+    await scripted.send(TextMessage(data=CONNECTED))
+    answer = await scripted.client.connect(headers=[("login", "grace")])
+    (sent,) = await scripted.receive()
     assert isinstance(sent, TextMessage)
     assert sent.data == "CONNECT\naccept-version:1.0,1.1,1.2\nlogin:grace\n\n\0"
     assert answer.get("version") == "1.2"
-    assert played.client.version is Version.V1_2
-    assert played.client.subprotocol == "v12.stomp"
+    assert scripted.client.version is Version.V1_2
+    assert scripted.client.subprotocol == "v12.stomp"
 
 
-async def test_a_message_in_pieces_of_the_stream_is_one(played: Played) -> None:
-    data = played.websocket.send(TextMessage(data="RECEIPT\nreceipt-id:1\n\n\0"))
+async def test_a_message_in_pieces_of_the_stream_is_one(scripted: Scripted) -> None:
+    data = scripted.websocket.send(TextMessage(data="RECEIPT\nreceipt-id:1\n\n\0"))
     async with trio.open_nursery() as nursery:
 
         async def drip() -> None:
             for octet in data:
-                await played.stream.send_all(bytes([octet]))
+                await scripted.stream.send_all(bytes([octet]))
                 await trio.lowlevel.checkpoint()
 
         nursery.start_soon(drip)
-        assert await played.client.receive() == Frame("RECEIPT", (("receipt-id", "1"),))
+        assert await scripted.client.receive() == Frame("RECEIPT", (("receipt-id", "1"),))
 
 
-async def test_heart_beats_are_counted_and_pings_answered(played: Played) -> None:
-    await played.send(TextMessage(data="\n"), Ping(payload=b"p"), TextMessage(data="\n"), TextMessage(data=CONNECTED))
-    assert (await played.client.receive()).command == "CONNECTED"
-    assert played.client.heart_beats == 2
-    assert await played.receive() == [Pong(payload=b"p")]
+async def test_heart_beats_are_counted_and_pings_answered(scripted: Scripted) -> None:
+    await scripted.send(TextMessage(data="\n"), Ping(payload=b"p"), TextMessage(data="\n"), TextMessage(data=CONNECTED))
+    assert (await scripted.client.receive()).command == "CONNECTED"
+    assert scripted.client.heart_beats == 2
+    assert await scripted.receive() == [Pong(payload=b"p")]
 
 
 @pytest.mark.parametrize(
@@ -97,39 +97,39 @@ async def test_heart_beats_are_counted_and_pings_answered(played: Played) -> Non
         BytesMessage(data=CONNECTED.encode()),
     ],
 )
-async def test_what_the_server_promises_is_checked(played: Played, event: Event) -> None:
-    await played.send(event)
+async def test_what_the_server_promises_is_checked(scripted: Scripted, event: Event) -> None:
+    await scripted.send(event)
     with pytest.raises(BrokenPromiseError):
-        await played.client.receive()
+        await scripted.client.receive()
 
 
-async def test_the_end_is_told_after_what_came_before_it_and_again(played: Played) -> None:
-    await played.send(TextMessage(data=CONNECTED), CloseConnection(code=4410, reason="410-position-expired"))
-    assert (await played.client.receive()).command == "CONNECTED"
+async def test_end_is_reported_after_earlier_messages_and_again(scripted: Scripted) -> None:
+    await scripted.send(TextMessage(data=CONNECTED), CloseConnection(code=4410, reason="410-position-expired"))
+    assert (await scripted.client.receive()).command == "CONNECTED"
     for _ in range(2):
         with pytest.raises(Closed) as closed:
-            await played.client.receive()
+            await scripted.client.receive()
         assert (closed.value.code, closed.value.reason) == (4410, "410-position-expired")
-    assert await played.receive() == [CloseConnection(code=4410, reason="410-position-expired")]
+    assert await scripted.receive() == [CloseConnection(code=4410, reason="410-position-expired")]
 
 
-async def test_a_stream_that_ends_without_a_close_has_no_code(played: Played) -> None:
-    await played.stream.aclose()
+async def test_a_stream_that_ends_without_a_close_has_no_code(scripted: Scripted) -> None:
+    await scripted.stream.aclose()
     with pytest.raises(Closed) as closed:
-        await played.client.receive()
+        await scripted.client.receive()
     assert closed.value.code is None
 
 
-async def test_acks_are_in_the_way_of_the_version(played: Played) -> None:
+async def test_acks_are_in_the_way_of_the_version(scripted: Scripted) -> None:
     message_1_2 = Frame("MESSAGE", (("subscription", "0"), ("message-id", "m"), ("ack", "1.m")))
-    await played.client.acknowledge(message_1_2)
-    await played.client.acknowledge(Frame("MESSAGE", message_1_2.headers[:2]), command="NACK")
-    sent = [event.data for event in await played.receive() if isinstance(event, TextMessage)]
+    await scripted.client.acknowledge(message_1_2)
+    await scripted.client.acknowledge(Frame("MESSAGE", message_1_2.headers[:2]), command="NACK")
+    sent = [event.data for event in await scripted.receive() if isinstance(event, TextMessage)]
     assert sent == ["ACK\nid:1.m\n\n\0", "NACK\nmessage-id:m\nsubscription:0\n\n\0"]
 
 
 async def test_a_rejection_has_its_status() -> None:
-    server = Played()
+    server = Scripted()
 
     async def reject() -> None:
         await server.receive()
@@ -142,6 +142,6 @@ async def test_a_rejection_has_its_status() -> None:
     assert (rejected.value.status, rejected.value.body) == (404, b"no")
 
 
-async def test_connecting_to_nobody_fails() -> None:
+async def test_connecting_without_a_server_fails() -> None:
     with pytest.raises(OSError, match="connect"):
         await connect("127.0.0.1", 9)

@@ -291,7 +291,7 @@ class IgnoresBytes(DelegatingStore):
 
 
 class StopsBeforeBytesMax(DelegatingStore):
-    """Leaves out the event that exceeds ``bytes_max``, so that a reader does not know whether there is one."""
+    """Leaves out the event that exceeds ``bytes_max``, so a reader does not know whether there is one."""
 
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         found = await super().on_read(call)
@@ -470,7 +470,7 @@ class TearsACancelledEpoch(MemoryStore):
 
 
 class WritesLater(MemoryStore):
-    """Accepts an append, and writes it with the next one: a process that ends has not written it."""
+    """Accepts an append, but writes it with the next one. A process that ends has not written the last one."""
 
     def __init__(self, place: MemoryStore) -> None:
         super().__init__()

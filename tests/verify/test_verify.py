@@ -96,7 +96,7 @@ async def test_loss_by_a_feed_ordered_by_seq_is_detected(postgres_application: A
     command = (sys.executable, "-m", "tests.drill.wrong_server")
     ended = await verified(configure(postgres_application, tmp_path), command=command)
     assert ended.code == 1
-    assert int(re.findall(r"lost +(\d+)", ended.out)[0]) >= 20  # of the long transaction alone
+    assert int(re.findall(r"lost +(\d+)", ended.out)[0]) >= 20  # objects of the long transaction alone
     assert "airy-trio: lost: " in ended.err
     assert left(postgres_application) == []
 
@@ -171,4 +171,4 @@ def test_missing_file_is_reported(tmp_path: Path, command_line: CommandLine) -> 
     ended = command_line("verify", "--config", str(config))
     assert (ended.code, ended.out) == (1, "")
     assert f"the SQLite file {tmp_path}/absent.db does not exist" in ended.err
-    assert os.listdir(tmp_path) == ["airy-trio.toml"]  # noqa: PTH208 - the names are all that is compared
+    assert os.listdir(tmp_path) == ["airy-trio.toml"]  # noqa: PTH208 - only the names are compared

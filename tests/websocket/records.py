@@ -28,7 +28,7 @@ HEADER = struct.Struct("!BHH")
 TLS_1_2 = 0x0303
 CIPHER_1_2 = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
 KEY_UPDATE = b"\x18\x00\x00\x01"
-"""Its head. The next octet is 1 if an answer is requested, else 0."""
+"""The header of a KeyUpdate. The next octet is 1 if an answer is requested, otherwise 0."""
 CLIENT_HELLO = b"\x01\x00\x00\x00"
 
 
@@ -39,13 +39,13 @@ class Kind(IntEnum):
 
 
 class Sealing(Protocol):
-    """Makes records of one direction."""
+    """Makes records in one direction."""
 
     def seal(self, kind: Kind, content: bytes) -> bytes: ...
 
 
 class Direction:
-    """TLS 1.3, one way: the keys of one traffic secret, and the number of the next record."""
+    """One direction in TLS 1.3: the keys of a traffic secret, and the number of the next record."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -54,7 +54,7 @@ class Direction:
         self._iv = _expanded(secret, "iv", IV_BYTES)
 
     def next(self) -> "Direction":
-        """The state after a key update."""
+        """Return the direction after a key update."""
         return Direction(_expanded(self._secret, "traffic upd", SECRET_BYTES))
 
     def seal(self, kind: Kind, content: bytes) -> bytes:
@@ -72,7 +72,7 @@ class Direction:
 
 
 class OldDirection:
-    """TLS 1.2, from the client: its key, after the ``Finished`` that was record 0."""
+    """The client's direction in TLS 1.2: its key, after the ``Finished`` that was record 0."""
 
     def __init__(self, master: bytes, client_random: bytes, server_random: bytes) -> None:
         block = _prf(master, b"key expansion" + server_random + client_random, 2 * KEY_BYTES + 8)
@@ -86,7 +86,7 @@ class OldDirection:
 
 
 def split(data: bytes) -> list[bytes]:
-    """The records in what a server sent."""
+    """Return the records in the output of a server."""
     records = []
     while data:
         size = HEADER.size + HEADER.unpack_from(data)[2]
@@ -96,21 +96,21 @@ def split(data: bytes) -> list[bytes]:
 
 
 class Peer:
-    """A client in memory at the other end of a transport; after its handshake a test may continue by hand."""
+    """A client in memory at the other end of a transport. After its handshake a test may continue by hand."""
 
     def __init__(self, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None) -> None:
         context = trusting(version)
-        context.set_ciphers(CIPHER_1_2)  # of TLS 1.2; those of TLS 1.3 are as they should be
+        context.set_ciphers(CIPHER_1_2)  # only for TLS 1.2; those of TLS 1.3 are the default
         if keys is not None:
             context.keylog_filename = str(keys)
         self._below = below
         self._keys = keys
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
-        self.heard = b""  # of the server, in the handshake
+        self.handshake_octets = b""  # the server's octets in the handshake
 
     async def shake_hands(self, transport: TlsTransport) -> None:
-        """Do the handshake with the transport, to the end of both."""
+        """Do the handshake with the transport, to the end on both sides."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transport.handshake)
             while True:
@@ -123,7 +123,7 @@ class Peer:
                 self.flush()
                 await trio.testing.wait_all_tasks_blocked()
                 flight = self._below.take()
-                self.heard += flight
+                self.handshake_octets += flight
                 self._in.write(flight)
             self.flush()
         cipher = self.tls.cipher()
@@ -131,16 +131,16 @@ class Peer:
         assert "AES" in cipher[0]
         assert cipher[0].endswith("GCM") or cipher[0].endswith("SHA384")
 
-    def say(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         self.tls.write(data)
         self.flush()
 
     def flush(self) -> None:
-        """Send what TLS has made."""
+        """Send the pending output of TLS."""
         if self._out.pending:
             self._below.feed(self._out.read())
 
-    def hear(self, bytes_max: int | None = None) -> bytes:
+    def receive(self, bytes_max: int | None = None) -> bytes:
         """Decrypt what has left the transport. Raises ``ssl.SSLError``."""
         self._in.write(self._below.take(bytes_max))
         data = b""
@@ -154,16 +154,18 @@ class Peer:
             data += more
 
     def by_hand(self) -> tuple[Direction, Direction]:
-        """The keys of both directions from now on."""
+        """Return the keys of both directions from now on."""
         secrets = self._secrets()
         return Direction(secrets["CLIENT_TRAFFIC_SECRET_0"]), Direction(secrets["SERVER_TRAFFIC_SECRET_0"])
 
     def old_by_hand(self) -> OldDirection:
-        """The key of the client from now on, in TLS 1.2."""
+        """Return the client's key from now on, in TLS 1.2."""
         assert self._keys is not None
         line = next(line for line in self._keys.read_text().splitlines() if line.startswith("CLIENT_RANDOM"))
         client_random, master = (bytes.fromhex(word) for word in line.split()[1:])
-        server_random = self.heard[11:43]  # after the heads of the record and of ServerHello, and the version
+        server_random = self.handshake_octets[
+            11:43
+        ]  # after the headers of the record and of ServerHello, and the version
         return OldDirection(master, client_random, server_random)
 
     def _secrets(self) -> dict[str, bytes]:
@@ -173,14 +175,14 @@ class Peer:
 
 
 def _expanded(secret: bytes, label: str, size: int) -> bytes:
-    """HKDF-Expand-Label, without a context."""
+    """Return HKDF-Expand-Label, without a context."""
     full = b"tls13 " + label.encode()
     info = struct.pack("!HB", size, len(full)) + full + b"\0"
     return HKDFExpand(SHA384(), size, info).derive(secret)
 
 
 def _prf(master: bytes, seed: bytes, size: int) -> bytes:
-    """P_SHA384 of TLS 1.2."""
+    """Return P_SHA384 of TLS 1.2."""
     data, chained = b"", seed
     while len(data) < size:
         chained = hmac.digest(master, chained, hashlib.sha384)

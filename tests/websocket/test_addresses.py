@@ -1,4 +1,4 @@
-"""Addresses: their notations, what they are counted by, and the client behind a chain of proxies."""
+"""Addresses: their notations, how they are counted, and the client behind a chain of proxies."""
 
 from ipaddress import ip_address
 

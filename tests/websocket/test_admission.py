@@ -1,4 +1,4 @@
-"""Limits of connections over real sockets: which are turned away, and that ended ones are no longer counted."""
+"""Limits of connections over real sockets: which connections are rejected, and that ended ones no longer count."""
 
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -34,7 +34,7 @@ async def limited(
 
 
 async def dial_from(server: Server, address: str) -> StompClient:
-    """A connected client with its own address on this machine."""
+    """Connect a client from its own address on this machine."""
     stream = await trio.open_tcp_stream(HOST, server.port, local_address=address)
     client = StompClient(stream)
     try:
@@ -130,7 +130,7 @@ def test_default_subscriptions_of_an_address_are_ten_per_connection(limit: int, 
 
 async def test_vanished_client_is_no_longer_counted(autojump_clock: MockClock) -> None:
     options = ListenerOptions(port=0, connections_per_address_max=1)
-    async with serving(options=options) as server, await server.dial():  # which reads nothing, and answers no PING
+    async with serving(options=options) as server, await server.dial():  # it reads nothing, and answers no PING
         await trio.sleep(UNANSWERED_MAX_S / 2)
         with pytest.raises(Rejected):
             await server.dial()
@@ -162,7 +162,7 @@ async def test_rejections_at_one_time_are_bounded(monkeypatch: pytest.MonkeyPatc
         assert server.sessions.statistics().turned_away["connections_max"] == 2
 
 
-async def test_turned_away_client_that_stays_is_cut() -> None:
+async def test_rejected_client_that_stays_is_cut() -> None:
     async with (
         limited(total=1) as server,
         await server.dial(),
@@ -175,7 +175,7 @@ async def test_turned_away_client_that_stays_is_cut() -> None:
                 await trio.sleep(0.01)
 
 
-async def test_turned_away_client_that_asks_nothing_is_cut() -> None:
+async def test_rejected_client_that_requests_nothing_is_cut() -> None:
     async with (
         limited(total=1) as server,
         await server.dial(),

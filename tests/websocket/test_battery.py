@@ -1,8 +1,8 @@
-"""WebSocket as hostile and broken clients write it, octet by octet, and what the endpoint answers: a table.
+"""WebSocket as hostile and broken clients write it, octet by octet, and the answers of the endpoint: a table.
 
-RFC 6455, sections 5 to 8. As broad as the client cases of the Autobahn test suite, whose chapters the names follow, and
-written here. Every case is a connection of its own over a real socket; one that breaks nothing ends with our own Close
-frame, which must be answered with its code.
+RFC 6455, sections 5 to 8. The cases are as broad as the client cases of the Autobahn test suite, whose chapters the
+names follow, and are written here. Every case is a connection of its own over a real socket. A case without a violation
+ends with our own Close frame, which must be answered with its code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def frame(
     mask: bytes | None = MASK,
     length: bytes | None = None,
 ) -> bytes:
-    """One frame of a client. ``length``: the octets that tell it, where they are to be other than the shortest."""
+    """Return a frame of a client. ``length``: the octets of its length, if they are not to be the shortest."""
     size = len(payload)
     if length is None:
         length = (
@@ -49,7 +49,7 @@ def frame(
 
 
 def ask(size: int) -> bytes:
-    """The question with line ends before it, which are noise in STOMP, up to a size in octets."""
+    """Return the request with line ends before it, which are noise in STOMP, up to a size in octets."""
     return b"\n" * (size - len(ASK)) + ASK
 
 
@@ -57,13 +57,13 @@ def pieces(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def said(text: bytes) -> bytes:
-    """The question with a header of this text."""
+def ask_with(text: bytes) -> bytes:
+    """Return the request with a header of this text."""
     return ASK.replace(b"\n\n", b"\nx:" + text + b"\n\n")
 
 
 def cut(payload: bytes, *at: int, opcode: int = TEXT) -> list[bytes]:
-    """A message in fragments, cut at these places."""
+    """Return a message in fragments, cut at these places."""
     parts = [payload[start:end] for start, end in pairwise((0, *at, len(payload)))]
     last = len(parts) - 1
     return [
@@ -77,10 +77,10 @@ def close(code: int, reason: bytes = b"") -> bytes:
 
 @frozen
 class Case:
-    """``sent``: each piece arrives by itself. ``answers``: of the server before its Close frame; None: any.
+    """``sent``: the pieces, each of which arrives separately. ``answers``: before the Close frame; None: any.
 
-    ``code`` and ``reason``: of the Close frame; None: without a code, and any reason. 1000 where the case ends with our
-    own Close frame.
+    ``code`` and ``reason``: those of the Close frame; None: no code, or any reason. The code is 1000 if the case ends
+    with our own Close frame.
     """
 
     name: str
@@ -112,7 +112,7 @@ def sizes() -> Iterator[Case]:
 
 
 def limits() -> Iterator[Case]:
-    """Autobahn's chapters 9 and 10, up to the limit of a frame: in fragments, in pieces, and many messages."""
+    """Yield Autobahn's chapters 9 and 10, up to the limit of a frame: in fragments, in pieces, and many messages."""
     whole = ask(FRAME_BYTES_MAX)
     for opcode, kind in ((TEXT, "text"), (BINARY, "binary")):
         for size in (64, 256, 1024, 1300, 4096, 16_384):
@@ -145,7 +145,7 @@ def pings() -> Iterator[Case]:
         "2 ten pings at once", [b"".join(frame(PING, b"%d" % n) for n in range(10))], *(b"%d" % n for n in range(10))
     )
     yield works("2 a hundred pings at once", [frame(PING, b"x") * 100], *[b"x"] * 100)
-    yield works("2 pong that nobody asked for", [frame(PONG), frame(PONG, b"abc"), frame(PING, b"p")], b"p")
+    yield works("2 pong without a ping", [frame(PONG), frame(PONG, b"abc"), frame(PING, b"p")], b"p")
     yield Case("2 pong of 126", [frame(PONG, bytes(126))])
 
 
@@ -238,32 +238,34 @@ PREFIX: Final = b"UNSUBSCRIBE\nid:9\nx:\xce\xba"
 
 def texts() -> Iterator[Case]:
     for number, text in enumerate(VALID):
-        message = said(text.encode())
+        message = ask_with(text.encode())
         yield works(f"6 valid {number} {text!a}", [frame(TEXT, message)], RECEIPT)
         yield works(f"6 valid {number} octet by octet", [bytes([octet]) for octet in frame(TEXT, message)], RECEIPT)
-        for at in range(len(said(b"")) - 3, len(message)):
+        for at in range(len(ask_with(b"")) - 3, len(message)):
             yield works(f"6 valid {number} cut at {at}", cut(message, at), RECEIPT)
     for number, octets in enumerate(INVALID):
-        yield Case(f"6 invalid {number} {octets!r}", [frame(TEXT, said(octets))], code=1007)
+        yield Case(f"6 invalid {number} {octets!r}", [frame(TEXT, ask_with(octets))], code=1007)
         yield Case(f"6 invalid {number} at the end", [frame(TEXT, PREFIX + octets)], code=1007)
         for at in range(1, len(octets)):
-            yield Case(f"6 invalid {number} cut at {at}", cut(said(octets), said(octets).index(octets) + at), code=1007)
+            yield Case(
+                f"6 invalid {number} cut at {at}", cut(ask_with(octets), ask_with(octets).index(octets) + at), code=1007
+            )
         if octets[:1] not in {b"\xc2", b"\xe2", b"\xf0"} or len(octets) > 2:  # others are only unfinished yet
             first = frame(TEXT, PREFIX + octets, fin=False)
-            yield Case(f"6 invalid {number} is told before its message ends", [first], code=1007)
+            yield Case(f"6 invalid {number} is reported before its message ends", [first], code=1007)
     for number, octets in enumerate(MORE_INVALID):
-        yield Case(f"6 more invalid {number} {octets!r}", [frame(TEXT, said(octets))], code=1007)
-        yield Case(f"6 more invalid {number} in a fragment", cut(said(octets), 3), code=1007)
+        yield Case(f"6 more invalid {number} {octets!r}", [frame(TEXT, ask_with(octets))], code=1007)
+        yield Case(f"6 more invalid {number} in a fragment", cut(ask_with(octets), 3), code=1007)
     begun = frame(TEXT, PREFIX + b"\xf4\x90\x80\x80" + b"y" * 100)[:-100]
-    yield Case("6 invalid is told before its frame ends", [begun], code=1007)
-    yield Case("6 invalid is told before its frame ends, octet by octet", pieces(begun, 1), code=1007)
+    yield Case("6 invalid is reported before its frame ends", [begun], code=1007)
+    yield Case("6 invalid is reported before its frame ends, octet by octet", pieces(begun, 1), code=1007)
     for end in range(1, len("κόσμε".encode()) + 1):
         beginning = "κόσμε".encode()[:end]
         whole = beginning.decode(errors="ignore").encode() == beginning
         sent = [frame(TEXT, PREFIX + beginning), frame(TEXT, b"\nreceipt:r\n\n\x00")]
         yield works(f"6 valid up to {end}", sent, RECEIPT) if whole else Case(f"6 cut off at {end}", sent, code=1007)
     yield Case("6 invalid in what follows a valid message", [frame(TEXT, ASK), frame(TEXT, b"\xff")], [RECEIPT], 1007)
-    yield Case("6 invalid in binary is STOMP's to refuse", [frame(BINARY, said(b"\xff"))], ["ERROR"], 1002)
+    yield Case("6 invalid in binary is STOMP's to refuse", [frame(BINARY, ask_with(b"\xff"))], ["ERROR"], 1002)
 
 
 def closes() -> Iterator[Case]:
@@ -282,17 +284,17 @@ def closes() -> Iterator[Case]:
     yield Case("7 message after close", [close(1000) + frame(TEXT, ASK)], code=1000)
     yield Case("7 ping after close", [close(1000) + frame(PING, b"p")], code=1000)
     yield Case("7 rubbish after close", [close(1000) + b"\xff" * 1000], code=1000)
-    # Who closes at once does not wait for an answer: whether one comes is left open.
+    # A client that closes at once does not wait for an answer, so any answer is accepted.
     yield Case("7 message before close, at once", [frame(TEXT, ASK) + close(1000)], None, 1000)
 
 
 def lengths() -> Iterator[Case]:
     for opcode in (TEXT, BINARY, PING, CLOSE):
         for size in (0, 1, 125):
-            yield Case(f"8 opcode {opcode} of {size} told in two octets",
+            yield Case(f"8 opcode {opcode} of {size} with the length in two octets",
                        [frame(opcode, bytes(size), length=b"\x7e" + size.to_bytes(2))])  # fmt: skip
         for size in (0, 125, 126, 65_535):
-            yield Case(f"8 opcode {opcode} of {size} told in eight octets",
+            yield Case(f"8 opcode {opcode} of {size} with the length in eight octets",
                        [frame(opcode, bytes(size), length=b"\x7f" + size.to_bytes(8))])  # fmt: skip
         yield Case(f"8 opcode {opcode} with the highest bit of the length",
                    [frame(opcode, b"abc", length=b"\x7f\x80" + bytes(7))])  # fmt: skip
@@ -332,7 +334,7 @@ class Peer:
         assert (opcode, payload[:9]) == (TEXT, b"CONNECTED")
 
     async def next(self) -> tuple[int, bytes]:
-        """The next frame: its opcode and its payload."""
+        """Return the next frame: its opcode and its payload."""
         first, size = await self._take(2)
         assert first & 0xF0 == 0x80  # final, nothing reserved
         assert size < 128  # not masked
@@ -341,7 +343,7 @@ class Peer:
         return first & 0x0F, await self._take(size)
 
     async def until_close(self) -> tuple[list[bytes | str], bytes]:
-        """What comes before the Close frame, and the payload of that; and that nothing comes after it."""
+        """Return the frames before the Close frame, and its payload."""
         answers: list[bytes | str] = []
         while True:
             opcode, payload = await self.next()
@@ -352,7 +354,7 @@ class Peer:
         return answers, payload
 
     async def end(self) -> bytes:
-        """All that comes to the end of the stream, in order or hard."""
+        """Return everything up to the end of the stream, which may be a reset."""
         try:
             while some := await self.stream.receive_some():
                 self._data += some
@@ -472,7 +474,7 @@ async def test_every_request_is_answered_as_listed_and_its_connection_ends() -> 
                     await stream.send_all(request)
                     answer = bytes(await stream.receive_some())
                     found = int(answer.split(b" ")[1])
-                    agreed = b"extensions" in answer.lower()  # nothing is compressed here, whoever offers it
+                    agreed = b"extensions" in answer.lower()  # nothing is compressed, even if the client offers it
                     empty = request.startswith(b"HEAD ") or status == 101
                     if (
                         found != status

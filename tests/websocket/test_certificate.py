@@ -144,7 +144,7 @@ X400_ADDRESS = ("8209", "a309")
 
 
 def altered(old: str, new: str) -> tuple[bytes, bytes]:
-    """A certificate with some octets of its DER, in hex, replaced by others, and its key; both in PEM."""
+    """Return a certificate with some octets of its DER, in hex, replaced by others, and its key; both in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     names = [x509.DNSName("localhost")]

@@ -1,4 +1,4 @@
-"""Requests for event streams as hostile and broken clients write them, octet by octet, and what the port answers.
+"""Requests for event streams as hostile and broken clients write them, octet by octet, and the answers.
 
 Every case is a connection of its own over a real socket, next to an honest reader that must get every event.
 """
@@ -109,7 +109,7 @@ CASES: Final = {
 
 @asynccontextmanager
 async def with_bystander(options: ListenerOptions | None = None) -> AsyncGenerator[tuple[Server, EventStream]]:
-    """Serve an honest reader; at the end it must get an event, and nothing worse than info may have been logged."""
+    """Serve an honest reader. At the end it must get an event, and only lines of level info may have been logged."""
     with capture_logs() as logs, trio.fail_after(TIMEOUT_S):
         async with (
             serving(options=options or ListenerOptions(port=0)) as server,
@@ -127,7 +127,7 @@ async def with_bystander(options: ListenerOptions | None = None) -> AsyncGenerat
 
 
 async def rest(stream: trio.SocketStream) -> bytes:
-    """Return all that comes, up to the end of the stream, in order or hard."""
+    """Return everything up to the end of the stream, which may be a reset."""
     found = b""
     try:
         while some := await stream.receive_some():

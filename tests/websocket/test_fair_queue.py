@@ -204,17 +204,21 @@ async def test_crowd_is_answered_over_many_passes_without_delaying_events(
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
 
 
-async def test_turns_are_by_forwarded_address_once_known(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    addresses: list[str] = []
+@pytest.fixture
+def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The address of each entry into a fair queue, in order."""
+    found: list[str] = []
     enter = FairQueue.enter
 
-    async def noted(fair_queue: FairQueue, address: str = "") -> None:
-        addresses.append(address)
+    async def recorded(fair_queue: FairQueue, address: str = "") -> None:
+        found.append(address)
         await enter(fair_queue, address)
 
-    monkeypatch.setattr(FairQueue, "enter", noted)
+    monkeypatch.setattr(FairQueue, "enter", recorded)
+    return found
+
+
+async def test_turns_are_by_forwarded_address_once_known(addresses: list[str]) -> None:
     async with serving(options=ListenerOptions(port=0, trusted_proxies=["127.0.0.1"])) as server:
         client = await server.dial_raw()
         await client.upgrade(headers=(("X-Forwarded-For", "192.0.2.7"),))
@@ -223,46 +227,30 @@ async def test_turns_are_by_forwarded_address_once_known(
         before, after = addresses.index("192.0.2.7"), addresses[addresses.index("192.0.2.7") :]
         assert set(addresses[:before]) == {"127.0.0.1"}
         assert set(after) == {"192.0.2.7"}
-        assert len(after) == 2  # what CONNECT came in, and what SUBSCRIBE came in
+        assert len(after) == 2  # the read with CONNECT, and the read with SUBSCRIBE
         await client.stream.aclose()
 
 
 def text(message: str) -> bytes:
-    """A text message, as a client writes it."""
+    """Return a text message, as a client writes it."""
     return Connection(ConnectionType.CLIENT).send(TextMessage(data=message))
 
 
 @pytest.mark.parametrize("together", [1, 2, 5])
-async def test_each_message_takes_a_turn(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Counter[str]()
-    enter = FairQueue.enter
-
-    async def noted(fair_queue: FairQueue, address: str = "") -> None:
-        turns["taken"] += 1
-        await enter(fair_queue, address)
-
-    monkeypatch.setattr(FairQueue, "enter", noted)
+async def test_each_message_takes_a_turn(together: int, addresses: list[str]) -> None:
     async with serving(listen=False) as server:
         client = (await server.plug_connected()).client
-        turns.clear()
+        addresses.clear()
         await client.stream.send_all(together * text("UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00"))
         for _ in range(together):
             assert (await client.receive()).command == "RECEIPT"
-        assert turns["taken"] == together
+        assert len(addresses) == together
 
 
-async def test_request_for_events_takes_two_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Counter[str]()
-    enter = FairQueue.enter
-
-    async def noted(fair_queue: FairQueue, address: str = "") -> None:
-        turns["taken"] += 1
-        await enter(fair_queue, address)
-
-    monkeypatch.setattr(FairQueue, "enter", noted)
+async def test_request_for_events_takes_two_turns(addresses: list[str]) -> None:
     async with serving(listen=False) as server:
         await (await EventStream(server.plug().client.stream).request()).subscribed()
-        assert turns["taken"] == 2  # to read it, and to start the subscription
+        assert len(addresses) == 2  # to read it, and to start the subscription
 
 
 async def test_large_message_is_handled_in_pieces() -> None:

@@ -1,4 +1,4 @@
-"""Clients that send what costs a server more than them: endless fragments, PINGs, a message octet by octet."""
+"""Clients whose input costs the server more than them: endless fragments, PINGs, a message octet by octet."""
 
 import tracemalloc
 

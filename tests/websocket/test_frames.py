@@ -1,4 +1,4 @@
-"""WebSocket frames: those of the server as another implementation reads them, those of clients as it does."""
+"""WebSocket frames: those of the server, read by another implementation; those of clients, read like it."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -32,7 +32,7 @@ from tests.websocket.test_battery import CASES, FRAME_BYTES_MAX, frame
 
 Found = list[tuple[int, bytes] | int]
 BAD_GATEWAY = (1014).to_bytes(2)
-"""Messages and control frames, and at last the code of the Close frame if they are not valid."""
+"""Messages and control frames; at the end the code of the Close frame if they are not valid."""
 LARGE = b"x" * FRAGMENT_BYTES_SMALL
 
 
@@ -88,7 +88,7 @@ def read(parts: Iterable[bytes], message_bytes_max: int = FRAME_BYTES_MAX) -> Fo
 
 
 def without_1014(found: Found) -> Found:
-    """What wsproto reads instead: it does not know this code, which was registered after the others."""
+    """Replace the code that wsproto does not know, because it was registered after the others."""
     return [1002 if isinstance(one, tuple) and one[0] == CLOSE and one[1][:2] == BAD_GATEWAY else one for one in found]
 
 

@@ -183,9 +183,9 @@ def test_loopback_names(host: str, *, expected: bool) -> None:
     ],
 )
 def test_invalid_setting_is_named(setting: str, found: str) -> None:
-    told = fault(f"[listener]\n{setting}\n")
-    assert told.startswith(f"listener.{setting.partition(' ')[0]}: found ")
-    assert found in told
+    message = fault(f"[listener]\n{setting}\n")
+    assert message.startswith(f"listener.{setting.partition(' ')[0]}: found ")
+    assert found in message
 
 
 def test_valid_settings_are_accepted() -> None:

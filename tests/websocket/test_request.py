@@ -31,7 +31,7 @@ HEADERS = {
 def head(
     *more: str, line: str = "GET /ws.communication HTTP/1.1", changed: Mapping[str, str | None] | None = None
 ) -> bytes:
-    """A request for a WebSocket with headers changed (None: omitted) and more lines."""
+    """Return a request for a WebSocket with headers changed (None: omitted) and more lines."""
     headers = {**HEADERS, **(changed or {})}
     lines = [line, *(f"{name}: {value}" for name, value in headers.items() if value is not None), *more, "", ""]
     return "\r\n".join(lines).encode("latin-1")

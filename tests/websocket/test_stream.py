@@ -95,7 +95,7 @@ async def test_waiting_writer_writes_nothing_after_a_close_frame(autojump_clock:
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(stream.close, close_frame(1000, ""))
         await trio.testing.wait_all_tasks_blocked()
-        assert stream.closing, "before the lock is had"
+        assert stream.closing, "before the lock is acquired"
         assert not stream.offer(b"late too", 0)
     assert transport.take() == close_frame(1000, "")
 

@@ -1,6 +1,6 @@
-"""The TLS transport: when it encrypts, what it answers, how it ends, and peers that do not speak TLS.
+"""The TLS transport: when it encrypts, its answers, its end, and peers that do not speak TLS.
 
-What it has in common with the others is in ``test_transport``.
+``test_transport`` tests the properties that it shares with the others.
 """
 
 import ssl
@@ -53,14 +53,14 @@ def limited() -> Generator[None]:
 
 
 def is_pending(transport: TlsTransport) -> bool:
-    """As a function, because the type checker would assume that the property does not change."""
+    """Return whether data is pending, from a function: the type checker assumes that the property does not change."""
     return transport.pending
 
 
 async def meet(
     context: ssl.SSLContext, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None
 ) -> tuple[TlsTransport, Peer]:
-    """A transport over another, and its peer, after their handshake."""
+    """Return a transport over another one, and its peer, after their handshake."""
     transport, peer = TlsTransport(below, context), Peer(below, version, keys)
     with limited():
         await peer.shake_hands(transport)
@@ -89,7 +89,7 @@ async def test_handshake_steps_wait_for_their_turn(context: ssl.SSLContext) -> N
     async with trio.open_nursery() as nursery:
         nursery.start_soon(transport.handshake)
         await trio.testing.wait_all_tasks_blocked()
-        assert (waiting, below.take()) == (1, b"")  # the hello has been read, and nothing was worked out for it
+        assert (waiting, below.take()) == (1, b"")  # the hello has been read, and no answer was computed
         room.set()
         await trio.testing.wait_all_tasks_blocked()
         assert below.take().startswith(b"\x16\x03\x03")
@@ -100,9 +100,9 @@ async def test_nothing_is_encrypted_while_data_is_pending(context: ssl.SSLContex
     below = MemoryTransport(capacity_bytes=0)
     below.capacity_bytes = None
     transport, peer = await meet(context, below)
-    peer.hear()
+    peer.receive()
     below.capacity_bytes = 10
-    assert transport.offer(b"first")  # encrypted: it has to leave, and before what follows
+    assert transport.offer(b"first")  # encrypted: it must leave, and before later data
     assert is_pending(transport)
     assert not transport.offer(b"refused")
     with pytest.raises(RuntimeError):
@@ -112,7 +112,7 @@ async def test_nothing_is_encrypted_while_data_is_pending(context: ssl.SSLContex
         await transport.drain()
     assert not is_pending(transport)
     assert transport.offer(b", second")
-    assert peer.hear() == b"first, second"
+    assert peer.receive() == b"first, second"
 
 
 async def test_large_batch_leaves_in_full_records_and_one_write(context: ssl.SSLContext) -> None:
@@ -125,29 +125,29 @@ async def test_large_batch_leaves_in_full_records_and_one_write(context: ssl.SSL
 
     below = Counting()
     transport, peer = await meet(context, below)
-    peer.hear()
+    peer.receive()
     before = below.pushed
     assert transport.offer(LARGE)
     assert below.pushed == before + 1
     assert below._left.count(b"\x17\x03\x03\x40\x11") >= len(LARGE) // RECORD_BYTES_MAX  # noqa: SLF001 - the heads of full records
-    assert peer.hear() == LARGE
+    assert peer.receive() == LARGE
 
 
 async def test_empty_batch_writes_nothing(context: ssl.SSLContext) -> None:
     transport, peer = await meet(context, MemoryTransport())
-    peer.hear()
+    peer.receive()
     assert transport.offer(b"")
     transport.push(b"")
     assert not is_pending(transport)
-    assert peer.hear() == b""
+    assert peer.receive() == b""
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_peer_is_decrypted_only_on_demand(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, version)
-    peer.say(b"x" * RECORD_BYTES_MAX)
-    peer.say(b"y" * 10)
+    peer.send(b"x" * RECORD_BYTES_MAX)
+    peer.send(b"y" * 10)
     with limited():
         read = b"".join([await transport.receive_some(1000) for _ in range(17)])
     assert read == b"x" * RECORD_BYTES_MAX
@@ -159,7 +159,7 @@ async def test_peer_is_decrypted_only_on_demand(context: ssl.SSLContext, version
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_close_notify_ends_only_the_stream_of_the_peer(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     transport, peer = await meet(context, MemoryTransport(), version)
-    peer.hear()
+    peer.receive()
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.unwrap()
     peer.flush()
@@ -174,7 +174,7 @@ async def test_close_notify_ends_only_the_stream_of_the_peer(context: ssl.SSLCon
 async def test_an_end_without_close_notify_breaks_the_stream(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, version)
-    peer.say(b"half of what was meant")
+    peer.send(b"half of what was meant")
     below.feed_eof()
     with limited():
         assert await transport.receive_some(100) == b"half of what was meant"
@@ -196,7 +196,7 @@ async def test_close_notify_is_sent_once(
     transport.push(b"last words")
     with limited():
         await close(transport)  # type: ignore[misc]
-        assert peer.hear() == b"last words"
+        assert peer.receive() == b"last words"
         assert peer.tls.read(100) == b""  # and not: ended without it
         await transport.aclose()
         await transport.aclose()
@@ -206,10 +206,10 @@ async def test_close_notify_is_sent_once(
 
 async def test_peer_can_be_read_after_our_end(context: ssl.SSLContext) -> None:
     transport, peer = await meet(context, MemoryTransport())
-    peer.hear()
+    peer.receive()
     with limited():
         await transport.send_eof()
-        peer.say(b"I was not done")
+        peer.send(b"I was not done")
         assert await transport.receive_some(100) == b"I was not done"
         with pytest.raises(trio.BrokenResourceError):
             transport.push(b"but we were")
@@ -219,8 +219,8 @@ async def test_peer_can_be_read_after_our_end(context: ssl.SSLContext) -> None:
 async def test_unread_data_is_dropped_after_our_end(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, version)
-    peer.say(b"x" * 5000)
-    peer.say(b"y" * 5000)
+    peer.send(b"x" * 5000)
+    peer.send(b"y" * 5000)
     with limited():
         await transport.receive_some(10)
         transport._incoming.write(await below.receive_some(1))  # noqa: SLF001 - as where both came in one read
@@ -228,32 +228,32 @@ async def test_unread_data_is_dropped_after_our_end(context: ssl.SSLContext, ver
         below.feed_eof()
         while await transport.receive_some(4096):
             pass
-        assert peer.hear() == b""
+        assert peer.receive() == b""
         assert peer.tls.read(100) == b""
 
 
 async def test_our_end_waits_for_pending_data(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below)
-    peer.hear()
+    peer.receive()
     below.capacity_bytes = 0
     transport.push(b"last words")
     with limited():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(transport.send_eof)
             await trio.testing.wait_all_tasks_blocked()
-            said = [below.ended]
+            ended = [below.ended]
             below.capacity_bytes = None
             below.take()
-    assert [*said, below.ended] == [False, True]
-    assert peer.hear() == b"last words"
+    assert [*ended, below.ended] == [False, True]
+    assert peer.receive() == b"last words"
     assert peer.tls.read(100) == b""
 
 
 async def test_abort_sends_no_close_notify(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below)
-    peer.hear()
+    peer.receive()
     await transport.abort()
     assert below.aborted
     assert below.take() == b""
@@ -265,7 +265,7 @@ async def test_abort_sends_no_close_notify(context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize(
-    "said, words",
+    "sent, words",
     [
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "http request"),
         (b"CONNECT\naccept-version:1.2\n\n\0", "https proxy request"),
@@ -275,10 +275,10 @@ async def test_abort_sends_no_close_notify(context: ssl.SSLContext) -> None:
     ],
     ids=["HTTP", "STOMP", "zeros", "no ClientHello", "too long"],
 )
-async def test_peer_without_tls_is_a_handshake_error(context: ssl.SSLContext, said: bytes, words: str) -> None:
+async def test_peer_without_tls_is_a_handshake_error(context: ssl.SSLContext, sent: bytes, words: str) -> None:
     below = MemoryTransport()
     transport = TlsTransport(below, context)
-    below.feed(said)
+    below.feed(sent)
     with limited(), pytest.raises(HandshakeError, match=words):
         await transport.handshake()
     below.feed(b"and more of it")
@@ -349,10 +349,10 @@ async def test_half_a_key_update_delays_accepted_data(context: ssl.SSLContext, t
     writing, reading = peer.by_hand()
     for record in split(below.take()):
         reading.open(record)
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def listen() -> None:
-        heard.append(await transport.receive_some(100))
+        received.append(await transport.receive_some(100))
 
     with limited():
         async with trio.open_nursery() as nursery:
@@ -370,7 +370,7 @@ async def test_half_a_key_update_delays_accepted_data(context: ssl.SSLContext, t
             await trio.testing.wait_all_tasks_blocked()
             assert not is_pending(transport)
             below.feed(writing.next().seal(Kind.DATA, b"go on"))
-    assert heard == [b"go on"]
+    assert received == [b"go on"]
     assert [reading.open(record) for record in split(below.take())] == [(Kind.DATA, b"taken")]
 
 
@@ -414,7 +414,7 @@ async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, t
     assert transport.offer(b"x")
     *answers, data = split(below.take())
     assert answers
-    for answer in answers:  # one for several would do as well
+    for answer in answers:  # one for several of them would do as well
         assert reading.open(answer) == (Kind.HANDSHAKE, KEY_UPDATE + b"\0")
         reading = reading.next()
     assert reading.open(data) == (Kind.DATA, b"x")
@@ -490,7 +490,7 @@ async def test_records_may_arrive_octet_by_octet(context: ssl.SSLContext) -> Non
     transport, peer = await meet(context, Octets())
     with limited():
         for _ in range(3):
-            peer.say(b"twelve bytes")
+            peer.send(b"twelve bytes")
         assert b"".join([await transport.receive_some(100) for _ in range(3)]) == 3 * b"twelve bytes"
 
 
@@ -503,21 +503,21 @@ async def test_accepted_data_arrives_complete_and_in_order(
     below = MemoryTransport(moods=moods)
     transport, peer = await meet(context, below, version)
     below.capacity_bytes = moods.choice([1, 100, 5000, 50_000])
-    taken = said = heard = read = b""
+    accepted = sent = received = read = b""
     for _ in range(300):
         what = moods.random()
         if what < 0.5:
             data = moods.randbytes(moods.choice([1, 10, 500, 20_000, 70_000]))
             if transport.offer(data):
-                taken += data
+                accepted += data
         elif what < 0.8:
-            heard += peer.hear(moods.choice([1, 100, 5000, 100_000]))
+            received += peer.receive(moods.choice([1, 100, 5000, 100_000]))
         elif what < 0.9:
             data = moods.randbytes(moods.choice([1, 500, 5000]))
-            peer.say(data)
-            said += data
+            peer.send(data)
+            sent += data
         else:
-            with trio.move_on_after(moods.choice([0, 0.001])):  # some are cancelled half-way, and go on later
+            with trio.move_on_after(moods.choice([0, 0.001])):  # some are cancelled half-way, and continue later
                 if moods.random() < 0.5:
                     await transport.drain()
                 else:
@@ -526,8 +526,8 @@ async def test_accepted_data_arrives_complete_and_in_order(
     while transport.pending:
         below.take(0)
         await transport.drain()
-    heard += peer.hear()
+    received += peer.receive()
     with trio.fail_after(10):
-        while len(read) < len(said):
+        while len(read) < len(sent):
             read += await transport.receive_some(1000)
-    assert (heard, read) == (taken, said)
+    assert (received, read) == (accepted, sent)

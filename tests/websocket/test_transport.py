@@ -1,6 +1,6 @@
 """Transports over real sockets and over streams: all or nothing, pending data, and both ways to close.
 
-What holds for every transport over a socket runs without TLS and over both versions of it.
+Tests that hold for every transport over a socket run without TLS and over both versions of it.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""The HTTP upgrade over real sockets: what becomes a WebSocket, and what the rest is told."""
+"""The HTTP upgrade over real sockets: what becomes a WebSocket, and the answers to all other requests."""
 
 from collections.abc import AsyncGenerator
 
