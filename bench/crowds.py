@@ -1,4 +1,4 @@
-"""A crowd that comes back at once, each client behind; and clients that come and go, with and without the collector.
+"""A crowd that reconnects at once, each client behind; and clients that come and go, with and without the collector.
 
 The crowd: thousands of clients reconnect to a server that has just started, and each resumes from a position far
 behind the head. With the default tail their events are in memory; with a small one they are read from the store.

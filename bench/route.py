@@ -64,7 +64,7 @@ async def measure_rates(make: Make, folder: Path, sizes: Sizes, measured: Measur
 
 
 async def measure_crowds(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Measure a crowd that comes back at once, and clients that come and go."""
+    """Measure a crowd that reconnects at once, and clients that come and go."""
     for database in _databases("crowds", make, folder):
         await crowds.measure_storm(database, folder, sizes, measured)
     await crowds.measure_churn(sizes, measured)
@@ -173,7 +173,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "bulk": ("Many rows changed at once, and their replay", measure_bulk),
     "latency": ("A single commit", measure_latency),
     "rates": ("Commits at a steady rate, and no commits", measure_rates),
-    "crowds": ("A crowd that comes back, and clients that come and go", measure_crowds),
+    "crowds": ("A crowd that reconnects, and clients that come and go", measure_crowds),
     "current": ("The current state", measure_current),
     "start": ("Start, with much retained", measure_start),
     "stores": ("The event stores", measure_stores),

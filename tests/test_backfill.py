@@ -321,7 +321,7 @@ async def running(config: str, rate: int) -> AsyncIterator[trio.Process]:
 
 
 async def until_logged(application: Application, count: int) -> None:
-    """Return when the change log has so many rows."""
+    """Return when the change log has ``count`` rows."""
     while len(logged(application)) < count:  # noqa: ASYNC110 - another process writes them
         await trio.sleep(0.02)
 

@@ -100,7 +100,7 @@ def dump_of(postgres: Postgres, application: Application, *options: str) -> Sequ
     """Return the dump of a database. Skips the test if there is no ``pg_dump``."""
     program = postgres.binaries.folder / "pg_dump"
     if not program.exists():
-        pytest.skip("no pg_dump beside this Postgres")
+        pytest.skip("no pg_dump next to this Postgres")
     where = ["--host", "127.0.0.1", "--port", str(postgres.port), "--username", SUPERUSER]
     name = sa.make_url(application.url).database or ""
     dump = subprocess.run([program, *where, *options, name], check=True, capture_output=True, text=True).stdout

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 RECORD_BYTES_MAX: Final = 16 * 1024
-ASKS_FOR_TLS_BYTES: Final = 8
+SSL_REQUEST_BYTES: Final = 8
 _READY: Final = b"Z\0\0\0\5"
 """The beginning of the last message of an answer; one octet follows."""
 
@@ -28,9 +28,9 @@ async def tls_proxy(port: int, tls: ssl.SSLContext, first_bytes: int) -> AsyncGe
 
 
 async def _forward(port: int, tls: ssl.SSLContext, first_bytes: int, client: trio.SocketStream) -> None:
-    asked = b""
-    while len(asked) < ASKS_FOR_TLS_BYTES:
-        asked += bytes(await client.receive_some(ASKS_FOR_TLS_BYTES - len(asked)))
+    request = b""
+    while len(request) < SSL_REQUEST_BYTES:
+        request += bytes(await client.receive_some(SSL_REQUEST_BYTES - len(request)))
     await client.send_all(b"S")
     encrypted = trio.SSLStream(client, tls, server_side=True, https_compatible=True)
     async with await trio.open_tcp_stream("127.0.0.1", port) as postgres, trio.open_nursery() as nursery:

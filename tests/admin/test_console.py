@@ -112,7 +112,7 @@ async def test_long_destinations_are_cut(sqlite_application: Application) -> Non
         assert (len(shown), shown[:22], shown[-1]) == (128, "/events/channel/%24%24", "…")
 
 
-async def test_clients_behind_and_by_how_much(sqlite_application: Application) -> None:
+async def test_clients_behind_are_listed_with_their_lag(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     async with (
         serving_all(settings) as (address, port),

@@ -386,11 +386,11 @@ async def test_probes_do_not_wait_for_other_pages(monkeypatch: pytest.MonkeyPatc
         made_before = made
         return Answer(HTTPStatus.OK, b"alive")
 
-    crowd_size, asked = CONNECTIONS_MAX - 1, 20
+    crowd_size, requests = CONNECTIONS_MAX - 1, 20
     with trio.fail_after(TIMEOUT_S):
         async with serving(Pages({"/page": page, "/livez": livez})) as port:
             probe = await open_socket(port, b"")
-            crowd = [await open_socket(port, LIVEZ.replace(b"livez", b"page") * asked) for _ in range(crowd_size)]
+            crowd = [await open_socket(port, LIVEZ.replace(b"livez", b"page") * requests) for _ in range(crowd_size)]
             before = made
             await probe.send_all(LIVEZ)
             assert (await probe.receive_some()).startswith(b"HTTP/1.1 200 ")
@@ -449,13 +449,13 @@ async def test_no_pages_for_a_peer_that_has_reset() -> None:
 
 
 async def test_pages_leave_time_for_clients() -> None:
-    counted, asked = Counted(), 20
+    counted, requests = Counted(), 20
     async with serving(counted.pages()) as port:
         begun_at = trio.current_time()
-        async with await open_socket(port, LIVEZ.replace(b"livez", b"page") * asked) as stream:
-            while counted.made < asked:
+        async with await open_socket(port, LIVEZ.replace(b"livez", b"page") * requests) as stream:
+            while counted.made < requests:
                 await stream.receive_some()
-        assert trio.current_time() - begun_at >= asked * server.PAGE_PAUSE_S
+        assert trio.current_time() - begun_at >= requests * server.PAGE_PAUSE_S
 
 
 async def test_clients_are_served_while_scrapers_hang(sqlite_application: Application) -> None:

@@ -35,7 +35,7 @@ def by_name(headers: Headers) -> dict[str, list[str]]:
         ("Bearer té", None, NOT_A_TOKEN),
     ],
 )
-def test_in_connect_bearer_counts_before_the_passcode(
+def test_bearer_has_precedence_over_the_passcode_in_connect(
     authorization: str | None, passcode: str | None, token: str | None
 ) -> None:
     assert token_of_connect(connect_with(passcode, authorization=authorization)) == token
@@ -62,9 +62,9 @@ def test_in_connect_bearer_counts_before_the_passcode(
         ([("x-authorization", "Bearer t")], None),
     ],
 )
-def test_in_the_upgrade_the_header_counts_before_the_cookie(headers: Headers, token: str | None) -> None:
+def test_header_has_precedence_over_the_cookie_in_the_upgrade(headers: Headers, token: str | None) -> None:
     assert token_of_upgrade(by_name(headers), "auth") == token
 
 
-def test_without_a_name_no_cookie_counts() -> None:
+def test_cookie_is_ignored_without_a_configured_name() -> None:
     assert token_of_upgrade({"cookie": ["auth=c; =d"]}, "") is None

@@ -50,11 +50,11 @@ OUT_OF_TAIL = [event(1, channel="ch2"), event(2, conversation="c3"), event(3, co
 class Store(MemoryStore):
     """Counts queries for newest events, and is unavailable on demand."""
 
-    asked = 0
+    calls = 0
     away = False
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        self.asked += 1
+        self.calls += 1
         if self.away:
             message = "away"
             raise StoreUnavailable(message)
@@ -327,7 +327,7 @@ async def test_channel_is_looked_up_only_for_limited_users(
         await log.append(log.head, OUT_OF_TAIL, "point")
         plugged = await server.plug_connected(headers=passcode(claims))
         reply = await plugged.client.subscribe("/events/conversation/c1", headers=[("replay", "none")])
-        assert (reply.command, store.asked) == (answer, 0)
+        assert (reply.command, store.calls) == (answer, 0)
 
 
 @pytest.mark.parametrize("id_, answer", [("unknown", "RECEIPT"), ("c1", "ERROR")])
@@ -343,7 +343,7 @@ async def test_the_channel_of_a_conversation_is_looked_up_once(
             plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1", f"ch{number + 3}"]}))
             reply = await plugged.client.subscribe(f"/events/conversation/{id_}", headers=[("replay", "none")])
             assert reply.command == answer
-        assert store.asked == 1
+        assert store.calls == 1
 
 
 async def test_a_refusal_waits_for_an_unavailable_store(autojump_clock: MockClock) -> None:
@@ -372,7 +372,7 @@ async def test_client_may_leave_during_the_channel_look_up(autojump_clock: MockC
         plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1"]}))
         await plugged.client.send_text("SUBSCRIBE\nid:0\ndestination:/events/conversation/c1\n\n\0")
         await wait_all_tasks_blocked()
-        assert store.asked
+        assert store.calls
         await plugged.client.stream.aclose()
         assert await plugged.ending.wait() is GONE
         await server.ended()

@@ -42,7 +42,7 @@ def test_a_ratio_is_taken_within_a_round() -> None:
         (Row(title="", bound=0, value=3, more_is_worse=True), "missed by 3"),
     ],
 )
-def test_a_target_is_met_or_missed_by_so_much(row: Row, verdict: str) -> None:
+def test_target_is_met_or_missed_by_a_share(row: Row, verdict: str) -> None:
     assert row.verdict == verdict
 
 

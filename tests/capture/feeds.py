@@ -48,9 +48,9 @@ def before_objects(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) 
     """Run some work once, after the next read of Postgres has its snapshot and before it reads the objects."""
     left, run = [work], Pipeline.run
 
-    async def run_later(pipeline: Pipeline, *asked: tuple[Statement, Sequence[bytes | None]]) -> list[list[Row]]:
-        if left and asked[0][0].sql.startswith("savepoint"):
+    async def run_later(pipeline: Pipeline, *queries: tuple[Statement, Sequence[bytes | None]]) -> list[list[Row]]:
+        if left and queries[0][0].sql.startswith("savepoint"):
             left.pop()()
-        return await run(pipeline, *asked)
+        return await run(pipeline, *queries)
 
     monkeypatch.setattr(Pipeline, "run", run_later)

@@ -332,7 +332,7 @@ def test_taken_backfill_of_a_removed_state(any_application: Application) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("key", ["text", "integer", "uuid"])
-def test_server_that_does_not_know_marks_gets_over_them(any_application: Application, kind: Kind, key: str) -> None:
+def test_server_without_support_for_marks_survives_them(any_application: Application, kind: Kind, key: str) -> None:
     """It takes a mark for the change of a row with that key: no event, and at most one row fault."""
     columns = {
         "messages": "conversation_id text, channel_id text, content text, delivery_state text, from_contact boolean, "
@@ -375,7 +375,7 @@ async def test_deletion_that_a_page_does_not_see_is_not_lost(postgres_applicatio
     assert found == [TagGone(id="t1")]
 
 
-async def test_row_that_is_recorded_before_the_begin_is_within_the_backfill(postgres_application: Application) -> None:
+async def test_row_recorded_before_the_begin_is_within_the_backfill(postgres_application: Application) -> None:
     """Another transaction inserts it, and the recorder reads it, while the one that begins the backfill is open."""
     settings = postgres_application.migrate("")
     postgres_application.execute("insert into tags (id, name, color) values ('t1', 'n', 'red')")
@@ -395,7 +395,7 @@ async def test_row_that_is_recorded_before_the_begin_is_within_the_backfill(post
         assert len(batch.backfills) == 1
 
 
-async def test_batches_say_that_their_changes_became_visible_together(postgres_application: Application) -> None:
+async def test_batches_report_changes_that_became_visible_together(postgres_application: Application) -> None:
     """A row is logged before the mark of a backfill, whose snapshots do not see it, and read before that mark."""
     settings = postgres_application.migrate("")
     async with feed_of(postgres_application, settings) as feed:

@@ -30,13 +30,13 @@ FAILS_ON_SECRET = '[database.tables.tags]\nwhere = "cast(color as int) > 0"\n'
 @pytest.fixture
 def threads() -> Iterator[list[str]]:
     """Collect an entry for each transaction that begins through SQLAlchemy, in a thread."""
-    asked: list[str] = []
+    begun: list[str] = []
 
     def begin(_connection: object) -> None:
-        asked.append("begin")
+        begun.append("begin")
 
     sa.event.listen(sa.Engine, "begin", begin)
-    yield asked
+    yield begun
     sa.event.remove(sa.Engine, "begin", begin)
 
 
@@ -46,9 +46,9 @@ def round_trips(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     run = Pipeline.run
 
-    def counted(pipeline: Pipeline, *asked: tuple[object, object]) -> Awaitable[object]:
-        made.append(len(asked))
-        return run(pipeline, *asked)  # type: ignore[arg-type]
+    def counted(pipeline: Pipeline, *queries: tuple[object, object]) -> Awaitable[object]:
+        made.append(len(queries))
+        return run(pipeline, *queries)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Pipeline, "run", counted)
     return made
@@ -202,7 +202,7 @@ async def test_snapshot_held_for_too_long_is_closed_and_read_again(
 
 
 @COUNTS
-async def test_key_that_the_database_refuses_is_found_in_the_same_snapshot(
+async def test_key_refused_by_the_database_is_found_in_the_same_snapshot(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch, threads: list[str], count: int
 ) -> None:
     async with feed_of(postgres_application, postgres_application.migrate(FAILS_ON_SECRET)) as feed:

@@ -74,7 +74,7 @@ def test_it_can_be_undone(postgres_application: Application, always: Settings) -
     assert faults(postgres_application, always) == []
 
 
-def test_twice_changes_nothing(postgres_application: Application, always: Settings) -> None:
+def test_second_switch_changes_nothing(postgres_application: Application, always: Settings) -> None:
     assert migrate.preview(always, firing="always") == []
     assert migrate.preview(always) == []
     preview = migrate.preview(always, firing="origin")

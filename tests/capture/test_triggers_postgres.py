@@ -107,7 +107,7 @@ def test_moving_many_keys_does_not_take_quadratic_time(application: Application)
     assert len(logged(application)) == 40_000
 
 
-async def test_truncate_logs_messages_only_if_deletes_are_events_or_end_a_state(
+async def test_truncate_logs_messages_only_if_their_deletion_matters(
     postgres_application: Application,
 ) -> None:
     kept = '[log]\nkeep_current = ["message.updated"]'

@@ -98,7 +98,7 @@ async def test_a_row_that_replaces_another_object_logs_its_deletion(
 
 
 @pytest.mark.parametrize("write", ["update tags set id = 'a'", "insert or replace into tags values ('a', 'n', 'red')"])
-async def test_a_key_that_changes_only_for_another_collation_is_another_object(
+async def test_key_that_differs_only_by_collation_is_another_object(
     sqlite_application: Application, write: str
 ) -> None:
     sqlite_application.execute("create table tags (id text primary key collate nocase, name text, color text)")

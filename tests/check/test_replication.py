@@ -33,7 +33,7 @@ def subscriber(postgres_application: Application) -> Iterator[Application]:
 
 
 def subscribe(application: Application, table: str) -> None:
-    """Make a table the target of a subscription, as if its publisher had been asked."""
+    """Make a table the target of a subscription, without contacting its publisher."""
     application.execute(
         "create subscription theirs connection 'dbname=nowhere' publication p with (connect = false)",
         "insert into pg_subscription_rel (srsubid, srrelid, srsubstate) "

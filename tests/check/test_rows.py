@@ -127,7 +127,7 @@ SLOW = {
 }
 
 
-def test_slow_query_is_given_up(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_query_is_abandoned(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "TIMEOUT_S", 0.2)
     lenient.message()
     report = mapped(lenient, f'where = "{SLOW[lenient.dialect]}"')

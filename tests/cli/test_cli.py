@@ -161,7 +161,7 @@ def test_missing_sqlite_file_is_reported_and_not_created(
     assert [file.name for file in here.folder.iterdir() if file not in before] == ["airy-trio.toml"]
 
 
-def test_file_that_is_no_database(here: Here, command_line: CommandLine) -> None:
+def test_file_that_is_not_a_database(here: Here, command_line: CommandLine) -> None:
     (here.folder / "notes.db").write_text("this is a text, and it is long enough to be taken for a header" * 10)
     message = message_of(command_line("--config", here.on(f"sqlite:///{here.folder}/notes.db")), 1)
     assert "file is not a database" in message

@@ -41,11 +41,11 @@ def installed(tmp_path: Path) -> dict[str, str]:
 )
 def test_bash_completes(words: list[str], completed: list[str], installed: dict[str, str]) -> None:
     assert BASH is not None
-    asked = subprocess.run(
+    ended = subprocess.run(
         [BASH, "--norc", "-c", ASK, "bash", *words], check=True, capture_output=True, text=True, env=installed
     )
-    assert asked.stdout.split() == completed
-    assert asked.stderr == ""
+    assert ended.stdout.split() == completed
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("shell, word", [("zsh", "compdef _airy_trio_completion airy-trio"), ("fish", "complete ")])

@@ -44,6 +44,6 @@ def test_every_command_and_option_has_help(name: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    say = "import sys, airy_trio.cli; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
-    ended = subprocess.run([sys.executable, "-c", say, *HEAVY], check=True, capture_output=True, text=True)
+    code = "import sys, airy_trio.cli; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
+    ended = subprocess.run([sys.executable, "-c", code, *HEAVY], check=True, capture_output=True, text=True)
     assert ended.stdout.split() == []

@@ -65,7 +65,7 @@ async def test_event_has_type_payload_and_position(autojump_clock: MockClock) ->
         )
 
 
-async def test_truncated_event_says_so(autojump_clock: MockClock) -> None:
+async def test_truncated_event_has_its_flag(autojump_clock: MockClock) -> None:
     async with serving() as server, opened(server) as inbox:
         await server.log.append(server.log.head, [tag(1)._replace(truncated=True)], "point")
         event = await anext(inbox.events(begin="oldest"))
@@ -321,7 +321,7 @@ async def test_busy_loop_reads_little_and_keeps_its_connection(
         assert server.sessions.statistics().clients == 1
 
 
-async def test_loop_that_the_server_gives_up_waiting_for_loses_nothing() -> None:
+async def test_loop_disconnected_as_too_slow_loses_nothing() -> None:
     count = 150
     options = ListenerOptions(port=0, send_timeout_s=0.3)
     async with serving(options=options) as server, cutting(server.port, Random(SEED)) as cutter:
@@ -336,7 +336,7 @@ async def test_loop_that_the_server_gives_up_waiting_for_loses_nothing() -> None
             assert cutter.connections > 1
 
 
-async def test_position_is_saved_when_the_loop_asks_for_the_next_event(autojump_clock: MockClock) -> None:
+async def test_position_is_saved_when_the_loop_requests_the_next_event(autojump_clock: MockClock) -> None:
     journal = Journal()
     async with serving() as server, opened(server) as inbox:
         await append(server, 1, 3)
@@ -417,7 +417,7 @@ async def test_closed_events_raise_and_close_the_connection(autojump_clock: Mock
         assert server.sessions.statistics().clients == 0
 
 
-async def test_nothing_goes_on_after_the_block(autojump_clock: MockClock) -> None:
+async def test_nothing_runs_after_the_block(autojump_clock: MockClock) -> None:
     async with serving() as server:
         async with opened(server) as inbox:
             begun, waiting = inbox.events(), inbox.events()

@@ -47,7 +47,7 @@ except KeyboardInterrupt:
         ("client._Loop", "deliver"),
     ],
 )
-async def test_ctrl_c_in_a_task_of_the_client_ends_the_program(
+async def test_ctrl_c_in_a_client_task_ends_the_program(
     sqlite_application: Application, tmp_path: Path, owner: str, name: str
 ) -> None:
     port = free_ports(1)

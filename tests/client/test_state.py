@@ -33,7 +33,7 @@ async def state_of(events: Events, count: int) -> tuple[State, list[tuple[int, b
     return begun, [(number_of(event), isinstance(event, Event) and event.completes_state) for event in found]
 
 
-async def test_state_comes_first_and_its_last_event_says_so(autojump_clock: MockClock) -> None:
+async def test_state_comes_first_and_its_last_event_completes_it(autojump_clock: MockClock) -> None:
     async with serving() as server, client.open(url_of(server)) as inbox:
         await keep(server, 1, 2, 1)
         await keep(server, 3)

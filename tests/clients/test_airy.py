@@ -28,13 +28,13 @@ def names(frame: str) -> set[str]:
 
 
 async def test_airy_client_unsubscribes_after_disconnect(nursery: trio.Nursery) -> None:
-    asked: list[str] = []
+    frames: list[str] = []
     with trio.fail_after(TIMEOUT_S):
-        async with stompjs(await listen(asked, nursery)) as inbox:
+        async with stompjs(await listen(frames, nursery)) as inbox:
             await inbox.messages(1)
             assert await inbox.terminate() == 0
-    assert [frame.partition("\n")[0] for frame in asked] == ["CONNECT", "SUBSCRIBE", "DISCONNECT", "UNSUBSCRIBE"]
-    connect, subscribe, disconnect, _ = asked
+    assert [frame.partition("\n")[0] for frame in frames] == ["CONNECT", "SUBSCRIBE", "DISCONNECT", "UNSUBSCRIBE"]
+    connect, subscribe, disconnect, _ = frames
     assert names(connect) == {"accept-version", "heart-beat"}
     assert "\nheart-beat:10000,10000\n" in connect
     assert names(subscribe) == {"id", "destination"}

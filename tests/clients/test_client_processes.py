@@ -22,7 +22,7 @@ def message(subscription: str, number: int) -> str:
     return f"MESSAGE\n{headers}\ncontent-type:application/json\ncontent-length:{length}\n\n{body}\0"
 
 
-async def canned(asked: list[str], request: trio_websocket.WebSocketRequest) -> None:
+async def canned(frames: list[str], request: trio_websocket.WebSocketRequest) -> None:
     """Answer like a server with two events."""
     socket = await request.accept(
         subprotocol=request.proposed_subprotocols[0] if request.proposed_subprotocols else None
@@ -32,7 +32,7 @@ async def canned(asked: list[str], request: trio_websocket.WebSocketRequest) -> 
             frame = str(await socket.get_message())
         except trio_websocket.ConnectionClosed:
             return
-        asked.append(frame)
+        frames.append(frame)
         if frame.startswith(("CONNECT\n", "STOMP\n")):
             await socket.send_message("CONNECTED\nversion:1.2\nsession:s\nserver:canned/1\nheart-beat:0,0\n\n\0")
         if receipt := re.search(r"^receipt:(.*)$", frame, re.MULTILINE):
@@ -44,44 +44,44 @@ async def canned(asked: list[str], request: trio_websocket.WebSocketRequest) -> 
                 await socket.send_message(message(subscription[1], number))
 
 
-async def listen(asked: list[str], nursery: trio.Nursery) -> str:
-    serve = partial(trio_websocket.serve_websocket, partial(canned, asked), "127.0.0.1", 0, ssl_context=None)
+async def listen(frames: list[str], nursery: trio.Nursery) -> str:
+    serve = partial(trio_websocket.serve_websocket, partial(canned, frames), "127.0.0.1", 0, ssl_context=None)
     server = await nursery.start(serve)
     return f"ws://127.0.0.1:{server.port}/ws.communication"
 
 
 @CLIENTS
 async def test_client_prints_messages_and_disconnects(client: Start, nursery: trio.Nursery) -> None:
-    asked: list[str] = []
+    frames: list[str] = []
     with trio.fail_after(30):
-        async with client(await listen(asked, nursery), count=2) as running:
+        async with client(await listen(frames, nursery), count=2) as running:
             await running.record("connected")
             received = await running.messages(2)
             assert await running.wait() == 0
             assert len(running.out.all) == 2
     assert [one.body for one in received] == [f'{{"number":{n},"name":"Åsa"}}' for n in (1, 2)]
     assert [one.headers["message-id"] for one in received] == ["k7f3q9-1", "k7f3q9-2"]
-    assert any(frame.startswith("DISCONNECT\n") for frame in asked)
+    assert any(frame.startswith("DISCONNECT\n") for frame in frames)
 
 
 @CLIENTS
 async def test_client_resumes_after_the_given_position(client: Start, nursery: trio.Nursery) -> None:
-    asked: list[str] = []
+    frames: list[str] = []
     with trio.fail_after(30):
-        async with client(await listen(asked, nursery), last_event_id="k7f3q9-0") as running:
+        async with client(await listen(frames, nursery), last_event_id="k7f3q9-0") as running:
             second = await running.messages(1, after=1)
             assert second == [Received(body='{"number":2,"name":"Åsa"}', headers=second[0].headers)]
             await running.terminate()
-    [subscribe] = [frame for frame in asked if frame.startswith("SUBSCRIBE\n")]
+    [subscribe] = [frame for frame in frames if frame.startswith("SUBSCRIBE\n")]
     assert "\nlast-event-id:k7f3q9-0\n" in subscribe
 
 
 async def test_stock_client_sends_only_standard_headers(nursery: trio.Nursery) -> None:
-    asked: list[str] = []
+    frames: list[str] = []
     with trio.fail_after(30):
-        async with stompjs(await listen(asked, nursery), count=1) as running:
+        async with stompjs(await listen(frames, nursery), count=1) as running:
             await running.messages(1)
-    [subscribe] = [frame for frame in asked if frame.startswith("SUBSCRIBE\n")]
+    [subscribe] = [frame for frame in frames if frame.startswith("SUBSCRIBE\n")]
     assert set(re.findall(r"^(.*?):", subscribe, re.MULTILINE)) == {"id", "destination"}
 
 

@@ -43,7 +43,7 @@ def test_every_exception_has_its_reason() -> None:
             assert verdict.note
 
 
-def test_the_events_are_as_awkward_as_is_claimed() -> None:
+def test_events_have_the_claimed_contents() -> None:
     before = STORED[:BEFORE_THE_CRASH]
     assert set(before) == {*JSON_TEXTS, *PLAIN_TEXTS}
     assert len(before) == 100

@@ -113,7 +113,7 @@ async def test_acks_and_resume_headers_are_not_shared() -> None:
 
 
 @pytest.mark.parametrize("ack", [AckMode.AUTO, AckMode.CLIENT])
-async def test_the_last_message_of_the_state_says_that_it_is_complete(ack: AckMode) -> None:
+async def test_last_message_of_the_state_marks_it_as_complete(ack: AckMode) -> None:
     log = await filled(6, size=BATCH_BYTES_MAX // 2, tail_events=16)
     state = StateAt("first0", log.head.at(5))
     found = tuple(await log.store.read(log.head.at(0), 6))

@@ -99,8 +99,8 @@ class Viewer:
         new.attach(log, EVERYTHING)
         client.subscriptions[new.number] = new
         client.state = ClientState.BEHIND
-        asked = None if self.position is None else str(self.position)
-        begin = self.start = await start(log, new.view, StartRequest(asked, "current"), ReplayOptions())
+        position = None if self.position is None else str(self.position)
+        begin = self.start = await start(log, new.view, StartRequest(position, "current"), ReplayOptions())
         if begin.resume != "resumed":
             self.table.clear()
         self.position = begin.position

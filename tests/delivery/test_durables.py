@@ -67,7 +67,7 @@ class Store(MemoryStore):
 
 
 @pytest.fixture
-async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - in Trio, whose clock it asks
+async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - runs in Trio, whose clock it uses
     yield Store()  # noqa: PT022 - the same
 
 
@@ -99,8 +99,8 @@ async def claim(
     destination: str = "/events",
     subscription: str = "0",
 ) -> Frame:
-    asked: Headers = [("durable", name), ("ack", ack), *headers]
-    return await client.subscribe(destination, subscription=subscription, headers=asked)
+    all_headers: Headers = [("durable", name), ("ack", ack), *headers]
+    return await client.subscribe(destination, subscription=subscription, headers=all_headers)
 
 
 async def connect_and_claim(
@@ -189,9 +189,9 @@ async def test_names_of_a_user_at_the_limit_and_one_beyond(store: Store, autojum
         other = await log_in(server, "t0ken")
         assert (await claim(other.client, name="c")).command == "RECEIPT"
         plugged = await log_in(server)
-        asked = (("id", "0"), ("destination", "/events"), ("durable", "c"), ("ack", "client"), ("receipt", "r"))
+        all_headers = (("id", "0"), ("destination", "/events"), ("durable", "c"), ("ack", "client"), ("receipt", "r"))
         with capture_logs() as logs:
-            await plugged.client.send(Frame("SUBSCRIBE", asked))
+            await plugged.client.send(Frame("SUBSCRIBE", all_headers))
             assert await error_and_code(plugged) == ("429-too-many-subscriptions", 1013)
             await plugged.ending.wait()
         assert [line["reason"] for line in logs] == ["listener.durables_per_user_max is reached"]
@@ -375,7 +375,7 @@ async def test_last_event_id_overrides_the_acknowledged_position(
 
 
 @pytest.mark.parametrize("acknowledged", [0, 1])
-async def test_state_that_was_interrupted_is_not_taken_for_a_position_before_it(
+async def test_interrupted_state_is_not_taken_for_an_earlier_position(
     server: Server, store: Store, autojump_clock: MockClock, acknowledged: int
 ) -> None:
     """One node still has in memory what the store has trimmed; another one, which has not, sends the current state."""
@@ -447,7 +447,7 @@ async def test_claiming_a_name_twice_in_one_connection_disconnects_it(
     await connect_and_claim(server)
 
 
-async def test_of_many_simultaneous_claims_one_remains(server: Server, store: Store, autojump_clock: MockClock) -> None:
+async def test_one_of_many_simultaneous_claims_remains(server: Server, store: Store, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     plugged = [await log_in(server) for _ in range(10)]
     subscribe = Frame(
@@ -541,7 +541,7 @@ async def test_a_delayed_claim_of_a_lost_client_disconnects_no_client(store: Sto
 
 
 @pytest.mark.parametrize("pause_s", [0, SCAN_EVERY_S, RECLAIM_WITHIN_S - SCAN_EVERY_S])
-async def test_of_two_live_clients_the_last_one_keeps_the_claim(
+async def test_last_of_two_live_clients_keeps_the_claim(
     store: Store, pause_s: float, autojump_clock: MockClock
 ) -> None:
     async with node(store) as here, node(store) as there:
@@ -843,10 +843,16 @@ async def test_a_rejection_for_one_ends_no_other_session(
         assert await error_and_code(held["c"]) == ("500-internal", 1011)
         await trio.sleep(1)
         assert [await store.offset(name) for name in "abcde"] == [1, 1, 0, 1, 1]
-        store.delay_s = 1.0  # the first claim is under way when the others come
+        store.delay_s = 1.0  # the first claim is under way when the others arrive
         for name, plugged in newcomers.items():
-            asked = (("id", "0"), ("destination", "/events"), ("durable", name), ("ack", "client"), ("receipt", name))
-            await plugged.client.send(Frame("SUBSCRIBE", asked))
+            all_headers = (
+                ("id", "0"),
+                ("destination", "/events"),
+                ("durable", name),
+                ("ack", "client"),
+                ("receipt", name),
+            )
+            await plugged.client.send(Frame("SUBSCRIBE", all_headers))
         assert await error_and_code(newcomers.pop("c")) == ("500-internal", 1011)
     assert {log["event"] for log in logs if log["log_level"] == "error"} == {"session failed"}
     for name, plugged in newcomers.items():

@@ -46,7 +46,7 @@ class Expected:
     destination: str
     ack: str
     prefetch: int
-    asked: str | None
+    resume_from: str | None
     replay: str | None
     position: Position | None = None
     verdict: str = ""
@@ -150,13 +150,13 @@ class Schedule:
             destination=destination,
             ack=ack,
             prefetch=self.chance.choice((1, 2, 30)),
-            asked=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < resumed_share else None,
+            resume_from=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < resumed_share else None,
             replay="none" if self.alike else self.chance.choice((None, "none", "all", "current", "current")),
         )
         headers = [("id", one.id), ("destination", one.destination), ("receipt", f"start {one.id}"), ("ack", one.ack)]
         headers.append(("prefetch-count", str(one.prefetch)))
-        if one.asked is not None:
-            headers.append(("last-event-id", one.asked))
+        if one.resume_from is not None:
+            headers.append(("last-event-id", one.resume_from))
         if one.replay is not None:
             headers.append(("replay", one.replay))
         self.by_id[one.id] = self.waiting[f"start {one.id}"] = one
@@ -233,7 +233,7 @@ class Schedule:
         one = self.by_id[frame.get("subscription") or ""]
         assert one.position is not None, "a MESSAGE before the RECEIPT of its SUBSCRIBE"
         assert not one.ended, "a MESSAGE after the RECEIPT of its UNSUBSCRIBE"
-        assert frame.get("resume") == (one.verdict if one.asked and not one.got else None)
+        assert frame.get("resume") == (one.verdict if one.resume_from and not one.got else None)
         position = Position.parse(frame.get("message-id") or "")
         assert position is not None
         one.complete += frame.get("state") == "complete"
@@ -264,9 +264,9 @@ class Schedule:
     def check(self) -> None:
         for one in self.by_id.values():
             assert one.position is not None
-            asked = Position.parse(one.asked) if one.asked else None
-            if asked is not None:
-                assert (one.verdict, one.position) == ("resumed", asked)
+            resume_from = Position.parse(one.resume_from) if one.resume_from else None
+            if resume_from is not None:
+                assert (one.verdict, one.position) == ("resumed", resume_from)
             else:
                 assert one.verdict == "live"
             wanted = [e for e in self.everything if covers(parse(one.destination), e) and self.may_read(e)]

@@ -102,12 +102,12 @@ async def test_node_catches_up_to_a_position_from_another_node() -> None:
     assert await started(log, str(other.head)) == (5, "resumed")
 
 
-@pytest.mark.parametrize("asked", [None, 2])
+@pytest.mark.parametrize("resume_from", [None, 2])
 async def test_an_epoch_that_begins_during_the_read_is_reported(
-    asked: int | None, monkeypatch: pytest.MonkeyPatch
+    resume_from: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = await filled(tail_events=3)
-    received = None if asked is None else str(log.head.at(asked))
+    received = None if resume_from is None else str(log.head.at(resume_from))
     bounds = log.store.bounds
 
     async def another_node_began_one() -> Bounds:
@@ -117,25 +117,25 @@ async def test_an_epoch_that_begins_during_the_read_is_reported(
         return await bounds()
 
     monkeypatch.setattr(log.store, "bounds", another_node_began_one)
-    expected = (0, "live" if asked is None else "reset-epoch")
+    expected = (0, "live" if resume_from is None else "reset-epoch")
     assert await started(log, received, "all") == expected
 
 
 async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     log = await filled()
-    asked: list[float] = []
+    read_at: list[float] = []
     bounds = log.store.bounds
 
     async def away() -> Bounds:
-        asked.append(trio.current_time())
-        if len(asked) < 8:
+        read_at.append(trio.current_time())
+        if len(read_at) < 8:
             message = "away"
             raise StoreUnavailable(message)
         return await bounds()
 
     monkeypatch.setattr(log.store, "bounds", away)
     assert await started(log, replay="all") == (0, "live")
-    pauses = [after - before for before, after in pairwise(asked)]
+    pauses = [after - before for before, after in pairwise(read_at)]
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1])
 
 
@@ -192,7 +192,7 @@ async def test_an_empty_state_ends_where_it_begins() -> None:
     assert (begin.state, begin.position) == (StateAt(GENERATION, log.head), log.head.at(0))
 
 
-async def test_a_position_that_can_be_resumed_has_precedence_over_the_state() -> None:
+async def test_resumable_position_has_precedence_over_the_state() -> None:
     log = await filled(tail_events=3)
     await keep(log, "ab")
     begin = await found_state(log, last_event_id=str(log.head.at(5)))

@@ -103,7 +103,7 @@ async def test_the_page_shows_what_the_database_has(
 @pytest.mark.parametrize(
     "page,name", [("how-to/load-then-live.md", "current.html"), ("how-to/event-streams.md", "tags.html")]
 )
-async def test_the_page_is_live_after_the_current_state_was_cut_off(
+async def test_page_is_live_after_the_current_state_was_cut_off(
     page: str, name: str, sqlite_application: Application, tmp_path: Path
 ) -> None:
     """It resumes within the state, and then no message announces the end of the state."""

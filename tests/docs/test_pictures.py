@@ -10,7 +10,7 @@ NUMBERS = re.compile(r"(\d+) missed events in (\d+) ms")
 
 
 async def test_run_misses_events_and_receives_them(sqlite_application: Application) -> None:
-    happened = await pictures.run(sqlite_application)  # fails if an event is missing or comes twice
+    happened = await pictures.run(sqlite_application)  # fails if an event is missing or repeated
     assert happened.resume == "resumed"
     assert len(happened.missed) >= pictures.MISSED_ROWS - 1
     assert NUMBERS.search(pictures.svg(happened))

@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from tests.application import Application
-from tests.drill.arrangements import ARRANGEMENTS, Arrangement, beside
+from tests.drill.arrangements import ARRANGEMENTS, Arrangement, in_the_same_postgres
 from tests.drill.clients import CREDENTIALS, Building, Durable, Resuming
 from tests.drill.load import BEGUN
 from tests.drill.log_check import Findings, Log, examine, has_long
@@ -192,7 +192,7 @@ async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Pat
 @pytest.mark.timeout(WRONG_LOAD_S + 2 * END_S)
 async def test_loss_by_a_feed_ordered_by_seq_is_detected(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        arrangement = beside(stack, tmp_path)
+        arrangement = in_the_same_postgres(stack, tmp_path)
         outcome = await drill(arrangement, folder=tmp_path, seed=SEED, load_s=WRONG_LOAD_S, command=WRONG)
     findings = outcome.findings
     sys.stdout.write(f"{len(findings.lost)} of {findings.objects} objects lost; {outcome.load}\n")

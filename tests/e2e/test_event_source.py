@@ -168,7 +168,7 @@ RETURNS: Final = {
 
 
 @pytest.mark.parametrize("status", RETURNS)
-async def test_browser_reconnects_after_the_end_of_a_stream_and_gives_up_after_a_status(status: int) -> None:
+async def test_browser_reconnects_after_a_stream_but_not_after_a_status(status: int) -> None:
     """Check what the wire contract assumes about browsers (lines 30 and 32), with canned answers."""
     requests: list[bytes] = []
 
@@ -197,7 +197,7 @@ async def test_browser_reconnects_after_the_end_of_a_stream_and_gives_up_after_a
             nursery.cancel_scope.cancel()
 
 
-async def test_page_reads_a_stream_with_a_header_and_no_image_does(
+async def test_page_reads_a_stream_with_a_header_but_images_cannot(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     """``fetch`` with Authorization sends a preflight request first. An image requests no events, and is refused."""

@@ -121,10 +121,10 @@ def test_unknown_ids_have_no_destination() -> None:
 @given(st.sampled_from(TYPES), st.none() | st.text(min_size=1), st.none() | st.text(min_size=1))
 def test_every_destination_of_an_event_can_be_named(type_: str, channel: str | None, talk: str | None) -> None:
     found = destinations_of(Placed(type_, channel, talk))
-    asked = ["/events", f"/events/{type_}"]
-    asked += [f"/events/channel/{quote(channel, safe='')}"] if channel is not None else []
-    asked += [f"/events/conversation/{quote(talk, safe='')}"] if talk is not None else []
-    assert tuple(parse(text) for text in asked) == found
+    names = ["/events", f"/events/{type_}"]
+    names += [f"/events/channel/{quote(channel, safe='')}"] if channel is not None else []
+    names += [f"/events/conversation/{quote(talk, safe='')}"] if talk is not None else []
+    assert tuple(parse(text) for text in names) == found
 
 
 CHANNELS = st.frozensets(st.sampled_from(("ch1", "ch2", "ch3")), max_size=3)

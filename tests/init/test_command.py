@@ -169,7 +169,7 @@ async def test_role_without_rights(postgres_application: Application, postgres: 
     assert "(tables that can be read: 0)" in line
 
 
-async def test_role_that_may_only_read_gets_a_file_and_a_warning(
+async def test_read_only_role_gets_a_file_and_a_warning(
     postgres_application: Application, postgres: Postgres, tmp_path: Path
 ) -> None:
     postgres_application.execute(MESSAGES, f'grant select on messages to "{PASSWORD_ROLE}"')

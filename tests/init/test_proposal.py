@@ -117,7 +117,7 @@ def test_negative_flag_is_turned_round() -> None:
     assert found["messages"].sources["from_contact"].values == {"true": False, "false": True}
 
 
-def test_column_with_null_is_not_taken_for_a_field_that_needs_a_value() -> None:
+def test_column_with_null_is_not_proposed_for_a_required_field() -> None:
     found, _ = proposed(
         table("chat_messages", "id chat_channel_id thread_id user_id message:text sent_at:time created_at:time"),
         rows={"chat_messages": [{"thread_id": None, "sent_at": None}]},
@@ -146,7 +146,7 @@ def test_polymorphic_metadata() -> None:
     assert metadata.sources["subject"].values == {"Conversation": "conversation", "Message": "message"}
 
 
-def test_metadata_of_the_thing_that_a_message_belongs_to() -> None:
+def test_metadata_of_the_parent_of_messages() -> None:
     found, _ = proposed(
         table("posts", "id topic_id raw:text user_id created_at:time"),
         table("topic_custom_fields", "id topic_id name:text value:text"),

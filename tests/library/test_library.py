@@ -70,8 +70,8 @@ def test_every_name_for_authors_of_stores_is_in_the_reference(name: str) -> None
 
 def test_import_loads_nothing_before_use(tmp_path: Path) -> None:
     heavy = ("trio", "sqlalchemy", "airy_trio.app", "airy_trio.settings")
-    say = "import sys, airy_trio; print(*set(sys.modules) & set(sys.argv[1:])); airy_trio.serve; airy_trio.settings"
-    ended = run("-c", say, *heavy, folder=tmp_path)
+    code = "import sys, airy_trio; print(*set(sys.modules) & set(sys.argv[1:])); airy_trio.serve; airy_trio.settings"
+    ended = run("-c", code, *heavy, folder=tmp_path)
     assert (ended.returncode, ended.stdout.split()) == (0, []), ended.stderr
 
 

@@ -211,7 +211,7 @@ def test_marks_of_a_later_version_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_what_became_visible_with_the_begin_of_a_backfill_is_not_swept(restarted: bool) -> None:
+def test_object_visible_at_the_begin_of_a_backfill_is_not_swept(restarted: bool) -> None:
     """Its transaction may have been open while the keys were written, so that the backfill has not seen its row."""
     recorder = begun()
     change(recorder, [tag("t1")], head=0)

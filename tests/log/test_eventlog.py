@@ -25,7 +25,7 @@ MANY = 1 << 30
 class Outages(DelegatingStore):
     """A store with its own clock, which is unavailable while ``away`` is true.
 
-    ``held``: if not None, bounds are returned when this event is set. ``held_reads``: the same for reads. ``asked``:
+    ``held``: if not None, bounds are returned when this event is set. ``held_reads``: the same for reads. ``calls``:
     the number of reads of ``bounds`` and of ``events``.
     """
 
@@ -35,7 +35,7 @@ class Outages(DelegatingStore):
         self.away = False
         self.held: trio.Event | None = None
         self.held_reads: trio.Event | None = None
-        self.asked = Counter({"bounds": 0, "events": 0})
+        self.calls = Counter({"bounds": 0, "events": 0})
 
     def _reach(self) -> None:
         if self.away:
@@ -43,7 +43,7 @@ class Outages(DelegatingStore):
             raise StoreUnavailable(message)
 
     async def bounds(self) -> Bounds:
-        self.asked["bounds"] += 1
+        self.calls["bounds"] += 1
         self._reach()
         bounds = await super().bounds()
         if self.held is not None:
@@ -55,7 +55,7 @@ class Outages(DelegatingStore):
         return await super().on_append(call)
 
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
-        self.asked["events"] += 1
+        self.calls["events"] += 1
         self._reach()
         found = await super().on_read(call)
         if self.held_reads is not None:
@@ -303,15 +303,15 @@ async def test_own_appends_are_not_read_from_the_store(store: Outages, nursery: 
     await log.open()
     nursery.start_soon(log.follow)
     await wait_all_tasks_blocked()
-    asked = store.asked.copy()
+    calls = store.calls.copy()
     for number in range(1, 4):
         await log.append(log.head, [event(number)], "point")
         await wait_all_tasks_blocked()
-    assert store.asked == asked
+    assert store.calls == calls
     await store.add(event(4))
     await wait_all_tasks_blocked()
     assert log.head.offset == 4
-    assert store.asked > asked
+    assert store.calls > calls
 
 
 async def test_an_append_of_another_node_costs_one_read(store: Outages, nursery: trio.Nursery) -> None:
@@ -320,15 +320,15 @@ async def test_an_append_of_another_node_costs_one_read(store: Outages, nursery:
     nursery.start_soon(log.follow)
     await wait_all_tasks_blocked()
     for number in range(1, 4):
-        asked = store.asked.copy()
+        calls = store.calls.copy()
         await store.add(event(number))
         await wait_all_tasks_blocked()
-        assert store.asked - asked == Counter(events=1)
+        assert store.calls - calls == Counter(events=1)
     store.now_s += BOUNDS_AGE_S
-    asked = store.asked.copy()
+    calls = store.calls.copy()
     await store.add(event(4))
     await wait_all_tasks_blocked()
-    assert (store.asked - asked)["bounds"] == 1, "the store's clock may have been set"
+    assert (store.calls - calls)["bounds"] == 1, "the store's clock may have been set"
     assert log.head.offset == 4
 
 

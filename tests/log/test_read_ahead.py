@@ -23,10 +23,10 @@ class WatchedFeed(MemoryFeed):
 
     def __init__(self, changes: MemoryChanges) -> None:
         super().__init__(changes)
-        self.asked: list[str] = []
+        self.read_after: list[str] = []
 
     async def read(self, after: str, limit: int) -> Batch:
-        self.asked.append(after)
+        self.read_after.append(after)
         return await super().read(after, limit)
 
 
@@ -71,11 +71,11 @@ async def test_next_batch_is_read_while_the_last_one_is_appended(
     nursery.start_soon(one.recorder.ahead.run)
     nursery.start_soon(one.recorder.run)
     await wait_all_tasks_blocked()
-    assert feed.asked == [changes.point(0), changes.point(10)]
+    assert feed.read_after == [changes.point(0), changes.point(10)]
     store.leave.set()
     await until(lambda: one.log.head.offset == len(ALL))
     assert await recorded(store) == ALL
-    assert feed.asked[:4] == [changes.point(number) for number in (0, 10, 20, 30)]
+    assert feed.read_after[:4] == [changes.point(number) for number in (0, 10, 20, 30)]
     nursery.cancel_scope.cancel()
 
 
@@ -118,7 +118,7 @@ async def test_batch_read_ahead_is_read_again_after_a_failed_append(
     store.leave.set()
     await until(lambda: one.log.head.offset == len(ALL))
     assert await recorded(store) == ALL
-    assert feed.asked.count(changes.point(20)) == 2
+    assert feed.read_after.count(changes.point(20)) == 2
     nursery.cancel_scope.cancel()
 
 
@@ -172,7 +172,7 @@ async def test_take_reads_now_if_point_or_limit_differ(
     ahead.begin(changes.point(0), 10)
     batch, _ = await ahead.take(changes.point(point), limit)
     assert batch == await MemoryFeed(changes).read(changes.point(point), limit)
-    assert feed.asked == [changes.point(0), changes.point(point)]
+    assert feed.read_after == [changes.point(0), changes.point(point)]
     nursery.cancel_scope.cancel()
 
 
@@ -204,7 +204,7 @@ async def test_unconsumed_feed_is_never_read_ahead(changes: MemoryChanges, nurse
     await wait_all_tasks_blocked()
     ahead.begin(changes.point(0), 10)
     await wait_all_tasks_blocked()
-    assert not feed.asked
+    assert not feed.read_after
     nursery.cancel_scope.cancel()
 
 

@@ -364,26 +364,26 @@ async def test_the_whole_log_is_scanned_once_for_a_conversation(conversation: st
     log = await opened(store, 0, tail_events=1)
     first = event(1, conversation_id="old", channel_id="ch2")
     await log.append(log.head, [first, *(event(number) for number in range(2, 20))], "point")
-    asked = OfConversation(conversation)
-    assert [await log.channels_of(asked) for _ in range(3)] == [channels] * 3
+    destination = OfConversation(conversation)
+    assert [await log.channels_of(destination) for _ in range(3)] == [channels] * 3
     await log.append(log.head, [event(20), event(21)], "point")
-    assert [await log.channels_of(asked) for _ in range(3)] == [channels] * 3
+    assert [await log.channels_of(destination) for _ in range(3)] == [channels] * 3
     assert [position.offset for position in store.backwards] == [19]
     assert [position.offset for position in store.scans] == [19], "only what is new is scanned"
     moved = event(22, conversation_id=conversation, channel_id="ch3")
     await log.append(log.head, [moved, event(23), event(24)], "point")
-    assert [await log.channels_of(asked) for _ in range(3)] == [{"ch3"}] * 3
+    assert [await log.channels_of(destination) for _ in range(3)] == [{"ch3"}] * 3
     assert [position.offset for position in store.backwards] == [19, 24]
 
 
 async def test_no_channel_is_remembered_beyond_its_epoch() -> None:
     store = Scanned()
     log = await opened(store, tail_events=1)
-    asked = OfConversation("c1")
+    destination = OfConversation("c1")
     await log.append(log.head, [event(4, conversation_id="c2")], "point")
-    assert await log.channels_of(asked) == {"ch1"}
+    assert await log.channels_of(destination) == {"ch1"}
     await log.append(await log.begin_epoch(log.head, "again"), [event(5, conversation_id="c2")] * 2, "point")
-    assert await log.channels_of(asked) == frozenset()
+    assert await log.channels_of(destination) == frozenset()
     assert len(store.backwards) == 2
 
 

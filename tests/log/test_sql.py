@@ -99,10 +99,10 @@ async def test_append_on_postgres_wakes_a_waiting_node(postgres_database: str) -
 async def test_notified_head_on_postgres_needs_no_query(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
-    asked: list[str] = []
+    queries: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        asked.append(statement)
+        queries.append(statement)
 
     async with open_sql(options) as store:
         head = (await store.bounds()).head
@@ -116,7 +116,7 @@ async def test_notified_head_on_postgres_needs_no_query(postgres_database: str) 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(store.wait, head)
                 await trio.sleep(0.1)
-                assert not asked
+                assert not queries
                 await store.append(head, [event(4)], "point")
         finally:
             sa.event.remove(sa.Engine, "before_cursor_execute", note)
@@ -125,11 +125,11 @@ async def test_notified_head_on_postgres_needs_no_query(postgres_database: str) 
 async def test_idle_store_on_postgres_is_seldom_polled(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
-    asked: list[float] = []
+    queried_at: list[float] = []
     run = Pipeline.run
 
     async def recorded(pipeline: Pipeline, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
-        asked.append(trio.current_time())
+        queried_at.append(trio.current_time())
         return await run(pipeline, *statements)
 
     monkeypatch.setattr(Pipeline, "run", recorded)
@@ -137,7 +137,7 @@ async def test_idle_store_on_postgres_is_seldom_polled(postgres_database: str, m
         head = (await store.bounds()).head
         with trio.move_on_after(2 * POLL_NOTIFIED_S):
             await store.wait(head)
-    assert len(asked) <= 10, "some at the beginning, then one a second"
+    assert len(queried_at) <= 10, "some at the beginning, then one a second"
 
 
 _END_LISTENING = (
@@ -198,7 +198,7 @@ async def test_events_replaced_during_a_lost_connection_begin_an_epoch(postgres_
         assert head.epoch == was
 
 
-async def test_two_may_wait_in_one_store(postgres_database: str) -> None:
+async def test_two_tasks_may_wait_in_one_store(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     async with open_sql(options) as store:
@@ -240,7 +240,7 @@ async def test_each_unused_position_is_forgotten_in_its_time(options: DatabaseOp
         assert kept == [[head, head], [None, head], [None, head], [None, None]]
 
 
-async def test_a_new_epoch_waits_for_no_old_event(postgres_database: str) -> None:
+async def test_new_epoch_does_not_wait_for_old_events(postgres_database: str) -> None:
     """Appends and reads continue at once, however many old events there are, and whatever blocks their deletion."""
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
@@ -286,10 +286,10 @@ async def test_quiet_conversation_is_found_by_its_index(options: DatabaseOptions
     names = Names.of(options.url, options.schema)
     events = names.quoted("event_log")
     values = values_of(OfConversation("quiet"))
-    asked = log_tables(names).belongs_to(values)
+    condition = log_tables(names).belongs_to(values)
     dialect = postgresql.dialect() if names.dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
     where = str(
-        sa.select(1).where(asked).params(values).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+        sa.select(1).where(condition).params(values).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     )
     where = where.partition("WHERE ")[2].replace("%%", "%")
     where = re.sub(r"[\w.]*event_log\.", "", where)

@@ -133,7 +133,7 @@ async def test_copy_that_the_server_rejects_leaves_nothing(store: EventStore, ot
     assert len(await store.append(head, events(COPY_FROM), "point")) == COPY_FROM
 
 
-async def test_copy_that_is_cancelled_has_an_effect_completely_or_not_at_all(store: EventStore) -> None:
+async def test_cancelled_copy_has_an_effect_completely_or_not_at_all(store: EventStore) -> None:
     head = (await store.bounds()).head
     outcomes = set()
     for number in range(40):
@@ -534,9 +534,7 @@ async def test_pages_are_read_in_order_before_the_first_statistics(
     assert 1000 <= read <= 2000
 
 
-async def test_a_trim_does_not_delete_what_an_append_has_just_kept(
-    store: PostgresStore, locking: Other, other: Other
-) -> None:
+async def test_trim_does_not_delete_an_object_just_appended(store: PostgresStore, locking: Other, other: Other) -> None:
     """The row belonged to a former generation when the trim began to look."""
     head = (await store.bounds()).head
     await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))

@@ -68,14 +68,14 @@ class Awaits:
         value: Any = None
         try:
             while True:
-                asked = coroutine.send(value)
-                value = yield asked
+                trap = coroutine.send(value)
+                value = yield trap
                 self.left -= 1
                 place = "" if self.left > 0 or self.where else _place(coroutine)
                 if place and WAIT_OF_A_NURSERY not in place:
                     self.where = place
-                    asked = coroutine.throw(self._fault())
-                    value = yield asked
+                    trap = coroutine.throw(self._fault())
+                    value = yield trap
         except StopIteration:
             return
         finally:

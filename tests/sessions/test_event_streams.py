@@ -162,9 +162,7 @@ async def test_first_event_states_resume_and_position(server: Server, autojump_c
     assert (first.type, first.json, first.id) == ("subscribed", {"position": head, "resume": "live"}, head)
 
 
-async def test_stream_that_is_cut_off_in_the_recent_window_resumes_there(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_stream_cut_off_in_the_recent_window_resumes_there(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     first = await (await get(server)).receive()
     assert (first.id, first.json["position"]) == (str(server.log.head.at(0)), str(server.log.head.at(0)))
@@ -173,7 +171,7 @@ async def test_stream_that_is_cut_off_in_the_recent_window_resumes_there(
     assert await offsets(stream, 2) == [1, 2]
 
 
-async def test_current_state_ends_with_an_event_that_says_so(server: Server, autojump_clock: MockClock) -> None:
+async def test_current_state_ends_with_an_event_for_its_end(server: Server, autojump_clock: MockClock) -> None:
     tags = frozenset({"tag.updated"})
     change = StateChange(generation="state0", marks=str(Marks(types=tags, whole=tags)), kept=(0, 2))
     new = [event(number) for number in range(1, 4)]
@@ -471,7 +469,7 @@ async def test_connection_beyond_a_limit_is_a_stream_that_ends_too(headers: Head
                         assert (second.parser.comments, second.parser.retry) == (1, RETRY_LATER_MS)
 
 
-async def test_request_in_several_pieces_beyond_a_limit_is_a_stream_too() -> None:
+async def test_request_in_pieces_beyond_a_limit_is_a_stream_too() -> None:
     """A request with a large cookie takes several packets, and the first one does not show the requested path."""
     async with serving(options=evolve(OPTIONS, connections_max=1)) as server:
         with trio.fail_after(20):
@@ -500,11 +498,11 @@ async def test_only_get_reads_events(method: str, server: Server, autojump_clock
 
 
 async def test_preflight_request_of_an_allowed_origin_is_answered() -> None:
-    asked = [("Access-Control-Request-Method", "GET"), ("Access-Control-Request-Headers", "authorization")]
+    preflight = [("Access-Control-Request-Method", "GET"), ("Access-Control-Request-Headers", "authorization")]
     async with serving(options=evolve(OPTIONS, allowed_origins=[ORIGIN]), auth=TOKENS) as server:
         with trio.fail_after(20):
             for origin, status in ((ORIGIN, 204), ("https://other.example", 403), ("null", 403)):
-                headers = [("Origin", origin), *asked]
+                headers = [("Origin", origin), *preflight]
                 async with requesting(server.port, method="OPTIONS", headers=headers) as answer:
                     assert (answer.status, await answer.body() == b"") == (status, status == 204)
                     assert ("content-length" in answer.headers) is (status == 403)

@@ -125,27 +125,27 @@ class ReturningClient:
         assert await ending.wait() in {disconnects.GONE, disconnects.POSITION_EXPIRED}
 
     async def _subscribe(self, client: StompClient) -> int:
-        asked, world = self.position, self.world
-        whole = world.chance.random() < ALL_SHARE or asked is None
+        resume_from, world = self.position, self.world
+        whole = world.chance.random() < ALL_SHARE or resume_from is None
         headers = [("replay", "all")] if whole else []
         if world.chance.random() < ACKS_SHARE:
             headers += [("ack", "client-individual"), ("prefetch-count", "2")]
-        if asked is not None:
-            headers.append(("last-event-id", str(world.server.log.head.at(asked))))
+        if resume_from is not None:
+            headers.append(("last-event-id", str(world.server.log.head.at(resume_from))))
         receipt = await client.subscribe(self.destination, headers=headers)
         verdict, received = receipt.get("resume") or "", Position.parse(receipt.get("position") or "")
         assert received is not None, receipt
         world.branches[verdict] += 1
         match verdict:
             case "resumed":
-                assert received.offset == asked
+                assert received.offset == resume_from
             case "reset-expired":
-                assert asked is not None
-                assert asked < world.trimmed, "nothing after its position was trimmed"
+                assert resume_from is not None
+                assert resume_from < world.trimmed, "nothing after its position was trimmed"
                 latest = world.trimmed if whole else len(world.everything)
                 assert received.offset <= latest
             case _:
-                assert (verdict, asked) == ("live", None)
+                assert (verdict, resume_from) == ("live", None)
         self.position = received.offset
         return received.offset
 

@@ -112,7 +112,7 @@ async def test_connect_deadline_does_not_end_a_connected_session(server: Server,
         (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 404 ", "refused"),
     ],
 )
-async def test_input_that_is_no_upgrade_ends_at_once(
+async def test_input_that_is_not_an_upgrade_ends_at_once(
     server: Server, what: bytes, answered: bytes, reason: str, autojump_clock: MockClock
 ) -> None:
     plugged = server.plug()

@@ -592,8 +592,8 @@ async def test_error_has_its_headers_and_is_the_last_frame(
     await plugged.client.subscribe(subscription="other")
     await server.append(1, 1)
     await plugged.client.receive()
-    asked = () if receipt is None else (("receipt", receipt),)
-    await plugged.client.send(evolve(frame, headers=(*frame.headers, *asked)))
+    requested = () if receipt is None else (("receipt", receipt),)
+    await plugged.client.send(evolve(frame, headers=(*frame.headers, *requested)))
     await trio.testing.wait_all_tasks_blocked()  # the ERROR is on its way
     assert server.sessions.statistics().subscriptions == 0
     await server.append(2, 2)

@@ -5,7 +5,7 @@ import pytest
 from airy_trio.stomp.frames import Frame
 
 
-def test_of_a_repeated_header_the_first_counts() -> None:
+def test_first_of_a_repeated_header_counts() -> None:
     frame = Frame("MESSAGE", (("foo", "World"), ("bar", "x"), ("foo", "Hello")))
     assert frame.get("foo") == "World"
 

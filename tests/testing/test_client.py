@@ -97,7 +97,7 @@ async def test_heart_beats_are_counted_and_pings_answered(scripted: Scripted) ->
         BytesMessage(data=CONNECTED.encode()),
     ],
 )
-async def test_what_the_server_promises_is_checked(scripted: Scripted, event: Event) -> None:
+async def test_promises_of_the_server_are_checked(scripted: Scripted, event: Event) -> None:
     await scripted.send(event)
     with pytest.raises(BrokenPromiseError):
         await scripted.client.receive()

@@ -193,7 +193,7 @@ async def test_cancelled_reads_over_tls_lose_nothing(seed: int, context: ssl.SSL
         await stream.upgrade(b"answer", FRAME_BYTES_MAX)
         sent = [b"%d" % number * random.randrange(1, 300) for number in range(20)]
         for message in sent:
-            peer.say(frame(TEXT, message))
+            peer.send(frame(TEXT, message))
         received: list[bytes] = []
         while len(received) < len(sent):
             with trio.CancelScope() as scope:

@@ -174,7 +174,7 @@ class Answering(StreamTransport):
 async def test_crowd_is_answered_over_many_passes_without_delaying_events(
     autojump_clock: MockClock,
 ) -> None:
-    crowd, asked = 100, 20
+    crowd, requests = 100, 20
     turns = Turns()
     async with serving(listen=False) as server:
         listener = (await server.plug_connected()).client
@@ -190,17 +190,17 @@ async def test_crowd_is_answered_over_many_passes_without_delaying_events(
         trio.lowlevel.add_instrument(turns)
         async with trio.open_nursery() as nursery:
             for client in clients:
-                nursery.start_soon(client.send_text, "UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * asked)
+                nursery.start_soon(client.send_text, "UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * requests)
             await server.append(1, 1)
             assert (await listener.receive()).command == "MESSAGE"
             answered = sum(turns.answers.values())
         for client in clients:
-            for _ in range(asked):
+            for _ in range(requests):
                 assert (await client.receive()).command == "RECEIPT"
         trio.lowlevel.remove_instrument(turns)
-        assert server.sessions.statistics().waited > crowd * asked / 2
-    assert sum(turns.answers.values()) == crowd * asked
-    assert answered < crowd * asked / 4
+        assert server.sessions.statistics().waited > crowd * requests / 2
+    assert sum(turns.answers.values()) == crowd * requests
+    assert answered < crowd * requests / 4
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
 
 
@@ -277,7 +277,7 @@ async def test_message_that_waits_for_its_turn_is_not_silence(
 ) -> None:
     delays_s: list[float] = []
 
-    async def enter(_turnstile: FairQueue, _address: str = "") -> None:
+    async def enter(_fair_queue: FairQueue, _address: str = "") -> None:
         await trio.sleep(delays_s.pop(0) if delays_s else 0)
 
     monkeypatch.setattr(FairQueue, "enter", enter)

@@ -83,7 +83,7 @@ def test_hosts_are_allowed_in_addition_to_the_bound_one(*, loopback: bool) -> No
         ("capacitor://chat.example.org", "chat.example.org", 403),
     ],
 )
-def test_without_a_list_the_origin_is_that_of_host(origin: str | None, host: str, expected: int) -> None:
+def test_origin_must_match_host_without_a_list(origin: str | None, host: str, expected: int) -> None:
     rules = OriginRules(host="0.0.0.0", hosts=[], allowed_origins=[], console=CONSOLE)  # noqa: S104 - nothing listens
     assert status(rules, host, origin, loopback=False) == expected
 

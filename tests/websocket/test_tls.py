@@ -223,7 +223,7 @@ async def test_unread_data_is_dropped_after_our_end(context: ssl.SSLContext, ver
     peer.send(b"y" * 5000)
     with limited():
         await transport.receive_some(10)
-        transport._incoming.write(await below.receive_some(1))  # noqa: SLF001 - as where both came in one read
+        transport._incoming.write(await below.receive_some(1))  # noqa: SLF001 - as if both came in one read
         await transport.send_eof()
         below.feed_eof()
         while await transport.receive_some(4096):
