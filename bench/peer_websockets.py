@@ -44,7 +44,7 @@ class Listening:
 
 
 def frame(subscription: str, number: int) -> str:
-    """A MESSAGE as airy-trio writes it, of the same length."""
+    """Return a MESSAGE as airy-trio writes it, of the same length."""
     text = body(number)
     return (
         f"MESSAGE\ndestination:/events\nsubscription:{subscription}\nmessage-id:peer00-{number}\n"

@@ -71,7 +71,7 @@ def _serve(listening: socket.socket, messages: Sequence[bytes]) -> None:
 
 
 def _text(payload: bytes) -> bytes:
-    """A WebSocket text message."""
+    """Return a WebSocket text message."""
     if len(payload) <= 125:  # noqa: PLR2004 - RFC 6455, section 5.2
         return b"\x81" + bytes([len(payload)]) + payload
     return b"\x81\x7e" + len(payload).to_bytes(2, "big") + payload

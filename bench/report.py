@@ -132,7 +132,7 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
 
 
 def targets(rows: Iterable[Row]) -> list[str]:
-    """The targets as a table."""
+    """Return the targets as a table."""
     return table(("what", "target", "reached", "", "note"), map(_cells, rows))
 
 

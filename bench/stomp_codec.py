@@ -50,7 +50,7 @@ class Case:
 
 
 def message(size: int) -> bytes:
-    """A MESSAGE with a body of this size."""
+    """Return a MESSAGE with a body of this size."""
     return PREFIX + message_head("k7f3q9-1042", size, truncated=False) + EOL + b"x" * size + NUL
 
 

@@ -71,7 +71,7 @@ Outcome = tuple[list[Frame], tuple[str, str, str | None] | None]
 
 
 def check_decoder(data: bytes) -> None:
-    """Any stream, cut anywhere, gives the same frames and fault, in linear time and bounded memory.
+    """Check that any stream, cut anywhere, gives the same frames and fault, in linear time and bounded memory.
 
     Each frame is the same after encoding and decoding.
     """
@@ -84,13 +84,16 @@ def check_decoder(data: bytes) -> None:
 
 
 def check_connection(data: bytes) -> None:
-    """Any stream, cut anywhere, gives the same requests; each is answered with one frame; a fault is final."""
+    """Check that any stream, cut anywhere, gives the same requests, one answer each, and that a fault is final."""
     _, seed, stream = _split_input(data)
     assert requests_of(list(_cut(stream, seed))) == requests_of([stream])
 
 
 def check_frames(data: bytes) -> None:
-    """Any stream, cut anywhere, gives the same WebSocket frames and fault. The first octets only choose the cuts."""
+    """Check that any stream, cut anywhere, gives the same WebSocket frames and fault.
+
+    The first octets only choose the cuts.
+    """
     _, seed, stream = _split_input(data)
     whole = _frames_of([stream])
     assert _frames_of(list(_cut(stream, seed))) == whole

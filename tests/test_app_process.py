@@ -109,7 +109,7 @@ async def test_recording_and_probes_work_at_the_file_limit(sqlite_application: A
 
 @asynccontextmanager
 async def late_client(server: Server) -> AsyncIterator[Listening]:
-    """A client that reconnects until it is accepted."""
+    """Yield a client that has reconnected until it was accepted."""
     async with AsyncExitStack() as stack:
         while True:
             try:

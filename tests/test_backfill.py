@@ -47,7 +47,7 @@ class Lines:
 
 
 def with_tags(application: Application, count: int, more: str = TAGS) -> Settings:
-    """An application with rows that are older than our triggers."""
+    """Prepare an application with rows that are older than our triggers."""
     settings = application.migrate(more)
     with application.engine.begin() as connection:
         rows = [{"id": f"t{number:05}"} for number in range(count)]
@@ -57,7 +57,7 @@ def with_tags(application: Application, count: int, more: str = TAGS) -> Setting
 
 
 def logged(application: Application) -> list[tuple[str, str, str]]:
-    """Kind, operation and first key of the change log, in order."""
+    """Return kind, operation and first key of the change log, in order."""
     log = application.log_table("change_log")
     with application.engine.begin() as connection:
         rows = connection.execute(sa.text(f"select kind, operation, key_1 from {log} order by seq"))

@@ -87,7 +87,7 @@ def not_a_database(world: World) -> Path:
 
 
 def without_grants(world: World) -> Path:
-    """Another role has migrated, and has granted nothing to the one in the settings."""
+    """Migrate as another role, and grant nothing to the one in the settings."""
     url = world.make_database()
     with application(url) as made:
         made.migrate()

@@ -58,8 +58,8 @@ def compose() -> dict[str, Any]:
     return found
 
 
-def arguments(words: list[str]) -> None:
-    """Arguments that the program accepts."""
+def assert_accepted(words: list[str]) -> None:
+    """Assert that the program accepts these arguments."""
     ended = subprocess.run([*AIRY_TRIO, *words, "--help"], check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
@@ -79,7 +79,7 @@ def test_unit_runs_the_program_and_waits_for_its_shutdown() -> None:
     service = unit()["Service"]
     words = service["ExecStart"].split()
     assert words[0].endswith("/bin/airy-trio")
-    arguments(words[1:])
+    assert_accepted(words[1:])
     assert float(service["TimeoutStopSec"]) > SHUTDOWN_S
     assert service["RestartPreventExitStatus"] == "2"
     assert int(service["LimitNOFILE"]) > 20_000
@@ -112,10 +112,10 @@ def test_image_starts_the_program_with_a_health_check() -> None:
     named = dict(instructions())
     entry, command = (yaml.safe_load(named[name]) for name in ("ENTRYPOINT", "CMD"))
     assert entry == ["airy-trio"]
-    arguments(command)
+    assert_accepted(command)
     health = yaml.safe_load(named["HEALTHCHECK"].partition("CMD ")[2])
     assert health == ["airy-trio", "health", *command]
-    arguments(health[1:])
+    assert_accepted(health[1:])
 
 
 def test_image_is_labelled_with_its_version() -> None:
@@ -168,7 +168,7 @@ def test_compose_fits_the_image_and_the_settings() -> None:
         assert loaded.listener.trusted_proxies == [environment["TRUSTED_PROXIES"]]
         assert (loaded.listener.port, loaded.admin) == (LISTENER.port, ADMIN)
         assert service["command"][-2:] == ["--config", settings[1]]
-        arguments(service["command"])
+        assert_accepted(service["command"])
         assert service["depends_on"]["db"]["condition"] == "service_healthy"
     assert services["server"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert float(services["server"]["stop_grace_period"].removesuffix("s")) > SHUTDOWN_S
@@ -196,7 +196,7 @@ def test_kubernetes_pods_run_the_program_with_the_settings() -> None:
     for kind, pod in pods().items():
         [container] = pod["containers"]
         assert container["image"] == f"airy-trio:{airy_trio.__version__}"
-        arguments(container["args"])
+        assert_accepted(container["args"])
         [mount], [volume] = container["volumeMounts"], pod["volumes"]
         assert container["args"][-2:] == ["--config", f"{mount['mountPath']}/{file}"]
         assert (volume["name"], volume["configMap"]["name"]) == (mount["name"], config)

@@ -143,7 +143,7 @@ _ENTRIES = st.lists(
 
 
 def any_message() -> st.SearchStrategy[Message]:
-    """A message with one bad column, or with all bad."""
+    """Draw a message with one bad column, or with all bad."""
     column = st.sampled_from(sorted(set(_columns(MESSAGE)) - {"content_form", "time_zone"}))
     one_bad = st.builds(
         lambda name, value, form: Message(**{**_columns(MESSAGE), "content_form": form, name: value}),
@@ -169,7 +169,7 @@ def any_message() -> st.SearchStrategy[Message]:
 
 
 def any_object() -> st.SearchStrategy[ChangedObject]:
-    """A row of any kind with any value in any column."""
+    """Draw a row of any kind with any value in any column."""
     return st.one_of(
         any_message(),
         st.builds(MessageGone, id=ANY_VALUE, conversation_id=ANY_VALUE, channel_id=ANY_VALUE),

@@ -45,7 +45,7 @@ async def sqlite_place() -> AsyncIterator[OpenStore]:
 
 
 def postgres_places(url: str, pooled: str = "") -> MakePlace:
-    """Each place is a schema in one database. ``pooled``: its URL through a pooler, if there is one."""
+    """Return a maker of places, each a schema in one database. ``pooled``: its URL through a pooler, if any."""
 
     @asynccontextmanager
     async def make_place() -> AsyncIterator[OpenStore]:
@@ -83,7 +83,7 @@ async def open_postgres(url: str) -> AsyncIterator[EventStore]:
 
 
 def redis_places(url: str) -> MakePlace:
-    """Each place is a set of keys in one Redis."""
+    """Return a maker of places, each a set of keys in one Redis."""
 
     @asynccontextmanager
     async def make_place() -> AsyncIterator[OpenStore]:

@@ -53,7 +53,7 @@ def subscribe(number: int, replay: str) -> bytes:
 
 @asynccontextmanager
 async def close_in_a_waiting_subscribe() -> AsyncGenerator[tuple[Server, MemoryTransport, Client]]:
-    """A client that is behind sends SUBSCRIBE and Close. The store answers while the answer to Close waits."""
+    """Send SUBSCRIBE and Close from a client that is behind. The store answers while the answer to Close waits."""
     store = GatedStore()
     async with serving(await open_log(store), listen=False) as server:
         transport = MemoryTransport()
@@ -231,7 +231,7 @@ async def shut_down(server: Server, dial: Dial) -> None:
 
 
 def disconnect_all(server: Server) -> None:
-    """A function and not a coroutine, whose frame a traceback may keep."""
+    """Disconnect all clients. This is no coroutine, because a traceback may keep the frame of a coroutine."""
     for one in server.clients:
         one.disconnect(disconnects.SHUTTING_DOWN)
 
@@ -255,7 +255,7 @@ async def reset_while_behind(server: Server, dial: Dial) -> None:
 
 @asynccontextmanager
 async def waiting_subscribe(server: Server, dial: Dial) -> AsyncGenerator[StompClient]:
-    """A client whose SUBSCRIBE waits for the store during the block. Then its socket is closed."""
+    """Yield a client whose SUBSCRIBE waits for the store during the block. Then its socket is closed."""
     store = server.log.store
     assert isinstance(store, GatedStore)
     client = await connected(dial)

@@ -594,7 +594,7 @@ BROKEN: dict[type[MemoryStore], str] = {
 
 @asynccontextmanager
 async def place_without_persistence() -> AsyncIterator[OpenStore]:
-    """A place in which nothing outlives the process."""
+    """Yield a place in which nothing outlives the process."""
     yield lambda: opened(MemoryStore())
 
 

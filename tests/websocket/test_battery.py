@@ -77,7 +77,7 @@ def close(code: int, reason: bytes = b"") -> bytes:
 
 @frozen
 class Case:
-    """``sent``: the pieces, each of which arrives separately. ``answers``: before the Close frame; None: any.
+    """``sent``: pieces that arrive separately. ``answers``: before the Close frame; None: any.
 
     ``code`` and ``reason``: those of the Close frame; None: no code, or any reason. The code is 1000 if the case ends
     with our own Close frame.

@@ -435,7 +435,7 @@ async def test_renegotiation_is_refused_with_a_warning(context: ssl.SSLContext, 
 
 
 def empty_records(peer: Peer, version: ssl.TLSVersion, count: int) -> list[bytes]:
-    """Key updates, or refused renegotiations; then one record with content."""
+    """Return key updates, or refused renegotiations; then one record with content."""
     if version is ssl.TLSVersion.TLSv1_2:
         old = peer.old_by_hand()
         return [*(old.seal(Kind.HANDSHAKE, CLIENT_HELLO) for _ in range(count)), old.seal(Kind.DATA, b"the end")]
