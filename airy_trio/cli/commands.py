@@ -300,6 +300,14 @@ def health(config: Path | None, *, ready: bool) -> None:
     click.echo("ready" if ready else "alive")
 
 
+def _revisions(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a revision."""
+    from airy_trio.migrate import streams
+
+    known = (*streams.revisions("changes"), *streams.revisions("log"))
+    return [revision for revision in known if revision.startswith(incomplete)]
+
+
 @click.command(short_help="Install our tables and triggers, or remove them.")
 @CONFIG
 @click.option("--with-tables", is_flag=True, help="Create our default tables if they do not exist.")
@@ -311,6 +319,12 @@ def health(config: Path | None, *, ready: bool) -> None:
     help='When Postgres triggers fire: "always" includes the writes of a replica role, as of logical replication. '
     "Without it, this does not change.",
 )
+@click.option(
+    "--to",
+    metavar="REVISION",
+    shell_complete=_revisions,
+    help="Only bring the tables of the change log (changes_NNNN) or of the event log (log_NNNN) up to this revision.",
+)
 @click.option("--sql", "preview", is_flag=True, help="Print what would be done, and change nothing.")
 @click.option("--remove", is_flag=True, help="Remove our tables and triggers, with all events.")
 @click.option("--adopt-log", is_flag=True, help="Begin a new epoch in an event log of another database, to use it.")
@@ -321,6 +335,7 @@ def migrate(  # noqa: PLR0913 - one for each option
     with_tables: bool,
     grant: str | None,
     firing: "Firing | None",
+    to: str | None,
     preview: bool,
     remove: bool,
     adopt_log: bool,
@@ -341,15 +356,20 @@ def migrate(  # noqa: PLR0913 - one for each option
       airy-trio migrate --config config/prod.toml --backfill       and send the existing rows
       airy-trio migrate --config config/prod.toml --remove         uninstall everything
       airy-trio migrate --config config/prod.toml --adopt-log      drop the events of another database
+      airy-trio migrate --config config/prod.toml --to log_0006    one step of an upgrade, without triggers
     """  # noqa: D301 - click's mark for lines that it must not wrap
-    for option, given in (("--remove", remove), ("--adopt-log", adopt_log)):
-        others = with_tables or grant is not None or firing is not None or preview or then_backfill
-        if given and (others or (remove and adopt_log)):
-            message = f"{option} cannot be combined with other options"
-            raise click.UsageError(message)
+    given = {"--remove": remove, "--adopt-log": adopt_log, "--to": to is not None}
+    alone = [option for option, is_given in given.items() if is_given]
+    others = with_tables or grant is not None or firing is not None or then_backfill or (preview and to is None)
+    if alone and (others or len(alone) > 1):
+        but = " except --sql" if alone == ["--to"] else ""
+        message = f"{alone[0]} cannot be combined with other options{but}"
+        raise click.UsageError(message)
     if preview and then_backfill:
         message = "--sql and --backfill exclude each other"
         raise click.UsageError(message)
+    if to is not None:
+        _require_revision(to)
     settings = load_settings(config)
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
@@ -364,6 +384,9 @@ def migrate(  # noqa: PLR0913 - one for each option
         if remove:
             exit_on_error(lambda: implementation.remove(settings, waiting=waiting))
             lines = ["removed"]
+        elif to is not None:
+            step = partial(implementation.migrate_to, settings, to, preview=preview, waiting=waiting)
+            lines = exit_on_error(step)
         else:
             work: Callable[..., Migrated | list[str]] = implementation.preview if preview else implementation.migrate
             done = exit_on_error(
@@ -374,6 +397,15 @@ def migrate(  # noqa: PLR0913 - one for each option
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)
+
+
+def _require_revision(text: str) -> None:
+    from airy_trio.migrate import stream_of
+
+    try:
+        stream_of(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None
 
 
 def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:

@@ -22,7 +22,7 @@ from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
-from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
+from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, revision_of, revisions, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
 from airy_trio.settings import Settings
 
@@ -33,14 +33,17 @@ __all__ = [
     "encoding_faults",
     "migrate",
     "migrate_log",
+    "migrate_to",
     "pending",
     "preview",
     "remove",
     "require_file",
+    "stream_of",
 ]
 
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
 """The table of the settings with which a line about a stream begins, as in ``check``."""
+_BY_UPDATED_AT: Final = 'changes.capture is "updated_at", which'
 ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 """The encodings of a Postgres database that can store any text."""
 
@@ -93,6 +96,31 @@ def preview(
     with suppress(_OnlyPreviewedError):
         _Migration(settings, with_tables, grant, firing, record).run(waiting)
     return record
+
+
+def migrate_to(
+    settings: Settings, revision: str, *, preview: bool = False, waiting: Waiting | None = None
+) -> list[str]:
+    """Bring only the tables of one stream up to a revision: no triggers, no rights, not the other stream.
+
+    For an upgrade in steps, and to prepare a schema for programs of an earlier version. Return a line about the
+    outcome or, with ``preview``, the SQL statements, which are run and rolled back. Raises ``StartError``, also if the
+    schema is newer than the revision; then nothing was changed.
+    """
+    record: list[str] | None = [] if preview else None
+    with suppress(_OnlyPreviewedError):
+        return [retry_while_locked(lambda: _migrate_to(settings, revision, record), waiting)]
+    return record or []
+
+
+def stream_of(revision: str) -> Stream:
+    """Return the stream that a revision belongs to. Raises ``ValueError``, which names all revisions, if none does."""
+    for stream in _SETTINGS:
+        if revision in revisions(stream):
+            return stream
+    known = ", ".join(each for stream in _SETTINGS for each in revisions(stream))
+    message = f"{revision!r} is not a revision of this version; known are {known}"
+    raise ValueError(message)
 
 
 def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
@@ -183,13 +211,12 @@ class _Migration:
     def _only_log(self) -> Migrated:
         """Make one attempt for ``updated_at`` capture: only the event log is changed."""
         settings = self.settings
-        by_updated_at = 'changes.capture is "updated_at", which'
         if self.with_tables:
-            raise StartError([f"--with-tables: {by_updated_at} writes nothing into the database"])
+            raise StartError([f"--with-tables: {_BY_UPDATED_AT} writes nothing into the database"])
         if self.grant is not None:
-            raise StartError([f"--grant {self.grant}: {by_updated_at} needs only SELECT on the mapped tables"])
+            raise StartError([f"--grant {self.grant}: {_BY_UPDATED_AT} needs only SELECT on the mapped tables"])
         if self.firing is not None:
-            raise StartError([f"--triggers {self.firing}: {by_updated_at} needs no triggers"])
+            raise StartError([f"--triggers {self.firing}: {_BY_UPDATED_AT} needs no triggers"])
         with transaction(_address(settings), settings.database, read_only=True) as connection:
             tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
         if settings.log.store != "sql":
@@ -218,6 +245,31 @@ class _Migration:
             self.record.extend(f"-- {line}" for line in lines)
             raise _OnlyPreviewedError
         return Migrated(made=tuple(made), watched=tuple(tables), left=lines)
+
+
+def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> str:
+    """Make one attempt. With ``record`` it is a preview, which raises ``_OnlyPreviewedError`` to be rolled back."""
+    stream, options = stream_of(revision), settings.database
+    if stream == "log" and settings.log.store != "sql":
+        raise StartError([f'--to {revision}: log.store is "{settings.log.store}", which has no such tables'])
+    if stream == "changes" and settings.changes.reads_only:
+        raise StartError([f"--to {revision}: {_BY_UPDATED_AT} writes nothing into the database"])
+    if path := _file_of(_address(settings)):
+        require_file(path)
+    if record is not None:
+        record.clear()
+    elsewhere = stream == "log" and not settings.log_is_here
+    with transaction(settings.log_url if elsewhere else _address(settings), options, record=record) as connection:
+        if stream == "log" and (faults := list(encoding_faults(connection, settings))):
+            raise StartError(faults)
+        names = _names(connection, options)
+        before, begin = revision_of(connection, stream, names), f"{_SETTINGS[stream]}: {names.schema} is at"
+        if before is not None and before > revision:  # they end in a number of four digits
+            raise StartError([f"{begin} {before}, newer than {revision}; nothing changed: there is no downgrade"])
+        upgrade(connection, stream, names, revision)
+        if record is not None:
+            raise _OnlyPreviewedError
+    return f"{begin} {revision}{' already' if before == revision else ''}"
 
 
 def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:

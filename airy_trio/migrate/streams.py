@@ -31,24 +31,25 @@ _STATES: Final[Mapping[Stream, str]] = {"changes": change_log.STATE, "log": tabl
 _COMPATIBLE: Final = "compatible_from"
 
 
-def upgrade(connection: sa.Connection, stream: Stream, names: Names) -> None:
-    """Bring a stream up to date, in the connection's transaction. The schema must not be ``ahead``.
+def upgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "head") -> None:
+    """Bring a stream up to a revision, in the connection's transaction; by default up to date.
 
-    Raises ``StartError`` if this version does not know the revision of the schema.
+    The schema must not be newer than that. Raises ``StartError`` if this version does not know the revision of the
+    schema.
     """
     if names.dialect == POSTGRES and names.schema not in sa.inspect(connection).get_schema_names():
         connection.exec_driver_sql(f"create schema {quote_identifier(names.schema)}")
     from alembic import command, util  # noqa: PLC0415 - slow to import, see above
 
     try:
-        command.upgrade(_config(connection, stream, names), "head")
+        command.upgrade(_config(connection, stream, names), to)
     except util.CommandError as error:
         raise StartError([f"{names.schema} cannot be migrated: {error}"]) from None
 
 
 def downgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "base") -> None:
     """Downgrade a stream to a revision, in the connection's transaction; by default remove its tables and version."""
-    if _revision(connection, stream, names) is not None:
+    if revision_of(connection, stream, names) is not None:
         from alembic import command  # noqa: PLC0415 - slow to import, see above
 
         command.downgrade(_config(connection, stream, names), to)
@@ -59,7 +60,7 @@ def downgrade(connection: sa.Connection, stream: Stream, names: Names, to: str =
 def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Iterator[str]:
     """Yield a line if this version cannot work with a stream's schema: it is missing, older, or too new."""
     names = Names(connection.dialect.name, options.schema)
-    current, newest = _revision(connection, stream, names), head(stream)
+    current, newest = revision_of(connection, stream, names), head(stream)
     newer = ahead(connection, stream, options)
     if current is None:
         yield f"{names.schema} has not been installed here; run: airy-trio migrate --config FILE"
@@ -74,17 +75,31 @@ def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions)
 def ahead(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
     """Return the beginning of a line if the schema is of a newer version. ``pending`` decides if we work with it."""
     names = Names(connection.dialect.name, options.schema)
-    current = _revision(connection, stream, names)
+    current = revision_of(connection, stream, names)
     if current is None or current <= head(stream):  # revisions end in a number of four digits
         return None
     return f"{names.schema} is at {current}, of a newer version of airy-trio"
 
 
 def head(stream: Stream) -> str:
-    """Return the newest revision of a stream, which is in its last file: the names of the files begin with numbers."""
-    last = max((migrations_folder() / stream).glob("[0-9]*.py"))
-    [revision] = _REVISION.findall(last.read_text(encoding="utf-8"))
-    return str(revision)
+    """Return the newest revision of a stream."""
+    return revisions(stream)[-1]
+
+
+def revisions(stream: Stream) -> list[str]:
+    """Return the revisions of a stream, the oldest first: the names of their files begin with numbers."""
+    files = sorted((migrations_folder() / stream).glob("[0-9]*.py"))
+    return [str(revision) for file in files for revision in _REVISION.findall(file.read_text(encoding="utf-8"))]
+
+
+def revision_of(connection: sa.Connection, stream: Stream, names: Names) -> str | None:
+    """Return the revision of a database, or None if the stream is not installed there."""
+    table = _version_table(stream)
+    if not sa.inspect(connection).has_table(names.bare(table), schema=names.table_schema):
+        return None
+    statement = f"select version_num from {names.quoted(table)}"  # noqa: S608 - a name of ours, quoted
+    found = connection.exec_driver_sql(statement).scalar_one_or_none()
+    return None if found is None else str(found)
 
 
 def migrations_folder() -> Path:
@@ -96,15 +111,6 @@ def migrations_folder() -> Path:
 
 def _version_table(stream: Stream) -> str:
     return f"{stream}_version"
-
-
-def _revision(connection: sa.Connection, stream: Stream, names: Names) -> str | None:
-    table = _version_table(stream)
-    if not sa.inspect(connection).has_table(names.bare(table), schema=names.table_schema):
-        return None
-    statement = f"select version_num from {names.quoted(table)}"  # noqa: S608 - a name of ours, quoted
-    found = connection.exec_driver_sql(statement).scalar_one_or_none()
-    return None if found is None else str(found)
 
 
 def _compatible_from(connection: sa.Connection, stream: Stream, names: Names) -> str | None:

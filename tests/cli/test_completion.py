@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airy_trio.migrate.streams import revisions
 from tests.processes import AIRY_TRIO, run
 
 BASH = shutil.which("bash")
@@ -35,6 +36,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     [
         (["airy-trio", "mi"], ["migrate"]),
         (["airy-trio", "migrate", "--re"], ["--remove"]),
+        (["airy-trio", "migrate", "--to", "changes_000"], revisions("changes")),
         (["airy-trio", "completion", ""], ["bash", "zsh", "fish"]),
         (["airy-trio", "--ver"], ["--version"]),
     ],
