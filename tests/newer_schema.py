@@ -6,6 +6,8 @@ from airy_trio.database import SQLITE, sqlite_path
 from airy_trio.migrate.streams import Stream, head
 from tests.application import Application
 
+NEWER_SCHEMA = "working with the schema of a newer version"
+"""What a server logs that starts on such a schema."""
 MARK = "/* of a newer version */"
 TRIGGER = "tags_insert"
 STATES = {"changes": "change_state", "log": "log_state"}

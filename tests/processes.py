@@ -166,10 +166,14 @@ async def running(
 
 @asynccontextmanager
 async def server(
-    config: Path, *, environ: Mapping[str, str] | None = None, folder: Path | None = None
+    config: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    program: Sequence[str] = AIRY_TRIO,
 ) -> AsyncIterator[Server]:
     """Start ``airy-trio --config`` with JSON logs, and wait until it listens."""
-    command = [*AIRY_TRIO, "--config", str(config)]
+    command = [*program, "--config", str(config)]
     async with running(Server, command, environ=environ, folder=folder) as listening:
         with trio.fail_after(START_TIMEOUT_S):
             record = await listening.record("listening")
@@ -177,11 +181,16 @@ async def server(
         yield listening
 
 
-async def run(*arguments: str, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Finished:
+async def run(
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    program: Sequence[str] = AIRY_TRIO,
+) -> Finished:
     """Run ``airy-trio`` with arguments to its end."""
     with trio.fail_after(START_TIMEOUT_S):
         ended = await trio.run_process(
-            [*AIRY_TRIO, *arguments],
+            [*program, *arguments],
             check=False,
             capture_stdout=True,
             capture_stderr=True,

@@ -15,7 +15,7 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Headers, StompClient, connect
 from tests.application import Application
 from tests.clients.client_processes import Received
-from tests.processes import Lines, Server
+from tests.processes import Lines, Server, json_object
 
 WRITER = Path(__file__).with_name("writer.py")
 HOST = "127.0.0.1"
@@ -180,3 +180,9 @@ def assert_in_order(events: list[Event]) -> None:
     offsets = [event.offset for event in events]
     assert offsets == sorted(set(offsets))
     assert len({event.epoch for event in events}) <= 1
+
+
+def assert_same_epoch(server: Server) -> None:
+    """Assert that a server has logged neither a new epoch nor a traceback."""
+    logged = [json_object(line).get("event", line) for line in server.err.all]
+    assert not [line for line in logged if line.startswith(("new epoch", "Traceback"))]

@@ -15,16 +15,15 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.command_line import CommandLine
-from tests.e2e.route import HOST, assert_in_order, configure, event_of, listening
-from tests.newer_schema import MARK, home_of, move_ahead, newer, trigger_of
-from tests.processes import Finished, Server, json_object, server
+from tests.e2e.route import HOST, assert_in_order, assert_same_epoch, configure, event_of, listening
+from tests.newer_schema import MARK, NEWER_SCHEMA, home_of, move_ahead, newer, trigger_of
+from tests.processes import Finished, server
 from tests.redis_server import RedisServer
 
 TIMEOUT_S = 55.0
 STREAMS: Sequence[Stream] = ("changes", "log")
 AUTH = '[auth]\nmode = "tokens"\ntokens = { ann = "s3cret" }\n'
 SETTINGS = {"changes": "database", "log": "log"}
-NEWER_SCHEMA = "working with the schema of a newer version"
 
 
 def ahead(stream: Stream) -> str:
@@ -37,11 +36,6 @@ def refusals(finished: Finished) -> list[str]:
     assert "Traceback" not in finished.err
     lines = finished.err.splitlines()
     return [line for line in lines if line.startswith("airy-trio: ") and not line.startswith("airy-trio: warning")]
-
-
-def assert_same_epoch(serving: Server) -> None:
-    said = [json_object(line).get("event", line) for line in serving.err.all]
-    assert not [line for line in said if line.startswith(("new epoch", "Traceback"))]
 
 
 @pytest.mark.slow
