@@ -37,7 +37,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def commit(repository: Path, *tags: str) -> None:
-    git(repository, "commit", "--quiet", "--allow-empty", "--message", "a")
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", f"{tags}")
     for tag in tags:
         git(repository, "tag", "--annotate", "--message", tag, tag)
 
@@ -52,6 +52,7 @@ def test_tag_of_head_is_not_the_previous_release(repository: Path) -> None:
 
 
 def test_newest_version_before_head_is_the_previous_release(repository: Path) -> None:
+    commit(repository, "v0.1.0")
     commit(repository, "v0.9.0")
     commit(repository, "v0.10.0")
     commit(repository, "notes")
