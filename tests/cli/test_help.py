@@ -1,16 +1,14 @@
 """The help of the command line: every command has examples, and accepts them."""
 
 import re
-import shlex
 import subprocess
 import sys
 
 import click
 import pytest
 
-from airy_trio import cli
+from tests.command_line import GROUP, accept_command
 
-GROUP = cli.airy_trio
 COMMANDS: dict[str, click.Command] = {"": GROUP, **GROUP.commands}
 HEAVY = ("airy_trio.settings", "alembic", "psycopg", "sqlalchemy", "prometheus_client")
 
@@ -26,13 +24,7 @@ def test_every_command_accepts_its_examples(name: str) -> None:
     found = examples(COMMANDS[name])
     assert found
     for example in found:
-        first, *rest = shlex.split(example)[1:]
-        if first in GROUP.commands:
-            GROUP.commands[first].make_context(
-                first, rest, parent=click.Context(GROUP, **GROUP.context_settings)
-            )  # raises for unknown arguments
-        else:
-            GROUP.make_context("airy-trio", [first, *rest])
+        accept_command(example)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -12,7 +12,9 @@ Above each block is one of these, as an HTML comment, which readers do not see::
     settings                it is (a part of) a settings file, which the program accepts
     postgres                it sets DATABASE_URL; the test replaces the URL by that of a Postgres for the test
     postgres: ROLE          the same for this role
-    not run: REASON         the tests ignore it
+    test: FILE              this file in tests/ takes the block from the page and uses it
+    checked: REASON         it cannot be run, for this reason; its commands and options, or its syntax, are checked
+    not run: REASON         the tests ignore it; test_pages.py lists these blocks
 
 ``stop: NAME`` needs no block: it stops the program as Ctrl-C does.
 """
@@ -34,7 +36,8 @@ MADE: Final = (
     "reference/python.md",
 )
 """Pages that the program generates (``reference``). They contain nothing that a reader types."""
-KINDS: Final = ("run", "sql", "start", "file", "shows", "settings", "postgres", "stop", "not run")
+KINDS: Final = ("run", "sql", "start", "file", "shows", "settings", "postgres", "stop", "test", "checked", "not run")
+REASONED: Final = ("test", "checked", "not run")
 _STEP: Final = re.compile(
     r"^[ ]*<!-- (?P<mark>[^\n]*?) -->$|^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
@@ -71,11 +74,21 @@ def steps(text: str) -> Iterator[Step]:
                 kind = ""
             continue
         assert kind, f"line {line}: no mark above this block"
-        if kind != "not run":
-            yield Step(kind, words, found["language"], _dedented(found["text"], found["indent"]), line)
-        else:
-            assert words, f"line {line}: not run without a reason"
+        assert words or kind not in REASONED, f"line {line}: {kind!r} needs a reason, or a file"
+        yield Step(kind, words, found["language"], _dedented(found["text"], found["indent"]), line)
         kind = ""
+
+
+def parts(page: str, language: str) -> list[str]:
+    """Return the blocks of a page in a language that a test uses (``test: FILE``)."""
+    found = steps((FOLDER / page).read_text())
+    return [step.text for step in found if (step.kind, step.language) == ("test", language)]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of the headings of a text, as GitHub and MkDocs make them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def _dedented(text: str, indent: str) -> str:
