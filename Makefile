@@ -99,7 +99,7 @@ docs: $(VENV)/.docs ## the documentation as pages, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
 
-newcomer: $(VENV)/.tests ## the README's commands in a fresh clone, up to a browser
+newcomer: $(VENV)/.tests ## the README's commands in a fresh clone and from the wheel, up to a browser
 	$(BIN)/python -m tests.newcomer
 
 reference: $(VENV)/.tests ## the pages and the schema of docs/reference that the program makes

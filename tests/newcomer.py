@@ -1,15 +1,22 @@
-"""The way of somebody new: a fresh clone, nothing but PATH, the README's own commands, events in a real browser.
+"""Follow the README as a newcomer does, up to events in a real browser (``make newcomer``).
 
-    make newcomer
+Everything starts from a fresh clone of the last commit and an environment that has only PATH and HOME:
 
-The newcomer needs what the README says is needed (Python, git, make), a browser, and @stomp/stompjs as `npm ci` in
-tests/clients leaves it, which a page's bundler would bring; who drives that browser has the environment of the tests.
-The commands, the settings and the page are read from the README; only the ports are others, which the machine may need
-for something else. Ends with 1 where anything fails or takes too long.
+1. the checkout: ``make demo``, until the terminal and the console show events;
+2. the checkout: the README's installation and settings, until its page shows a row that was written;
+3. the wheel: the same without the checkout. ``make dist`` builds the wheel, and the clone is deleted. The commands are
+   those of the wheel's description, in another folder with another environment.
+
+Commands, settings and the page are read from the README. Three things are replaced: ports, which other programs may
+use; ``pip install .`` in the third part; and the log level, because the log shows when the page is connected. The
+README's requirements must be installed (Python, make, and git for the clone), and also a browser, the environment of
+the tests, and @stomp/stompjs from ``npm ci`` in tests/clients, which the bundler of a page would provide. Exits with 1
+if a step fails or everything together takes too long.
 """
 
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import queue
@@ -22,7 +29,9 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
+from email import message_from_bytes
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -38,6 +47,7 @@ TIME_MAX_S: Final = 180.0
 STEP_MAX_S: Final = 150.0
 END_MAX_S: Final = 30.0
 DEMO_EVENTS: Final = 5
+SECTION: Final = "On your database"
 EVENT: Final = re.compile(r"\d\d:\d\d:\d\d\.\d+ +[a-z0-9]{6}-\d+ ")
 CONSOLE: Final = re.compile(r"^console +(http://\S+)$")
 PAGE: Final = """<!doctype html>
@@ -50,35 +60,46 @@ console.log = (event) => fetch('/seen', { method: 'POST', body: JSON.stringify(e
 
 
 class Newcomer:
-    """A clone of the checkout's last commit in a folder of its own, and an environment with PATH and HOME alone."""
+    """A clone of the checkout's last commit in a temporary folder, and an environment with PATH and HOME alone.
 
-    def __init__(self, folder: Path) -> None:
-        self.clone = folder / "airy-trio"
-        home = folder / "home"
+    ``folder`` is where commands run, and ``readme`` the text from which they are read.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.folder = self.clone = place / "airy-trio"
+        home = place / "home"
         home.mkdir()
         self.environ = {"PATH": os.environ["PATH"], "HOME": str(home)}
-        self.run(f"git clone --quiet {ROOT} {self.clone}", folder)
+        self.run(f"git clone --quiet {ROOT} {self.clone}", place)
         self.readme = (self.clone / "README.md").read_text()
 
-    def blocks(self, heading: str, language: str) -> list[str]:
-        """The blocks of a language below a heading of the README."""
-        below = re.split(rf"^#+ {re.escape(heading)}$", self.readme, maxsplit=1, flags=re.MULTILINE)
-        if len(below) == 1:
-            sys.exit(f"newcomer: the README has no heading {heading!r}")
-        section = re.split(r"^#+ ", below[1], maxsplit=1, flags=re.MULTILINE)[0]
-        return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    def leave(self) -> Path:
+        """Build the wheel, delete the clone and continue in an empty folder with the wheel's description.
 
-    def commands(self, heading: str) -> list[str]:
-        """What stands behind the `$` in the first block of commands below a heading."""
-        return [line.removeprefix("$ ") for line in self.blocks(heading, "console")[0].splitlines() if line[:2] == "$ "]
+        Returns the path of the wheel.
+        """
+        project = self.clone / "pyproject.toml"  # `make dist` rejects the address that is reserved for documentation
+        project.write_text(project.read_text().replace("git.example.org", "git.example.com"))
+        # The tests' environment has what builds a wheel. Its stamp counts as old, so that make installs nothing in it.
+        self.run(f"make --old-file={sys.prefix}/.tests VENV={sys.prefix} dist")
+        [built] = self.clone.glob("dist/*.whl")
+        wheel = built.rename(self.place / built.name)
+        shutil.rmtree(self.clone)
+        self.folder = self.place / "elsewhere"
+        self.folder.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+            self.readme = str(message_from_bytes(archive.read(name)).get_payload())
+        return wheel
 
     def run(self, command: str, folder: Path | None = None) -> None:
-        """Run a command to its end. Ends the program where it fails."""
-        told(command)
+        """Run a command to its end. Exits if it fails."""
+        show_command(command)
         ended = subprocess.run(
             [SHELL, "-c", command],
             check=False,
-            cwd=folder or self.clone,
+            cwd=folder or self.folder,
             env=self.environ,
             stdin=subprocess.DEVNULL,
             timeout=STEP_MAX_S,
@@ -88,11 +109,14 @@ class Newcomer:
 
     @contextlib.contextmanager
     def running(self, command: str) -> Iterator[queue.Queue[str | None]]:
-        """Run a command until the block ends, then Ctrl-C. Gives its lines; None: it has ended."""
-        told(command)
+        """Run a command, and interrupt it as Ctrl-C does when the block ends.
+
+        Yields the queue of its lines; None follows the last one.
+        """
+        show_command(command)
         process = subprocess.Popen(
             [SHELL, "-c", command],
-            cwd=self.clone,
+            cwd=self.folder,
             env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -123,7 +147,7 @@ def _read(process: "subprocess.Popen[str]", lines: queue.Queue[str | None]) -> N
 
 
 def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int = 1) -> re.Match[str]:
-    """Read lines until so many have matched; give the last match. Ends the program where they end before."""
+    """Read lines until ``count`` of them have matched, and return the last match. Exits if there are not as many."""
     deadline = time.monotonic() + STEP_MAX_S
     while True:
         try:
@@ -131,7 +155,7 @@ def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int =
         except queue.Empty:
             line = None
         if line is None:
-            sys.exit(f"newcomer: it has not said {pattern.pattern!r}")
+            sys.exit(f"newcomer: no line matches {pattern.pattern!r}")
         sys.stdout.write(f"    {line}\n")
         found = pattern.search(line)
         count -= bool(found)
@@ -139,8 +163,23 @@ def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int =
             return found
 
 
+def blocks(text: str, heading: str, language: str) -> list[str]:
+    """Return the blocks of a language below a heading. Exits if there is no such heading."""
+    below = re.split(rf"^#+ {re.escape(heading)}$", text, maxsplit=1, flags=re.MULTILINE)
+    if len(below) == 1:
+        sys.exit(f"newcomer: the README has no heading {heading!r}")
+    section = re.split(r"^#+ ", below[1], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str, heading: str) -> list[list[str]]:
+    """Return the commands of each console block below a heading: the lines that begin with ``$``."""
+    found = blocks(text, heading, "console")
+    return [[line.removeprefix("$ ") for line in block.splitlines() if line[:2] == "$ "] for block in found]
+
+
 class Site(http.server.ThreadingHTTPServer):
-    """Serves the page and the library that it imports; keeps what the page has seen."""
+    """Serves the page and the library that it imports. ``seen`` receives the events that the page logs."""
 
     def __init__(self, page: str) -> None:
         self.page = page
@@ -166,7 +205,7 @@ class _Visit(http.server.BaseHTTPRequestHandler):
         self._answer(204, "text/plain", b"")
 
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing."""
+        """Log no requests."""
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
@@ -177,8 +216,8 @@ class _Visit(http.server.BaseHTTPRequestHandler):
 
 
 def demo(newcomer: Newcomer, browser: Browser) -> None:
-    """The first command of the README, until there are events in the terminal, and in the console that it names."""
-    command = newcomer.commands("Try it")[0]
+    """Run the README's first command until the terminal shows events, and the console at the printed address too."""
+    command = commands(newcomer.readme, "Try it")[0][0]
     with newcomer.running(command) as lines:
         url = until(lines, CONSOLE)[1]
         until(lines, EVENT, DEMO_EVENTS)
@@ -186,38 +225,44 @@ def demo(newcomer: Newcomer, browser: Browser) -> None:
         console.goto(url)
         event = console.locator("#log li[data-position]").nth(DEMO_EVENTS - 1)
         event.wait_for(timeout=STEP_MAX_S * 1000)
-        told_by_page("the console shows", event.inner_text())
+        show_page("the console shows", event.inner_text())
         console.close()
 
 
-def page(newcomer: Newcomer, browser: Browser) -> None:
-    """A server on a database of one's own, and the README's page in a browser, which sees a row as it is committed."""
-    *preparing, serve = newcomer.commands("On your database")
-    [script] = newcomer.blocks("On your database", "js")
-    [origins] = newcomer.blocks("On your database", "toml")
-    row = newcomer.blocks("On your database", "console")[1].removeprefix("$ ")
-    [activate] = re.findall(r"\. \S+/activate", preparing[0])
+def page(newcomer: Newcomer, browser: Browser, package: str = ".") -> None:
+    """Install the package, serve a new database, and write a row. Exits if the README's page does not show the row."""
+    (environment, install), (*prepare, serve), [row] = commands(newcomer.readme, SECTION)
+    [script] = blocks(newcomer.readme, SECTION, "js")
+    [origins] = blocks(newcomer.readme, SECTION, "toml")
+    [activate] = re.findall(r"\. \S+/activate", environment)
+    [config] = re.findall(r"--config (\S+)", serve)
+    install, changed = re.subn(r"(?<=pip install --quiet )\.(?=\s)", package, install)
+    if not changed:
+        sys.exit(f"newcomer: the README does not install a package: {install}")
+    newcomer.run("\n".join(["set -e", environment, install, *prepare]))
     port, admin_port = free_port(), free_port()
     site = Site(PAGE % script.replace("localhost:8080", f"localhost:{port}"))
     with serving(site) as number:
         settings = origins.replace("localhost:3000", f"localhost:{number}")
-        config = newcomer.clone / re.findall(r"--config (\S+)", serve)[0]
-        config.write_text(f"{config.read_text()}\n{settings}port = {port}\n[admin]\nport = {admin_port}\n")
-        # one shell: what is activated in it stays so
-        with newcomer.running("set -e\n" + "\n".join([*preparing, f"exec {serve}"])) as lines:
+        more = f'{settings}port = {port}\n[admin]\nport = {admin_port}\n[logging]\nlevel = "debug"\n'
+        with (newcomer.folder / config).open("a") as file:
+            file.write(more)
+        with newcomer.running(f"{activate}\nexec {serve}") as lines:
             until(lines, re.compile("listening"))
-            browser.new_page().goto(f"http://localhost:{number}/")
+            shown = browser.new_page()
+            shown.goto(f"http://localhost:{number}/")
             until(lines, re.compile("connection opened"))
             newcomer.run(f"{activate}\n{row}")
             seen = json.loads(site.seen.get(timeout=STEP_MAX_S))
-    told_by_page("the page has seen", json.dumps(seen))
-    if seen["type"] != "tag.updated":
-        sys.exit("newcomer: that is not the row that was written")
+            shown.close()
+    show_page("the page has seen", json.dumps(seen))
+    if seen["type"] != "message.updated" or repr(seen["payload"]["message"]["content"]) not in row:
+        sys.exit("newcomer: this is not the row that was written")
 
 
 @contextlib.contextmanager
 def serving(site: Site) -> Iterator[int]:
-    """Serve until the block ends; give the port."""
+    """Serve until the block ends. Yields the port."""
     thread = threading.Thread(target=site.serve_forever, daemon=True)
     thread.start()
     try:
@@ -228,42 +273,47 @@ def serving(site: Site) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port that nobody has now."""
+    """Return a port that no program uses now."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port: int = taken.getsockname()[1]
         return port
 
 
-def told(command: str) -> None:
+def show_command(command: str) -> None:
     """Show a command as a terminal does."""
     for line in command.splitlines():
         sys.stdout.write(f"$ {line}\n")
     sys.stdout.flush()
 
 
-def told_by_page(what: str, text: str) -> None:
-    """Show what a page in the browser has."""
+def show_page(what: str, text: str) -> None:
+    """Show the text that a page in the browser contains."""
     sys.stdout.write(f"    {what}: {' '.join(text.split())}\n")
 
 
 def main() -> None:
-    """Go the whole way, and say how long it took."""
+    """Follow all three parts, and print how long each took."""
     if not any(map(shutil.which, CHROMIUM)):
         sys.exit(f"newcomer: no browser: none of {', '.join(CHROMIUM)} is in PATH")
     if not LIBRARY.is_dir():
         sys.exit("newcomer: no @stomp/stompjs: run `npm ci` in tests/clients")
     with tempfile.TemporaryDirectory(prefix="airy-trio-newcomer-") as folder, chromium() as browser:
-        began = time.monotonic()
+        times = [time.monotonic()]
         newcomer = Newcomer(Path(folder))
         demo(newcomer, browser)
-        console_s = time.monotonic() - began
+        times.append(time.monotonic())
         page(newcomer, browser)
-        took_s = time.monotonic() - began
+        times.append(time.monotonic())
+        page(newcomer, browser, str(newcomer.leave()))
+        times.append(time.monotonic())
+    demo_s, checkout_s, wheel_s = (after - before for before, after in itertools.pairwise(times))
+    took_s = times[-1] - times[0]
     sys.stdout.write(
-        f"newcomer: events in the console after {console_s:.0f} s, a row of one's own after {took_s:.0f} s\n"
+        f"newcomer: {took_s:.0f} s: events in the console {demo_s:.0f} s, a row in the page from the checkout "
+        f"{checkout_s:.0f} s, from the wheel {wheel_s:.0f} s\n"
     )
     if took_s > TIME_MAX_S:
-        sys.exit(f"newcomer: that is more than {TIME_MAX_S:.0f} s")
+        sys.exit(f"newcomer: this is more than {TIME_MAX_S:.0f} s")
 
 
 if __name__ == "__main__":

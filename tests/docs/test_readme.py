@@ -1,12 +1,13 @@
-"""The README: its links lead somewhere, its settings are accepted, and `make newcomer` finds its blocks."""
+"""The README: its links lead somewhere, its settings are accepted, and CI runs each of its commands."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import anchors
 from tests.docs.runner import accept
-from tests.newcomer import Newcomer
+from tests.newcomer import SECTION, blocks, commands
 
 ROOT = Path(__file__).parents[2]
 LINES_MAX, WORDS_MAX = 120, 800
@@ -15,9 +16,12 @@ TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_links_lead_somewhere(name: str) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / name).read_text())
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
-    assert missing == []
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text())
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if "://" not in path:
+            assert (ROOT / path).exists(), target
+            assert not anchor or anchor in anchors((ROOT / (path or name)).read_text()), target
 
 
 def test_settings_are_accepted() -> None:
@@ -27,15 +31,19 @@ def test_settings_are_accepted() -> None:
         accept(block)
 
 
-def test_readme_has_the_blocks_that_make_newcomer_runs() -> None:
-    newcomer = Newcomer.__new__(Newcomer)  # without a clone
-    newcomer.readme = (ROOT / "README.md").read_text()
-    assert newcomer.commands("Try it")[0].startswith("make demo")
-    assert [line.split()[0] for line in newcomer.commands("On your database")] == [
-        "python3", "pip", "airy-trio", "airy-trio"
+def test_each_command_of_the_readme_is_run() -> None:
+    """``make newcomer`` runs all blocks of one section and the first command of the other, .ci/run the second one."""
+    text = (ROOT / "README.md").read_text()
+    [[demo, test]] = commands(text, "Try it")
+    assert demo.startswith("make demo ")
+    assert test.split()[:2] == ["make", "test"]
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert [[line.split()[0] for line in block] for block in commands(text, SECTION)] == [
+        ["python3", "pip"], ["python", "airy-trio", "airy-trio", "airy-trio"], ["python"]
     ]  # fmt: skip
-    assert len(newcomer.blocks("On your database", "js")) == 1
-    assert len(newcomer.blocks("On your database", "toml")) == 1
+    used = [1, *(len(blocks(text, SECTION, language)) for language in ("console", "js", "toml"))]
+    assert used == [1, 3, 1, 1]
+    assert sum(used) == text.count("\n```") / 2
 
 
 def test_readme_is_short() -> None:
