@@ -17,10 +17,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import airy_trio
+from tests.docs.pages import anchors
 from tests.locks import NAMES, pins
 
 ROOT = Path(__file__).parent.parent
 NAME = f"airy_trio-{airy_trio.__version__}"
+CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +90,34 @@ def test_wheel_has_every_file_of_the_console(wheel: zipfile.ZipFile) -> None:
     assert named <= inside
 
 
-def test_description_links_to_the_files_of_this_version(wheel: zipfile.ZipFile) -> None:
-    """A package index shows the description where no relative link leads anywhere."""
+def test_description_links_to_the_files_of_this_version(wheel: zipfile.ZipFile, sdist: set[str]) -> None:
+    """Outside of the checkout no relative link leads anywhere."""
     metadata = message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
     assert metadata["Description-Content-Type"] == "text/markdown"
     urls = dict(line.split(", ") for line in metadata.get_all("Project-URL") or [])
     assert set(urls) == {"Changelog", "Documentation", "Source"}
     source, version = urls["Source"], f"v{airy_trio.__version__}"
-    description = str(metadata.get_payload())
-    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)", description)
-    assert len(targets) == len(re.findall(r"\]\([^)\s]+", (ROOT / "README.md").read_text()))
-    ours = []
-    for picture, target in targets:
-        assert target.startswith(("https://", "#")), target
-        if target.startswith(source):
-            kind, at, path = target.removeprefix(f"{source}/").split("/", 2)
-            assert (kind, at) == ("raw" if picture else "blob", version)
-            ours.append(path.partition("#")[0])
-    assert ours
-    assert [path for path in ours if not (ROOT / path).exists()] == []
+    for url in {*urls.values()} - {source}:
+        assert url.startswith(f"{source}/blob/main/")
+        assert url.removeprefix(f"{source}/blob/main/") in sdist
+    readme, description = (ROOT / "README.md").read_text(), str(metadata.get_payload())
+    assert CODE.findall(description) == CODE.findall(readme)
+    prose = CODE.sub("", description)
+    assert not re.search(r"<\w+[ :]|^\[[^\]]+\]:", prose, re.MULTILINE)  # no other way to write a link or a picture
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", prose)
+    assert len(links) == prose.count("](") == CODE.sub("", readme).count("](")
+    for picture, target in links:
+        url, _, anchor = target.partition("#")
+        kind = "raw" if picture else "blob"
+        path = url.removeprefix(f"{source}/{kind}/{version}/") if url else "README.md"
+        if "://" in path:  # of another project
+            assert path.startswith("https://"), target
+            assert not path.startswith(source), target
+            continue
+        assert path in sdist or any(name.startswith(path) for name in sdist if path.endswith("/")), target
+        assert not picture or Path(path).suffix in {".svg", ".png"}, target
+        assert not anchor or anchor in anchors((ROOT / path).read_text()), target
+    assert any(picture for picture, _ in links)
 
 
 def test_make_dist_refuses_an_address_that_is_not_public() -> None:
