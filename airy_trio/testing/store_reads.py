@@ -340,9 +340,9 @@ async def a_type_is_swept(open_store: OpenStore) -> None:
         head = await _change(store, head, "a", StateChange(generation=FIRST, kept=(0,), swept=swept))
         expect(await _offsets(store, head) == [4, 5, 6], "what is older is gone, of that type only")
         new = event(7, object="object:n", type="channel.updated")
-        head = await _append(store, head, [new], StateChange(generation=FIRST, kept=(0,)))
+        head = await _change(store, head, [new], StateChange(generation=FIRST, kept=(0,)))
         expect(await _offsets(store, head) == [4, 5, 6, 7], "nothing that is appended later is swept")
-        head = await _append(store, head, "e", StateChange(generation=FIRST, kept=(0,), swept={"message.updated": 4}))
+        head = await _change(store, head, "e", StateChange(generation=FIRST, kept=(0,), swept={"message.updated": 4}))
         expect(await _offsets(store, head.at(5)) == [5], "a type may be swept again, and further")
         expect(await _offsets(store, head) == [5, 6, 7, 8], "only up to that offset")
 
