@@ -1,13 +1,15 @@
-// Small SVG charts of the last two minutes with one or two lines, and a description for screen readers.
+// Small SVG charts of the last two minutes with one or two lines, a time axis, and a description for screen readers.
 
-export const SAMPLES_MAX = 120;
+const SPAN_MS = 120_000;
+const GAP_MS = 5_000; // a line does not connect samples further apart: the page was hidden, or the server did not answer
+const TICKS = ["−2 min", "−1 min", "now"];
 const WIDTH = 240;
 const HEIGHT = 48;
 const TOP = 3;
 const SVG = "http://www.w3.org/2000/svg";
 
 export class Chart {
-  #samples = [];
+  #samples = []; // {at, values}, oldest first
   #lines;
   #least;
   #label;
@@ -17,7 +19,7 @@ export class Chart {
 
   /**
    * `place`: an empty element. `lines`: names of the lines; the area below the first is filled. `least`: the smallest
-   * value of the top of the scale. `label`: the name of the chart. `format`: returns a value as text.
+   * value of the top of the scale. `label`: the name of the chart. `format`: returns a value as text, with its unit.
    */
   constructor(place, { lines, least, label, format }) {
     this.#place = place;
@@ -26,26 +28,33 @@ export class Chart {
     this.#label = label;
     this.#format = format;
     const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
-    svg.append(drawn("line", { class: "base", x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }));
+    const rule = (name, x1, y1, x2, y2) => drawn("line", { class: name, x1, y1, x2, y2 });
     const paths = lines.map((name) => drawn("path", { class: `line ${name}` }));
     const area = drawn("path", { class: "area" });
-    const marker = drawn("line", { class: "marker", y1: 0, y2: HEIGHT });
-    svg.append(area, ...paths, marker);
-    const top = document.createElement("span");
-    top.className = "top";
-    const tip = document.createElement("span");
-    tip.className = "tip";
+    const marker = rule("marker", 0, 0, 0, HEIGHT);
+    svg.append(
+      rule("grid", 0, TOP, WIDTH, TOP),
+      rule("grid", WIDTH / 2, TOP, WIDTH / 2, HEIGHT),
+      area,
+      rule("base", 0, HEIGHT - 0.5, WIDTH, HEIGHT - 0.5),
+      ...paths,
+      marker,
+    );
+    const [top, legend, tip, axis] = ["top", "legend", "tip", "axis"].map((name) => text("p", name));
+    axis.setAttribute("aria-hidden", "true"); // the description of the chart has the time
+    axis.append(...TICKS.map((tick) => text("span", "tick", tick)));
+    legend.append(...(lines.length > 1 ? lines : []).map((name) => text("span", name, name)));
     tip.hidden = true;
-    place.append(svg, top, tip);
+    place.append(svg, axis, top, legend, tip);
     this.#parts = { svg, area, paths, marker, top, tip };
     place.addEventListener("pointermove", (event) => this.#point(event));
     place.addEventListener("pointerleave", () => this.#leave());
   }
 
-  /** Add one sample: a value for each line, or null if there is none. */
-  add(values) {
-    this.#samples.push(values);
-    if (this.#samples.length > SAMPLES_MAX) {
+  /** Add one sample, taken at the time `at` in milliseconds: a value for each line, or null if there is none. */
+  add(at, values) {
+    this.#samples.push({ at, values });
+    while (this.#samples[0].at < at - SPAN_MS) {
       this.#samples.shift();
     }
     this.#draw();
@@ -53,37 +62,63 @@ export class Chart {
 
   #draw() {
     const { svg, area, paths, top } = this.#parts;
-    const most = Math.max(this.#least, ...this.#samples.flat().map((value) => value ?? 0));
+    const most = Math.max(this.#least, ...this.#samples.flatMap(({ values }) => values.map((value) => value ?? 0)));
     const high = nice(most);
-    const y = (value) => HEIGHT - 1 - (value / high) * (HEIGHT - TOP - 1);
-    this.#lines.forEach((_, line) => {
-      paths[line].setAttribute("d", path(this.#samples.map((values) => values[line]), y));
+    const stretches = this.#lines.map((_, line) => this.#stretches(line, high));
+    stretches.forEach((found, line) => {
+      paths[line].setAttribute("d", found.map((points) => `M${points.join("L")}`).join(""));
     });
-    area.setAttribute("d", filled(this.#samples.map((values) => values[0]), y));
+    area.setAttribute("d", stretches[0].filter((points) => points.length > 1).map(filled).join(""));
     top.textContent = this.#format(high);
-    const newest = this.#samples.at(-1).map((value) => (value === null ? "none" : this.#format(value)));
+    const newest = this.#samples.at(-1).values.map((value) => (value === null ? "none" : this.#format(value)));
     const words = this.#lines.map((name, line) => `${this.#lines.length > 1 ? `${name} ` : ""}${newest[line]}`).join(", ");
     svg.setAttribute("aria-label", `${this.#label}: now ${words}; at most ${this.#format(most)} in the last two minutes`);
   }
 
+  /** Return the points of a line, each as "x y", in stretches that end at a missing value and at a gap in time. */
+  #stretches(line, high) {
+    const found = [];
+    let before = null; // the time of the point before, if the next one continues its stretch
+    for (const { at, values } of this.#samples) {
+      const value = values[line];
+      if (value === null) {
+        before = null;
+        continue;
+      }
+      if (before === null || at - before > GAP_MS) {
+        found.push([]);
+      }
+      const y = HEIGHT - 1 - (value / high) * (HEIGHT - TOP - 1);
+      found.at(-1).push(`${this.#x(at).toFixed(1)} ${y.toFixed(1)}`);
+      before = at;
+    }
+    return found;
+  }
+
+  #x(at) {
+    return (1 - (this.#samples.at(-1).at - at) / SPAN_MS) * WIDTH;
+  }
+
   #point({ clientX }) {
     const { left, width } = this.#place.getBoundingClientRect();
-    const at = Math.round(((clientX - left) / width) * (SAMPLES_MAX - 1)) - (SAMPLES_MAX - this.#samples.length);
-    const values = this.#samples[at];
-    if (values === undefined) {
+    const newest = this.#samples.at(-1)?.at ?? 0;
+    const pointed = newest - (1 - (clientX - left) / width) * SPAN_MS;
+    const distance = ({ at }) => Math.abs(at - pointed);
+    const nearest = this.#samples.reduce((best, one) => (best === null || distance(one) < distance(best) ? one : best), null);
+    if (nearest === null || distance(nearest) > GAP_MS) {
       this.#leave();
       return;
     }
     const { marker, tip } = this.#parts;
-    const x = place(at, this.#samples.length);
+    const x = this.#x(nearest.at);
     marker.setAttribute("x1", x);
     marker.setAttribute("x2", x);
     marker.classList.add("shown");
-    const words = values.map((value, line) => {
+    const words = nearest.values.map((value, line) => {
       const words = value === null ? "none" : this.#format(value);
       return this.#lines.length > 1 ? `${this.#lines[line]} ${words}` : words;
     });
-    tip.textContent = `${words.join(" · ")}, ${this.#samples.length - 1 - at} s ago`;
+    tip.textContent = `${words.join(" · ")}, ${Math.round((newest - nearest.at) / 1000)} s ago`;
     tip.hidden = false;
   }
 
@@ -112,43 +147,10 @@ export function quantile(share, counts, bounds) {
   return bounds.at(-1);
 }
 
-function place(index, length) {
-  return ((SAMPLES_MAX - length + index) / (SAMPLES_MAX - 1)) * WIDTH;
-}
-
-function path(values, y) {
-  let pen = "M";
-  let made = "";
-  values.forEach((value, index) => {
-    if (value === null) {
-      pen = "M";
-      return;
-    }
-    made += `${pen}${place(index, values.length).toFixed(1)} ${y(value).toFixed(1)}`;
-    pen = "L";
-  });
-  return made;
-}
-
-/** Return the path of the area: each stretch without a gap, closed at the base. */
-function filled(values, y) {
-  let made = "";
-  let stretch = [];
-  const close = () => {
-    if (stretch.length > 1) {
-      made += `M${stretch[0][0]} ${HEIGHT}L${stretch.map((point) => point.join(" ")).join("L")}L${stretch.at(-1)[0]} ${HEIGHT}Z`;
-    }
-    stretch = [];
-  };
-  values.forEach((value, index) => {
-    if (value === null) {
-      close();
-    } else {
-      stretch.push([place(index, values.length).toFixed(1), y(value).toFixed(1)]);
-    }
-  });
-  close();
-  return made;
+/** Return the path of the area below a stretch, closed at the base. */
+function filled(points) {
+  const [left, right] = [points[0], points.at(-1)].map((point) => point.split(" ")[0]);
+  return `M${left} ${HEIGHT}L${points.join("L")}L${right} ${HEIGHT}Z`;
 }
 
 /** Return the next 1, 2 or 5 times a power of ten. */
@@ -162,5 +164,12 @@ function drawn(name, attributes) {
   for (const [key, value] of Object.entries(attributes)) {
     made.setAttribute(key, value);
   }
+  return made;
+}
+
+function text(name, className, words = "") {
+  const made = document.createElement(name);
+  made.className = className;
+  made.textContent = words;
   return made;
 }

@@ -14,7 +14,7 @@ export class Stats {
     deliveries: chart("deliveries-chart", ["rate"], 1, "Deliveries a second", (value) => `${rate(value)}/s`),
     latency: chart("latency-chart", ["p50", "p99"], 0.005, "From the commit to the socket", inWords),
     lag: chart("lag-chart", ["lag"], 0.1, "Recorder lag", inWords),
-    connected: chart("connected-chart", ["open"], 4, "Connections", count),
+    connected: chart("connected-chart", ["open"], 4, "Connections", (value) => counted(value, "connection")),
   };
 
   /** Show an answer of /api/figures. */
@@ -45,7 +45,7 @@ export class Stats {
     const deliveries = perSecond("deliveries");
     $("deliveries").textContent = rate(deliveries);
     $("deliveries-detail").textContent = `${rate(perSecond("events"))} events/s, ${bandwidth(perSecond("bytes"))}`;
-    this.#charts.deliveries.add([deliveries]);
+    this.#charts.deliveries.add(now.at, [deliveries]);
   }
 
   #showLatency(now) {
@@ -56,24 +56,24 @@ export class Stats {
     $("latency").textContent = text;
     $("latency-unit").textContent = unit;
     $("latency-detail").textContent = most === null ? "no deliveries in the last 10 s" : `p99 ${inWords(most)}`;
-    this.#charts.latency.add([half, most]);
+    this.#charts.latency.add(now.at, [half, most]);
   }
 
-  #showLag({ lag_s, recording, row_faults }) {
+  #showLag({ at, lag_s, recording, row_faults }) {
     const [text, unit] = duration(lag_s);
     $("lag").textContent = text;
     $("lag-unit").textContent = unit;
     const recorder = recording ? "this server records" : "another server records";
     $("lag-detail").textContent = row_faults > 0 ? `${recorder}, ${counted(row_faults, "row fault")}` : recorder;
-    this.#charts.lag.add([lag_s]);
+    this.#charts.lag.add(at, [lag_s]);
   }
 
-  #showConnections({ connections, behind, subscriptions }) {
+  #showConnections({ at, connections, behind, subscriptions }) {
     $("connected").textContent = count(connections);
     const late = behind === 0 ? "none behind" : `${count(behind)} behind`;
     $("connected-detail").textContent = `${counted(subscriptions, "subscription")}, ${late}`;
     $("connected-detail").classList.toggle("bad", behind > 0);
-    this.#charts.connected.add([connections]);
+    this.#charts.connected.add(at, [connections]);
   }
 }
 
