@@ -1,13 +1,17 @@
-"""What the console looks like: the axes of its charts."""
+"""What the console looks like: the axes of its charts, and its buttons in both themes."""
 
 import json
 import re
 
+import pytest
+
+from airy_trio.admin.console import FOLDER
 from tests.application import Application
 from tests.console.browser import Tab
-from tests.console.serving import console
+from tests.console.serving import FOCUS_RING, WITHOUT_BORDER, console
 
 UNITS = {"deliveries": r"\d/s", "latency": r"\d (ms|s|min)", "lag": r"\d (ms|s|min)", "connected": r"\d connections"}
+NOT_OUR_WORDS = r"\b(?:who|whom|whoever|somebody|nobody|anybody|everybody|told|tells?|anew|beside|rung|hungry)\b"
 DRAW = """async (samples) => {
   const { Chart } = await import("/console/charts.js");
   const place = document.createElement("div");
@@ -66,3 +70,30 @@ async def test_samples_are_drawn_at_their_time(sqlite_application: Application) 
         assert await tab.evaluate(TIP) == "a 3 ms · b none, 1 s ago"
         await tab.evaluate(POINT.replace("SHARE", "0.75"))  # no sample is near
         assert await tab.evaluate(TIP) is None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_buttons_look_like_buttons(sqlite_application: Application, scheme: str) -> None:
+    async with console(sqlite_application, color_scheme=scheme, reduced_motion="reduce") as (tab, _):
+        sqlite_application.message()
+        await tab.until("document.querySelector('#log summary') !== null")
+        await tab.click("#log summary")
+        await tab.evaluate("document.querySelectorAll('[hidden]').forEach((one) => one.hidden = false)")
+        assert await tab.evaluate(WITHOUT_BORDER) == []
+        buttons = await tab.evaluate("[...document.querySelectorAll('button:not(.hidden)')].map(({id}) => id)")
+        assert {"retry", "theme", "pause", "clear", "more", ""} <= set(buttons)
+        for button in ("#theme", "#pause", "#clear", ".actions button", "#token-form button"):
+            look = f"getComputedStyle(document.querySelector({json.dumps(button)})).backgroundColor"
+            await tab.do(lambda page: page.mouse.move(0, 0))
+            before = await tab.evaluate(look)
+            await tab.do(lambda page, button=button: page.locator(button).first.hover())  # type: ignore[misc]
+            assert await tab.evaluate(look) != before, button
+            await tab.press("Shift")  # from now on the focus is that of the keyboard
+            await tab.evaluate(f"document.querySelector({json.dumps(button)}).focus()")
+            assert await tab.evaluate(FOCUS_RING), button
+
+
+def test_page_names_the_actors() -> None:
+    """The words of ``docs`` and the log: a client, a server, a recorder, not a person without a name."""
+    for path in (*FOLDER.glob("*.js"), FOLDER / "console.html", FOLDER / "console.css"):
+        assert re.findall(NOT_OUR_WORDS, path.read_text(), re.IGNORECASE) == [], path.name

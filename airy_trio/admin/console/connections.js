@@ -43,7 +43,7 @@ export class Connections {
     $("no-clients").hidden = items.length > 0;
     $("no-clients").textContent = behind ? "No clients are behind." : "No clients are connected.";
     $("more").hidden = after === null || this.#pages === PAGES_MAX;
-    $("more").textContent = `Show more of ${count(total)}`;
+    $("more").textContent = `Show more (${count(total)} connected)`;
   }
 }
 
@@ -51,12 +51,12 @@ function described(one, mine) {
   const item = document.createElement("li");
   item.className = one.behind > 0 ? `${one.state} late` : one.state;
   item.dataset.session = one.session;
-  const who = text("span", "name", mine ? "this page" : (one.user ?? "anonymous"));
+  const user = text("span", "name", mine ? "this page" : (one.user ?? "anonymous"));
   const state = text("span", "status", status(one));
   const where = text("span", "where", `${one.address ?? "unknown"}  ${one.session.slice(0, 8)}`);
   const since = text("span", "since", age(one.connected_s));
   since.title = "connected for";
-  item.append(who, state, where, since);
+  item.append(user, state, where, since);
   const names = one.subscriptions.map(({ destination }) => destination);
   item.append(text("span", "names", names.length === 0 ? "no subscription" : names.join("  ")));
   return item;

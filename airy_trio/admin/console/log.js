@@ -159,7 +159,7 @@ export class Log {
     line.append(element("span", "position", id));
     for (const [what, named] of Object.entries(belongs(event))) {
       if (named !== null) {
-        const button = element("button", "quiet", `Only this ${what}`);
+        const button = element("button", "", `Only this ${what}`);
         button.type = "button";
         button.addEventListener("click", () => this.#on.narrow(what, named));
         line.append(button);
@@ -196,15 +196,15 @@ function row(entry) {
     item.append(element("time", "", clock(entry.at)), element("span", "", entry.note.text));
     return item;
   }
-  const { kind, who, text, state } = summary(entry.event);
+  const { kind, sender, text, state } = summary(entry.event);
   item.dataset.kind = kind;
   item.dataset.position = entry.id;
   const details = document.createElement("details");
   const head = document.createElement("summary");
   head.append(element("time", "", clock(entry.at)), element("span", "kind", kind));
   const words = element("span", "words");
-  if (who !== "") {
-    words.append(element("span", "who", who), " ");
+  if (sender !== "") {
+    words.append(element("span", "sender", sender), " ");
   }
   words.append(element("span", "what", text));
   const about = belongs(entry.event).conversation ?? "";

@@ -15,7 +15,7 @@ const log = new Log($("log"), {
   changed: (state) => {
     $("count").textContent = tally(state);
     $("empty").hidden = state.shown > 0;
-    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No stored event passes the filter.";
+    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No received event passes the filter.";
     const paused = $("pause").getAttribute("aria-pressed") === "true";
     $("pause").textContent = !paused ? "Pause" : state.waiting === 0 ? "Resume" : `Resume (${count(state.waiting)} new)`;
   },
@@ -45,7 +45,7 @@ const subscriber = new Subscriber({
   event: (id, body, completesState) => {
     log.add(id, body, again);
     if (completesState) {
-      log.note("The current state is complete; what follows are changes.", false);
+      log.note("The current state is complete; only changes follow.", false);
     }
   },
   verdict: (verdict, position, after, missing) => {
@@ -121,7 +121,7 @@ function showLink() {
     $("token-form").hidden = true;
   }
   if (asks && link.text !== "A token is required") {
-    $("token-reason").textContent = `${link.text}. The next one is stored only in the memory of this page, too.`;
+    $("token-reason").textContent = `${link.text}. Another one is also stored only in the memory of this page.`;
   }
 }
 

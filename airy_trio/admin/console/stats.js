@@ -70,7 +70,7 @@ export class Stats {
 
   #showConnections({ at, connections, behind, subscriptions }) {
     $("connected").textContent = count(connections);
-    const late = behind === 0 ? "none behind" : `${count(behind)} behind`;
+    const late = behind === 0 ? "no clients behind" : `${counted(behind, "client")} behind`;
     $("connected-detail").textContent = `${counted(subscriptions, "subscription")}, ${late}`;
     $("connected-detail").classList.toggle("bad", behind > 0);
     this.#charts.connected.add(at, [connections]);

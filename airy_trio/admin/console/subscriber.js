@@ -99,7 +99,7 @@ export class Subscriber {
     if (socket !== this.#socket) {
       return;
     }
-    this.#heard = performance.now();
+    this.#receivedAt = performance.now();
     const frame = decode(data);
     switch (frame?.command) {
       case "CONNECTED":
@@ -120,7 +120,7 @@ export class Subscriber {
     }
   }
 
-  #heard = 0;
+  #receivedAt = 0;
 
   #connected(headers) {
     this.#clear();
@@ -132,7 +132,7 @@ export class Subscriber {
     if (theirs > 0) {
       const interval = Math.max(theirs, HEARTBEAT_MS);
       this.#every(interval / 2, () => {
-        if (performance.now() - this.#heard > PATIENCE * interval) {
+        if (performance.now() - this.#receivedAt > PATIENCE * interval) {
           const silent = this.#socket;
           this.#closed(silent, 1006); // not its close event, which would wait for the silent peer
           silent.close();

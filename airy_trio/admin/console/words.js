@@ -45,27 +45,27 @@ export function clock(date) {
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${thousandths}`;
 }
 
-/** Summarise an event on one line: {kind, who, text, state}. */
+/** Summarise an event on one line: {kind, sender, text, state}. */
 export function summary({ type, payload }) {
   const [kind] = type.split(".");
   switch (type) {
     case "message.updated": {
       const { message } = payload;
       const text = clipped(content(message.content));
-      return { kind, who: message.from_contact ? "contact" : "agent", text, state: message.delivery_state };
+      return { kind, sender: message.from_contact ? "contact" : "agent", text, state: message.delivery_state };
     }
     case "message.deleted":
-      return { kind, who: "", text: `${payload.message.id} of ${payload.conversation_id}`, state: "deleted" };
+      return { kind, sender: "", text: `${payload.message.id} of ${payload.conversation_id}`, state: "deleted" };
     case "metadata.updated":
-      return { kind, who: payload.subject, text: clipped(pairs(payload.metadata)), state: "" };
+      return { kind, sender: payload.subject, text: clipped(pairs(payload.metadata)), state: "" };
     case "channel.updated":
-      return { kind, who: payload.source, text: payload.id, state: payload.connected ? "connected" : "disconnected" };
+      return { kind, sender: payload.source, text: payload.id, state: payload.connected ? "connected" : "disconnected" };
     case "tag.updated":
-      return { kind, who: "", text: payload.name, state: payload.color.replace(/^tag-/, "") };
+      return { kind, sender: "", text: payload.name, state: payload.color.replace(/^tag-/, "") };
     case "tag.deleted":
-      return { kind, who: "", text: payload.id, state: "deleted" };
+      return { kind, sender: "", text: payload.id, state: "deleted" };
     default:
-      return { kind, who: "", text: clipped(JSON.stringify(payload)), state: "" };
+      return { kind, sender: "", text: clipped(JSON.stringify(payload)), state: "" };
   }
 }
 
