@@ -3,16 +3,18 @@
 ``starting_pages`` has the probes of a server that is starting, and ``pages`` those of a running one: probes,
 ``/metrics``, ``/api/clients``, and the statistics that the console polls: ``/api/figures`` and ``/api/connections``.
 Counts are cumulative, so two answers give a rate. The console receives events as a client. ``ClientEndpoint`` is where
-a browser finds the port for clients.
+a browser finds the port for clients, and ``Node`` is the process that answers.
 """
 
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -39,7 +41,9 @@ def starting_pages(conditions: Callable[[], Mapping[str, Condition]]) -> Pages:
     return Pages(_probes(conditions), later)
 
 
-def pages(sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoint") -> Mapping[str, Page]:
+def pages(
+    sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoint", node: "Node"
+) -> Mapping[str, Page]:
     """Make the pages of a running server. The sources and the registry's collectors are read for every request."""
 
     def metrics(request: PageRequest) -> Answer:
@@ -54,8 +58,8 @@ def pages(sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoi
         return _json(HTTPStatus.OK, sources.sessions.recipients(position, event))
 
     def figures(request: PageRequest) -> Answer:
-        url = endpoint.url(request.host)
-        return _json(HTTPStatus.OK, {"clients": {"url": url, "token": endpoint.token}, **_figures(sources)})
+        clients = {"url": endpoint.url(request.host), "token": endpoint.token}
+        return _json(HTTPStatus.OK, {"clients": clients, "node": node.description(), **_figures(sources)})
 
     def connections(request: PageRequest) -> Answer:
         try:
@@ -137,6 +141,33 @@ def _number(request: PageRequest, name: str, default: int, *, least: int, most: 
         message = f"{name} must be a whole number, {allowed}"
         raise ValueError(message)
     return int(text)
+
+
+@frozen(kw_only=True)
+class Node:
+    """The process whose statistics these are, and the other consoles to which its console links.
+
+    ``number``: its number among the processes of its command, from 0. ``ports``: the admin port of each of them. If
+    there are several, the last one only records. ``others``: see ``AdminOptions``.
+    """
+
+    number: int
+    ports: Sequence[int]
+    others: Sequence[str]
+    host: str = field(factory=socket.gethostname)
+    process: int = field(factory=os.getpid)
+
+    def description(self) -> Mapping[str, object]:
+        """Return the description for JSON. A process that is the only one of its command has no name."""
+        last = len(self.ports) - 1
+        names = [f"worker {number}" for number in range(last)] + ["recorder" if last else ""]
+        return {
+            "host": self.host,
+            "process": self.process,
+            "number": self.number,
+            "processes": [{"name": name, "port": port} for name, port in zip(names, self.ports, strict=True)],
+            "others": list(self.others),
+        }
 
 
 _NAME: Final = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}")

@@ -17,6 +17,7 @@ body is not read, and its connection is closed after the answer.
 
 import base64
 import hmac
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
@@ -31,7 +32,7 @@ import trio
 from attrs import define, field, frozen
 
 from airy_trio.errors import StartError
-from airy_trio.options import between, matching, more_than
+from airy_trio.options import between, matching, more_than, satisfying
 
 logger = structlog.get_logger(__name__)
 
@@ -55,6 +56,10 @@ READ_BYTES_MAX: Final = 4 * 1024
 """Received at once. With ``HEAD_BYTES_MAX`` it bounds what is buffered of a peer that sends without end."""
 WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
 """The allowed values of ``[admin] websocket_url``."""
+CONSOLE_URL: Final = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?(?:/[!-~]*)?"
+)
+"""The allowed values of ``[admin] others``."""
 TOKEN_PATTERN: Final = r"(?:[!-~]{16,})?"  # noqa: S105 - the allowed values of a token
 TEXT: Final[Mapping[str, str]] = {"content-type": "text/plain; charset=utf-8"}
 ASK_FOR_TOKEN: Final = {"www-authenticate": 'Basic realm="airy-trio", charset="UTF-8"'}
@@ -65,9 +70,10 @@ class AdminOptions:
     """The admin port, and the lag that still counts as ready (settings, ``[admin]``).
 
     ``port`` 0: there is none. ``lag_max_s``: a server that is further behind the changes, or behind the event store, is
-    not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own address. Worker
-    n has ``port`` + n, and the recorder process the port after the last worker. ``token``: every request except a
-    probe needs it; "": none needs it, which the settings allow only on a loopback address.
+    not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own address.
+    ``others``: URLs of further consoles, to which the console links. Worker n has ``port`` + n, and the recorder
+    process the port after the last worker. ``token``: every request except a probe needs it; "": none needs it, which
+    the settings allow only on a loopback address.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
@@ -80,6 +86,13 @@ class AdminOptions:
     lag_max_s: float = field(default=10, validator=more_than(0))
     websocket_url: str = field(
         default="", validator=matching(WEBSOCKET_URL, '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""')
+    )
+    others: list[str] = field(
+        factory=list,
+        validator=satisfying(
+            lambda urls: all(CONSOLE_URL.fullmatch(url) for url in urls),
+            'a list of "http://HOST:PORT" or "https://HOST/PATH"',
+        ),
     )
 
     def ports(self, processes: int) -> range:

@@ -19,7 +19,7 @@ from attrs import Factory, asdict, field, frozen
 
 from airy_trio import migrate
 from airy_trio.admin import console, endpoints
-from airy_trio.admin.endpoints import ClientEndpoint
+from airy_trio.admin.endpoints import ClientEndpoint, Node
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness, Starting
 from airy_trio.admin.server import Page
@@ -418,12 +418,13 @@ class Parts(Sources):
 
     readiness: Readiness
     endpoint: ClientEndpoint
+    node: Node
     encryption: Encryption | None
     serves: bool
 
     def pages(self) -> Mapping[str, Page]:
         """Make the pages of the admin port."""
-        return {**console.pages(self.endpoint), **endpoints.pages(self, registry(self), self.endpoint)}
+        return {**console.pages(self.endpoint), **endpoints.pages(self, registry(self), self.endpoint, self.node)}
 
 
 def make_parts(  # noqa: PLR0913 - everything that was opened before
@@ -450,13 +451,14 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
     recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
     watched, lag_max_s = back_ends.watched, settings.admin.lag_max_s
     readiness = Readiness(recorder, log, back_ends.faults, watched=watched, lag_max_s=lag_max_s)
+    ports = settings.admin.ports(settings.listener.processes)
     return Parts(
         log=log,
         recorder=recorder,
         retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
         sessions=Sessions(
             Services(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
-            Console(settings.admin.host, settings.admin.ports(settings.listener.processes)),
+            Console(settings.admin.host, ports),
         ),
         conditions=readiness.conditions,
         readiness=readiness,
@@ -468,6 +470,7 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
             tls=encryption is not None,
             token=settings.auth.mode != "none" and not settings.auth.cookie,  # a browser sends a cookie by itself
         ),
+        node=Node(number=worker, ports=ports, others=settings.admin.others),
         encryption=encryption,
         serves=worker != recorder_worker,
     )

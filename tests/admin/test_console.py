@@ -1,12 +1,14 @@
 """The files and statistics of the console over real HTTP. ``tests/console`` tests it in a browser."""
 
+import os
 import re
+import socket
 
 import pytest
 import trio
 
 from airy_trio.admin.console import FOLDER, MEDIA_TYPES
-from airy_trio.admin.endpoints import ClientEndpoint
+from airy_trio.admin.endpoints import ClientEndpoint, Node
 from airy_trio.errors import SettingsError
 from airy_trio.testing.client import connect
 from tests.admin.serving import admin, free_port, serving_all
@@ -146,6 +148,34 @@ async def test_invalid_query_is_refused(query: str, words: str, sqlite_applicati
     async with serving_all(settings) as (_, port):
         answer = await port.get(f"/api/connections?{query}")
         assert (answer.status_code, answer.json()) == (400, {"error": words})
+
+
+def test_node_names_the_processes_of_its_command() -> None:
+    alone = Node(number=0, ports=range(81, 82), others=[]).description()
+    assert alone["processes"] == [{"name": "", "port": 81}]
+    assert (alone["host"], alone["process"]) == (socket.gethostname(), os.getpid())
+    several = Node(number=1, ports=range(81, 84), others=["http://b:81"]).description()
+    assert several["processes"] == [
+        {"name": "worker 0", "port": 81},
+        {"name": "worker 1", "port": 82},
+        {"name": "recorder", "port": 83},
+    ]
+    assert (several["number"], several["others"]) == (1, ["http://b:81"])
+
+
+@pytest.mark.parametrize("url", ["http://b", "http://[::1]:8081/", "https://ops.example.com/b/"])
+def test_other_console_is_accepted(url: str, sqlite_application: Application) -> None:
+    settings = sqlite_application.settings(f'[admin]\nport = 0\nothers = ["http://a:8081", "{url}"]\n')
+    assert settings.admin.others == ["http://a:8081", url]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "b:8081", "javascript:alert(1)", "ws://b/", "http://a b/", "http://u:p@b/", "http://b:123456", "http://"],
+)
+def test_invalid_other_console_is_refused(url: str, sqlite_application: Application) -> None:
+    with pytest.raises(SettingsError, match=r"admin\.others: .*http://HOST:PORT"):
+        sqlite_application.settings(f'[admin]\nport = 0\nothers = ["http://a:8081", "{url}"]\n')
 
 
 @pytest.mark.parametrize("url", ["http://x/", "wss://a b/", "wss://x; script-src *", "wss://x"])

@@ -67,7 +67,7 @@ ANY = {
     "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "log.keep_current",
     "auth.tokens", "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
     "listener.tls_key",
-    "admin.token",
+    "admin.token", "admin.others",
     "auth.jwt_key", "auth.jwt_algorithms", "auth.jwt_audience", "auth.jwt_issuer", "auth.jwt_require_exp",
     "auth.jwt_leeway_s", "auth.jwt_require_grants", "auth.cookie",
     *(

@@ -1,14 +1,18 @@
 // The page: statistics of the admin port go into the tiles and lists, events from the port for clients into the log.
 
 import { PERIOD_MS as STATS_MS, Stats } from "./stats.js";
+import { showParts, showServer, showState } from "./server.js";
 import { Log, tally } from "./log.js";
 import { PERIOD_MS as CONNECTIONS_MS, Connections } from "./connections.js";
 import { Subscriber } from "./subscriber.js";
 import { clock, count, KINDS, verdictText } from "./words.js";
 
 const ANSWER_MS = 5000;
+const OK = 200;
+const UNAVAILABLE = 503;
 const $ = (id) => document.getElementById(id);
 let again = false; // whether the next events may be repeated
+let moved = false; // whether the policy of this page forbids the present address of the port for clients
 let link = { phase: "connecting", text: "Connecting", retryAt: null };
 
 const log = new Log($("log"), {
@@ -65,18 +69,25 @@ const subscriber = new Subscriber({
 const stats = new Stats();
 const connections = new Connections(get, () => subscriber.session);
 
-/** Return the answer of the admin port as JSON. Throws if it does not answer, or answers with an error. */
-async function get(path) {
+/** Return status and body of an answer of the admin port. Throws if it does not answer with JSON in time. */
+async function fetched(path) {
   const answer = await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS), cache: "no-store" });
-  if (!answer.ok) {
-    throw new Error(`the admin port answered ${answer.status}`);
-  }
-  return answer.json();
+  return { status: answer.status, body: await answer.json() };
 }
 
-/** Call `work` repeatedly while the page is visible, and report if it fails twice in a row. */
-function poll(ms, work) {
+/** Return the body of an answer of the admin port. Throws if there is none, or if it is an error. */
+async function get(path) {
+  const { status, body } = await fetched(path);
+  if (status !== OK) {
+    throw new Error(`the admin port answered ${status}`);
+  }
+  return body;
+}
+
+/** Call `work` repeatedly while the page is visible. `failed`: called with the time once it has failed twice in a row. */
+function poll(ms, work, failed) {
   let failures = 0;
+  let since = "";
   const turn = async () => {
     if (document.visibilityState === "visible") {
       try {
@@ -84,9 +95,9 @@ function poll(ms, work) {
         failures = 0;
       } catch {
         failures += 1;
+        since = failures === 1 ? clock(new Date()).slice(0, 8) : since;
         if (failures === 2) {
-          $("trouble").textContent = `The admin port has not answered since ${clock(new Date()).slice(0, 8)}; the statistics are out of date.`;
-          $("trouble").hidden = false;
+          failed(since);
         }
       }
     }
@@ -95,16 +106,47 @@ function poll(ms, work) {
   turn();
 }
 
-poll(STATS_MS, async () => {
-  const found = await get("api/figures");
-  stats.show(found);
-  $("trouble").hidden = true;
-  $("url").textContent = found.clients.url ?? "";
-  if (found.clients.url !== null) {
-    subscriber.aim(found.clients.url, found.clients.token);
+function showTrouble(words) {
+  $("trouble").textContent = words;
+  $("trouble").hidden = words === "";
+}
+
+async function refreshStats() {
+  const { status, body } = await fetched("api/figures");
+  if (status === UNAVAILABLE) { // the server is starting, and only its probes are answered
+    const { ready, ...parts } = (await fetched("readyz")).body;
+    showState("starting", ready);
+    showParts(parts, null);
+    showTrouble(`The server is starting, so the statistics are out of date. ${parts.start?.reason ?? ""}`.trim());
+    return;
   }
+  if (status !== OK) {
+    throw new Error(`the admin port answered ${status}`);
+  }
+  showServer(body);
+  showState(body.ready ? "ready" : "not ready", body.ready);
+  showParts(body.parts, body.head);
+  stats.show(body);
+  showTrouble(moved ? "The server now listens at another address; reload this page." : "");
+  $("url").textContent = body.clients.url ?? "";
+  if (body.clients.url !== null) {
+    subscriber.aim(body.clients.url, body.clients.token);
+  }
+}
+
+async function refreshConnections() {
+  await connections.refresh();
+  $("clients-fault").hidden = true;
+}
+
+poll(STATS_MS, refreshStats, (since) => {
+  showState("no answer", false);
+  showTrouble(`The admin port has not answered since ${since}; the statistics are out of date.`);
 });
-poll(CONNECTIONS_MS, () => connections.refresh());
+poll(CONNECTIONS_MS, refreshConnections, (since) => {
+  $("clients-fault").textContent = `This list is out of date: the admin port has not answered since ${since}.`;
+  $("clients-fault").hidden = false;
+});
 
 function showLink() {
   $("link").dataset.phase = link.phase;
@@ -119,6 +161,7 @@ function showLink() {
   }
   if (link.phase === "live") {
     $("token-form").hidden = true;
+    moved = false;
   }
   if (asks && link.text !== "A token is required") {
     $("token-reason").textContent = `${link.text}. Another one is also stored only in the memory of this page.`;
@@ -185,8 +228,5 @@ addEventListener("online", () => {
   }
 });
 document.addEventListener("securitypolicyviolation", ({ effectiveDirective }) => {
-  if (effectiveDirective === "connect-src") {
-    $("trouble").textContent = "The server now listens at another address; reload this page.";
-    $("trouble").hidden = false;
-  }
+  moved ||= effectiveDirective === "connect-src";
 });

@@ -1,15 +1,18 @@
-// The tiles: statistics of the admin port once a second, as rates and quantiles of the difference.
+// The tiles: statistics of the admin port once a second, as rates and quantiles of the difference. A part of the server
+// that is not ready is reported in the tile whose figures it affects.
 
 import { Chart, quantile } from "./charts.js";
-import { bandwidth, count, counted, duration, rate } from "./words.js";
+import { bandwidth, clock, count, counted, duration, rate } from "./words.js";
 
 export const PERIOD_MS = 1000;
 const WINDOW = 10; // samples for the quantiles: one second of a quiet server has too few observations
+const TILES = { listener: "connected", store: "deliveries" }; // other parts concern what is recorded: the tile "lag"
 const $ = (id) => document.getElementById(id);
 const inWords = (seconds) => duration(seconds).join(" ");
 
 export class Stats {
   #past = []; // samples of the last WINDOW seconds, oldest first
+  #stoppedAt = null; // when this page saw that the server no longer records; null if it records or never did
   #charts = {
     deliveries: chart("deliveries-chart", ["rate"], 1, "Deliveries a second", (value) => `${rate(value)}/s`),
     latency: chart("latency-chart", ["p50", "p99"], 0.005, "From the commit to the socket", inWords),
@@ -21,8 +24,9 @@ export class Stats {
   show(found) {
     const now = { at: performance.now(), ...found };
     const before = this.#past.at(-1);
-    if (before !== undefined && found.deliveries < before.deliveries) {
+    if (before !== undefined && (before.node.process !== now.node.process || now.deliveries < before.deliveries)) {
       this.#past = []; // the server was restarted, so its counts begin at 0
+      this.#stoppedAt = null;
     }
     this.#past.push(now);
     if (this.#past.length > WINDOW + 1) {
@@ -32,7 +36,7 @@ export class Stats {
     this.#showLatency(now);
     this.#showLag(now);
     this.#showConnections(now);
-    showParts(now);
+    showFaults(now);
   }
 
   #showRates(now) {
@@ -59,12 +63,20 @@ export class Stats {
     this.#charts.latency.add(now.at, [half, most]);
   }
 
-  #showLag({ at, lag_s, recording, row_faults }) {
+  #showLag({ at, lag_s, recording, parts }) {
     const [text, unit] = duration(lag_s);
     $("lag").textContent = text;
     $("lag-unit").textContent = unit;
-    const recorder = recording ? "this server records" : "another server records";
-    $("lag-detail").textContent = row_faults > 0 ? `${recorder}, ${counted(row_faults, "row fault")}` : recorder;
+    if (recording) {
+      this.#stoppedAt = null;
+    } else if (this.#past.at(-2)?.recording) {
+      this.#stoppedAt = new Date();
+    }
+    const stopped = this.#stoppedAt !== null;
+    const reason = parts.feed.well ? ": the lease was lost or offered" : ""; // otherwise it is among the faults
+    const since = stopped ? `stopped recording at ${clock(this.#stoppedAt).slice(0, 8)}${reason}` : "this server does not record";
+    $("lag-detail").textContent = recording ? "this server records" : since;
+    $("lag-detail").classList.toggle("warning", stopped);
     this.#charts.lag.add(at, [lag_s]);
   }
 
@@ -81,19 +93,25 @@ function chart(id, lines, least, label, format) {
   return new Chart($(id), { lines, least, label, format });
 }
 
-function showParts({ parts, ready, head, version }) {
-  $("version").textContent = version;
-  $("ready").textContent = ready ? "ready" : "not ready";
-  $("ready").classList.toggle("bad", !ready);
-  const all = [...Object.entries(parts), ["newest event", { well: true, reason: head }]];
-  const rows = all.map(([name, { well, reason }]) => {
-    const row = document.createElement("div");
-    const [term, words] = [document.createElement("dt"), document.createElement("dd")];
-    row.className = well ? "well" : "bad";
-    term.textContent = name;
-    words.textContent = well ? reason : `not ready: ${reason}`;
-    row.append(term, words);
-    return row;
-  });
-  $("parts").replaceChildren(...rows);
+function showFaults({ parts, row_faults }) {
+  const faults = { connected: [], deliveries: [], lag: [] };
+  for (const [name, { well, reason }] of Object.entries(parts)) {
+    if (!well) {
+      faults[TILES[name] ?? "lag"].push(`${name}: ${reason}`);
+    }
+  }
+  if (row_faults > 0) {
+    faults.lag.push(`${counted(row_faults, "row fault")} since the server started; its log names each row`);
+  }
+  for (const [tile, found] of Object.entries(faults)) {
+    $(`${tile}-faults`).replaceChildren(...found.map(fault));
+    $(`${tile}-faults`).hidden = found.length === 0;
+  }
+}
+
+function fault(words) {
+  const made = document.createElement("li");
+  made.textContent = words;
+  made.title = words; // it may be cut
+  return made;
 }
