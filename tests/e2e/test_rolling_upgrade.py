@@ -61,7 +61,9 @@ class Place:
         self.servers.append(serving)
         return serving
 
-    async def _serve(self, program: Sequence[str], task_status: trio.TaskStatus[Server]) -> None:
+    async def _serve(  # noqa: ASYNC114 - only `start` starts it, and waits for it
+        self, program: Sequence[str], *, task_status: trio.TaskStatus[Server]
+    ) -> None:
         async with server(self.config, program=program) as serving:
             task_status.started(serving)
             await serving.err.end()
