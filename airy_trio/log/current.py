@@ -8,7 +8,8 @@ or a row fault, and leave the state.
 
 The state starts again, empty and with a new *generation*, if the mapping or the list of kept types has changed, if an
 epoch begins, or if a server of an earlier version, which has no state, has appended. The recorder decides this when it
-begins to record. After that no other server can have appended, because then the recorder's own appends would be stale.
+begins to record, and replaces the former state at once. After that no other server can have appended, because then the
+recorder's own appends would be stale.
 """
 
 import json
@@ -125,6 +126,10 @@ class StateRecorder:
             self.generation, self.marks = known.generation, evolve(marks, types=options.types)
         else:
             self.generation, self.marks = new_epoch(), Marks(types=options.types, shape=options.shape)
+
+    def unchanged(self) -> StateChange | None:
+        """Return what an append without events or marks stores; None if nothing is kept."""
+        return StateChange(generation=self.generation, marks=str(self.marks)) if self._options.kept else None
 
     def change(
         self,

@@ -37,7 +37,7 @@ from airy_trio.events.values import RowFault
 from airy_trio.log.current import StateOptions, StateRecorder
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
-from airy_trio.log.store import NewEvent, Position, StaleAppend, StateChange
+from airy_trio.log.store import NewEvent, Position, StaleAppend, StateChange, StoredState
 from airy_trio.retry import Backoff, Outage
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -167,6 +167,7 @@ class Recorder:
         head, point = await self._consumption.start_point()
         bounds = await self._log.store.bounds()
         self._state.begin(bounds if bounds.head == head else None)
+        await self._replace_state(head, point, bounds.state)
         self.recorded = point
         while True:
             self._mark_behind()
@@ -223,6 +224,12 @@ class Recorder:
                     self.interruption = str(error)
                     self._mark_behind()
             await trio.sleep(poll_s)
+
+    async def _replace_state(self, head: Position, point: str, known: StoredState | None) -> None:
+        """Replace a state that was recorded in another way at once: the next change may come much later."""
+        state = self._state.unchanged()
+        if known is not None and (state is None or known != StoredState(state.generation, state.marks)):
+            await self._log.append(head, (), point, replaces=point, state=state)
 
     async def _record(self, head: Position, point: str, recorded: str) -> tuple[Position, str, bool]:
         """Read the batch after ``point`` and append its events.

@@ -208,6 +208,30 @@ async def test_ghosts_leave_the_state_with_the_end_of_a_backfill(
             assert ("tag", "t0007") not in await whole(serving, any_application)
 
 
+async def test_another_mapping_begins_the_state_again(sqlite_application: Application, tmp_path: Path) -> None:
+    """Also before the next change. Of a type that is not kept, the mapping does not matter."""
+    config = configure(sqlite_application, tmp_path)
+    sqlite_application.tag()
+    found = []
+    changes = (
+        '[database.tables.messages.columns]\nsource = "id"\n',
+        '[database.tables.tags.columns]\nname = "id"\n',
+    )
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving:
+            await backfill(config)
+            await until(serving, lambda receipt, _: receipt.get("state-missing") == "message.updated,metadata.updated")
+            await serving.terminate()
+        for more in changes:
+            configure(sqlite_application, tmp_path, more)
+            async with server(config) as serving:
+                receipt, table = await current(serving)
+                found.append((receipt.get("state-missing"), len(table)))
+                await serving.terminate()
+    every = "channel.updated,message.updated,metadata.updated,tag.updated"
+    assert found == [("message.updated,metadata.updated", 1), (every, 0)]
+
+
 async def test_state_is_whole_after_a_restart(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     any_application.channel()

@@ -10,6 +10,7 @@ from attrs import define
 
 from airy_trio.capture.feed import ChangeFeed, Tag
 from airy_trio.events.translate import EventsOptions
+from airy_trio.log.current import StateOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder, RecorderOptions
@@ -82,6 +83,7 @@ def node(
     body_bytes_max: int = 1000,
     feed: ChangeFeed | None = None,
     standby: bool = False,
+    state: StateOptions | None = None,
 ) -> Node:
     log = EventLog(store, LogOptions(store="memory"))
     lease = MemoryLease(changes, unaware)
@@ -91,6 +93,7 @@ def node(
         events=EventsOptions(),
         store=words,
         standby=standby,
+        state=state or StateOptions(),
     )
     return Node(log, Recorder(feed or MemoryFeed(changes), lease, log, options), lease)
 

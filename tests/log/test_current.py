@@ -5,7 +5,7 @@ from datetime import UTC
 
 import pytest
 
-from airy_trio.capture.feed import Backfill, ChangedObject, ChannelGone, Metadata, Tag, TagGone
+from airy_trio.capture.feed import Backfill, ChangedObject, ChannelGone, MessageGone, Metadata, Tag, TagGone
 from airy_trio.events.translate import EventsOptions, translate
 from airy_trio.log.current import CurrentState, Marks, StateOptions, StateRecorder
 from airy_trio.log.memory import MemoryStore
@@ -129,6 +129,13 @@ def test_whole_backfill_in_one_batch() -> None:
     assert (whole(made), made.swept) == ({"tag.updated"}, {"tag.updated": 5})
 
 
+def test_types_become_whole_one_by_one() -> None:
+    recorder = begun()
+    change(recorder, backfills=[mark("a"), mark("a", ended=True)])
+    channels = [Backfill(kind="channels", token="b", ended=ended) for ended in (False, True)]
+    assert whole(change(recorder, backfills=channels)) == KEPT
+
+
 def test_interleaved_backfills_end_with_the_newest() -> None:
     recorder = begun()
     change(recorder, backfills=[mark("a")], head=1)
@@ -172,6 +179,7 @@ def test_ended_objects_of_a_translation() -> None:
     objects: list[ChangedObject] = [
         ChannelGone(id="c1", source=None, source_channel_id="page"),
         TagGone(id="t1"),
+        MessageGone(id="m1", conversation_id="c1", channel_id="ch1"),
         Metadata(
             subject="conversation", identifier="c1", conversation_id="c1", channel_id=None, entries=(), time_zone=UTC
         ),
@@ -183,6 +191,7 @@ def test_ended_objects_of_a_translation() -> None:
     assert made.ended == (
         ("channel.updated", "channel:c1"),
         ("tag.updated", "tag:t1"),
+        ("message.updated", "message:m1"),
         ("metadata.updated", made.events[0].object),
     )
 

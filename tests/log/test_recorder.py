@@ -9,9 +9,10 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.capture.feed import Batch, Consumer
+from airy_trio.capture.feed import Backfill, Batch, Consumer, TagGone
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.events.models import TYPES
+from airy_trio.log.current import CurrentState, StateOptions
 from airy_trio.log.leadership import ForeignConsumerError
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S
@@ -30,9 +31,9 @@ def tags(first: int, last: int) -> list[str]:
     return [f"tag:t{number}" for number in range(first, last + 1)]
 
 
-async def run_until_idle(changes: MemoryChanges, store: MemoryStore) -> Node:
+async def run_until_idle(changes: MemoryChanges, store: MemoryStore, state: StateOptions | None = None) -> Node:
     """Run one process until it has recorded everything, and end it."""
-    one = node(changes, store)
+    one = node(changes, store, state=state)
     async with trio.open_nursery() as nursery:
         await started(nursery, one)
         await until(lambda: one.recorder.recorded == changes.point(len(changes.rows)), limit_s=5)
@@ -151,6 +152,101 @@ async def test_restored_database_begins_an_epoch(
     assert changes.consumer == Consumer(one.log.epoch, "our store")
     assert logs == ["new epoch: the database has another history"]
     nursery.cancel_scope.cancel()
+
+
+TAGS = frozenset({"tag.updated"})
+KEEPS_TAGS = StateOptions(types=TAGS, kept=TAGS, shape="shape")
+
+
+async def test_new_epoch_begins_another_generation(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore(), state=KEEPS_TAGS))
+    generations = []
+    for number in (1, 2):
+        changes.write(tag(number))
+        await until(lambda: one.log.head.offset == 1)
+        state = (await one.log.store.bounds()).state
+        assert state is not None
+        generations.append(state.generation)
+        epoch = one.log.epoch
+        changes.restore()
+        changes.write(tag(number))
+        await until(lambda: one.log.epoch != epoch)  # noqa: B023 - called in this round only
+    assert generations[0] != generations[1]
+    nursery.cancel_scope.cancel()
+
+
+class BackfilledFeed(MemoryFeed):
+    """Returns row by row. A backfill begins with the second row, which became visible with the first, and then ends."""
+
+    async def read(self, after: str, limit: int) -> Batch:
+        del limit
+        batch = await super().read(after, 1)
+        second, third = (self._changes.point(number) for number in (2, 3))
+        marks = {
+            second: Backfill(kind="tags", token="a", ended=False),
+            third: Backfill(kind="tags", token="a", ended=True),
+        }
+        found = [marks[batch.resume_point]] if batch.changes and batch.resume_point in marks else []
+        return evolve(batch, backfills=tuple(found), continues=batch.resume_point == second)
+
+
+async def test_backfill_makes_the_state_whole(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    one = await started(nursery, node(changes, store, feed=BackfilledFeed(changes), state=KEEPS_TAGS))
+    changes.write(tag(1), tag(2), tag(3))
+    await until(lambda: one.recorder.recorded == changes.point(3))
+    bounds = await store.bounds()
+    state = CurrentState.of(bounds, bounds.head)
+    assert state.at is not None
+    assert [kept.object for kept in await store.current(state.at, bounds.head.at(0), 10)] == tags(1, 3)
+    assert state.whole == TAGS
+    nursery.cancel_scope.cancel()
+
+
+async def test_objects_that_end_leave_the_state(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    one = await started(nursery, node(changes, store, state=KEEPS_TAGS))
+    changes.write(tag(1), tag(2))
+    await until(lambda: one.log.head.offset == 2)
+    changes.write(TagGone(id="t1"))
+    await until(lambda: one.recorder.recorded == changes.point(3))
+    bounds = await store.bounds()
+    state = CurrentState.of(bounds, bounds.head)
+    assert state.at is not None
+    assert [kept.object for kept in await store.current(state.at, bounds.head.at(0), 10)] == tags(2, 2)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "options, kept",
+    [
+        (KEEPS_TAGS, True),
+        (evolve(KEEPS_TAGS, types=TAGS | {"message.updated"}), True),
+        (evolve(KEEPS_TAGS, shape="other"), False),
+        (StateOptions(), False),
+    ],
+    ids=["the-same", "more-types", "another-mapping", "nothing-kept"],
+)
+async def test_state_is_that_of_the_recorder_before_the_first_change(
+    changes: MemoryChanges, options: StateOptions, kept: bool, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    changes.write(tag(1))
+    await run_until_idle(changes, store, KEEPS_TAGS)
+    before = (await store.bounds()).state
+    await run_until_idle(changes, store, options)
+    bounds = await store.bounds()
+    found = CurrentState.of(bounds, bounds.head)
+    assert found.types == (options.types or None)
+    assert before is not None
+    assert (bounds.state is not None and bounds.state.generation == before.generation) == kept
+    assert await recorded(store) == tags(1, 1)
 
 
 async def test_stale_recorder_is_fenced_by_the_resume_point_alone(
