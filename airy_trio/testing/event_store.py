@@ -51,6 +51,7 @@ from airy_trio.testing.store_changes import CHANGE_PROMISES
 from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect
 from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches, write_batches
 from airy_trio.testing.store_reads import READ_PROMISES
+from airy_trio.testing.store_state import STATE_PROMISES
 
 __all__ = [
     "BrokenStoreError",
@@ -220,6 +221,7 @@ def _random_event(random: Random) -> NewEvent:
 
 CHECKS: Final = (
     *READ_PROMISES,
+    *STATE_PROMISES,
     *CHANGE_PROMISES,
     *CRASH_PROMISES,
     random_schedules_agree_with_a_list,

@@ -149,6 +149,20 @@ async def test_state_that_has_lost_objects_counts_as_missing(redis_server: Redis
         assert (found.offset, (await store.bounds()).head) == (3, head.at(3))
 
 
+@pytest.mark.parametrize("moved", ["last", "resume_point"])
+async def test_append_of_an_older_server_ends_the_state(redis_server: RedisServer, moved: str) -> None:
+    """It knows of no state, and so leaves the fields of the state unchanged."""
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1)], "one", state=StateChange(generation="first0", kept=(0,)))
+        assert (await store.bounds()).state is not None
+        client, keys = store._client, store._keys  # type: ignore[attr-defined] # noqa: SLF001 - what another program does with the keys
+        if moved == "last":
+            await client.xadd(keys[0], {"at": "0"}, identifier="2-0")
+        await client.hset(keys[1], {moved: "2"})
+        assert (await store.bounds()).state is None
+
+
 async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
     async with (
         redis_places(redis_server.url)() as open_place,

@@ -21,7 +21,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
 from airy_trio.log.sql.tables import log_tables, values_of
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StateChange, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
 
@@ -35,13 +35,14 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseOptions:
 
 
 def execute(options: DatabaseOptions, statement: str) -> list[tuple[object, ...]]:
-    """Execute a statement on a connection of its own; ``{}`` is the state's table."""
+    """Execute a statement on a connection of its own; ``{}`` is the state's table, ``{current}`` the current state."""
     names = Names.of(options.url, options.schema)
     postgres = options.url.startswith("postgres")
     engine = postgres_engine(options.url, connect_timeout_s=5) if postgres else sqlite_engine(sqlite_path(options.url))
     try:
         with engine.begin() as connection:
-            result = connection.execute(sa.text(statement.format(names.quoted("log_state"))))
+            formatted = statement.format(names.quoted("log_state"), current=names.quoted("log_current"))
+            result = connection.execute(sa.text(formatted))
             return [tuple(row) for row in result] if result.returns_rows else []
     finally:
         engine.dispose()
@@ -54,6 +55,31 @@ async def test_append_times_never_fall_when_the_clock_is_set_back(options: Datab
         await trio.to_thread.run_sync(execute, options, f"update {{}} set appended_at_ms = {future_ms}")
         (stored,) = await store.append(head, [event(1)], "point")
         assert stored.appended_at_ms == future_ms
+
+
+@pytest.mark.parametrize("moved", ["last = last + 1", "resume_point = 'two'"])
+async def test_append_of_an_older_server_ends_the_state(options: DatabaseOptions, moved: str) -> None:
+    """It knows of no state, and so leaves the columns of the state unchanged."""
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1)], "one", state=StateChange(generation="first0", kept=(0,)))
+        assert (await store.bounds()).state is not None
+        await trio.to_thread.run_sync(execute, options, f"update {{}} set {moved}")
+        assert (await store.bounds()).state is None
+
+
+async def test_trims_delete_former_generations_in_slices(options: DatabaseOptions) -> None:
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        for generation in ("first0", "second", "third0"):
+            kept = StateChange(generation=generation, kept=range(5))
+            await store.append(head, [event(head.offset + number) for number in range(5)], "point", state=kept)
+            head = head.at(head.offset + 5)
+        left = []
+        for _ in range(8):
+            await store.trim(age_s=3600, keep=100, limit=2, unused_s=3600)
+            left.append(len(execute(options, "select 1 from {current}")))
+    assert left == [13, 11, 10, 8, 6, 5, 5, 5]
 
 
 async def test_own_file_is_in_wal_mode(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The ``sql`` store in Postgres: its fence, its connections, poolers, and a server that hangs."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
 
@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from airy_trio.database import Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
-from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection
+from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection, Parameter, Pipeline, Row, Statement
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.sql import PostgresStore, postgres
 from airy_trio.log.sql.postgres import (
@@ -433,17 +433,22 @@ async def test_store_conforms_behind_a_pooler(postgres_database: str, pgbouncer:
     await check_event_store(postgres_places(postgres_database, through(postgres_database, pgbouncer)))
 
 
-async def test_pooled_reads_prepare_nothing(postgres_database: str, pgbouncer: int) -> None:
+async def test_pooled_reads_leave_nothing_in_the_session(postgres_database: str, pgbouncer: int) -> None:
     pooled = Database(postgres_engine(through(postgres_database, pgbouncer), connect_timeout_s=5, pooled=True))
     direct = Database(postgres_engine(postgres_database, connect_timeout_s=5))
     await trio.to_thread.run_sync(migrate_log, postgres_database, DatabaseOptions(url=postgres_database))
     store = PostgresStore(Names.of(postgres_database, "airy_trio"), pooled, direct)
     head = (await store.bounds()).head
+    await store.append(head, [], "one", state=StateChange(generation="first0"))
+    changed = "select setting from pg_settings where name in ('enable_sort', 'plan_cache_mode') order by name"
+    before = await pooled.run(lambda connection: connection.exec_driver_sql(changed).scalars().all())
     for _ in range(8):
         await store.read(head, 9, OfChannel("ch1"))
+        await store.current(StateAt("first0", head), head, 9, OfChannel("ch1"))
         await store.newest(head, OfConversation("c1"))
     prepared = "select count(*), (select count(*) from pg_listening_channels()) from pg_prepared_statements"
     assert await pooled.run(lambda connection: tuple(connection.exec_driver_sql(prepared).one())) == (0, 0)
+    assert await pooled.run(lambda connection: connection.exec_driver_sql(changed).scalars().all()) == before
     await store.aclose()
 
 
@@ -532,6 +537,26 @@ async def test_pages_are_read_in_order_before_the_first_statistics(
     [[_, read]] = other.execute(plan).fetchall()
     assert isinstance(read, int | Decimal)
     assert 1000 <= read <= 2000
+
+
+async def test_rows_beyond_bytes_max_stay_in_the_database(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, change = (await store.bounds()).head, StateChange(generation="first0", kept=range(20))
+    await store.append(head, [event(number) for number in range(20)], "one", state=change)
+    counts: list[int] = []
+    run = Pipeline.run
+
+    async def counted(pipeline: Pipeline, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
+        found = await run(pipeline, *statements)
+        counts.extend(map(len, found))
+        return found
+
+    monkeypatch.setattr(Pipeline, "run", counted)
+    for destination in (None, OfChannel("ch1")):
+        await store.read(head, 20, destination, bytes_max=1)
+        await store.current(StateAt("first0", head.at(20)), head, 20, destination, bytes_max=1)
+    assert max(counts) == 1
 
 
 async def test_trim_does_not_delete_an_object_just_appended(store: PostgresStore, locking: Other, other: Other) -> None:

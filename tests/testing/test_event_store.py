@@ -243,6 +243,23 @@ class ChangesTheStateBeforeItRejects(DelegatingStore):
         return await super().on_append(call)
 
 
+class ChangesTheStateBeforeItComparesResumePoints(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.replaces is not None and call.state is not None and call.expected == self._bounds().head:
+            self._change_state(evolve(call.state, kept=()), ())
+        return await super().on_append(call)
+
+
+class KeepsTheStateIfNothingMoves(DelegatingStore):
+    """After an append without a state compares the head and the resume point with those of the state."""
+
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        state = self._state if not call.events and call.resume_point == self._resume_point else None
+        stored = await super().on_append(call)
+        self._state = self._state or state
+        return stored
+
+
 class KeepsTheStateOfTheOldEpoch(MemoryStore):
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         state = self._state
@@ -277,6 +294,17 @@ class IgnoresBytesOfTheState(DelegatingStore):
 class IgnoresDestinationsOfTheState(DelegatingStore):
     async def on_current(self, call: Current) -> Sequence[StoredEvent]:
         return await super().on_current(evolve(call, destination=None))
+
+
+class ReadsTheStateInAnyEpoch(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        until = Position(self._epoch, call.state.until.offset)
+        return await super().on_current(evolve(call, state=evolve(call.state, until=until)))
+
+
+class CutsLargeStates(DelegatingStore):
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        return await super().on_current(evolve(call, limit=min(call.limit, 1000)))
 
 
 class ReadsAnyGeneration(DelegatingStore):
@@ -567,6 +595,10 @@ BROKEN: dict[type[MemoryStore], str] = {
     ChangesTheStateBeforeItRejects: "generations_and_epochs_end_the_state",
     KeepsTheStateOfTheOldEpoch: "generations_and_epochs_end_the_state",
     ReadsAnyGeneration: "generations_and_epochs_end_the_state",
+    ChangesTheStateBeforeItComparesResumePoints: "generations_and_epochs_end_the_state",
+    KeepsTheStateIfNothingMoves: "generations_and_epochs_end_the_state",
+    ReadsTheStateInAnyEpoch: "generations_and_epochs_end_the_state",
+    CutsLargeStates: "large_states_are_whole",
     ReadsTheWholeStateAtOnce: "states_are_read_in_pages",
     IgnoresBytesOfTheState: "states_are_read_in_pages",
     IgnoresDestinationsOfTheState: "states_are_read_in_pages",
