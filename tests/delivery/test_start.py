@@ -45,6 +45,12 @@ async def test_without_a_position_the_recent_window_comes_first(replay: str | No
     assert await started(log, replay=replay, options=none) == (10, "live")
 
 
+async def test_events_max_does_not_lengthen_the_window() -> None:
+    log = await filled()
+    await trio.sleep(0.01)
+    assert await started(log, options=ReplayOptions(window_s=0, events_max=3)) == (10, "live")
+
+
 @pytest.mark.parametrize("events_max, position, state", [(3, 7, "partial"), (9, 1, "partial"), (10, 0, None)])
 async def test_a_window_that_is_cut_is_partial(events_max: int, position: int, state: str | None) -> None:
     log = await filled()
@@ -214,6 +220,8 @@ async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_
     begin = await found_state(log)
     assert (begin.state, begin.until, begin.whole) == (None, log.head, False)
     assert log.epoch != before.epoch
+    await log.begin_epoch(log.head, "point")
+    assert (await found_state(log)).until == log.head
 
 
 async def test_clients_that_come_together_get_the_same_state(autojump_clock: MockClock) -> None:

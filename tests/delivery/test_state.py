@@ -36,6 +36,15 @@ class Counting(DelegatingStore):
         return await super().on_current(call)
 
 
+class EndsAfterTheFirstRead(Counting):
+    """A store whose only object ends once the current state was read."""
+
+    async def on_current(self, call: Current) -> Sequence[StoredEvent]:
+        found = await super().on_current(call)
+        self._end("o1")
+        return found
+
+
 def make_pages_small(patch: pytest.MonkeyPatch, events_max: int = 2) -> None:
     """Let pages have few events, and retain only the newest page."""
     patch.setattr(reads.Reads.__init__, "__defaults__", (events_max, PAGE_BYTES_MAX))
@@ -178,6 +187,23 @@ async def test_last_event_that_ends_between_pages(autojump_clock: MockClock) -> 
         rig.read()
         await acknowledge_all(rig)
         assert (offsets(rig.frames), completed(rig.frames)) == ([1, 2, 4, 5], [4])
+
+
+async def test_state_that_is_gone_after_its_receipt_is_completed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next message has both headers: that of the reset and that of the end."""
+    monkeypatch.setattr(reads, "PAGES_MAX", 0)
+    log = await open_log(EndsAfterTheFirstRead(), LogOptions(store="memory"))
+    await keep(log, ["o1"])
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.request("SUBSCRIBE", *CURRENT, ("last-event-id", "zzzzzz-1"))
+        await rig.read_all()
+        await keep(log, ["o2"])
+        await rig.read_all()
+        [message] = [frame for frame in rig.frames if frame.command == "MESSAGE"]
+        found = [message.get(name) for name in ("message-id", "resume", "state")]
+        assert found == [str(log.head), "reset-epoch", "complete"]
 
 
 @pytest.mark.usefixtures("small_pages")
