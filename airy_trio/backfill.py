@@ -29,7 +29,7 @@ PAGE_ROWS_MAX: Final = 2000
 PAGE_S_MAX: Final = 0.5
 """With a rate, a page has at most the rows that the rate allows in this time."""
 WAITING_ROWS_MAX: Final = 100_000
-"""With this many rows in the change log, a backfill waits for the recorder."""
+"""With more rows than this in the change log, a backfill waits for the recorder."""
 WAITING_POLL_S: Final = 0.5
 WAITING_PATIENCE_S: Final = 10.0
 """If nothing is recorded for this long, the backfill reports it once."""

@@ -2,21 +2,25 @@
 
 import re
 import signal
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from airy_trio import backfill as implementation
+from airy_trio.app.build import wait_until_available
 from airy_trio.backfill import BackfillOptions, backfill
-from airy_trio.capture.backfill import BackfillTaken
+from airy_trio.capture.backfill import BackfillTaken, TableBackfill, waiting
 from airy_trio.capture.feed import Kind
-from airy_trio.database import SQLITE
+from airy_trio.capture.inspection import inspect
+from airy_trio.database import SQLITE, Names, sqlite_path
 from airy_trio.errors import AiryTrioError, FaultsError
 from airy_trio.settings import Settings
 from tests.application import Application, only
@@ -185,14 +189,17 @@ async def test_second_backfill_takes_over(any_application: Application) -> None:
     assert [operation for _, operation, _ in found if operation != "U"] == ["B", "E"]
 
 
-async def test_waits_for_the_recorder(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waiting_rows", [21, 40])  # those of the first page, and one less than those of two
+async def test_waits_for_the_recorder(
+    any_application: Application, monkeypatch: pytest.MonkeyPatch, waiting_rows: int
+) -> None:
     settings = with_tags(any_application, 60)
     monkeypatch.setattr(implementation, "WAITING_PATIENCE_S", 0.2)
     monkeypatch.setattr(implementation, "WAITING_POLL_S", 0.05)
     report = Lines()
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(backfill, settings, BackfillOptions(page_rows=20, waiting_rows=30), report)
+            nursery.start_soon(backfill, settings, BackfillOptions(page_rows=20, waiting_rows=waiting_rows), report)
             await trio.sleep(1.5)
             rows = logged(any_application)
             assert len(rows) == 41  # the page that goes beyond the limit is the last one
@@ -200,6 +207,130 @@ async def test_waits_for_the_recorder(any_application: Application, monkeypatch:
             assert len(report.notes) == 1
             any_application.execute(f"delete from {any_application.log_table('change_log')}")
     assert {key for _, operation, key in [*rows, *logged(any_application)] if operation == "U"} == ids(60)
+
+
+async def test_slow_recorder_is_not_reported(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server records one row between two looks at the change log."""
+    settings = with_tags(any_application, 60)
+    log = any_application.log_table("change_log")
+
+    def waiting_then_recorded(connection: sa.Connection, names: Names) -> tuple[int, int | None]:
+        found = waiting(connection, names)
+        connection.exec_driver_sql(f"delete from {log} where seq = (select min(seq) from {log})")
+        return found
+
+    monkeypatch.setattr(implementation, "WAITING_PATIENCE_S", 0.0)
+    monkeypatch.setattr(implementation, "WAITING_POLL_S", 0.0)
+    monkeypatch.setattr(implementation, "waiting", waiting_then_recorded)
+    report = Lines()
+    with trio.fail_after(TIMEOUT_S):
+        await backfill(settings, BackfillOptions(page_rows=20, waiting_rows=30), report)
+    assert report.notes == []
+    assert report.lines[0].startswith("tags: 60 rows ")
+
+
+async def test_page_on_sqlite_is_followed_by_as_long_a_pause(sqlite_application: Application) -> None:
+    """The second page takes as long as the application holds the write lock."""
+    settings = with_tags(sqlite_application, 40)
+    times: list[float] = []
+    held_s = 0.3
+
+    class Timed(Lines):
+        def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+            super().progress(kind, rows, about, rows_per_s)
+            times.append(trio.current_time())
+            if len(times) == 1:
+                locking.execute("begin immediate")
+                nursery.start_soon(release)
+
+    async def release() -> None:
+        await trio.sleep(held_s)
+        locking.execute("rollback")
+
+    with closing(sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)) as locking:
+        async with trio.open_nursery() as nursery:
+            await backfill(settings, BackfillOptions(page_rows=20), Timed())
+    assert times[1] - times[0] >= 1.9 * held_s
+
+
+async def until_it_waits(application: Application) -> None:
+    """Return when a session waits for a lock."""
+    waits = "select count(*) from pg_locks where not granted"
+    while not application.scalar(waits):  # noqa: ASYNC110 - the database notifies nobody
+        await trio.sleep(0.02)
+
+
+async def test_last_key_is_looked_for_after_the_begin_is_committed(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is locked just after the check of the tables, so that the last key cannot be read."""
+    settings = with_tags(postgres_application, 3)
+
+    async def check_then_lock(*arguments: Any) -> Any:  # noqa: ANN401 - of any check
+        checked = await wait_until_available(*arguments)
+        locking.exec_driver_sql("lock table tags in access exclusive mode")
+        return checked
+
+    monkeypatch.setattr(implementation, "wait_until_available", check_then_lock)
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            with postgres_application.engine.begin() as locking:
+                nursery.start_soon(backfill, settings, BackfillOptions(), Lines())
+                await until_it_waits(postgres_application)
+                assert [operation for _, operation, _ in logged(postgres_application)] == ["B"]
+    assert [operation for _, operation, _ in logged(postgres_application)] == ["B", "U", "U", "U", "E"]
+
+
+async def test_direct_url_is_used_if_there_is_one(postgres_application: Application) -> None:
+    settings = with_tags(postgres_application, 3)
+    pooled = "postgresql://nobody@127.0.0.1:1/none"
+    database = evolve(settings.database, url=pooled, direct_url=postgres_application.url)
+    await backfill(evolve(settings, database=database), BackfillOptions(), Lines())
+    assert len(logged(postgres_application)) == 5
+
+
+async def test_isolation_level_of_the_database_does_not_matter(postgres_application: Application) -> None:
+    """Another program changes the row with the progress while the backfill waits for it."""
+    settings = with_tags(postgres_application, 3)
+    state = postgres_application.log_table("change_state")
+    name = sa.make_url(postgres_application.url).database
+    postgres_application.execute(f"alter database {name} set default_transaction_isolation = 'repeatable read'")
+    report = Lines()
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            with postgres_application.engine.begin() as changing:
+                changing.exec_driver_sql(f"update {state} set backfill = backfill")
+                nursery.start_soon(backfill, settings, BackfillOptions(), report)
+                await until_it_waits(postgres_application)
+    assert (report.notes, len(logged(postgres_application))) == ([], 5)
+
+
+async def test_page_that_an_outage_interrupts_is_not_written_twice(postgres_application: Application) -> None:
+    """The session of the command ends while it writes a page, which is written nevertheless."""
+    settings = with_tags(postgres_application, 60)
+    with postgres_application.engine.begin() as connection:
+        unit = TableBackfill(postgres_application.names, inspect(connection, settings.tables)["tags"])
+
+    class Interrupting(Lines):
+        def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+            super().progress(kind, rows, about, rows_per_s)
+            if rows == 20:
+                unit.write_page(writing, unit.begin(writing), 20)
+                nursery.start_soon(interrupt)
+
+    async def interrupt() -> None:
+        await until_it_waits(postgres_application)
+        postgres_application.execute("select pg_terminate_backend(pid) from pg_locks where not granted")
+        writing.commit()
+
+    report = Interrupting()
+    with trio.fail_after(TIMEOUT_S), postgres_application.engine.connect() as writing:
+        async with trio.open_nursery() as nursery:
+            await backfill(settings, BackfillOptions(page_rows=20), report)
+    assert [note.partition(": ")[2][:12] for note in report.notes] == ["trying again"]
+    found = logged(postgres_application)
+    assert [operation for _, operation, _ in found] == ["B", *["U"] * 60, "E"]
+    assert {key for _, operation, key in found if operation == "U"} == ids(60)
 
 
 async def test_capture_by_updated_at_has_no_backfill(any_application: Application) -> None:

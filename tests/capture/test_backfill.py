@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import trio
 from attrs import evolve
 
 from airy_trio.capture.backfill import BackfillTaken, Progress, TableBackfill, waiting
@@ -192,7 +193,8 @@ def test_empty_table_has_only_marks(any_application: Application) -> None:
     assert keys(any_application) == []
 
 
-def test_rows_beyond_the_last_key_are_left_to_their_triggers(any_application: Application) -> None:
+@pytest.mark.parametrize("limit", [1, 2])
+def test_rows_beyond_the_last_key_are_left_to_their_triggers(any_application: Application, limit: int) -> None:
     settings = any_application.migrate(ANY_ID)
     for number in range(4):
         any_application.tag(f"t{number}")
@@ -204,7 +206,7 @@ def test_rows_beyond_the_last_key_are_left_to_their_triggers(any_application: Ap
         any_application.tag(f"u{number}")
         any_application.tag(f"v{number}")
         if not progress.is_done:
-            progress = page(any_application, backfill, progress, 1)
+            progress = page(any_application, backfill, progress, limit)
     assert progress.is_done
     end(any_application, backfill, progress)
     assert progress.rows == 5
@@ -248,6 +250,37 @@ def test_begun_backfill_continues_with_its_token(any_application: Application) -
     end(any_application, backfill, restarted)
     assert any_application.scalar(f"select backfill from {any_application.log_table('change_state')}") is None
     assert begin(any_application, backfill).token not in (progress.token, restarted.token)
+
+
+def test_backfill_that_was_restarted_is_not_bounded(any_application: Application) -> None:
+    settings = any_application.migrate(ANY_ID)
+    backfill = table_backfill(any_application, settings)
+    with any_application.engine.begin() as connection:
+        first = backfill.begin(connection)
+    restarted = begin(any_application, backfill, restart=True)
+    with pytest.raises(BackfillTaken), any_application.engine.begin() as connection:
+        backfill.bound(connection, first)
+    assert begin(any_application, backfill) == restarted
+
+
+async def test_two_commands_do_not_write_the_same_page(postgres_application: Application) -> None:
+    settings = postgres_application.migrate(ANY_ID)
+    for number in range(3):
+        postgres_application.tag(f"t{number}")
+    backfill = table_backfill(postgres_application, settings)
+    progress = begin(postgres_application, backfill)
+    with postgres_application.engine.connect() as first:
+        backfill.write_page(first, progress, 2)
+
+        async def second() -> None:
+            with pytest.raises(BackfillTaken):
+                await trio.to_thread.run_sync(page, postgres_application, backfill, progress, 2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second)
+            while not postgres_application.scalar("select count(*) from pg_locks where not granted"):  # noqa: ASYNC110 - the database notifies nobody
+                await trio.sleep(0.02)
+            first.commit()
 
 
 def test_another_mapping_begins_again(any_application: Application) -> None:
