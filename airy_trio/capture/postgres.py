@@ -58,7 +58,7 @@ without.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import psycopg
@@ -66,7 +66,6 @@ import sqlalchemy as sa
 import structlog
 import trio
 from attrs import evolve
-from sqlalchemy.dialects import postgresql
 
 from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
@@ -74,7 +73,7 @@ from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.queries import BoundQuery, Row, Rows, refusal_reason
 from airy_trio.capture.resume_points import MOMENT, PostgresPoint
 from airy_trio.database import LOCK_CLASS, DedicatedConnection, Names, is_refusal, quote_identifier, quote_text
-from airy_trio.database.postgres import Parameter, Pipeline, Statement
+from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement
 
 FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
@@ -108,7 +107,6 @@ _ON_DISK: Final = Statement("airy_on_disk", "set local synchronous_commit = loca
 # After a crash, trimmed rows may be back, together with the origin of that time. The application's disk is spared.
 _NOT_YET_ON_DISK: Final = sa.text("set local synchronous_commit = off")
 _MOMENT: Final = sa.text(f"select {MOMENT}")
-_NUMBERED: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
 # The columns of a row of the change log, as this feed reads it.
 _SEQ: Final = len(COLUMNS)
@@ -137,7 +135,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         self._pause_s = 0.0
         # The generation of the connection in which ``_verify`` has run, and the point that it has returned.
         self._verified: tuple[int, PostgresPoint] | None = None
-        self._prepared: dict[sa.TextClause, tuple[Statement, Sequence[str]]] = {}
+        self._compiled = CompiledStatements("airy_feed")
         self._log_name = source.names.quoted(TABLE)
         log = self._log_name
         columns = (
@@ -194,7 +192,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         The marks of ``settle`` must be on disk too: a machine that loses power may lose the end of an event log with
         it, and a database that still accepted the previous mark would record into the old epoch again.
         """
-        asked = self._numbered(statement, marks)
+        asked = self._compiled.bind(statement, marks)
         await self._reading.run_pipeline(
             lambda pipeline: pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), asked, (_COMMIT, ()))
         )
@@ -227,7 +225,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         notified, self.wakeup.notified = self.wakeup.notified, False
         if notified:
             pipeline.discard_notifications()  # this read answers them
-        moment = self._numbered(_MOMENT, {"log": self._log_name})
+        moment = self._compiled.bind(_MOMENT, {"log": self._log_name})
         _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit))
         reading = await _run(len(rows), self._objects.reading, changes_of(rows))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify.
@@ -300,17 +298,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         return Rows(found, refused)
 
     def _statement(self, bound: BoundQuery) -> Asked:
-        return self._numbered(bound.query.statement, bound.arguments)
-
-    def _numbered(self, statement: sa.TextClause, arguments: Mapping[str, object]) -> Asked:
-        """A statement with numbered instead of named parameters, which is compiled once."""
-        prepared = self._prepared.get(statement)
-        if prepared is None:
-            compiled = statement.compile(dialect=_NUMBERED)
-            numbered = Statement(f"airy_feed_{len(self._prepared)}", str(compiled))
-            prepared = self._prepared[statement] = numbered, compiled.positiontup or ()
-        numbered, names = prepared
-        return numbered, _parameters(*(arguments[name] for name in names))
+        return self._compiled.bind(bound.query.statement, bound.arguments)
 
 
 async def _run(changes: int, work: Callable[[A], T], argument: A) -> T:

@@ -24,12 +24,14 @@ from itertools import chain, repeat
 from typing import Any, Final, Self
 
 import psycopg
+import sqlalchemy as sa
 import trio
 from attrs import frozen
 from psycopg import pq, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
+from sqlalchemy.dialects import postgresql
 
 ANSWER_TIMEOUT_S: Final = 10.0
 """Nothing has arrived for this long: check whether the server is working. Each check costs a connection."""
@@ -156,6 +158,41 @@ class Statement:
     def formats(self, count: int) -> list[pq.Format]:
         """Return the formats of ``count`` parameters."""
         return [pq.Format.BINARY if index in self.binary else pq.Format.TEXT for index in range(count)]
+
+
+class CompiledStatements:
+    """Statements of SQLAlchemy for pipelines, each compiled once. ``prefix``: of the names of the prepared ones."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._compiled: dict[Any, _Compiled] = {}
+
+    def bind(self, statement: Any, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:  # noqa: ANN401 - SQLAlchemy's
+        """Return a statement with its parameters, by their names."""
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            compiled = self._compiled[statement] = _Compiled(statement, f"{self._prefix}_{len(self._compiled)}")
+        return compiled.bind(values)
+
+
+class _Compiled:
+    def __init__(self, statement: Any, name: str) -> None:  # noqa: ANN401 - SQLAlchemy's
+        compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
+        binds = [compiled.binds[name] for name in compiled.positiontup or ()]
+        self._constants = {bind.key: bind.value for bind in binds if not bind.required}
+        self._encoders = [(bind.key, _encoder(bind.type)) for bind in binds]
+        arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
+        self._statement = Statement(name, str(compiled), frozenset(arrays))
+
+    def bind(self, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:
+        given = {**self._constants, **values}
+        return self._statement, [encode(given[name]) for name, encode in self._encoders]
+
+
+def _encoder(type_: Any) -> Callable[[Any], bytes]:  # noqa: ANN401 - SQLAlchemy's
+    if isinstance(type_, sa.ARRAY):
+        return partial(array, "text" if isinstance(type_.item_type, sa.Text) else "int8")
+    return lambda value: str(value).encode()
 
 
 class Pipeline:

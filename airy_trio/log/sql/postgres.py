@@ -23,7 +23,6 @@ from typing import Any, Final
 import sqlalchemy as sa
 import structlog
 import trio
-from sqlalchemy.dialects import postgresql
 
 from airy_trio.database import (
     LOCK_CLASS,
@@ -36,7 +35,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import Parameter, Pipeline, Statement, array, copied_rows
+from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, array, copied_rows
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, state_values
 from airy_trio.log.sql.tables import CURRENT, EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped, digest
@@ -64,6 +63,8 @@ POLL_S: Final = 0.05
 POLL_NOTIFIED_S: Final = 1.0
 """The same once one has."""
 
+_ARRAYS: Final = frozenset(range(9, 28))
+"""The parameters of an append that are arrays: those after nine texts, as many as there are."""
 _BEGIN: Final = Statement("airy_begin", "begin")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
@@ -86,7 +87,7 @@ class PostgresStore(SqlStore):
             replaying=partial(self._run, self._replays, repeatable=True),
             writing=partial(self._run, self._pool),
         )
-        self._compiled: dict[Any, _Compiled] = {}
+        self._compiled = CompiledStatements("airy_log")
         channel = f"{names.schema}_log"
         self._notifications = Notifications(direct.engine, channel)
         self._databases = replaying, direct
@@ -188,12 +189,7 @@ class PostgresStore(SqlStore):
         raise StoreUnavailable(message)
 
     async def _run(self, pool: PipelinePool, *steps: Step, repeatable: bool = False) -> list[Any]:
-        bound = []
-        for step in steps:
-            compiled = self._compiled.get(step.statement)
-            if compiled is None:
-                compiled = self._compiled[step.statement] = _Compiled(step.statement, f"airy_log_{len(self._compiled)}")
-            bound.append(compiled.bind(step.values))
+        bound = [self._compiled.bind(step.statement, step.values) for step in steps]
         results = await pool.run(*bound, repeatable=repeatable)
         return [
             step.convert(rows) if len(rows) <= ROWS_MAX else await trio.to_thread.run_sync(step.convert, rows)
@@ -249,11 +245,7 @@ class _Statements:
                         else ""
                     )
                 ),
-                frozenset(
-                    range(
-                        9, 9 + (0 if copied else len(_APPENDED)) + (10 if changes_state else 0) + (2 if sweeps else 0)
-                    )
-                ),
+                _ARRAYS,
             )
             for copied in (False, True)
             for changes_state, sweeps in ((False, False), (True, False), (True, True))
@@ -346,29 +338,6 @@ def _rows(expected: Position, events: Sequence[NewEvent], moved_at_ms: int) -> I
         offsets = range(expected.offset + start + 1, expected.offset + start + 1 + len(columns[0]))
         times = [moved_at_ms] * len(offsets)
         yield copied_rows(("int8", "int8", *_APPENDED.values()), [offsets, times, *columns])
-
-
-class _Compiled:
-    """A statement of SQLAlchemy for pipelines."""
-
-    def __init__(self, statement: Any, name: str) -> None:  # noqa: ANN401 - SQLAlchemy's
-        compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
-        binds = [compiled.binds[name] for name in compiled.positiontup or ()]
-        self._constants = {bind.key: bind.value for bind in binds if not bind.required}
-        self._encoders = [(bind.key, _encoder(bind.type)) for bind in binds]
-        arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
-        self._statement = Statement(name, str(compiled), frozenset(arrays))
-
-    def bind(self, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:
-        """Return the statement with its parameters."""
-        given = {**self._constants, **values}
-        return self._statement, [encode(given[name]) for name, encode in self._encoders]
-
-
-def _encoder(type_: Any) -> Callable[[Any], bytes]:  # noqa: ANN401 - SQLAlchemy's
-    if isinstance(type_, sa.ARRAY):
-        return partial(array, "text" if isinstance(type_.item_type, sa.Text) else "int8")
-    return lambda value: str(value).encode()
 
 
 class Notifications:
