@@ -1,9 +1,9 @@
 """``airy-trio init``: examine a database and write a settings file for it.
 
-It reads in read-only transactions. ``catalogue`` finds the tables, ``known`` recognises schemas as a whole,
-``proposal`` chooses the table and columns that fit each kind best, by the words of ``vocabulary``. This module writes
-them down with the reason for each, and uses the settings as a server would use them: the mapping is inspected, the
-newest rows become events, and ``migrate`` is previewed.
+It reads in read-only transactions. ``catalogue`` finds the tables, ``proposal`` recognises a schema, or chooses the
+table and columns that fit each kind best, by the words of ``vocabulary``. This module writes them down with the reason
+for each, and uses the settings as a server would use them: the mapping is inspected, the newest rows become events, and
+``migrate`` is previewed.
 """
 
 import json
@@ -39,8 +39,7 @@ from airy_trio.errors import MappingError, StartError
 from airy_trio.init import catalogue
 from airy_trio.init.catalogue import FoundTable, Row
 from airy_trio.init.columns import Source
-from airy_trio.init.known import recognised
-from airy_trio.init.proposal import Ask, Proposal, Proposals, propose
+from airy_trio.init.proposal import Ask, Proposal, Proposals, propose, recognised
 from airy_trio.settings import Settings, parse
 
 __all__ = ["Ask", "Draft", "draft"]

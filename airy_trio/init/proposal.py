@@ -6,15 +6,19 @@ values would not be accepted (``columns``).
 
 Messages come first, because the other kinds refer to them: metadata is about what a message belongs to, and the table
 of channels is the one that messages refer to. If a choice is not sure, it becomes a question.
+
+Some schemas are recognised as a whole: our default tables, Airy Core's records, and Chatwoot. Names and types alone do
+not say what Chatwoot's numbers mean. Its mapping and that of Airy Core are the examples in ``config/``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from attrs import define, field, frozen
 
 from airy_trio.capture.feed import ContentForm, Kind
-from airy_trio.capture.mapping import KINDS, SINGULAR, Scalar
+from airy_trio.capture.mapping import FIELDS, KINDS, SINGULAR, MessagesOptions, Scalar, TablesOptions
 from airy_trio.database import quote_identifier
 from airy_trio.events.values import ANONYMOUS
 from airy_trio.init.catalogue import FoundTable, Row
@@ -32,6 +36,7 @@ from airy_trio.init.vocabulary import (
     squashed,
     without_id,
 )
+from airy_trio.settings import load
 
 SCORE_MIN: Final = 9.0
 """A table with a lower score is not proposed for messages. Tables of people or of products score about 5."""
@@ -318,3 +323,82 @@ def _where(table: FoundTable) -> str:
         found = ((column, by_family.get(column.family)) for column in with_names(table, names))
         conditions += [form.format(quote_identifier(column.name)) for column, form in found if form]
     return " and ".join(conditions)
+
+
+@frozen
+class Known:
+    """A known schema. ``file``: the example of its mapping; "": the default tables.
+
+    ``also``: further columns of its messages, which distinguish it from others.
+    """
+
+    name: str
+    file: str = ""
+    also: frozenset[str] = field(default=frozenset())
+
+    def tables(self) -> TablesOptions:
+        """Read the mapping. The examples are inside the installed package, or next to it in a checkout."""
+        if not self.file:
+            return TablesOptions()
+        package = Path(__file__).parents[1]
+        inside = package / "config"
+        folder = inside if inside.is_dir() else package.with_name("config")
+        return load(folder / self.file, {"DATABASE_URL": "postgresql://host/database"}).tables
+
+
+KNOWN: Final = (
+    Known("airy-trio's default tables"),
+    Known("Airy Core's records", "airy.toml"),
+    Known("Chatwoot's tables", "chatwoot.toml", frozenset({"account_id", "private", "content_type", "source_id"})),
+)
+
+
+def recognised(tables: Sequence[FoundTable]) -> tuple[str, Proposals] | None:
+    """Return the name of a known schema and its mapping, if the database has its messages. None otherwise.
+
+    Kinds whose tables are missing, or have other columns, are left out.
+    """
+    by_name = {table.label: table for table in tables}
+    for known in KNOWN:
+        options = known.tables()
+        table = _table(options, "messages", by_name)
+        if table is not None and known.also <= {*table.columns}:
+            return known.name, {kind: _proposal(known.name, options, kind, by_name) for kind in KINDS}
+    return None
+
+
+def _table(mapping: TablesOptions, kind: Kind, tables: Mapping[str, FoundTable]) -> FoundTable | None:
+    """Return the table of a kind if it has all columns of the mapping."""
+    options = mapping.of(kind)
+    location = options.location(kind)
+    table = None if location is None else tables.get(location[1])
+    if table is None:
+        return None
+    wanted = {
+        options.columns.get(one.name, one.name)
+        for one in FIELDS[kind]
+        if one.name not in options.constants and (one.name in options.columns or not one.optional)
+    }
+    return table if wanted <= {*table.columns} else None
+
+
+def _proposal(known: str, mapping: TablesOptions, kind: Kind, tables: Mapping[str, FoundTable]) -> Proposal:
+    table, options = _table(mapping, kind, tables), mapping.of(kind)
+    if table is None:
+        return Proposal(kind=kind, why=f"no table has the name and the columns of {known}")
+    sources: dict[str, Source] = {}
+    for one in FIELDS[kind]:
+        constant: Scalar | None = options.constants.get(one.name)
+        column = options.columns.get(one.name, one.name)
+        if constant is not None:
+            sources[one.name] = Source(constant=constant, why="no such column")
+        elif column in table.columns:
+            sources[one.name] = Source(column=column, values=options.values.get(one.name, {}), why="known")
+    return Proposal(
+        kind=kind,
+        why=f"recognised: {known}",
+        table=table,
+        sources=sources,
+        where=options.where,
+        content=options.content if isinstance(options, MessagesOptions) else "auto",
+    )
