@@ -69,11 +69,11 @@ ASK_FOR_TOKEN: Final = {"www-authenticate": 'Basic realm="airy-trio", charset="U
 class AdminOptions:
     """The admin port, and the lag that still counts as ready (settings, ``[admin]``).
 
-    ``port`` 0: there is none. ``lag_max_s``: a server that is further behind the changes, or behind the event store, is
-    not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own address.
-    ``others``: URLs of further consoles, to which the console links. Worker n has ``port`` + n, and the recorder
-    process the port after the last worker. ``token``: every request except a probe needs it; "": none needs it, which
-    the settings allow only on a loopback address.
+    ``port`` 0: there is no admin port. ``lag_max_s``: a server that is further behind the changes, or behind the event
+    store, is not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own
+    address. ``others``: URLs of further consoles, to which the console links. Worker n has ``port`` + n, and the
+    recorder process the port after the last worker. ``token``: every request except a probe needs it; "": no request
+    needs it, which the settings allow only on a loopback address.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))

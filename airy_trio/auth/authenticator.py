@@ -1,17 +1,20 @@
 """Authentication of clients: without credentials, by the tokens of the settings, or by web tokens.
 
 The token of a client is the first of these that is present: ``Authorization: Bearer`` in CONNECT, ``passcode``,
-``Authorization: Bearer`` of the upgrade, the cookie. If it is wrong the client is refused; no other one is tried. Other
-schemes than Bearer are ignored, because a proxy may use them, and an empty value counts as absent.
+``Authorization: Bearer`` of the upgrade, the cookie. If that token is wrong, the client is refused, and the other
+places are not tried. Schemes other than Bearer are ignored, because a proxy may use them. An empty value counts as
+absent.
 
-Tokens of the settings are compared as digests, always with all of them, so the time does not reveal anything about one.
+A client's token is compared, as a digest, with every token of the settings, so the time reveals nothing about any of
+them.
 
-A web token (RFC 7519) is verified with the valid keys, and any irregularity refuses it. It does not choose the
+A web token (RFC 7519) is verified with the valid keys, and refused for any irregularity. The token does not choose the
 algorithm: a key verifies only algorithms that fit its kind and are in the settings. So neither ``none`` nor a public
 key used as a secret can pass (RFC 8725, section 2.1).
 
-A refused CONNECT is answered with a delay that grows with the recent refusals of the same address. This slows guessing,
-and never a client with good credentials. The memory is bounded: the address with the oldest refusal is dropped first.
+A refused CONNECT is answered with a delay that grows with the recent refusals of the same address. The delay slows down
+guessing, but never a client with valid credentials. The memory is bounded: the address with the oldest refusal is
+dropped first.
 """
 
 import hashlib
@@ -46,7 +49,7 @@ _SCHEME: Final = re.compile(r"[ \t]*bearer(?:[ \t]+(.*))?", re.IGNORECASE | re.D
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 WEB_TOKEN_BYTES_MAX: Final = 8192
-"""A header of an upgrade may have that much. The limit of CONNECT is smaller."""
+"""A header of an upgrade may have this size; the limit of CONNECT is smaller."""
 SUBJECT_CHARS_MAX: Final = 255
 """OpenID Connect Core, section 2."""
 _BAD_HEADER: Final = "the header cannot be read, or has crit, or a kid that is not a text"
@@ -60,14 +63,14 @@ _REASONS: Final[Mapping[type[Exception], str]] = {
     exceptions.InvalidSubjectError: _BAD_SUBJECT,
     exceptions.InvalidJTIError: "the claim jti is not a text",
 }
-"""{} is replaced by the name of a claim of time."""
+"""{} is replaced by the name of a time claim."""
 
 Headers = Mapping[str, Sequence[str]]
 """Of a request: the values of each header by its name in lower case."""
 
 
 class UnknownKeyError(Exception):
-    """No known key verifies this token; a newer one might. The message is the reason, for the log."""
+    """No known key verifies this token; a newer key might. The message is the reason, for the log."""
 
 
 class Authenticator:
@@ -311,7 +314,7 @@ def _verified_with(key: Key, token: str, algorithm: str, options: AuthOptions) -
 
 
 def _reason(error: Exception) -> str:
-    """Return why a token with a good signature is refused. The messages of the library might quote the token."""
+    """Return why a token with a valid signature is refused. The library's own messages might quote the token."""
     if isinstance(error, GrantError):
         return str(error)
     if isinstance(error, exceptions.MissingRequiredClaimError):

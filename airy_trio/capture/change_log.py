@@ -25,7 +25,7 @@ is restored. Going on would then skip changes or repeat them. *Marks* make the d
 One case remains undetected: the event log loses an append that the recorder has not yet settled on disk, because a
 power failure stops both machines, or because the store stops before it answers.
 """
-# ruff: noqa: D102 - the port has the promises of each verb
+# ruff: noqa: D102 - the port documents each method
 
 import secrets
 from abc import abstractmethod

@@ -10,25 +10,26 @@ the changed row is locked; so the changes of one object are in the right order. 
 were slow; ``docs/explanation/architecture.md`` has the figures.
 
 The transactions that were invisible are found by an index: those from the snapshot's ``xmax`` on, and those in its list
-of transactions in progress. To scan from ``xmin`` on would read everything since the oldest open transaction again.
+of transactions in progress. A scan from ``xmin`` on would read everything since the oldest open transaction again.
 
-If a difference exceeds the limit, its present snapshot becomes the *target*: pages by ``seq`` follow, which see what
-the target sees, until the target is reached and becomes the snapshot of the resume point.
+If a difference exceeds the limit, its present snapshot becomes the *target*. It is read in pages by ``seq``, which
+contain only rows that are visible in the target. After the last page the target becomes the snapshot of the resume
+point.
 
 A read takes two round trips on the raw connection, without a thread and without SQLAlchemy: the first begins a snapshot
 and reads the difference or a page, the second reads the changed objects, releases the wake-up lock if that is due, and
 ends the transaction. The objects of many changes are made in a thread, because that takes milliseconds in which clients
-must be served. If the database refuses to read one of the objects, more queries follow in the same snapshot, to find
-it.
+must be served. If the database refuses to read one of the objects, further queries in the same snapshot find that
+object.
 
 Waking up
 =========
 
-Postgres commits notifying transactions one after another, even if no session listens, which costs an application most
-of its throughput (``docs/explanation/architecture.md``). Polling costs it nothing, but then an idle server is never
-idle.
+Postgres commits notifying transactions one after another, even if no session listens. This costs an application most of
+its throughput (``docs/explanation/architecture.md``). Polling costs the application nothing, but then an idle server is
+never idle.
 
-Therefore the triggers notify only while the recorder sleeps. An advisory lock tells them whether it does::
+Therefore the triggers notify only while the recorder sleeps. An advisory lock shows them whether it sleeps::
 
     recorder                                      writing transaction, in the trigger
 
@@ -48,9 +49,10 @@ sees the rows too. Measured with 800 commits and no timer: 287 sleeps, no wake-u
 without.
 
 - The recorder *tries* to take the lock. If it waited for the lock, its snapshot would hold back vacuum meanwhile.
-- The recorder may keep the lock while it reads; then the next transaction notifies again. This suits rare changes: a
-  NOTIFY is cheap for one writer, and taking the lock again costs a round trip. If notifications follow each other
-  within ``FREQUENT_S``, or there are many changes, the lock is released together with the read, and the recorder polls.
+- The recorder may keep the lock while it reads; then the next transaction notifies again. This is better for rare
+  changes: a NOTIFY is cheap for one writer, and taking the lock again costs a round trip. If notifications follow each
+  other within ``FREQUENT_S``, or there are many changes, the lock is released together with the read, and the recorder
+  polls.
 - A transaction that has notified cannot be prepared for a two-phase commit. If the server allows prepared transactions,
   the lock is never taken and the recorder polls.
 - The lock ends with its connection. A recorder that has lost its connection notices it by ``generation``.
@@ -92,8 +94,8 @@ ARM_FROM_S: Final = 0.004
 that follow each other so closely, most commits would have to notify."""
 HEARTBEAT_S: Final = 0.4  # less than the idle time-out of a recorder's connection, which must be used to be kept
 
-WAKEUP_CLASS: Final = LOCK_CLASS + 1  # the first half of the advisory lock's key
-FREQUENT_S: Final = 0.01  # notifying more often would cost the application, whose notifying commits wait in line
+WAKEUP_CLASS: Final = LOCK_CLASS + 1  # the first half of the key of the advisory lock
+FREQUENT_S: Final = 0.01  # notifying more often would slow the application: its commits wait for each other
 
 _BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read read only")
 _BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
@@ -351,7 +353,7 @@ class Wakeup:
     async def arm(self) -> bool:
         """Try to make writers notify from now on. If it returns True, read once more, then ``wait``.
 
-        False while a transaction is open that has not notified. Raises ``DatabaseUnavailable``.
+        False while a transaction that has not notified is open. Raises ``DatabaseUnavailable``.
         """
         if not await self._connection.run_pipeline(self._try_lock):
             return False

@@ -2,11 +2,11 @@
 
 One impossible value must not fail a whole batch. Therefore columns are read as text or epoch, not converted by the
 driver, and a key is cast only to a type to which it can be cast (``mapping.fits``). Two things can still fail: an
-unusual value, such as a date too large for a timestamp, and the mapping's ``where``, which is the operator's SQL. It is
-evaluated only for the rows that were asked for, and ``BoundQuery`` finds the keys at fault.
+unusual value, such as a date too large for a timestamp, and the mapping's ``where``, which is the operator's SQL.
+``where`` is evaluated only for the requested rows, and ``BoundQuery`` finds the keys that fail.
 
 Fields that may be of any length are fetched up to a limit and one character more, which distinguishes a cut value from
-a whole one. Independent of what a row means (``objects``).
+a whole one. Independent of the meaning of a row (``objects``).
 
 Queries run on the raw driver, which returns plain tuples: SQLAlchemy's rows would double the cost of a bulk change.
 """
@@ -66,7 +66,7 @@ class Rows:
 
 @frozen
 class BoundQuery:
-    """A query and the keys that it is about, which become an argument only when it runs."""
+    """A query and its keys, which become an argument only when the query runs."""
 
     query: Query
     keys: Sequence[object] = ()
@@ -81,8 +81,8 @@ class BoundQuery:
 
         One row can make the database refuse the whole query: a date too large for a cast, a value for which the
         mapping's ``where`` fails. So a refused query runs again for each half of its keys, down to single keys, in the
-        same snapshot: on Postgres a savepoint keeps the transaction. A query that is refused without any key is wrong
-        itself, and its error is raised.
+        same snapshot: on Postgres a savepoint keeps the transaction. If a query is refused even without keys, the query
+        itself is wrong, and its error is raised.
         """
         postgres = connection.dialect.name == POSTGRES
         if postgres and self.keys:

@@ -85,7 +85,7 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
 
 
 def run_until_signalled(work: Callable[[], Awaitable[None]]) -> None:
-    """Run an async function; SIGINT or SIGTERM cancels it, and is then not an error. Raises what it raises."""
+    """Run an async function, and cancel it at SIGINT or SIGTERM, which is no error. Raises its errors."""
     trio.run(_until_signalled, work)
 
 
@@ -113,8 +113,9 @@ def backfill(config: Path | None, tables: tuple[str, ...], *, rate: float | None
     """Write the keys of all rows into the change log, as if the rows had changed. Safe while servers and writers run.
 
     Clients receive an event for each row, and afterwards the current state of these tables is complete. KIND is
-    messages, metadata, channels or tags, TYPE the type of their events; without one, those of `[log] keep_current`.
-    It pauses while many rows wait to be recorded. Ctrl-C interrupts it; the next run continues.
+    messages, metadata, channels or tags; TYPE is the type of their events. Without either, the types of `[log]
+    keep_current` are sent. The command pauses while many rows wait to be recorded. Ctrl-C interrupts it; the next run
+    continues.
 
     \b
     Examples:
@@ -184,7 +185,8 @@ def check(config: Path | None) -> None:
     """Check the settings, the database, the mapping, the triggers and the event store, and change nothing.
 
     Reads the newest thousand rows of each mapped table, to report rows that cannot be converted and values that the
-    mapping does not list. Exit code 1 if the server would not start or not work; warnings alone leave it at 0.
+    mapping does not list. The exit code is 1 if the server would not start or would not work, and 0 if there are only
+    warnings.
 
     \b
     Example:
@@ -208,7 +210,7 @@ def check(config: Path | None) -> None:
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script with which a shell completes commands and options.
+    """Print a script that lets a shell complete commands and options.
 
     \b
     Examples:
@@ -222,11 +224,11 @@ def completion(context: click.Context, shell: str) -> None:
     click.echo(cls(context.find_root().command, {}, "airy-trio", "_AIRY_TRIO_COMPLETE").source())
 
 
-@click.command(short_help="See it working, with nothing but Python.")
+@click.command(short_help="See airy-trio at work; needs only Python.")
 @click.option("--events", type=click.IntRange(min=1), help="End after this many events.")
 @click.option("--open", "browse", is_flag=True, help="Open the console in a browser.")
 def demo(events: int | None, *, browse: bool) -> None:
-    """Show it working: a temporary database, an application that writes to it, and a line for each event.
+    """Show airy-trio at work: a temporary database, an application that writes to it, and a line for each event.
 
     The first line is the address of the console, a page for a browser.
 
@@ -250,10 +252,10 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     """Explain what happened to a message, a channel, a tag or metadata.
 
     Prints a verdict, then the row, its last change by the trigger's clock, the recorded event, and how many of the
-    connected clients are past it: it was sent to them, or they subscribed later. These are the clients of all workers
-    of the server whose admin port the settings name; other servers are not asked. TYPE is message, metadata, channel or
-    tag; the ID of metadata is SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, 1 if
-    it was not or if that is not known.
+    connected clients are past this event: they have received it, or subscribed later. The number covers all workers of
+    the server at the admin port in the settings, but no other servers. TYPE is message, metadata, channel or tag; the
+    ID of metadata is SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, and 1 if it was
+    not or if this is unknown.
 
     \b
     Examples:
@@ -276,13 +278,13 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
 
 @click.command(short_help="Check whether the server on this machine is alive or ready.")
 @CONFIG
-@click.option("--ready", is_flag=True, help="Check that it is ready, not only alive, and print what is not.")
+@click.option("--ready", is_flag=True, help="Also check that it is ready, and print each part that is not.")
 def health(config: Path | None, *, ready: bool) -> None:
     """Check the health of each process of the server on this machine, through the admin port in the settings.
 
     For supervisors that cannot send an HTTP request, such as the health check of an image. Restart a server that is not
-    alive. A server that is not ready recovers by itself, for example when its database is back. Exit code 1 if a
-    process does not answer or, with --ready, is not ready.
+    alive. A server that is not ready recovers by itself, for example when its database is available again. The exit
+    code is 1 if a process does not answer or, with --ready, is not ready.
 
     \b
     Examples:
@@ -316,8 +318,8 @@ def _revisions(_context: click.Context, _option: click.Parameter, incomplete: st
     "--triggers",
     "firing",
     type=click.Choice(("origin", "always")),
-    help='When Postgres triggers fire: "always" includes the writes of a replica role, as of logical replication. '
-    "Without it, this does not change.",
+    help='When Postgres triggers fire: "always" includes the writes of a replica role, as in logical replication. '
+    "Without this option the triggers keep their setting.",
 )
 @click.option(
     "--to",
@@ -327,7 +329,7 @@ def _revisions(_context: click.Context, _option: click.Parameter, incomplete: st
 )
 @click.option("--sql", "preview", is_flag=True, help="Print what would be done, and change nothing.")
 @click.option("--remove", is_flag=True, help="Remove our tables and triggers, with all events.")
-@click.option("--adopt-log", is_flag=True, help="Begin a new epoch in an event log of another database, to use it.")
+@click.option("--adopt-log", is_flag=True, help="Take over an event log of another database, with a new epoch.")
 @click.option("--backfill", "then_backfill", is_flag=True, help="Then run airy-trio backfill, with its defaults.")
 def migrate(  # noqa: PLR0913 - one for each option
     config: Path | None,
@@ -343,13 +345,13 @@ def migrate(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Install the change log and the triggers in the database, completely or not at all. Safe to repeat.
 
-    Changes that are committed afterwards are recorded; only a backfill sends existing rows. The installation
-    takes no longer on large tables. If another transaction has locked one of them, it lets other transactions pass and
-    tries again, for one minute.
+    Changes that are committed afterwards are recorded; only a backfill sends existing rows. The installation takes no
+    longer on large tables. If another transaction has locked a table, the command retries for one minute, and lets
+    other transactions proceed meanwhile.
 
     \b
     Examples:
-      airy-trio migrate --config config/prod.toml --sql            what would it do?
+      airy-trio migrate --config config/prod.toml --sql            show what it would do
       airy-trio migrate --config config/prod.toml --grant server   as owner, for a server with another role
       airy-trio migrate --config config/dev.toml --with-tables     in a database without tables
       airy-trio migrate --config config/prod.toml --triggers always
@@ -423,7 +425,7 @@ def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
 @click.option("--token", envvar="AIRY_TRIO_TOKEN", show_envvar=True, help="The token to send with --url.")
 @click.option("--since", metavar="POSITION", help="Begin after this position (EPOCH-OFFSET), as a client resumes.")
 @click.option("--all", "everything", is_flag=True, help="Begin with the oldest event that is retained.")
-@click.option("--current", is_flag=True, help="Begin with the current state of all objects; with --url.")
+@click.option("--current", is_flag=True, help="Begin with the current state of all objects; needs --url.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event, with its position.")
 @click.option("--events", type=click.IntRange(min=1), help="End after this many events.")
 def tail(  # noqa: PLR0913 - one for each option
@@ -440,8 +442,8 @@ def tail(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Print events as they happen, read directly from the event store: all of them, or those of one DESTINATION.
 
-    No server needs to run on this machine, but one must record somewhere. With --url it needs no settings: it is a
-    client of a server, reconnects and resumes. Ctrl-C ends it, with exit code 0.
+    No server needs to run on this machine, but one must record somewhere. With --url the command needs no settings: it
+    is a client of that server, and reconnects and resumes by itself. Ctrl-C ends it, with exit code 0.
 
     \b
     Examples:
@@ -520,9 +522,10 @@ def verify(config: Path | None, seconds: int) -> None:
 
     Works in a scratch schema (Postgres) or a scratch folder next to the file (SQLite), with a change log and a server
     of its own: your tables are not touched, and a running server is not affected. Everything is removed at the end,
-    also after Ctrl-C; if a run is killed, the next one removes what it left. Needs the right to create a schema.
+    also after Ctrl-C. If a run is killed, the next one removes its remains. The role needs the right to create a
+    schema.
 
-    Exit code 0 only if nothing was lost, duplicated or reordered.
+    The exit code is 0 only if nothing was lost, duplicated or reordered.
 
     \b
     Examples:

@@ -20,7 +20,7 @@ After any status but 200 an ``EventSource`` never reconnects. Some other clients
 204, which the HTML standard provides for this. A client without an earlier stream gets the status instead, because its
 body has the reason.
 """
-# ruff: noqa: ARG002, D102 - the port has the promises of each verb, and its arguments
+# ruff: noqa: ARG002, D102 - the port documents each method and its arguments
 
 import json
 import random

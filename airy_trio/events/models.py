@@ -35,7 +35,7 @@ class MessageUpdated(_MessageFields):
 
     @property
     def object(self) -> str:
-        """The identity of the message: equal for all of its events, also for its deletion."""
+        """The identity of the message: equal for all of its events, including its deletion."""
         return f"message:{self.id}"
 
 

@@ -1,7 +1,7 @@
 """From rows to events, and from an event to the bytes of its body. Bad data becomes row faults.
 
 The second part combines the rows of one metadata pair into one JSON object (wire contract, "Events"): order, types,
-nesting. A row of a pair that cannot be used becomes a row fault; the other rows still apply.
+nesting. An unusable row of a pair becomes a row fault; the other rows still apply.
 
 The third part writes the body (wire contract, "Events"): compact JSON with the keys in the contract's order. Events are
 trusted: their strings can be encoded as UTF-8 and their JSON has been checked. JSON from the database is embedded
@@ -124,7 +124,7 @@ def _event(
 
 
 def _ended(gone: Gone) -> tuple[str, str]:
-    """Return the type of the updates of an object, and its identity, which is that in ``models``."""
+    """Return the event type for updates of an object, and the identity of the object as in ``models``."""
     id_ = values.identity(gone.id, "id")
     match gone:
         case MessageGone():

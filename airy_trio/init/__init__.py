@@ -1,9 +1,9 @@
 """``airy-trio init``: examine a database and write a settings file for it.
 
-It reads in read-only transactions. ``catalogue`` finds the tables, ``proposal`` recognises a schema, or chooses the
-table and columns that fit each kind best, by the words of ``vocabulary``. This module writes them down with the reason
-for each, and uses the settings as a server would use them: the mapping is inspected, the newest rows become events, and
-``migrate`` is previewed.
+It reads in read-only transactions. ``catalogue`` finds the tables. ``proposal`` recognises a schema, or chooses the
+table and columns that fit each kind best, by the words of ``vocabulary``. This module writes down the choices, with the
+reason for each. It uses the settings as a server would: it inspects the mapping, makes events of the newest rows, and
+previews ``migrate``.
 """
 
 import json
@@ -244,10 +244,10 @@ def _inline(values: Mapping[str, Scalar]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text without what would end its line or control a terminal: names and values are the database's."""
+    """Return a text from the database without characters that would end its line or control a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _toml(value: Scalar | None) -> str:
-    """Return a value as TOML writes it, which for these types is as JSON does."""
+    """Return a value as TOML, which for these types is the same as JSON."""
     return json.dumps(value, ensure_ascii=False)

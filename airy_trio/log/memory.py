@@ -1,5 +1,5 @@
 """The event store in the memory of this process: for one node, and empty after each restart."""
-# ruff: noqa: D102 - the port has the promises of each verb
+# ruff: noqa: D102 - the port documents each method
 
 import time
 from bisect import bisect_left, bisect_right

@@ -103,9 +103,9 @@ def migrate_to(
 ) -> list[str]:
     """Bring only the tables of one stream up to a revision: no triggers, no rights, not the other stream.
 
-    For an upgrade in steps, and to prepare a schema for programs of an earlier version. Return a line about the
-    outcome or, with ``preview``, the SQL statements, which are run and rolled back. Raises ``StartError``, also if the
-    schema is newer than the revision; then nothing was changed.
+    For an upgrade in steps, and to prepare a schema for programs of an earlier version. Return a line about the outcome
+    or, with ``preview``, the SQL statements, which are run and rolled back. Raises ``StartError``, also if the schema
+    is newer than the revision. Then nothing was changed.
     """
     record: list[str] | None = [] if preview else None
     with suppress(_OnlyPreviewedError):
@@ -264,7 +264,7 @@ def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> 
             raise StartError(faults)
         names = _names(connection, options)
         before, begin = revision_of(connection, stream, names), f"{_SETTINGS[stream]}: {names.schema} is at"
-        if before is not None and before > revision:  # they end in a number of four digits
+        if before is not None and before > revision:  # as texts: each ends in four digits
             raise StartError([f"{begin} {before}, newer than {revision}; nothing changed: there is no downgrade"])
         upgrade(connection, stream, names, revision)
         if record is not None:

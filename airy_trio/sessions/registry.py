@@ -1,7 +1,7 @@
 """All sessions of one process: the parts that they share, their counts, and the ways to disconnect many of them.
 
-Two views of the connected clients are for operators: the connection list and the recipients of one event. Both read
-the clients' own state when they are called, and never wait. Neither contains credentials or anything that was sent to a
+Two views of the connected clients are for operators: the connection list and the recipients of one event. Both read the
+clients' own state when they are called, and never wait. Neither contains credentials, or data that was sent to a
 client. The keys are those of the JSON on the admin port.
 """
 
@@ -47,15 +47,15 @@ CHECK_STORE_EVERY_S: Final = 1.0
 
 # Connections in one page.
 PAGE_MAX: Final = 200
-# Clients may choose longer destinations; this much is shown.
+# Clients may choose longer destinations; the rest is not shown.
 DESTINATION_CHARS_MAX: Final = 128
 # Clients that are listed as recipients; all are counted.
 LISTED_MAX: Final = 100
 
-# The verdicts on one client, the most favourable first; that of a client is the best of its subscriptions.
+# The verdicts on one client, the most favourable first. A client gets the most favourable verdict of its subscriptions.
 PASSED: Final = "passed"  # the event was sent, or is older than the subscription
 WAITING: Final = "waiting"  # the cursor has not reached the event
-FILTERED: Final = "filtered"  # no subscription is to a destination of the event, though the client could subscribe
+FILTERED: Final = "filtered"  # the client may subscribe to a destination of the event, but has not
 NOT_GRANTED: Final = "not_granted"  # the credentials exclude the event
 NO_SUBSCRIPTION: Final = "no_subscription"
 

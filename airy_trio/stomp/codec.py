@@ -6,10 +6,10 @@ or value that the version cannot represent raises ``LocalProtocolError``; nothin
 means without escapes: it is used for the frames that are never escaped, and before a version is agreed. STOMP 1.0 has
 no escapes either.
 
-Reading. However the octets are cut into pieces, the work is linear in the input: a search continues where the last one
+Reading. The work is linear in the input, however the octets are cut into pieces: a search continues where the last one
 stopped. Memory is bounded by ``frame_bytes_max`` and one piece of input. Nearly every frame of a client is complete
 when it arrives and has neither escapes nor CRLF line ends. ``plain_head`` reads the head of such a frame in one step: a
-SUBSCRIBE takes 8 instead of 13 µs. Everything else, and everything malformed, is left to the line-by-line decoder.
+SUBSCRIBE takes 8 instead of 13 µs. The line-by-line decoder reads all other frames, including malformed ones.
 
 A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid the CR, but they have no
 way to write it back to a client that reads CRLF line ends.

@@ -1,5 +1,5 @@
 """The promises of the event store's port about changes: trims, epochs, wake-ups, restarts, durable subscriptions."""
-# ruff: noqa: PLR2004 - the expected value belongs into the check
+# ruff: noqa: PLR2004 - the expected value belongs in the check
 
 from collections.abc import Sequence
 from typing import Final

@@ -1,5 +1,5 @@
 """The promises of the event store's port about the current state: what appends change, and what reads return of it."""
-# ruff: noqa: PLR2004 - the expected value belongs into the check
+# ruff: noqa: PLR2004 - the expected value belongs in the check
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -64,7 +64,7 @@ async def a_type_is_swept(open_store: OpenStore) -> None:
 
 
 async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
-    """A new generation begins empty. A writer that does not know of the state, or a new epoch, ends it."""
+    """A new generation begins empty. A writer without support for the state, or a new epoch, ends it."""
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
         head = await _append(store, head, "ab", StateChange(generation=FIRST, kept=(0, 1)))

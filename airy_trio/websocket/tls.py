@@ -9,7 +9,7 @@ OpenSSL gets one record of the peer at a time. Given more, it would process all 
 refused renegotiations) in one call, which blocks the event loop for as long as the peer likes. So each such record is
 counted here, their number is limited, and reading on takes a turn.
 """
-# ruff: noqa: D102 - the port has the promises of each verb
+# ruff: noqa: D102 - the port documents each method
 
 import ssl
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 """A two-way byte transport to one peer: the ``Transport`` protocol, and its implementation for sockets.
 
-``FramedStream`` above it decides what is written, by which task, and how long a peer may take nothing. ``TlsTransport``
-is a transport over another transport.
+``FramedStream`` above it decides what is written, by which task, and how long a peer may accept nothing.
+``TlsTransport`` is a transport over another transport.
 """
-# ruff: noqa: D102 - the port has the promises of each verb
+# ruff: noqa: D102 - the port documents each method
 
 import socket
 import struct

@@ -1,7 +1,7 @@
 // Small SVG charts of the last two minutes with one or two lines, a time axis, and a description for screen readers.
 
 const SPAN_MS = 120_000;
-const GAP_MS = 5_000; // a line does not connect samples further apart: the page was hidden, or the server did not answer
+const GAP_MS = 5_000; // samples further apart are not connected: the page was hidden, or the server did not answer
 const TICKS = ["−2 min", "−1 min", "now"];
 const WIDTH = 240;
 const HEIGHT = 48;
@@ -51,7 +51,7 @@ export class Chart {
     place.addEventListener("pointerleave", () => this.#leave());
   }
 
-  /** Add one sample, taken at the time `at` in milliseconds: a value for each line, or null if there is none. */
+  /** Add a sample: a value for each line, or null. `at`: its time in milliseconds. */
   add(at, values) {
     this.#samples.push({ at, values });
     while (this.#samples[0].at < at - SPAN_MS) {
@@ -75,10 +75,10 @@ export class Chart {
     svg.setAttribute("aria-label", `${this.#label}: now ${words}; at most ${this.#format(most)} in the last two minutes`);
   }
 
-  /** Return the points of a line, each as "x y", in stretches that end at a missing value and at a gap in time. */
+  /** Return the points of a line, each as "x y", in stretches that end at a missing value or a gap in time. */
   #stretches(line, high) {
     const found = [];
-    let before = null; // the time of the point before, if the next one continues its stretch
+    let before = null; // the time of the previous point, if the next one continues its stretch
     for (const { at, values } of this.#samples) {
       const value = values[line];
       if (value === null) {

@@ -26,7 +26,7 @@ export class Connections {
     });
   }
 
-  /** Fetch and show the connections; throws what `get` throws. */
+  /** Fetch and show the connections. Throws the errors of `get`. */
   async refresh() {
     const behind = $("only-behind").checked;
     const found = [];

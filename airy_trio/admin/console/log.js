@@ -1,5 +1,5 @@
-// The list of events: newest first, bounded, drawn at most once per frame. Everything from a payload is set as text, so it
-// cannot become markup.
+// The list of events: newest first, bounded, drawn at most once per frame. All parts of a payload are set as text, so
+// they cannot become markup.
 
 import { belongs, clock, count, summary } from "./words.js";
 
@@ -124,7 +124,7 @@ export class Log {
     while (this.#rows.childElementCount > ROWS_MAX) {
       const last = this.#rows.lastElementChild;
       if (last.contains(document.activeElement)) {
-        return; // do not take the focus away from the keyboard user
+        return; // removing this row would remove the keyboard focus
       }
       last.remove();
     }

@@ -11,15 +11,15 @@ const ANSWER_MS = 5000;
 const OK = 200;
 const UNAVAILABLE = 503;
 const $ = (id) => document.getElementById(id);
-let again = false; // whether the next events may be repeated
-let moved = false; // whether the policy of this page forbids the present address of the port for clients
+let again = false; // whether the log may already have the next events
+let moved = false; // whether the policy of this page forbids the current address of the port for clients
 let link = { phase: "connecting", text: "Connecting", retryAt: null };
 
 const log = new Log($("log"), {
   changed: (state) => {
     $("count").textContent = tally(state);
     $("empty").hidden = state.shown > 0;
-    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No received event passes the filter.";
+    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No event matches the filter.";
     const paused = $("pause").getAttribute("aria-pressed") === "true";
     $("pause").textContent = !paused ? "Pause" : state.waiting === 0 ? "Resume" : `Resume (${count(state.waiting)} new)`;
   },
@@ -69,13 +69,13 @@ const subscriber = new Subscriber({
 const stats = new Stats();
 const connections = new Connections(get, () => subscriber.session);
 
-/** Return status and body of an answer of the admin port. Throws if it does not answer with JSON in time. */
+/** Fetch a page of the admin port; return its status and body. Throws if no JSON arrives in time. */
 async function fetched(path) {
   const answer = await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS), cache: "no-store" });
   return { status: answer.status, body: await answer.json() };
 }
 
-/** Return the body of an answer of the admin port. Throws if there is none, or if it is an error. */
+/** Fetch a page of the admin port; return its body. Throws if no answer arrives, or if the answer is an error. */
 async function get(path) {
   const { status, body } = await fetched(path);
   if (status !== OK) {
@@ -84,7 +84,7 @@ async function get(path) {
   return body;
 }
 
-/** Call `work` repeatedly while the page is visible. `failed`: called with the time once it has failed twice in a row. */
+/** Call `work` repeatedly while the page is visible. When it has failed twice in a row, call `failed` with the time. */
 function poll(ms, work, failed) {
   let failures = 0;
   let since = "";
@@ -164,7 +164,7 @@ function showLink() {
     moved = false;
   }
   if (asks && link.text !== "A token is required") {
-    $("token-reason").textContent = `${link.text}. Another one is also stored only in the memory of this page.`;
+    $("token-reason").textContent = `${link.text}. A new token is also stored only in the memory of this page.`;
   }
 }
 

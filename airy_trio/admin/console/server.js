@@ -2,7 +2,7 @@
 
 const $ = (id) => document.getElementById(id);
 const PORTS = { "http:": 80, "https:": 443 }; // location.port is "" for these
-let linked = ""; // what the links were made of: they are replaced only if it changes, so that they keep the focus
+let linked = ""; // the data of the links, which are replaced only if it changes, so that they keep the focus
 
 /** Show which process answered: an answer of /api/figures. */
 export function showServer({ node, version, recording }) {
@@ -37,7 +37,7 @@ export function showParts(parts, head) {
 
 /**
  * Link to the other processes of this command, and to the consoles in the settings. The address of a process is that of
- * this page with another port. If a proxy changes the port, it is not known, so the process has a name without a link.
+ * this page with another port. If a proxy changes the port, the address is unknown: the name has no link.
  */
 function showConsoles({ number, processes, others }) {
   const here = new URL(".", location.href).href;
@@ -49,7 +49,7 @@ function showConsoles({ number, processes, others }) {
   }));
   const known = new Set([here, ...processes.map(({ port }) => onPort(port))]);
   for (const text of others) {
-    const url = URL.canParse(text) ? new URL(text).href : null; // null: a host or port that cannot exist
+    const url = URL.canParse(text) ? new URL(text).href : null; // null: the host or port is invalid
     if (!known.has(url ?? text)) {
       known.add(url ?? text);
       found.push({ name: text.replace(/^https?:[/]+|[/]$/g, ""), url, current: false });

@@ -6,13 +6,13 @@ import { bandwidth, clock, count, counted, duration, rate } from "./words.js";
 
 export const PERIOD_MS = 1000;
 const WINDOW = 10; // samples for the quantiles: one second of a quiet server has too few observations
-const TILES = { listener: "connected", store: "deliveries" }; // other parts concern what is recorded: the tile "lag"
+const TILES = { listener: "connected", store: "deliveries" }; // all other parts affect the recording: the tile "lag"
 const $ = (id) => document.getElementById(id);
 const inWords = (seconds) => duration(seconds).join(" ");
 
 export class Stats {
   #past = []; // samples of the last WINDOW seconds, oldest first
-  #stoppedAt = null; // when this page saw that the server no longer records; null if it records or never did
+  #stoppedAt = null; // when this page detected that the server stopped recording; null if it records or never did
   #charts = {
     deliveries: chart("deliveries-chart", ["rate"], 1, "Deliveries a second", (value) => `${rate(value)}/s`),
     latency: chart("latency-chart", ["p50", "p99"], 0.005, "From the commit to the socket", inWords),
@@ -73,7 +73,7 @@ export class Stats {
       this.#stoppedAt = new Date();
     }
     const stopped = this.#stoppedAt !== null;
-    const reason = parts.feed.well ? ": the lease was lost or offered" : ""; // otherwise it is among the faults
+    const reason = parts.feed.well ? ": the lease was lost or offered" : ""; // otherwise the reason is among the faults
     const since = stopped ? `stopped recording at ${clock(this.#stoppedAt).slice(0, 8)}${reason}` : "this server does not record";
     $("lag-detail").textContent = recording ? "this server records" : since;
     $("lag-detail").classList.toggle("warning", stopped);
@@ -112,6 +112,6 @@ function showFaults({ parts, row_faults }) {
 function fault(words) {
   const made = document.createElement("li");
   made.textContent = words;
-  made.title = words; // it may be cut
+  made.title = words; // the visible text may be cut
   return made;
 }

@@ -5,7 +5,7 @@ import { decode, encode } from "./stomp.js";
 import { disconnectReason } from "./words.js";
 
 const HEARTBEAT_MS = 30000;
-const PATIENCE = 2.5; // intervals, as for the server: timers of hidden pages are slow
+const PATIENCE = 2.5; // heart-beat intervals, as for the server: timers of hidden pages are slow
 const CONNECT_MS = 10000;
 const DELAY_FIRST_MS = 400;
 const DELAY_MAX_MS = 5000;
@@ -134,7 +134,7 @@ export class Subscriber {
       this.#every(interval / 2, () => {
         if (performance.now() - this.#receivedAt > PATIENCE * interval) {
           const silent = this.#socket;
-          this.#closed(silent, 1006); // not its close event, which would wait for the silent peer
+          this.#closed(silent, 1006); // do not wait for the close event, which needs an answer from the silent peer
           silent.close();
         }
       });
@@ -161,7 +161,7 @@ export class Subscriber {
     const missing = headers.get("state-missing")?.split(",") ?? [];
     const [verdict, position, after] = [headers.get("resume"), headers.get("position"), this.#lastId];
     if (verdict?.startsWith("reset")) {
-      this.#lastId = position; // the page has dropped what it had up to the former one
+      this.#lastId = position; // the page has dropped the events up to the old position
     }
     this.#on.verdict(verdict, position, after, missing);
   }

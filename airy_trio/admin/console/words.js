@@ -1,6 +1,6 @@
 // Numbers, durations, events and disconnect reasons as text for people.
 
-/** The kinds of objects, as they begin the types of their events. Each has a colour in `console.css`. */
+/** The kinds of objects. The type of an event begins with its kind. Each kind has a colour in `console.css`. */
 export const KINDS = ["message", "metadata", "channel", "tag"];
 
 const TEXT_MAX = 240;
@@ -38,7 +38,7 @@ export function age(seconds) {
   return `${Math.floor(seconds / length)} ${unit}`;
 }
 
-/** The time of day with milliseconds, as in the log of a server. */
+/** The time of day with milliseconds, as a server logs it. */
 export function clock(date) {
   const two = (number) => String(number).padStart(2, "0");
   const thousandths = String(date.getMilliseconds()).padStart(3, "0");
@@ -69,7 +69,7 @@ export function summary({ type, payload }) {
   }
 }
 
-/** The channel and the conversation that an event names: {channel, conversation}, null if it names none. */
+/** Return the channel and the conversation that an event names: {channel, conversation}, each null if not named. */
 export function belongs({ type, payload }) {
   if (type.startsWith("message.")) {
     return { channel: payload.channel_id, conversation: payload.conversation_id };
@@ -84,7 +84,7 @@ export function belongs({ type, payload }) {
   };
 }
 
-/** Describe why a connection ended, by the token of the ERROR frame or else by its text. */
+/** Describe why a connection ended: by the token of the ERROR frame, or by its text if the token is unknown. */
 export function disconnectReason(token, prose) {
   const known = {
     "401-unauthorized": "The token was not accepted",

@@ -1,7 +1,7 @@
 """The Lua scripts of the ``redis`` event store. Redis executes each script completely or not at all.
 
-A transaction (MULTI) would not do: it cannot compare, and of a stale batch that overlaps the end of the stream it would
-add the rest.
+A transaction (MULTI) is not enough, because it cannot compare: if a stale batch overlaps the end of the stream, MULTI
+would append the rest of the batch.
 
 All scripts take the same keys, in this order:
 
@@ -19,9 +19,10 @@ The hash of the state also has the current state's ``generation``, ``marks``, th
 (the offset up to which the objects of a type have left it, packed), and ``state_at``: the head and the resume point
 that it belongs to.
 
-The first argument is a name for an epoch that may have to begin. Every script first checks that there is a state and
-that the stream is as long as the state says. If not (a Redis that was emptied, or that evicts keys), the remaining
-events are deleted and a new epoch begins. A current state that lacks objects counts as missing, and is not continued.
+The first argument is the name of the next epoch, in case a script has to begin one. Every script first checks that
+there is a state and that the stream is as long as the state says. If not (a Redis that was emptied, or that evicts
+keys), the remaining events are deleted and a new epoch begins. If the current state lacks objects, it counts as missing
+and is not continued.
 """
 
 from typing import Final
@@ -169,11 +170,12 @@ return {bounds(), more and 1 or 0, string.format('%.0f-0', reached), found}
 )
 """Scans events of the current state and returns those that match; deletes those that were swept.
 
-Only here, because an append would have to look at every object of every type, in one script: with 300,000 objects of
-other types that took 1.6 s on an idle machine, in which Redis serves no other connection.
+Swept events are deleted here and not by an append, because an append would have to check every object of every type in
+one script. With 300,000 objects of other types that took 1.6 s on an idle machine, and Redis served no other connection
+meanwhile.
 
 Arguments: the epoch and the generation; the offsets after which the scan begins and up to which it goes; then as for
-``SCAN``, from the number of entries on, without the direction. Returns what ``SCAN`` does."""
+``SCAN``, from the number of entries on, without the direction. Returns the same as ``SCAN``."""
 
 BEGIN_EPOCH: Final = (
     _BEGINNING

@@ -14,7 +14,7 @@ A unit that reads needs no snapshot, although Postgres has a new one for each st
 ``first`` only grows. So if the state that is read last still has the position, no event after it was missing from the
 rows that were read before.
 """
-# ruff: noqa: D102 - the port has the promises of each verb
+# ruff: noqa: D102 - the port documents each method
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
