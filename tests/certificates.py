@@ -8,7 +8,7 @@ import trustme
 from attrs import frozen
 
 AUTHORITY = trustme.CA()
-"""One authority for the whole run, because its key takes long to generate."""
+"""One authority for the whole run, because it takes long to generate a key."""
 
 
 @frozen

@@ -1,11 +1,11 @@
 """Rules about skips, the selection of ``--quick``, profiles for Hypothesis, and shared fixtures.
 
-In CI, and with AIRY_TEST_NO_SKIPS=1, a skipped test is a failure, because what it tests was not tested.
+In CI, and with AIRY_TEST_NO_SKIPS=1, a skipped test is a failure, because its subject was not tested.
 
 ``--quick`` runs the tests that need no other program, without a list of them. A test is left out if one of its fixtures
-is a server, or if a parameter chooses one, and is skipped when it starts a process. To save time it also leaves out
-tests marked ``slow``; tests on an application's SQLite file outside of the folders whose subject is a database, because
-they build most of a server; and all but the first seeds and examples of a property.
+is a server, or if a parameter selects such a fixture. A test is skipped when it starts a process. To save time,
+``--quick`` also leaves out tests marked ``slow``, and all but the first seeds and examples of a property. Outside of
+the folders about databases it leaves out tests on an application's SQLite file, because they build most of a server.
 """
 
 import gc
@@ -38,7 +38,7 @@ __all__ = [
     "sqlite_application",
 ]
 
-# A shell starts background jobs with SIGINT ignored, and every program that a test starts and interrupts would inherit
+# A shell starts background jobs with SIGINT ignored. Every program that a test starts and interrupts would inherit
 # this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

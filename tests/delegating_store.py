@@ -1,7 +1,7 @@
 """An event store in memory for tests that change one operation.
 
 The operations with many arguments pass them on as one value. A test store overrides ``on_append``, ``on_read`` or
-``on_current``, so it need not repeat the signature. It calls the method of the same name on ``super()``, with the value
+``on_current``, so it need not repeat the signature. The override calls the same method of ``super()``, with the value
 unchanged or with a field replaced (``attrs.evolve``).
 """
 

@@ -1,6 +1,6 @@
 """A reader of event streams for tests: HTTP by h11, events by the rules of the HTML standard, 9.2.6.
 
-It is stricter than a browser: a field that the standard does not define is an error.
+The reader is stricter than a browser: a field that the standard does not define is an error.
 """
 
 import json
@@ -20,7 +20,7 @@ Headers = Sequence[tuple[str, str]]
 
 @frozen
 class StreamEvent:
-    """One event as ``EventSource`` dispatches it. ``id``: that of the last event that had one, as ``lastEventId``."""
+    """One event as ``EventSource`` dispatches it. ``id``: the ``lastEventId``, of this or an earlier event."""
 
     type: str
     data: str

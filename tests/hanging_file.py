@@ -1,4 +1,4 @@
-"""A file whose reader hangs, as on a mount whose server is unavailable: a pipe that is not open for writing."""
+"""A file that blocks its reader, like one on an unavailable mount: a pipe that is not open for writing."""
 
 import os
 from pathlib import Path

@@ -13,7 +13,7 @@ NAMES = tuple(sorted(path.stem for path in (ROOT / "locks").glob("*.txt")))
 
 @frozen
 class Pin:
-    """A version of a package, and the hashes of its files. ``marker``: the environments that need it; None: all."""
+    """A version of a package, with the hashes of its files. ``marker``: the environments that need it; None: all."""
 
     name: str
     version: str

@@ -1,7 +1,7 @@
 """A change feed and a lease in memory, for tests of recorders without a database.
 
 ``MemoryChanges`` is the database, shared by the feeds and leases of several recorders. A test can write to it, make it
-unavailable, give it another history, and take the lease from a holder that does not notice.
+unavailable, give it another history, and take the lease from a holder that does not detect the loss.
 """
 
 import trio
@@ -128,7 +128,7 @@ class MemoryFeed:
 
 @define(eq=False)
 class MemoryLease:
-    """``Lease`` on ``MemoryChanges``. ``unaware``: it never notices its loss, as a suspended process would not."""
+    """``Lease`` on ``MemoryChanges``. ``unaware``: it never detects its loss, like a suspended process."""
 
     changes: MemoryChanges
     unaware: bool = False

@@ -74,8 +74,8 @@ class StreamTransport:
 class MemoryTransport:
     """A transport in memory. Written bytes are buffered until the peer, which is the test, takes them.
 
-    ``capacity_bytes``: the size of the buffer, as of a kernel's; None: unlimited. With ``moods``, a source of chance,
-    ``offer`` sometimes refuses, or the buffer accepts only a part, each with probability ``moody_share``.
+    ``capacity_bytes``: the size of the buffer, like a kernel's socket buffer; None: unlimited. With ``moods``, a random
+    source, ``offer`` sometimes refuses, or the buffer accepts only a part, each with probability ``moody_share``.
     """
 
     def __init__(

@@ -7,11 +7,11 @@ Everything starts from a fresh clone of the last commit and an environment that 
 3. the wheel: the same without the checkout. ``make dist`` builds the wheel, and the clone is deleted. The commands are
    those of the wheel's description, in another folder with another environment.
 
-Commands, settings and the page are read from the README. Three things are replaced: ports, which other programs may
+Commands, settings and the page are read from the README. Three values are replaced: ports, which other programs may
 use; ``pip install .`` in the third part; and the log level, because the log shows when the page is connected. The
-README's requirements must be installed (Python, make, and git for the clone), and also a browser, the environment of
-the tests, and @stomp/stompjs from ``npm ci`` in tests/clients, which the bundler of a page would provide. Exits with 1
-if a step fails or everything together takes too long.
+README's requirements must be installed: Python, make, and git for the clone. Also needed are a browser, the environment
+of the tests, and @stomp/stompjs from ``npm ci`` in tests/clients, which the bundler of a page would provide. Exits with
+1 if a step fails or everything together takes too long.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ def _read(process: "subprocess.Popen[str]", lines: queue.Queue[str | None]) -> N
 
 
 def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int = 1) -> re.Match[str]:
-    """Read lines until ``count`` of them have matched, and return the last match. Exits if there are not as many."""
+    """Read lines until ``count`` of them have matched, and return the last match. Exits if there are too few."""
     deadline = time.monotonic() + STEP_MAX_S
     while True:
         try:

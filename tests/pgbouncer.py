@@ -18,7 +18,7 @@ from tests.postgres import NOBODY, SUPERUSER, Postgres, as_nobody, free_port
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
 SERVER_CONNECTIONS = 3
-"""The maximum for a database and role. It is small, so that programs share connections."""
+"""The maximum number of connections for a database and role. It is small, so that programs share connections."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A Postgres that the tests find, initialise, start and stop; never one that is running already.
 
 There is one server for a session and one database for a test. The server listens on a Unix socket and on loopback TCP,
-and trusts the superuser ``postgres``. One other role needs a password, so that a test can search for this password
-where it must not appear. If the tests run as root, which initdb refuses, Postgres runs as the user ``nobody``.
+and trusts the superuser ``postgres``. One other role needs a password, so that a test can search for this password in
+output that must not contain it. If the tests run as root, which initdb refuses, Postgres runs as the user ``nobody``.
 ``fsync`` is off by default.
 """
 
@@ -95,7 +95,7 @@ class Postgres:
         return f"postgresql+psycopg://{SUPERUSER}@/{database}?host={self.folder}&port={self.port}"
 
     def password_url(self, database: str, password: str | None = None) -> str:
-        """Return the same over TCP for the role that needs a password. ``password``: another one than the right one."""
+        """Return the same over TCP for the role that needs a password. ``password``: a wrong one to use instead."""
         return f"postgresql+psycopg://{PASSWORD_ROLE}:{password or self.password}@127.0.0.1:{self.port}/{database}"
 
     def initialise(self) -> None:
@@ -204,7 +204,7 @@ class Postgres:
         assert process.stderr is not None
         self._drain.join(
             STOP_TIMEOUT_S
-        )  # the pipe ends with the last child process; then the port and the folder are free
+        )  # the pipe ends when the last child process ends; then the port and the folder are free
         process.stderr.close()
 
 

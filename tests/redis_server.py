@@ -18,7 +18,7 @@ STOP_TIMEOUT_S = 10
 
 
 class RedisServer:
-    """A server with its data in a folder, as durable as the minimum that the documentation recommends.
+    """A server with its data in a folder, with the minimum durability that the documentation recommends.
 
     ``fsync``: the value of ``appendfsync``.
     """
@@ -72,7 +72,7 @@ class RedisServer:
         process.stdout.close()
 
     def copy(self, target: Path) -> None:
-        """Copy what it has written so far: the possible state of the disk after a power failure."""
+        """Copy the data written so far: a possible state of the disk after a power failure."""
         shutil.copytree(self._folder / "appendonlydir", target)
 
     def put_back(self, source: Path) -> None:

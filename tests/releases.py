@@ -35,7 +35,7 @@ def install_previous(folder: Path, repository: Path = ROOT) -> Path:
 
     Its dependencies are those of the environment that runs the tests, so nothing is downloaded.
     """
-    # Without a tag, as before the first release and in a clone without history, it is this checkout itself.
+    # Without a tag (before the first release, or in a clone without history) this checkout itself is built.
     source = repository
     if (tag := previous_tag(repository)) is not None:
         source = folder / "source"
@@ -51,7 +51,7 @@ def install_previous(folder: Path, repository: Path = ROOT) -> Path:
     _run(*pip, "--no-index", "--no-deps", str(wheel), at=folder)
     place = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(home), "platbase": str(home)}))
     shared = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (place / "shared.pth").write_text("\n".join(sorted(shared)))  # not the checkout: a .pth in there is not followed
+    (place / "shared.pth").write_text("\n".join(sorted(shared)))  # without the checkout: nested .pth are ignored
     return home
 
 

@@ -78,7 +78,7 @@ async def connect_from(server: Server, origin: str) -> None:
 
 
 async def next_or_resumed(client: Listening, server: Server, stack: AsyncExitStack) -> bool:
-    """Receive the next event. If the client's own worker was killed, reconnect first; return whether it did."""
+    """Receive the next event, after a reconnect if the client's worker was killed. Return whether it reconnected."""
     try:
         await client.next()
     except (Closed, trio.BrokenResourceError):

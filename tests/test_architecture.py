@@ -1,6 +1,6 @@
 """Architecture rules that no linter checks (CONTRIBUTING.md gives the reason for each).
 
-The import-linter contracts in pyproject.toml check what may import what.
+The import-linter contracts in pyproject.toml check the imports.
 """
 
 import ast
@@ -53,7 +53,7 @@ SAY_NOTHING = {"base", "common", "core", "handler", "handlers", "helpers", "mana
 
 @cache
 def sources() -> Mapping[str, ast.Module]:
-    """Return every source of the package, parsed once, by the first test that needs it: this takes most of a second."""
+    """Return every source of the package. The first test that needs them parses them, which takes most of a second."""
     return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 
@@ -90,7 +90,7 @@ def nurseries(tree: ast.AST) -> Iterator[int]:
 
 @cache
 def back_ends() -> frozenset[str]:
-    """Return the modules with a back end. In a sub-package each module is one, because the parts are private to it."""
+    """Return the modules with a back end. In a sub-package each module counts, because the parts are private to it."""
     found: set[str] = set()
     for source, tree in sources().items():
         module = f"airy_trio.{source.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
@@ -143,7 +143,7 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_no_private_attribute_of_other_objects_is_used() -> None:
-    """Private attributes of libraries in particular may be gone in the next version."""
+    """In particular, the next version of a library may not have its private attributes."""
     used = {source: list(private_of_others(tree)) for source, tree in sources().items()}
     assert {source: lines for source, lines in used.items() if lines} == {}
     assert list(private_of_others(ast.parse("ws._close_reason\nself._x\nself._ws._stream"))) == [

@@ -1,4 +1,4 @@
-"""Each list of the kinds of objects, or of the types of events, is complete, also where no type checker looks."""
+"""Each list of the kinds of objects or types of events is complete, also in files that no type checker reads."""
 
 import inspect
 import re

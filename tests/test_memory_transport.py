@@ -1,4 +1,4 @@
-"""The transport in memory behaves like a socket: it fills, is emptied, refuses, and ends."""
+"""The transport in memory behaves like a socket: it fills up, drains, refuses data, and ends."""
 
 from random import Random
 

@@ -391,7 +391,7 @@ TRIGGER_TEXTS = {
 }
 """Digests of the triggers of the default tables by revision.
 
-If a digest differs, servers of the previous version would take the new triggers for those of another mapping. If this
+If a digest differs, servers of the previous version would treat the new triggers as those of another mapping. If this
 revision has been released, add a migration to ``migrations/changes``, even an empty one. Then put its name and the
 digest here.
 """

@@ -41,7 +41,7 @@ def revision_of(application: Application, stream: Stream) -> str | None:
 
 
 def triggers_of(application: Application) -> list[str]:
-    """Return the definitions of our triggers. A Postgres function that was replaced is another one."""
+    """Return the definitions of our triggers. A replaced Postgres function counts as a different one."""
     statement = (
         "select sql from sqlite_master where type = 'trigger' order by name"
         if application.dialect == "sqlite"

@@ -91,7 +91,7 @@ def test_wheel_has_every_file_of_the_console(wheel: zipfile.ZipFile) -> None:
 
 
 def test_description_links_to_the_files_of_this_version(wheel: zipfile.ZipFile, sdist: set[str]) -> None:
-    """Outside of the checkout no relative link leads anywhere."""
+    """Relative links do not work outside of the checkout."""
     metadata = message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
     assert metadata["Description-Content-Type"] == "text/markdown"
     urls = dict(line.split(", ") for line in metadata.get_all("Project-URL") or [])

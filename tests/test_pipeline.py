@@ -173,7 +173,7 @@ async def notified_until_cancelled(pipeline: Pipeline, socket: int) -> None:
 
 
 async def test_lost_connection_is_detected_with_a_large_descriptor(postgres_database: str) -> None:
-    """The connection has a descriptor that is too large for ``select``."""
+    """The connection has a descriptor number that is too large for ``select``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
     with ExitStack() as opened:

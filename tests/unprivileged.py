@@ -2,7 +2,8 @@
 
     python unprivileged.py PROGRAM ARGUMENT…
 
-Two capabilities let root ignore file modes. Without them root is a user like any other, and the owner of its files.
+Two capabilities let root ignore file modes. Without them root has only the rights of any user, and of the owner of its
+files.
 """
 
 import ctypes

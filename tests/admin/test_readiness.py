@@ -164,7 +164,7 @@ async def test_moved_sqlite_file_makes_the_server_not_ready(sqlite_application: 
 
 
 def watched(one: Node, faults: list[Sequence[str] | float | Exception]) -> Readiness:
-    """Let the checks return these results in turn: faults after a delay in seconds, or an error."""
+    """Make the checks return these results in turn: faults after a delay in seconds, or an error."""
 
     async def trigger_faults() -> Sequence[str]:
         match faults.pop(0) if len(faults) > 1 else faults[0]:

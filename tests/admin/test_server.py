@@ -254,7 +254,7 @@ async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.Mon
     default_s = server.IDLE_S
     monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
-        with trio.fail_after(default_s - 1):  # earlier than the default would end it
+        with trio.fail_after(default_s - 1):  # before the default time-out would end the connection
             await end_of(slow)
 
 
@@ -418,7 +418,7 @@ async def test_ended_connections_leave_nothing(sent: bytes) -> None:
                 while tasks() > before:  # noqa: ASYNC110 - the server has no event for this
                     await trio.sleep(0.01)
             if sys.version_info >= (3, 13):
-                gc.collect()  # there a reset leaves a cycle among frames of Trio
+                gc.collect()  # after a reset a cycle remains among Trio's frames
     assert not left
 
 

@@ -26,7 +26,7 @@ async def test_refused_store_leaves_no_connection(postgres: Postgres, postgres_a
     with trio.fail_after(TIMEOUT_S):
         while postgres_application.scalar(count):  # noqa: ASYNC110 - its process ends after the connection
             await trio.sleep(0.01)
-    assert caught.value.faults  # the error refers to all objects, so the garbage collector has not closed any
+    assert caught.value.faults  # the error references all objects, so the garbage collector has closed none
 
 
 async def test_log_database_with_unsuitable_encoding_is_refused(

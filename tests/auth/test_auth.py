@@ -1,4 +1,4 @@
-"""Fixed tokens: which CONNECT is accepted, and how others are refused, first without and then over a session."""
+"""Fixed tokens: accepted and refused CONNECTs, first without a session, then over one."""
 
 import pytest
 import trio

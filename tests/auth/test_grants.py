@@ -42,9 +42,9 @@ NEWEST = {
     "no channel": event(2, channel=None),
     "none": event(2, channel="ch2", conversation="c2"),
 }
-"""The newest events of conversation c1, by case. Its first event, if any, is another one."""
+"""The newest events of conversation c1, by case. The first event of c1, if any, is a different one."""
 OUT_OF_TAIL = [event(1, channel="ch2"), event(2, conversation="c3"), event(3, conversation="c3")]
-"""With these, the event of conversation c1 is not in a tail of one event."""
+"""After these events, a tail of one event no longer has the event of conversation c1."""
 
 
 class Store(MemoryStore):
@@ -246,7 +246,7 @@ async def test_log_names_the_claim_that_refuses_a_destination(
 @pytest.mark.parametrize("replay", ["live", "all", "recent", "resumed"])
 @pytest.mark.parametrize("destination", ["/events", "/events/message.updated", "/events/conversation/c1"])
 async def test_client_receives_only_its_channels(destination: str, replay: str, autojump_clock: MockClock) -> None:
-    """Deletes and events without a channel too; each only over the one destination that could deliver it."""
+    """Also deletions and events without a channel, each only over the one destination that could deliver it."""
     channels = ["ch1", "ch2", None, "ch3", "ch1", "ch4", "ch3", "ch1"]
     kinds = ["message.updated", "message.deleted", "metadata.updated", "channel.updated"]
     made = [event(number, channel=channel) for number, channel in enumerate(channels)]
@@ -276,7 +276,7 @@ async def test_client_receives_only_its_channels(destination: str, replay: str, 
 @pytest.mark.parametrize("place", ["tail", "store"])
 @pytest.mark.parametrize("newest", NEWEST)
 async def test_a_conversation_of_another_channel_is_refused(newest: str, place: str, autojump_clock: MockClock) -> None:
-    """Only if its channel is known: from its newest event, wherever this event is stored."""
+    """Only if the channel of the conversation is known from its newest event, wherever this event is stored."""
     made = [event(1, channel="ch1" if newest != "none" else "ch2", conversation="c1" if newest != "none" else "c2")]
     made += [NEWEST[newest], event(3, conversation="c3"), event(4, conversation="c3")]
     tail_events = 100 if place == "tail" else 1

@@ -1,4 +1,4 @@
-"""Keys of web tokens: when they are loaded, how often at most, and which are valid meanwhile."""
+"""Keys of web tokens: when they are loaded, how often at most, and which keys are valid during a load."""
 
 import math
 import os
@@ -141,7 +141,7 @@ async def test_wait_for_keys_is_bounded(autojump_clock: MockClock) -> None:
 async def test_load_does_not_change_a_retired_ring(keys: tuple[Key, ...] | None, autojump_clock: MockClock) -> None:
     ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
     async with refreshed(ring):
-        await trio.sleep(1)  # a second signal while a key server is slow
+        await trio.sleep(1)  # a second signal arrives while a key server is slow
         ring.retire()
         await trio.sleep(4)
     assert ring.keys == keys_of(FIRST)

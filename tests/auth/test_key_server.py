@@ -198,7 +198,7 @@ async def test_session_survives_key_rotation_until_its_key_is_removed(authority:
             publisher.publish(FIRST, SECOND)
             assert (await answer_to(server, SECOND)).get("message") == "401-unauthorized"
             assert len(publisher.requests) == 1, "loaded again within the pause"
-            server.sessions.renew(auth)  # as SIGHUP does; otherwise the pause would have to pass
+            server.sessions.renew(auth)  # as SIGHUP does; otherwise the keys are loaded only after the pause
             second = await server.plug_connected(headers=[("passcode", SECOND.token())])
             assert len(publisher.requests) == 2
             assert (await first.client.subscribe()).command == "RECEIPT"

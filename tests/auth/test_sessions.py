@@ -91,7 +91,7 @@ async def test_a_session_ends_with_its_token_and_the_leeway(
         headers = [("passcode", SIGNER.token(exp=expires_at)), ("heart-beat", heart_beat)]
         plugged = await server.plug_connected(headers=headers)
         assert (await plugged.client.receive()).get("message") == "401-token-expired"
-        assert -1 < trio.current_time() - ends_at < 1  # the clock of the machine went on, Trio's did not
+        assert -1 < trio.current_time() - ends_at < 1  # the machine's clock continued; Trio's did not
         assert await plugged.ending.wait() is TOKEN_EXPIRED
 
 

@@ -84,7 +84,7 @@ class Schedule:
 
     def _write(self, transaction: Transaction) -> None:
         others = {name for other in self._open.values() if other is not transaction for name, _ in other.writes}
-        # rolling back to a savepoint releases its locks, so the locked objects are those in `writes`
+        # a rollback to a savepoint releases the locks taken after it, so the locked objects are those in `writes`
         free = [name for name in (f"t{number}" for number in range(OBJECTS)) if name not in others]
         if not free:
             return

@@ -1,4 +1,4 @@
-"""The application alters its tables while a server runs: each event has the values of the row as it is then."""
+"""The application alters its tables while a server runs: each event has the current values of the row."""
 
 import pytest
 
@@ -66,7 +66,7 @@ async def test_column_of_another_type_is_read_as_that_type(postgres_application:
 async def test_table_rewritten_after_the_snapshot_loses_no_row(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch, rewriting: str
 ) -> None:
-    """In the older snapshot the table is empty."""
+    """The table is empty in the older snapshot."""
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         point = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.tag("t1")

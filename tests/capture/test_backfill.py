@@ -65,7 +65,7 @@ def logged(application: Application) -> list[tuple[Any, ...]]:
 
 
 def keys(application: Application) -> list[Any]:
-    """Return the keys that were written; if there is one key column, only its values. Checks the marks around them."""
+    """Check the marks, and return the keys between them; if there is one key column, only its values."""
     rows = logged(application)
     assert [rows[0][0], rows[-1][0]] == ["B", "E"]
     assert rows[0][1] == rows[-1][1]

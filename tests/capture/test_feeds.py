@@ -70,7 +70,7 @@ async def test_object_is_read_once_at_its_newest_change(any_application: Applica
 
 
 async def test_changes_of_an_unknown_kind_are_an_error(any_application: Application) -> None:
-    """The triggers of a newer version have logged them, and skipping them would lose them."""
+    """The triggers of a newer version have logged these changes. If the recorder skipped them, they would be lost."""
     settings = any_application.migrate(NO_CHANNELS)
     token = ", 'x'" if any_application.dialect == SQLITE else ""
     columns = "kind, operation, key_1, at, token" if token else "kind, operation, key_1"

@@ -1,4 +1,4 @@
-"""The lease has at most one holder, and is free once the holder is gone."""
+"""The lease has at most one holder, and is free once the holder has ended."""
 
 import subprocess
 import sys

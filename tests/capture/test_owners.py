@@ -13,7 +13,7 @@ from airy_trio.capture.objects import Change, Objects
 from tests.application import Application
 
 CONVERSATIONS, MESSAGES = 1500, 100_000
-PATIENCE_S = 10.0  # on a busy machine; it takes less than one second, and used to take half a minute
+PATIENCE_S = 10.0  # for a busy machine; usually the read takes less than a second, and once it took half a minute
 WHERE = "[database.tables.messages]\nwhere = \"source <> 'secret'\"\n"
 MANY = {
     "sqlite": "with recursive n(n) as (select 1 union all select n + 1 from n where n < {messages}) {insert} from n",

@@ -102,7 +102,7 @@ def test_an_empty_table_that_is_attached_is_not_reported(postgres_application: A
 
 
 def test_a_partition_attached_again_is_reported(postgres_application: Application, check: Check) -> None:
-    """Rows that were written to it while it was detached were not recorded."""
+    """Rows that were written to the partition while it was detached were not recorded."""
     postgres_application.execute("alter table tags detach partition tags_a")
     postgres_application.execute("alter table tags attach partition tags_a for values in ('a')")
     assert check() == [(JOINED, "public.tags_a")]

@@ -113,7 +113,7 @@ async def test_page_boundary_within_an_open_transaction(postgres_application: Ap
                 postgres_application.tag(f"t{number}")
             batch = await feed.read(
                 after, 3
-            )  # the difference is now fixed; "open" has the lowest number and is not in it
+            )  # the difference is now fixed; it lacks "open", which has the lowest number
             assert (ids(batch.objects), batch.more) == (["t0", "t1", "t2"], True)
         postgres_application.tag("t4")
         objects, _, batches = await read_all(feed, batch.resume_point, 3)
@@ -176,7 +176,7 @@ async def test_trim_does_not_wait_for_the_disk(postgres_application: Application
             assert await feed.trim(after, 10) == 1
             waiting = "select cast(pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() as int)"
             unwritten += int(str(postgres_application.scalar(waiting)))
-        assert unwritten  # the server may write earlier than it must
+        assert unwritten  # Postgres may write its WAL earlier than it must
 
 
 async def test_point_before_trimmed_rows_is_lost(postgres_application: Application) -> None:
@@ -241,7 +241,7 @@ IMPOSSIBLE = (
 
 
 async def test_change_of_a_future_transaction_is_rejected(postgres_application: Application) -> None:
-    """As after loading a dump of another cluster: each read would return it again."""
+    """As after loading a dump of another cluster: without a check, each read would return the change again."""
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         after = (await feed.read(await feed.origin(), 1000)).resume_point
@@ -321,7 +321,7 @@ async def test_only_the_two_newest_sealed_points_are_accepted(postgres_applicati
 
 
 class FailingStore(DelegatingStore):
-    """An event store whose second append has an unknown outcome: it fails before or after it has taken effect."""
+    """An event store that fails at the second append, before or after the append has taken effect."""
 
     def __init__(self, *, after: bool) -> None:
         super().__init__()

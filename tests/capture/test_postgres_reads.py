@@ -188,7 +188,7 @@ async def test_connection_lost_between_the_round_trips_loses_no_change(
 async def test_snapshot_held_for_too_long_is_closed_and_read_again(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if the process got no processor time: the server ends the session, and with it the lease."""
+    """As if the process got no processor time: Postgres ends the session, and the lease with it."""
     settings = postgres_application.migrate()
     name = sa.make_url(postgres_application.url).database
     postgres_application.execute(f'alter database "{name}" set idle_in_transaction_session_timeout = 50')

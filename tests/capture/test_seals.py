@@ -95,7 +95,7 @@ async def test_the_recorded_point_is_accepted_after_any_number_of_seals(
 
 
 async def test_a_restart_without_a_new_epoch_loses_the_old_point(any_application: Application, feed: AnyFeed) -> None:
-    """If the store fails during a restart, the changes are no longer in the change log, so the old epoch must end."""
+    """If the store fails during a restart, the change log no longer has the changes, so the old epoch must end."""
     recorded = await sealed_after(any_application, feed, await feed.origin(), "recorded")
     for number in range(2):
         any_application.tag(f"unrecorded {number}")

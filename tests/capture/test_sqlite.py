@@ -65,7 +65,7 @@ async def test_restored_older_copy_is_noticed(application: Application, rows_aft
         _, after, _ = await read_all(feed, after)
         restore(copy, application)
         for number in range(rows_after):
-            application.tag(f"t{number}")  # they get the numbers of rows that were read
+            application.tag(f"t{number}")  # these rows get the numbers of rows that were read before
         with pytest.raises(ResumePointLost):
             await feed.read(after, 10)
         after = await feed.restart()

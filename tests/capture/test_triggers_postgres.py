@@ -1,4 +1,4 @@
-"""The changes that the triggers of Postgres log; they never make the application's writes fail."""
+"""The changes that the triggers of Postgres log. The triggers never make the application's writes fail."""
 
 from collections.abc import Iterator
 from typing import Any

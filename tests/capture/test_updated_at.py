@@ -1,4 +1,4 @@
-"""Capture by ``updated_at`` over SQLite and Postgres: which changes are read, each once, and in which order."""
+"""Capture by ``updated_at`` over SQLite and Postgres: the changes that are read, each once, and their order."""
 
 import json
 from pathlib import Path

@@ -141,7 +141,7 @@ def test_slow_order_by_time_falls_back_to_the_key(
     monkeypatch.setattr(rows, "TIMEOUT_S", 0.5)
     monkeypatch.setattr(rows, "ROWS_MAX", 1)
     with_lenient_messages(postgres_application)
-    for number in range(8):  # the query by time reads all of them, the one by key reads one
+    for number in range(8):  # the query by time reads all eight, the query by key reads one
         postgres_application.message(id=f"m{number}", source=None)
     (finding,) = of_tables(mapped(postgres_application, 'where = "pg_sleep(0.1) is not null"'))
     assert finding.startswith(f"{MESSAGES}: 1 of the newest 1 by id cannot be converted")

@@ -23,7 +23,7 @@ def test_folder_without_write_permission_is_reported(tmp_path: Path, monkeypatch
     path = tmp_path / "app.db"
     path.touch()
     assert list(servers.missing_file_rights(path)) == []
-    monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root, as which tests may run, can write anything
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # tests may run as root, which can write anything
     assert list(servers.missing_file_rights(path)) == [
         f"the file {path} cannot be written by this user",
         f"this user cannot create files in {tmp_path}",

@@ -35,7 +35,7 @@ ASKS_NO_DATABASE = frozenset({"health"})
 
 @frozen
 class World:
-    """What a case may break. ``closed_port``: no program listens there. ``taken_port``: another program does."""
+    """The parts that a case may break. ``closed_port`` has no listener; ``taken_port`` is used by another program."""
 
     folder: Path
     postgres: Postgres
@@ -147,8 +147,8 @@ def unreachable_store(world: World) -> Path:
 class Case:
     """A fault, the exit code, and words of the line. ``without``: commands that it does not affect.
 
-    ``here``: whether it can run in this process. If not, a library leaves something to the garbage collector, which
-    warns. The reference shows the cases as a table.
+    ``here``: whether the case can run in this process. If not, a library leaves objects to the garbage collector, which
+    emits a warning. The reference shows the cases as a table.
     """
 
     name: str
@@ -160,7 +160,7 @@ class Case:
 
     @property
     def commands(self) -> list[str]:
-        """Return the commands that it affects; "" serves."""
+        """Return the commands that the fault affects; "" is the one that serves."""
         return [command for command in ARGUMENTS if command not in self.without]
 
 

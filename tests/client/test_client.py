@@ -142,7 +142,7 @@ async def test_nothing_lost_or_repeated_if_connections_are_cut_anywhere(
 
 
 async def test_events_during_an_outage_before_the_first_event_are_received(autojump_clock: MockClock) -> None:
-    """The position is known from the RECEIPT on, not only from the first event on."""
+    """The position is known from the RECEIPT on, before the first event."""
     async with serving() as server, cutting(server.port, Random(SEED)) as cutter:
         await append(server, 1, 1)
         async with client.open(f"ws://{HOST}:{cutter.port}") as inbox:
@@ -479,7 +479,7 @@ async def test_pauses_are_short_again_after_an_event(autojump_clock: MockClock) 
 
 
 class CancelAtStep(trio.abc.Instrument):
-    """Cancel a scope when a task takes its step with this number; when any task does if ``task`` is None."""
+    """Cancel a scope when ``task``, or any task if it is None, takes its step with this number."""
 
     def __init__(self, step: int, scope: trio.CancelScope, task: trio.lowlevel.Task | None) -> None:
         self._left = step

@@ -1,4 +1,4 @@
-"""Ctrl-C in a program with a client ends it as usual, whatever the client does at that moment."""
+"""Ctrl-C ends a program with a client as usual, whatever the client does at that moment."""
 
 import sys
 from pathlib import Path

@@ -41,7 +41,7 @@ class Client(Program):
     async def messages(self, count: int, *, after: int = 0) -> list[Received]:
         """Wait for ``count`` messages after the first ``after``, and return them.
 
-        Raises ``AssertionError`` with the client's output if the client ends before.
+        Raises ``AssertionError`` with the client's output if the client ends too early.
         """
         with trio.fail_after(RECEIVE_TIMEOUT_S):
             await self.out.line(after + count - 1)

@@ -1,4 +1,4 @@
-"""The matrix: what each client can do with the server, and the reason for what it cannot. A test checks each cell."""
+"""The matrix: the capabilities of each client, with a reason for each that it lacks. A test checks each cell."""
 
 from collections.abc import Mapping
 from enum import Enum

@@ -1,4 +1,4 @@
-"""Run all clients against one server: events, silence, a crash, the end. The result is what each client can do.
+"""Run all clients against one server: events, silence, a crash, the end. The result is the capabilities of each client.
 
 One server and one run for all save time. A client that fails takes no further steps; the others continue.
 """
@@ -20,7 +20,7 @@ from tests.processes import Server, json_object, server
 
 HEARTBEAT_MS = 1000
 BEATS = 4
-"""There are three intervals between them: a client that sends nothing is disconnected after 2.5."""
+"""Four beats span three intervals; a client that sends nothing is disconnected after 2.5 intervals."""
 STEP_TIMEOUT_S = 20.0
 TOKEN = "hunter2:\\n"
 RESUMED_AFTER = 110
@@ -192,7 +192,7 @@ async def disconnects(attempt: Attempt, listening: Server) -> None:
 
 
 async def resumes(attempt: Attempt, listening: Server) -> None:
-    """Start it once more with a position, and check that it continues after it."""
+    """Start the client once more with a position, and check that it continues after that position."""
     works = attempt.client.verdict(Capability.RESUME).works
     expected = range(RESUMED_AFTER + 1 if works else 1, len(STORED) + 1)
     position = attempt.seen[RESUMED_AFTER].headers["message-id"]

@@ -95,7 +95,7 @@ async def _copy(source: trio.SocketStream, target: trio.SocketStream, bytes_max:
                 if not bytes_max:
                     break
     except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # one end is closed; close the other one too
+        pass  # one end is closed, so close the other one too
     await trio.aclose_forcefully(target)
     await trio.aclose_forcefully(source)
 

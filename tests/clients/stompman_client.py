@@ -1,7 +1,7 @@
 """stompman over WebSocket (STOMP 1.2 only). It reconnects and subscribes again by itself. Arguments: ``program``.
 
 It requests a receipt for its SUBSCRIBE; otherwise it loses messages that arrive before it has registered the
-subscription. It does not expose CONNECTED, heart-beats and the receipt of DISCONNECT, so the connection below it
+subscription. It does not expose CONNECTED, heart-beats and the receipt of DISCONNECT, so the underlying connection
 reports them.
 """
 
@@ -27,7 +27,7 @@ from tests.clients.program import Arguments, Printer, report
 
 RECEIPT_TIMEOUT_S = 10.0
 CONNECT_ATTEMPTS_MAX = 20
-"""Its default is 3, which is used up before a busy machine has restarted a server."""
+"""With the default of 3, a client gives up before a busy machine has restarted a server."""
 
 
 class ReportingConnection(WebSocketConnection):
@@ -46,7 +46,7 @@ class ReportingConnection(WebSocketConnection):
         ssl: Literal[True] | SSLContext | None,
         ws_uri_path: str | None = None,
     ) -> Self | None:
-        """Connect as the base class does, but to wss:// over TLS: it would use ws://, which websockets refuses."""
+        """Connect like the base class, but to wss:// over TLS: the base class uses ws://, which websockets refuses."""
         if ssl is None:
             return await super().connect(
                 host=host,

@@ -92,7 +92,7 @@ async def test_hidden_tab_with_slow_timers_is_not_disconnected(autojump_clock: M
         await client.subscribe()
         for _ in range(10):
             assert await heart_beats_in(client, MINUTE_S) == 2
-            await client.send_text("\n")  # the browser runs all ticks of a minute together: one timer, once
+            await client.send_text("\n")  # the browser combines all ticks of a minute, so the timer fires once
         await server.append(1, 1)
         assert (await client.receive()).command == "MESSAGE"
         silent_from = trio.current_time()

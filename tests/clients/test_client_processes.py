@@ -1,4 +1,4 @@
-"""The clients against a few canned frames, so that a fault of the server is not taken for a fault of a client."""
+"""The clients with a few canned frames, so that a fault of the server is not mistaken for a fault of a client."""
 
 import re
 from collections.abc import Callable

@@ -21,7 +21,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)  # the first one waits for the run, whose six steps may take 20 s each
+@pytest.mark.timeout(150)  # the first test waits for the run: six steps of up to 20 s each
 @pytest.mark.parametrize("capability", Capability, ids=lambda capability: capability.name.lower())
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.package)
 def test_cell(client: RealClient, capability: Capability, outcomes: Outcomes) -> None:

@@ -46,13 +46,13 @@ WITHOUT_BORDER = f"""{_COLOURS}
     return drawn ? [] : [`${{one.id || one.textContent}}: ${{borderTopWidth}} ${{ratio.toFixed(2)}}`];
   }});
 }})()"""
-"""Buttons and fields without a border whose contrast to what is around them fulfils WCAG 2.2 AA (1.4.11)."""
+"""Buttons and fields without a border of sufficient contrast to their surroundings (WCAG 2.2 AA, 1.4.11)."""
 FOCUS_RING = f"""{_COLOURS}
   const {{ outlineStyle, outlineWidth, outlineColor }} = getComputedStyle(document.activeElement);
   const ratio = contrast(outlineColor, ground(document.activeElement.parentElement));
   return outlineStyle === "solid" && parseFloat(outlineWidth) >= 2 && ratio >= 3;
 }})()"""
-"""Whether the element with the focus has a ring that can be seen (WCAG 2.2, 1.4.11 and 2.4.13)."""
+"""Whether the element with the focus has a visible ring (WCAG 2.2, 1.4.11 and 2.4.13)."""
 
 
 def settings_text(more: str = "") -> str:

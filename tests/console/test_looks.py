@@ -1,4 +1,4 @@
-"""What the console looks like: the axes of its charts, and its buttons in both themes."""
+"""The look of the console: the axes of its charts, and its buttons in both themes."""
 
 import json
 import re
@@ -29,7 +29,7 @@ PLACES = """[...document.querySelectorAll("CHART .tick")].map((tick, index) => {
   const chart = document.querySelector("CHART").getBoundingClientRect();
   return (left + width * index / 2 - chart.left) / chart.width;
 })"""
-"""Where on the axis the times are: the left end of the first, the middle of the second, the right end of the third."""
+"""The places of the times on the axis: left end of the first, middle of the second, right end of the third."""
 POINT = """(() => {
   const { left, width } = document.body.lastElementChild.getBoundingClientRect();
   document.body.lastElementChild.dispatchEvent(new PointerEvent("pointermove", { clientX: left + width * SHARE }));
@@ -88,12 +88,12 @@ async def test_buttons_look_like_buttons(sqlite_application: Application, scheme
             before = await tab.evaluate(look)
             await tab.do(lambda page, button=button: page.locator(button).first.hover())  # type: ignore[misc]
             assert await tab.evaluate(look) != before, button
-            await tab.press("Shift")  # from now on the focus is that of the keyboard
+            await tab.press("Shift")  # from now on the keyboard moves the focus
             await tab.evaluate(f"document.querySelector({json.dumps(button)}).focus()")
             assert await tab.evaluate(FOCUS_RING), button
 
 
 def test_page_names_the_actors() -> None:
-    """The words of ``docs`` and the log: a client, a server, a recorder, not a person without a name."""
+    """The console uses the words of the docs and the log, such as client, server and recorder, for every actor."""
     for path in (*FOLDER.glob("*.js"), FOLDER / "console.html", FOLDER / "console.css"):
         assert re.findall(NOT_OUR_WORDS, path.read_text(), re.IGNORECASE) == [], path.name

@@ -1,4 +1,4 @@
-"""Which server the console shows, its links to other consoles, and faults next to the figures that they affect."""
+"""The name of the server in the console, links to other consoles, and faults next to the figures that they affect."""
 
 import json
 import os
@@ -38,7 +38,7 @@ TERMINATE = f"select pg_terminate_backend(pid, 5000) {LEASE} and granted"
 
 
 def reads(selector: str, text: str) -> str:
-    """Return the condition that an element is shown and contains a text."""
+    """Return the JavaScript condition that an element is visible and contains a text."""
     found = f"document.querySelector({json.dumps(selector)})"
     return f"{found}?.checkVisibility() && {found}.innerText.includes({json.dumps(text)})"
 

@@ -85,7 +85,7 @@ async def test_pool_uses_the_last_connection_and_no_more_than_needed(engine: sa.
 
 
 async def test_lost_connection_fails_a_write_and_not_a_read(engine: sa.Engine, postgres_database: str) -> None:
-    """The connection is cut in the middle of a statement, when its loss cannot be detected before."""
+    """The connection is cut in the middle of a statement, so its loss cannot be detected earlier."""
     pool = PipelinePool(engine, 1)
     looking = sa.create_engine(postgres_database, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
     with looking.connect() as connection, trio.fail_after(10):

@@ -1,4 +1,4 @@
-"""Errors are translated without parameters, and classified by whether a retry helps."""
+"""Errors are translated without the statement's parameters, and classified by whether a retry can succeed."""
 
 import sqlite3
 from pathlib import Path

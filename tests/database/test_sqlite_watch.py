@@ -1,4 +1,4 @@
-"""Commits to an SQLite file: each is noticed soon, and an idle file is seldom read."""
+"""Commits to an SQLite file are detected soon, and an idle file is seldom read."""
 
 import sqlite3
 import sys
@@ -19,7 +19,7 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 
 
 class Follower:
-    """Waits for commits as a feed does, and counts how often it looks."""
+    """Waits for commits as a feed does, and counts its reads."""
 
     def __init__(self, path: Path) -> None:
         self._connection = DedicatedConnection(sqlite_engine(path))

@@ -391,7 +391,7 @@ DIRECTED = (
         test_sender.test_a_full_window_is_not_behind,
     ),
 )
-"""Faults that random schedules hardly ever meet, or that only delay: each with the test that must detect it."""
+"""Faults that random schedules rarely reach, or that only cause a delay, each with the test that must detect it."""
 
 
 def fails(seed: int, alike: int) -> bool:

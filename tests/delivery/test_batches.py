@@ -146,7 +146,7 @@ async def test_a_cursor_leaves_the_state_at_its_end() -> None:
 
 
 async def test_completing_header_waits_for_its_event() -> None:
-    """Also if the event does not fit into the batch that is being made."""
+    """The same holds if the event does not fit into the batch that is being made."""
     log = await filled(2, size=BATCH_BYTES_MAX)
     state = StateAt("first0", log.head)
     page = Page(EVERYTHING, log.head.at(0), 2, tuple(await log.store.read(log.head.at(0), 2)), state)

@@ -124,7 +124,7 @@ async def test_the_first_disconnect_reason_wins() -> None:
 
 @pytest.mark.parametrize("mode", [AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL])
 def test_window_holds_offsets_that_lie_far_apart(mode: AckMode) -> None:
-    """As in a current state, which may have the first event of a log and its newest one."""
+    """A current state, for example, may consist of the first event of a log and its newest one."""
     far = 5_000_000_000
     window = Window(mode, 10)
     window.sent((1, 3))

@@ -179,7 +179,7 @@ async def test_a_name_may_have_the_maximum_length(server: Server, store: Store, 
     assert await store.offset(name) == 0
 
 
-# Where delivery continues
+# The position at which delivery continues
 
 
 async def test_names_of_a_user_at_the_limit_and_one_beyond(store: Store, autojump_clock: MockClock) -> None:
@@ -624,7 +624,7 @@ async def test_claim_is_young_after_an_outage(server: Server, store: Store, auto
     assert not plugged.ending.event.is_set()
 
 
-# When acknowledgements are written
+# The times at which acknowledgements are written
 
 
 async def test_acknowledgements_are_written_together_and_soon(
@@ -693,7 +693,7 @@ async def test_claims_of_one_address_are_paced(server: Server, store: Store, aut
 async def test_claims_of_addresses_take_turns(
     server: Server, store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a store that is slower than the pace, and more addresses than a step has room for."""
+    """The store is slower than the pace, and there are more addresses than a step can serve."""
     monkeypatch.setattr("airy_trio.delivery.durables.STEP_MAX", 1)
     store.delay_s = 2 * CLAIMS_PERIOD_S
     clients = await from_addresses(server, *["192.0.2.1"] * 5, "192.0.2.2")

@@ -86,7 +86,7 @@ async def test_neighbour_with_another_id_gets_a_batch_of_its_own(autojump_clock:
 
 
 async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingTransport]]:
-    """Connect clients whose positions are one object, because they have received one batch."""
+    """Connect clients that share one position object, because they have received the same batch."""
     transports = [RecordingTransport() for _ in range(count)]
     rigs = [await joined(delivery, transport) for transport in transports]
     await delivery.log.append(delivery.log.head, events(1, 1), "point")

@@ -35,7 +35,7 @@ STEPS = 60
 REST_SHARE = 0.3
 ENDED_SHARE = 0.05
 PATIENCE_S = 1e6
-"""Long enough for a client that does not read until the client with the slowest socket has finished."""
+"""Long enough for a client that begins to read only when the client with the slowest socket has finished."""
 
 
 @define
@@ -91,7 +91,7 @@ class Schedule:
         await self.chance.choice(actions if self.chance.random() < 0.8 else rare)()
 
     async def rest(self) -> None:
-        """Run all tasks that can run; then no live client may lack anything (invariant 4)."""
+        """Run all tasks that can run. Then no live client may lack an event (invariant 4)."""
         await wait_all_tasks_blocked()
         client = self.rig.client
         if client.state is ClientState.LIVE:
@@ -196,7 +196,7 @@ class Schedule:
             )
 
     async def request(self, command: str, *headers: tuple[str, str]) -> bool:
-        """Send a frame. Meanwhile the client reads, because the answer might never leave otherwise, and the log grows.
+        """Send a frame while the client reads, so that the server can answer, and while the log grows.
 
         Return whether the frame was refused because the client's grant does not cover it.
         """
@@ -308,8 +308,8 @@ def _ack(frame: Frame) -> str:
 async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = (), *, alike: bool = False) -> None:
     """Run several clients of one log, one step after another, then check each of them.
 
-    ``grants``: one for each client. ``alike``: all of them subscribe to the same, and their sockets are never full for
-    long.
+    ``grants``: one for each client. ``alike``: all of them have the same subscription, and their sockets are never full
+    for long.
     """
     chance = Random(seed)
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))

@@ -208,7 +208,7 @@ async def test_state_that_is_gone_after_its_receipt_is_completed(
 
 @pytest.mark.usefixtures("small_pages")
 async def test_growth_during_the_state_completes_it_once(autojump_clock: MockClock) -> None:
-    """After the last page was sent, the send task checks it again, because events have followed meanwhile."""
+    """After the last page was sent, the send task checks that page again, because events were appended meanwhile."""
     async with rigged(await opened(2), MemoryTransport(100)) as rig:
         rig.read()
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The metric families of a server with their labels, read from the registry of a server that is started for this."""
+"""The metric families of a server with their labels, read from the registry of a server that this module starts."""
 
 import tempfile
 from pathlib import Path

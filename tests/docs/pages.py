@@ -1,6 +1,6 @@
-"""The pages of the documentation, and the comments above their blocks, which say how the tests treat each block.
+"""The pages of the documentation, and the comments above their blocks, which define how the tests treat each block.
 
-Above each block is one of these, as an HTML comment, which readers do not see::
+Above each block is one of these marks, as an HTML comment, which readers do not see::
 
     run                     a shell runs it in the page's folder; the exit code is 0
     run: CODE               the same with this exit code

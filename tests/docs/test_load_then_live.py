@@ -1,4 +1,4 @@
-"""Pages that load and then follow, in a real browser: after each fault they show the rows of the database."""
+"""Pages that load and then follow, in a real browser. After each fault they show the rows of the database."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -106,7 +106,7 @@ async def test_the_page_shows_what_the_database_has(
 async def test_page_is_live_after_the_current_state_was_cut_off(
     page: str, name: str, sqlite_application: Application, tmp_path: Path
 ) -> None:
-    """It resumes within the state, and then no message announces the end of the state."""
+    """The page resumes within the state. Then no message announces the end of the state."""
     config = tmp_path / "airy.toml"
     config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{SETTINGS}[logging]\nformat = "json"\n')
     sqlite_application.migrate("[events]\ndeletes = true\n")

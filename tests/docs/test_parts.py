@@ -83,6 +83,6 @@ def test_alembic_of_the_application_leaves_our_tables_alone(sqlite_application: 
     assert tables.tables
     environment = EnvironmentContext(Config(), ScriptDirectory(str(tmp_path)))
     with sqlite_application.engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), tables)  # it would drop them
+        assert compare_metadata(MigrationContext.configure(connection), tables)  # it would drop our tables
         exec(block, {"context": environment, "connection": connection, "target_metadata": tables})  # noqa: S102 - our page
         assert compare_metadata(environment.get_context(), tables) == []

@@ -24,7 +24,7 @@ MODULES: Final = {
     "react-dom": "react-dom/cjs/react-dom.development.js",
     "react-dom/client": "react-dom/cjs/react-dom-client.development.js",
 }
-"""Development builds, because only they run effects twice in StrictMode."""
+"""Development builds, because only these run effects twice in StrictMode."""
 LOADER: Final = """
 globalThis.process = { env: { NODE_ENV: 'development' } };
 const texts = %s, loaded = {};

@@ -32,7 +32,7 @@ def test_settings_are_accepted() -> None:
 
 
 def test_each_command_of_the_readme_is_run() -> None:
-    """``make newcomer`` runs all blocks of one section and the first command of the other, .ci/run the second one."""
+    """``make newcomer`` runs one section and the first command of the other; .ci/run runs the second command."""
     text = (ROOT / "README.md").read_text()
     [[demo, test]] = commands(text, "Try it")
     assert demo.startswith("make demo ")

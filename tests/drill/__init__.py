@@ -1,1 +1,1 @@
-"""Drills: complete servers under load, while processes are killed and frozen again and again."""
+"""Drills: complete servers under load, while processes are killed and frozen repeatedly."""

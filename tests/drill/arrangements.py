@@ -1,8 +1,8 @@
 """The arrangements of the capture drill: the application's database, the event store, and the disturbances.
 
-No disturbance may lose anything that was committed or appended to the log. A Postgres with ``synchronous_commit``, a
-Redis whose writes have reached the operating system, and all other processes can crash without a loss. Therefore a new
-epoch is a failure in every arrangement.
+No disturbance may lose anything that was committed or appended to the log. A crash loses no data of a Postgres with
+``synchronous_commit``, of a Redis after its writes have reached the operating system, or of any other process.
+Therefore a new epoch is a failure in every arrangement.
 """
 
 import signal
@@ -33,7 +33,7 @@ from tests.redis_server import RedisServer, running_redis
 PAGE = 200
 """A batch size with which a backlog is read in pages."""
 WHOLE = 100_000
-"""The largest batch size. With the default, a slow machine would read a backlog in pages too, and these may repeat."""
+"""The largest batch size. With the default, even a slow machine reads a backlog in pages, which may repeat events."""
 FROZEN_S = 1.6
 RECORDING_S = 0.2
 """About the time in which a burst is read, translated and appended."""
@@ -52,7 +52,7 @@ insert into tags (id, name, color) select :burst || number, '1', 'red' from numb
 """
 
 Disturbance = Callable[[Node, Random], Awaitable[None]]
-"""Disturbs the recording node or something that it needs, and returns when that is over. Details are random."""
+"""Disturbs the recording node, or a process that it needs, and returns when that is over. Details are random."""
 
 
 @frozen(kw_only=True)
@@ -102,7 +102,7 @@ def freezing(writing: Application) -> Disturbance:
 
     async def freeze(node: Node, chance: Random) -> None:
         await trio.to_thread.run_sync(partial(writing.execute, _BURST, burst=f"burst {chance.random()} "))
-        frozen = node.recorder  # another one records meanwhile
+        frozen = node.recorder  # another process records meanwhile
         await trio.sleep(chance.uniform(0, RECORDING_S))
         node.send(signal.SIGSTOP, frozen)
         try:

@@ -1,4 +1,4 @@
-"""Attacks that cost a server much and the attacker little, each over one open connection. ``COSTLY`` lists them.
+"""Attacks that are costly for a server and cheap for the attacker, each over one open connection (``COSTLY``).
 
 An attack gets a stream and its own random numbers. When it returns, its caller closes the stream and may start it again
 on a new one. ``tests.drill.attackers`` runs many at a time; ``tests.drill.test_attacks`` measures each by itself.
@@ -24,7 +24,7 @@ from tests.websocket.test_request import head
 
 JWT_SECRET: Final = "a secret of thirty-two octets, at least"
 USER: Final = jwt.encode({"sub": "user"}, JWT_SECRET, algorithm="HS256")
-"""The token of honest clients, and of every attacker except one. It serves as a web token and as a fixed one."""
+"""The token of honest clients, and of every attacker except one. It is used as a web token and as a fixed token."""
 SURROGATE: Final = jwt.encode({"sub": "odd", "airy_channels": ["\ud800"]}, JWT_SECRET, algorithm="HS256")
 QUIET: Final = "/events/channel/quiet-%d"
 """Channels without an event: a replay searches all retained events and finds nothing."""
@@ -35,7 +35,7 @@ PINGS_BYTES: Final = 759 * 1024
 SUBSCRIPTIONS: Final = 16
 KEY_UPDATES: Final = 4000
 RECORD, KEY_UPDATE = b"\x17\x03\x03\0\x16", b"\x18\0\0\1\0\x16"
-"""The header of an encrypted record of TLS 1.3; and its content: a KeyUpdate that requests none, and the type."""
+"""An encrypted record of TLS 1.3: its header, and its content, a KeyUpdate that requests no answer, with the type."""
 READ_BYTES: Final = 65_536
 
 Attack = Callable[[trio.SocketStream, random.Random], Awaitable[None]]
@@ -136,7 +136,7 @@ def expanded(secret: bytes, label: str, size: int, digest: str) -> bytes:
 
 
 async def replayed_hellos(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """Send a ClientHello of another connection: the server signs for it, and this client computes nothing."""
+    """Replay the ClientHello of another connection: the server has to sign, and this client computes nothing."""
     await stream.send_all(HELLO)
     await stream.receive_some()
     reset_at_close(stream)

@@ -35,7 +35,7 @@ _DISCONNECTED = (OSError, Closed, Rejected, trio.BrokenResourceError)
 
 @define
 class Resuming:
-    """A client and the events that it has received, in order. ``position``: of the last event, or where it started."""
+    """A client and its received events, in order. ``position``: that of the last event, or of the start."""
 
     nodes: Nodes
     random: random.Random
@@ -230,8 +230,8 @@ class LibraryResuming(Resuming):
 class Durable:
     """A client that stores no position. It sometimes acknowledges, drops its connection, and returns.
 
-    ``events``: the received events by offset. ``acknowledged``: the offset up to which it has acknowledged, or where it
-    started. ``confirmed``: the offset up to which the server has confirmed that the acknowledgement is stored. The
+    ``events``: the received events by offset. ``acknowledged``: the offset up to which it has acknowledged, or that of
+    its start. ``confirmed``: the offset up to which the server has confirmed that the acknowledgement is stored. The
     server may resume anywhere between the two.
     """
 
@@ -274,7 +274,7 @@ class Durable:
             await trio.sleep(RETRY_S)
 
     def _start(self, offset: int, receipt: Frame) -> None:
-        """Check where the server resumes against what was acknowledged."""
+        """Check the offset at which the server resumes against the acknowledged ones."""
         if not self.events:
             self.first, self.acknowledged = offset + 1, offset
         else:

@@ -1,4 +1,4 @@
-"""A crowd of clients on one server: most read, some read slowly, some never, and some reconnect all the time.
+"""Many clients on one server: most read, some read slowly, some never read, and some reconnect all the time.
 
 Every subscription records the offsets that it receives. At the end ``wrong_deliveries`` compares them with the log: the
 subscription must have received every event of its destination after its start, once, in order.

@@ -1,4 +1,4 @@
-"""Servers that are restarted after each death; they show which of them listen or record at the moment."""
+"""Servers that are restarted whenever they end. The module tracks which of them listen and which one records."""
 
 import itertools
 import os
@@ -52,7 +52,7 @@ class Node:
         if worker is None:
             self.server.process.send_signal(number)
         else:
-            with suppress(ProcessLookupError):  # it has just died by itself; ``note`` judges this
+            with suppress(ProcessLookupError):  # the process has just ended; ``note`` judges this
                 os.kill(self.workers[worker], number)
         if number is signal.SIGKILL:
             self.ended(worker)
@@ -60,7 +60,7 @@ class Node:
     def freeze(self) -> None:
         """Stop the server, which must be running, and return once it has stopped.
 
-        Its threads stop only when the thread that receives the signal gets a processor; until then they continue.
+        The threads of the server continue until the thread that receives the signal gets a processor.
         """
         assert self.server is not None
         self.send(signal.SIGSTOP)

@@ -2,8 +2,8 @@
 
 `make attacks` runs all of them and writes ``bench/ATTACKS.md``; `make attacks ATTACKS=C2,C8` runs some and prints the
 table. Without ``ATTACKS`` only a few cheap ones run. The test always asserts that honest clients receive everything. It
-asserts latencies only if other programs use little of this machine meanwhile. The p99 of a round is decided by one
-event in a hundred, and one pause of the machine can delay these. So a round that misses its p99 is repeated twice, and
+asserts latencies only if other programs use little of this machine meanwhile. One event in a hundred decides the p99 of
+a round, and a single pause of the machine can delay these events. So a round that misses its p99 is repeated twice, and
 the median counts.
 """
 
@@ -49,7 +49,7 @@ SLOW_MS_MAX, SLOW_TIMES_MAX = 100, 5
 ANSWERED_MIN: Final = 0.9
 HOSTILE_KIB_MAX: Final = 256
 SLACK_KIB: Final = 8 * 1024
-"""For the allocator, and for data that the server keeps for all connections together."""
+"""The margin for the allocator, and for data that all connections share."""
 JWT: Final = f'[auth]\nmode = "jwt"\njwt_key = "{JWT_SECRET}"\njwt_algorithms = ["HS256"]\njwt_require_exp = false\n'
 FILES_MAX: Final = ("sh", "-c", 'ulimit -n 128; exec "$@"', "sh")
 BUSY: Final = "times not judged: the machine was busy"
@@ -98,7 +98,8 @@ CASES: Final = (
     Case("C7", "subscribes_over_a_hot_tail", "SUBSCRIBE over a tail of 20,000 events", 100,
          Arrangement(old_events=20_000)),
     Case("C8", "long_names", "16 ids and destinations of 8,000 octets each", 100),
-    # Their connections are closed after minutes, which is too late for this table; the tests of heart-beats cover it.
+    # These connections are closed only after minutes, which is too late for this table. The tests of heart-beats cover
+    # them.
     Case("C9", "vanishes", "clients of one address that vanish, up to its limit", 50,
          Arrangement(listener="connections_per_address_max = 50\nheartbeat_ms = 500\n")),
     Case("C10", "subscribes_many_times", "16 subscriptions each, of one address", 190, per_address=200, pause_s=0.1),

@@ -67,7 +67,7 @@ class Outcome:
 
 
 async def disturb(nodes: Nodes, arrangement: Arrangement, seed: int, load_s: float) -> Counter[str]:
-    """Disturb the recording node, or something that it needs, again and again for the length of the load.
+    """Disturb the recording node, or a process that it needs, repeatedly for the length of the load.
 
     At first each disturbance happens once. On a busy machine this alone takes longer than the load.
     """

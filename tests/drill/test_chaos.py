@@ -1,4 +1,4 @@
-"""The chaos drill: hundreds of hostile connections, while a hundred honest clients receive everything, and soon.
+"""The chaos drill: despite hundreds of hostile connections, a hundred honest clients receive everything soon.
 
 Three servers are attacked, one after another: a single one, one with workers, one with TLS. If other programs use much
 of this machine or its disk meanwhile, latency is printed and not judged.
@@ -38,12 +38,12 @@ WARM_S = 3.0
 CONNECT_S = 10.0
 END_S = 60.0
 GROWTH_BYTES_MAX = 96 * 1024 * 1024
-"""For all connections of the attackers together, with the data that each may send before it is cut."""
+"""The limit for all hostile connections together, with the data that each may send before it is closed."""
 HOSTILE_BYTES_MAX, SLACK_BYTES = 256 * 1024, 16 * 1024 * 1024
-"""For each connection; and for the allocators of up to three processes."""
+"""The limits for each connection, and for the allocators of up to three processes."""
 SEED = 7
 TARGET_MS, TARGET_FROM_S = 100, 60
-"""The target applies to long attacks, as by ``make chaos``; in a short one most of the time the attackers connect."""
+"""The target applies to long attacks, as in ``make chaos``. In a short one the attackers connect most of the time."""
 SHORT_MS_MAX = 1000
 LISTENER = "send_timeout_s = 2\nconnect_timeout_s = 5\n"
 
@@ -70,7 +70,7 @@ CHOSEN = {
         ["key_updates", "replayed_hellos", "silence", "request_without_end", "garbage_for_a_request"],
     ),
 }
-"""Hostile clients of every kind; with workers half of the attacks are replays, and stderr is not read; and on TLS."""
+"""Hostile clients of every kind. With workers, half of the attacks are replays and stderr is not read. Also on TLS."""
 
 
 @define

@@ -25,7 +25,7 @@ DEAD_TARGET_S, DEAD_MAX_S = 0.2, 2.0
 FROZEN_TARGET_S, FROZEN_MAX_S = 1.5, 5.0
 
 CALM_TIMES = 2
-"""Restarted nodes keep the machine busy, so other load may be this many times higher."""
+"""Restarted nodes keep the machine busy, so the limit for other load is multiplied by this factor."""
 
 pytestmark = pytest.mark.slow
 

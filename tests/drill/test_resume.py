@@ -42,8 +42,8 @@ async def kill_in_turn(nodes: Nodes) -> None:
 async def test_resuming_clients_receive_everything_once(
     kind: type[Resuming], postgres_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The client is made for programs that run for days. Here most of the time would be its pause between two
-    # connections.
+    # The client is made for programs that run for days. With its default pause between two connections, this drill
+    # would mostly wait.
     monkeypatch.setattr(library, "RETRY_FIRST_S", RETRY_S)
     monkeypatch.setattr(library, "RETRY_MAX_S", 2 * RETRY_S)
     nodes = Nodes(configure(postgres_application, tmp_path, MORE))

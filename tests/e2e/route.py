@@ -70,7 +70,7 @@ class Event:
 
     @property
     def object(self) -> tuple[str, ...]:
-        """The object whose state this event has."""
+        """The object that this event describes."""
         kind, payload = self.type.partition(".")[0], self.payload
         match kind:
             case "message":

@@ -131,7 +131,7 @@ async def until(serving: Server, is_reached: Callable[[Frame, Table], bool]) -> 
 
 
 async def whole(serving: Server, application: Application) -> Table:
-    """Return the current state once it is complete and has the rows of the database, which no process writes now."""
+    """Return the current state once it is complete and has the rows of the database, to which no process writes now."""
 
     def is_whole(receipt: Frame, table: Table) -> bool:
         return receipt.get("state") == "current" and shown(table) == rows_of(application)

@@ -82,7 +82,7 @@ async def test_acknowledgements_survive_the_server(any_application: Application,
 
 
 def late_config(application: Application, folder: Path, store: str = "") -> Path:
-    """Return settings that expire events after a second; in memory too, once another event follows."""
+    """Return settings with which events expire after a second, in memory too once another event follows."""
     return configure(application, folder, f"[log]\nretain_s = 1\ntail_events = 1\n{store}{AUTH}")
 
 

@@ -1,4 +1,4 @@
-"""Metadata through the complete server: always the full object of one pair, and never that of another."""
+"""Metadata through the complete server: always the full object of one pair, never the object of another pair."""
 
 from pathlib import Path
 

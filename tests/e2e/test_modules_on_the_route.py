@@ -1,8 +1,8 @@
-"""The number of modules that one must read to follow a row to a socket, a SUBSCRIBE, or the start of a server.
+"""The number of modules that a reader must open to follow a row to a socket, a SUBSCRIBE, or a server's start.
 
-They are counted while this happens, in one process: the files of the package in which a function is entered. For
-SUBSCRIBE, modules that an idle server enters are left out, because it polls its database meanwhile. For a row, those
-count that each of several rows enters: a task with a period may run during one of them, longer on a busy machine.
+A module counts if one of its functions is called meanwhile, in one process. For SUBSCRIBE, modules that an idle server
+enters are left out, because the server polls its database meanwhile. For a row, a module counts only if each of several
+rows enters it, because a periodic task may run during one of them, in particular on a busy machine.
 """
 
 import sys

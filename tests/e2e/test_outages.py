@@ -109,7 +109,7 @@ async def test_dropped_change_log_ends_the_server(sqlite_application: Applicatio
 async def test_row_level_security_ends_the_server_and_is_reported(
     postgres: Postgres, postgres_application: Application, tmp_path: Path
 ) -> None:
-    """The policy would hide changed rows, which would count as deleted."""
+    """The policy would hide changed rows, so they would count as deleted."""
     config = configure(postgres_application, tmp_path)
     migrate(postgres_application.settings(), grant=PASSWORD_ROLE)
     url = postgres.password_url(postgres_application.url.rpartition("/")[2])

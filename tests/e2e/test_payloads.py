@@ -1,4 +1,4 @@
-"""Another process writes. Three different clients receive exactly what the wire contract specifies, and the same."""
+"""Another process writes. Three different clients receive the same bodies, exactly as the wire contract specifies."""
 
 import itertools
 from collections.abc import Mapping

@@ -41,7 +41,7 @@ class Dump:
         self._run("pg_dump", "--file", path)
 
     def restore(self, *, new_database: bool) -> None:
-        """Restore it into a new database, or in one transaction into the existing one, after emptying it."""
+        """Restore the dump into a new database, or in one transaction into the existing, emptied database."""
         if new_database:
             self._application.engine.dispose()
             self._postgres.drop_database(self._name)
@@ -244,7 +244,7 @@ async def test_crash_loses_no_commit_that_clients_received(
 async def test_redis_that_lost_its_end_begins_an_epoch(
     any_application: Application, own_redis: RedisServer, tmp_path: Path, lost: int
 ) -> None:
-    """It lost only the last append, which was settled, and all servers have ended too."""
+    """Redis lost only the last append, which was settled, and all servers have ended too."""
     config = configure(any_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as ours:

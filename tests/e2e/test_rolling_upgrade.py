@@ -16,9 +16,9 @@ from tests.processes import AIRY_TRIO, Server, free_ports, run, server
 from tests.releases import install_previous
 
 TIMEOUT_S = 150.0
-"""Of a busy machine: most of it is the start of eight programs, one after the other."""
+"""Long enough for a busy machine: the test starts eight programs, one after the other."""
 PAUSE_S = 0.005
-"""Between two writes, because the starts of eight programs need the processors too."""
+"""The pause between two writes, because the starts of eight programs need the processors too."""
 STREAMS: Sequence[Stream] = ("changes", "log")
 
 pytestmark = pytest.mark.slow
@@ -40,9 +40,10 @@ class Load:
 
 @define
 class Place:
-    """A port on which one server follows another, and a client that reconnects to it. ``items``: all that it received.
+    """A port on which one server replaces another, and a client that reconnects to it.
 
-    ``servers``: all that served here. One of them runs at a time, ``program``, in a task of its own.
+    ``items``: everything that the client received. ``servers``: all servers that have run here, one at a time, each in
+    a task of its own.
     """
 
     config: Path
@@ -54,7 +55,7 @@ class Place:
     _received: trio.Event = field(factory=trio.Event)
 
     async def start(self, program: Sequence[str]) -> Server:
-        """Start a server of a version, in place of the one that runs here, which ends first."""
+        """Terminate the server that runs here, if any, and start one with this program in its place."""
         if self.servers:
             assert await self.servers[-1].terminate() == 0
         serving: Server = await self.nursery.start(self._serve, program)
@@ -108,7 +109,7 @@ def revisions(application: Application) -> dict[Stream, str]:
 
 
 async def migrate_ahead(application: Application, config: Path) -> None:
-    """Migrate as the present version does, and further if a stream has no revision that the previous one lacks."""
+    """Migrate as the present version does, and further if the previous version has all revisions of a stream."""
     before = await trio.to_thread.run_sync(revisions, application)
     migrated = await run("migrate", "--config", str(config))
     assert (migrated.code, migrated.err) == (0, "")
@@ -147,7 +148,8 @@ async def test_upgrade_and_rollback_under_load_lose_nothing(
                 await migrate_ahead(any_application, configs[0])
                 await all_receive()
 
-                # One server after the other is replaced, so the version that records changes with each second one.
+                # The servers are replaced one after another, so the version of the recorder changes with every second
+                # replacement.
                 await one.start(AIRY_TRIO)
                 await two.servers[0].record("recording")
                 await all_receive()

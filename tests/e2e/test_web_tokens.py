@@ -63,7 +63,7 @@ async def test_rotated_key_decides_and_claims_limit_the_channels(any_application
 
 @pytest.mark.parametrize("tail_events", [20_000, 1], ids=["in the tail", "in the store"])
 async def test_conversation_of_another_channel_is_refused(any_application: Application, tail_events: int) -> None:
-    """Its message may be deleted, and the server restarted. A conversation without an event is accepted."""
+    """Also after its message is deleted, and after a restart. A conversation without events is accepted."""
     settings = any_application.migrate(
         f"[events]\ndeletes = true\n[log]\ntail_events = {tail_events}\n[listener]\nport = 0\n"
         f'[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]\njwt_channels_claim = "inboxes"'

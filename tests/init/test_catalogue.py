@@ -92,6 +92,6 @@ def test_virtual_tables_are_not_found(sqlite_application: Application) -> None:
 def test_sample_of_a_table_that_is_refused_is_empty(postgres_application: Application) -> None:
     table = FoundTable(schema="public", name="absent", columns={}, key="id")
     assert rows(postgres_application, table) == []
-    with postgres_application.engine.begin() as connection:  # its transaction continues
+    with postgres_application.engine.begin() as connection:  # the refusal does not end its transaction
         assert [*catalogue.sample(connection, table)] == []
         assert connection.execute(sa.text("select 1")).scalar() == 1

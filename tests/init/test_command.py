@@ -1,4 +1,4 @@
-"""The command ``init``: its file, its questions, its output, and each kind of failure."""
+"""The command ``init``: the file that it writes, its questions, its output, and each kind of failure."""
 
 import re
 import tomllib

@@ -2,7 +2,7 @@
 
     python program.py FILE
 
-The type checker checks it like everything here, so it also shows that the published names have their types.
+The type checker checks this program too, so the program also shows that the published names have types.
 """
 
 import json

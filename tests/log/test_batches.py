@@ -52,7 +52,7 @@ async def test_batch_too_large_to_append_is_read_again_in_parts(nursery: trio.Nu
     await until(lambda: one.log.head.offset == 300, limit_s=10)
     assert await recorded(store) == [f"tag:t{number}" for number in range(300)]
     assert max(size for _, size in store.appends) <= 10 * LARGE
-    assert min(count for count, _ in store.appends[:-1] if count) > 1  # as few appends as possible, or nearly
+    assert min(count for count, _ in store.appends[:-1] if count) > 1  # nearly as few appends as possible
     nursery.cancel_scope.cancel()
 
 

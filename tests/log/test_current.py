@@ -74,7 +74,7 @@ def test_backfill_continues_over_a_restart() -> None:
 
 @pytest.mark.parametrize("state", [None, "another mapping"])
 def test_state_that_cannot_be_continued_begins_again(state: str | None) -> None:
-    """The state is missing, because an older recorder has appended or an epoch has begun; or it has other rows."""
+    """The state is missing (an older recorder has appended, or an epoch has begun), or is for another mapping."""
     first = begun()
     change(first, backfills=[mark("a")])
     made = change(first, backfills=[mark("a", ended=True)])
@@ -164,7 +164,7 @@ def test_newest_event_of_each_kept_object_becomes_its_state() -> None:
 
 
 def test_object_that_ends_is_not_kept() -> None:
-    """An event about it may be appended with it, as for a deleted channel."""
+    """The same append may contain an event about the object, as for a deleted channel."""
     gone = [("channel.updated", "c"), ("message.updated", "m")]
     made = change(begun(), [tag("c", type_="channel.updated"), tag("t")], gone)
     assert (made.kept, made.ended) == ([1], ["c"])

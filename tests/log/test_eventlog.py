@@ -25,8 +25,8 @@ MANY = 1 << 30
 class Outages(DelegatingStore):
     """A store with its own clock, which is unavailable while ``away`` is true.
 
-    ``held``: if not None, bounds are returned when this event is set. ``held_reads``: the same for reads. ``calls``:
-    the number of reads of ``bounds`` and of ``events``.
+    ``held``: if not None, bounds are returned only when this event is set. ``held_reads``: the same for reads.
+    ``calls``: the number of reads of ``bounds`` and of ``events``.
     """
 
     def __init__(self) -> None:
@@ -440,7 +440,7 @@ async def test_bounds_of_an_ended_epoch_are_not_used(store: Outages, nursery: tr
         await wait_all_tasks_blocked()
         store.held.set()
         await wait_all_tasks_blocked()
-    assert logged == []  # it has not returned to the old epoch
+    assert logged == []  # the log has not returned to the old epoch
     assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001 - the contents of the memory, without its checkpoint
 
 
@@ -552,7 +552,7 @@ class TestSince:
         assert (await self.since(log, 29), await self.since(log, 31)) == (3, 0)
 
     def test_the_clock_is_monotonic(self) -> None:
-        """If the wall clock is set between two reads of the store's clock, ages must not change."""
+        """Ages must not change if the wall clock is set between two reads of the store's clock."""
         assert signature(EventLog).parameters["clock"].default is time.monotonic
 
     async def test_an_unavailable_store_raises(self, store: Outages) -> None:

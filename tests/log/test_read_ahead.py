@@ -1,4 +1,4 @@
-"""The next batch of a backlog is read while the last one is appended. It is used only if it is still the next."""
+"""The next batch of a backlog is read while the last one is appended, and used only if it is still the next."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Reads for clients: their number at a time, their order, and which of them the cache answers."""
+"""Reads for clients: how many run at a time, their order, and those that the cache answers."""
 
 from collections.abc import Sequence
 from random import Random
@@ -31,9 +31,9 @@ MANY = 1 << 30
 
 
 class Scanned(DelegatingStore):
-    """A store that records where reads of one destination start (``scans``), and where reads of newest events do.
+    """A store that records the starts of reads of one destination (``scans``) and of newest events (``backwards``).
 
-    ``backwards`` has the latter. Reads of one destination end only when ``go_on`` is set.
+    Reads of one destination end only when ``go_on`` is set.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The recorder: where it resumes, how a stale one is fenced out, and what it logs and counts."""
+"""The recorder: its resume points, how a stale recorder is fenced out, and its log lines and counts."""
 
 from collections.abc import Sequence
 from random import Random

@@ -267,7 +267,7 @@ async def test_each_unused_position_is_forgotten_in_its_time(options: DatabaseOp
 
 
 async def test_new_epoch_does_not_wait_for_old_events(postgres_database: str) -> None:
-    """Appends and reads continue at once, however many old events there are, and whatever blocks their deletion."""
+    """Appends and reads continue immediately, however many old events exist, and whatever blocks their deletion."""
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     table = Names.of(options.url, options.schema).quoted("event_log")

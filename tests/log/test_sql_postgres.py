@@ -60,7 +60,7 @@ async def store(postgres_database: str) -> AsyncIterator[PostgresStore]:
 
 @pytest.fixture
 def locking(postgres_database: str) -> Iterator[Other]:
-    """Yield a connection in a transaction, in which ``pg_stat_activity`` would never change."""
+    """Yield a connection in a transaction. Within it, ``pg_stat_activity`` would never change."""
     with psycopg.connect(conninfo(postgres_database)) as connection:
         yield connection
 
@@ -122,7 +122,7 @@ async def test_stale_append_by_copy_writes_nothing(store: EventStore) -> None:
 
 
 async def test_copy_that_the_server_rejects_leaves_nothing(store: EventStore, other: Other) -> None:
-    """At a row in the middle, when parts of the data are already there."""
+    """Postgres rejects a row in the middle, when it already has parts of the data."""
     other.execute("alter table airy_trio.event_log add constraint odd check (object <> 'odd')")
     head = (await store.bounds()).head
     many = events(5 * COPY_FROM)
@@ -560,7 +560,7 @@ async def test_rows_beyond_bytes_max_stay_in_the_database(
 
 
 async def test_trim_does_not_delete_an_object_just_appended(store: PostgresStore, locking: Other, other: Other) -> None:
-    """The row belonged to a former generation when the trim began to look."""
+    """The row belonged to an earlier generation when the scan of the trim began."""
     head = (await store.bounds()).head
     await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
     await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second", kept=(0,)))

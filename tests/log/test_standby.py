@@ -25,7 +25,7 @@ class SilentFeed(MemoryFeed):
 
 
 async def waiting_standby(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Node, Node]:
-    """Start a node that holds the lease and is idle, and a standby that waits for the lease for a while."""
+    """Start an idle node that holds the lease, and a standby that waits for the lease for a while."""
     store = MemoryStore()
     other = node(changes, store)
     assert await other.lease.try_acquire()

@@ -31,7 +31,7 @@ AUTH = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
 AWAITS_MIN = 20
 """Fewer awaits would mean that the client's life ended early."""
 WAIT_OF_A_NURSERY = "_nested_child_finished"
-"""These never raise; a fault there would break Trio itself."""
+"""These awaits never raise; a fault in them would break Trio itself."""
 FAULTS: Sequence[Callable[[], Exception]] = (
     lambda: RuntimeError("bug"),
     lambda: KeyError("bug"),

@@ -1,6 +1,6 @@
 """Clients reconnect while events are appended and trimmed: they receive everything, or an explicit expiry.
 
-These are complete sessions over transports that refuse, accept a part and are read slowly. The store is sometimes
+These are complete sessions. Their transports refuse data, accept a part, and are read slowly. The store is sometimes
 unavailable.
 """
 
@@ -90,7 +90,7 @@ class World:
 
 @define(eq=False)
 class ReturningClient:
-    """A client that remembers ``position``: the last offset that it received, or from which it started."""
+    """A client that stores ``position``: the last offset that it received, or the one at which it started."""
 
     world: World
     destination: str
@@ -119,7 +119,7 @@ class ReturningClient:
                 for _ in range(count):
                     if self._has_all() or not await self._read(client, start):
                         break
-            except Closed:  # it was too full for the ERROR
+            except Closed:  # the transport was too full for the ERROR
                 assert await ending.wait() is disconnects.POSITION_EXPIRED
                 self._expired("cut at 410")
         assert await ending.wait() in {disconnects.GONE, disconnects.POSITION_EXPIRED}

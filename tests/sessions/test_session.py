@@ -394,7 +394,7 @@ async def test_a_client_with_unsent_events_is_behind(server: Server, autojump_cl
     assert server.sessions.statistics().behind == 0
     await server.append(1, 1)
     await trio.testing.wait_all_tasks_blocked()
-    assert server.sessions.statistics().behind == 1  # the cursor has moved on; the client has not taken the bytes
+    assert server.sessions.statistics().behind == 1  # the cursor has moved; the client has not read the bytes
     await client.receive()
     await client.subscribe(subscription="1", headers=[("replay", "all")])
     await client.receive()
@@ -427,7 +427,7 @@ async def test_a_blocked_client_is_disconnected_when_its_events_are_trimmed(auto
         await client.upgrade()
         await client.connect()
         await client.subscribe()
-        for first in (1, 2, 32):  # the first one is on its way, and the client does not take it
+        for first in (1, 2, 32):  # the first one has been sent, and the client does not read it
             await server.append(first, max(1, first + 28))
             await trio.testing.wait_all_tasks_blocked()
         await trio.sleep(100)

@@ -231,7 +231,7 @@ async def shut_down(server: Server, dial: Dial) -> None:
 
 
 def disconnect_all(server: Server) -> None:
-    """Disconnect all clients. This is no coroutine, because a traceback may keep the frame of a coroutine."""
+    """Disconnect all clients. This is not a coroutine, because a traceback may keep the frame of a coroutine alive."""
     for one in server.clients:
         one.disconnect(disconnects.SHUTTING_DOWN)
 

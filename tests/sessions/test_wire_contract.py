@@ -32,7 +32,7 @@ ALL_TYPES = "message.updated tag.updated channel.updated"
 VERSIONS = ["1.0", "1.1", "1.2"]
 ACK_MODES = ["auto", "client", "client-individual"]
 QUIET_S = OPTIONS.send_timeout_s * 5
-"""Nothing arrives this late, because a stalled client is disconnected earlier."""
+"""A time at which no event arrives any more, because a stalled client is disconnected earlier."""
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ async def test_unsubscribing_drops_the_backlog_of_that_subscription_only(
         await client.subscribe(subscription=subscription)
     await server.append(1, 400, size=1000)
     frames = [await client.receive() for _ in range(taken)]
-    await trio.testing.wait_all_tasks_blocked()  # the client takes nothing more, so most events are still to be sent
+    await trio.testing.wait_all_tasks_blocked()  # the client reads nothing more, so most events are still to be sent
     await client.send(Frame("UNSUBSCRIBE", (("id", "ended"), ("receipt", "gone"))))
     frames += await arrivals(client)
     at = [frame.command for frame in frames].index("RECEIPT")

@@ -292,7 +292,7 @@ def test_open_subscriptions_and_transactions_are_counted() -> None:
     assert connection.held_bytes == len("id:")
 
 
-# Any frames in any order: the result is always one of those that the docstring of the module lists.
+# Any frames in any order: the result is always one that the docstring of the module lists.
 HEADERS = st.sampled_from(
     [
         *("id:0", "id:1", "id:1.k-1", "message-id:k-1", "subscription:0", "destination:/events", "destination:"),

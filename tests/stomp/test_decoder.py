@@ -1,4 +1,4 @@
-"""The decoder: however the input is cut, the same frames and the same fault, in linear time and bounded memory."""
+"""The decoder: same frames and same fault however the input is cut, in linear time and bounded memory."""
 
 import sys
 from itertools import pairwise

@@ -319,7 +319,7 @@ class IgnoresBytes(DelegatingStore):
 
 
 class StopsBeforeBytesMax(DelegatingStore):
-    """Leaves out the event that exceeds ``bytes_max``, so a reader does not know whether there is one."""
+    """Leaves out the event that exceeds ``bytes_max``, so a reader cannot detect that there is one."""
 
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         found = await super().on_read(call)
@@ -498,7 +498,7 @@ class TearsACancelledEpoch(MemoryStore):
 
 
 class WritesLater(MemoryStore):
-    """Accepts an append, but writes it with the next one. A process that ends has not written the last one."""
+    """Accepts an append, but writes it only with the next one. If the process ends, the last append is lost."""
 
     def __init__(self, place: MemoryStore) -> None:
         super().__init__()
@@ -626,7 +626,7 @@ BROKEN: dict[type[MemoryStore], str] = {
 
 @asynccontextmanager
 async def place_without_persistence() -> AsyncIterator[OpenStore]:
-    """Yield a place in which nothing outlives the process."""
+    """Yield a place that loses everything when the process ends."""
     yield lambda: opened(MemoryStore())
 
 

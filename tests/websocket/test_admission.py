@@ -1,4 +1,4 @@
-"""Limits of connections over real sockets: which connections are rejected, and that ended ones no longer count."""
+"""Limits of connections over real sockets: those beyond a limit are rejected, and ended ones no longer count."""
 
 import sys
 from collections.abc import AsyncGenerator, Mapping

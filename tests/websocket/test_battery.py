@@ -36,7 +36,7 @@ def frame(
     mask: bytes | None = MASK,
     length: bytes | None = None,
 ) -> bytes:
-    """Return a frame of a client. ``length``: the octets of its length, if they are not to be the shortest."""
+    """Return a frame of a client. ``length``: the octets of its length, if not the shortest form."""
     size = len(payload)
     if length is None:
         length = (
@@ -284,7 +284,7 @@ def closes() -> Iterator[Case]:
     yield Case("7 message after close", [close(1000) + frame(TEXT, ASK)], code=1000)
     yield Case("7 ping after close", [close(1000) + frame(PING, b"p")], code=1000)
     yield Case("7 rubbish after close", [close(1000) + b"\xff" * 1000], code=1000)
-    # A client that closes at once does not wait for an answer, so any answer is accepted.
+    # A client that closes immediately does not wait for an answer, so any answer is accepted.
     yield Case("7 message before close, at once", [frame(TEXT, ASK) + close(1000)], None, 1000)
 
 

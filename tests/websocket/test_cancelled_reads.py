@@ -68,7 +68,7 @@ async def test_input_after_an_unanswered_close_frame_takes_no_memory(autojump_cl
 
 
 async def test_cancelled_turn_leaves_no_queued_input_behind(autojump_clock: MockClock) -> None:
-    """A message in two reads. The turn of the second is cancelled, as by ``Inbox.unless_gone``."""
+    """A message arrives in two reads. The turn of the second read is cancelled, as by ``Inbox.unless_gone``."""
     waits = False
 
     async def turn() -> None:

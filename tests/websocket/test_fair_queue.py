@@ -250,7 +250,7 @@ async def test_each_message_takes_a_turn(together: int, addresses: list[str]) ->
 async def test_request_for_events_takes_two_turns(addresses: list[str]) -> None:
     async with serving(listen=False) as server:
         await (await EventStream(server.plug().client.stream).request()).subscribed()
-        assert len(addresses) == 2  # to read it, and to start the subscription
+        assert len(addresses) == 2  # one entry to read the frame, one to start the subscription
 
 
 async def test_large_message_is_handled_in_pieces() -> None:

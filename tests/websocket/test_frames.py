@@ -1,4 +1,4 @@
-"""WebSocket frames: those of the server, read by another implementation; those of clients, read like it."""
+"""WebSocket frames: another implementation reads the server's, and clients' frames are read as it reads them."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -88,7 +88,7 @@ def read(parts: Iterable[bytes], message_bytes_max: int = FRAME_BYTES_MAX) -> Fo
 
 
 def without_1014(found: Found) -> Found:
-    """Replace the code that wsproto does not know, because it was registered after the others."""
+    """Replace the close code that wsproto lacks because it was registered later than the others."""
     return [1002 if isinstance(one, tuple) and one[0] == CLOSE and one[1][:2] == BAD_GATEWAY else one for one in found]
 
 

@@ -33,7 +33,7 @@ async def test_stream_refuses_an_offer_while_data_is_pending(autojump_clock: Moc
     stream, transport = wired(3)
     assert stream.offer(b"12345", 1.0)
     assert transport.pending
-    assert transport.take(1) == b"1"  # there is room, but nothing may be written in between
+    assert transport.take(1) == b"1"  # there is room, but no other data may be written in between
     assert not stream.offer(b"6", 2.0)
     assert stream.written_at == 1.0
     assert transport.take() == b"23"

@@ -102,7 +102,7 @@ async def test_nothing_is_encrypted_while_data_is_pending(context: ssl.SSLContex
     transport, peer = await meet(context, below)
     peer.receive()
     below.capacity_bytes = 10
-    assert transport.offer(b"first")  # encrypted: it must leave, and before later data
+    assert transport.offer(b"first")  # it is encrypted, so it must be sent, before later data
     assert is_pending(transport)
     assert not transport.offer(b"refused")
     with pytest.raises(RuntimeError):
@@ -414,7 +414,7 @@ async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, t
     assert transport.offer(b"x")
     *answers, data = split(below.take())
     assert answers
-    for answer in answers:  # one for several of them would do as well
+    for answer in answers:  # one answer for several of them would be valid too
         assert reading.open(answer) == (Kind.HANDSHAKE, KEY_UPDATE + b"\0")
         reading = reading.next()
     assert reading.open(data) == (Kind.DATA, b"x")
