@@ -37,7 +37,7 @@ def test_event_types_are_those_of_the_kinds() -> None:
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_event_of_a_conversation_has_its_channel(event: type) -> None:
-    """A user who is limited to channels would never receive an event without its channel."""
+    """A user with limited channels would never receive an event without its channel."""
     assert getattr(event, "conversation_id") is None or getattr(event, "channel_id") is not None  # noqa: B009 - of any class
 
 

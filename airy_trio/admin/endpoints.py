@@ -145,7 +145,7 @@ def _number(request: PageRequest, name: str, default: int, *, least: int, most: 
 
 @frozen(kw_only=True)
 class Node:
-    """The process whose statistics these are, and the other consoles to which its console links.
+    """The process that these statistics describe, and the other consoles to which its console links.
 
     ``number``: its number among the processes of its command, from 0. ``ports``: the admin port of each of them. If
     there are several, the last one only records. ``others``: see ``AdminOptions``.

@@ -3,11 +3,11 @@
 Reading
 =======
 
-A batch consists of the rows whose transaction was invisible in the snapshot of the resume point and is visible in the
-present one. Each transaction becomes visible exactly once, so no row is skipped and none is repeated, in whatever order
-transactions commit, and an open transaction delays no other. Rows are sorted by ``seq``, which the trigger draws while
-the changed row is locked; so the changes of one object are in the right order. Simpler readers lost changes, stalled or
-were slow; ``docs/explanation/architecture.md`` has the figures.
+A batch consists of the rows of transactions that were invisible in the snapshot of the resume point and are visible in
+the present one. Each transaction becomes visible exactly once, so no row is skipped and none is repeated, in whatever
+order transactions commit, and an open transaction delays no other. Rows are sorted by ``seq``, which the trigger draws
+while the changed row is locked; so the changes of one object are in the right order. Simpler readers lost changes,
+stalled or were slow; ``docs/explanation/architecture.md`` has the figures.
 
 The transactions that were invisible are found by an index: those from the snapshot's ``xmax`` on, and those in its list
 of transactions in progress. A scan from ``xmin`` on would read everything since the oldest open transaction again.
@@ -55,7 +55,7 @@ without.
   polls.
 - A transaction that has notified cannot be prepared for a two-phase commit. If the server allows prepared transactions,
   the lock is never taken and the recorder polls.
-- The lock ends with its connection. A recorder that has lost its connection notices it by ``generation``.
+- The lock ends with its connection. A recorder detects the loss of its connection by ``generation``.
 - The lock's key contains the oid of the change log, so several change logs in one database do not disturb each other.
 """
 

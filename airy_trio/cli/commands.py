@@ -31,7 +31,7 @@ T = TypeVar("T")
 CONFIG = click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="The settings file.")
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 SHELLS: Final = ("bash", "zsh", "fish")
-TYPES: Final = ("message", "metadata", "channel", "tag")  # ``capture.mapping.SINGULAR``, whose import takes longer
+TYPES: Final = ("message", "metadata", "channel", "tag")  # as in ``capture.mapping``, which takes longer to import
 SECONDS_MIN, SECONDS_MAX = 2, 3600
 PROGRESS_CHARS: Final = 78
 """The width of the line that shows the progress of a backfill."""

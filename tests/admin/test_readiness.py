@@ -273,7 +273,7 @@ async def test_locked_file_interrupts_recording(sqlite_application: Application,
 
 @asynccontextmanager
 async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None]:
-    """Start a server whose start waits during the block. After the block it becomes ready."""
+    """Start a server, and delay its start during the block. After the block it becomes ready."""
     port = Port(settings.admin.port)
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:

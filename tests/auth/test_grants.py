@@ -320,7 +320,7 @@ async def test_a_refused_conversation_reads_like_a_refused_channel(autojump_cloc
 async def test_channel_is_looked_up_only_for_limited_users(
     claims: dict[str, object], answer: str, autojump_clock: MockClock
 ) -> None:
-    """The look-up needs a user who is limited to channels and may subscribe to that conversation."""
+    """The look-up is made only for a user with limited channels who may subscribe to that conversation."""
     store = Store()
     log = await open_log(store, LogOptions(store="memory", tail_events=1))
     async with serving(log, auth=AUTH, listen=False) as server:

@@ -20,7 +20,7 @@ AnyFeed = SqliteFeed | PostgresFeed
 
 
 def source_of(application: Application, settings: Settings) -> LoggedChanges:
-    """Return the source of changes of an application whose tables exist, over new connections."""
+    """Return the source of changes of an application with existing tables, over new connections."""
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables)
     return LoggedChanges(application.reading(), application.writing(), application.names, tables)

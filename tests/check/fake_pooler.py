@@ -1,4 +1,4 @@
-"""A proxy that looks like a pooler: it reports another server process than the one that answers."""
+"""A proxy that imitates a pooler: it reports a different server process from the one that answers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -48,7 +48,7 @@ def unread() -> Iterator[tuple[int, int]]:
 
 
 def logged(count: int) -> tuple[int, list[str]]:
-    """Run a program whose lines are read only after it has logged all; return its exit code and those lines."""
+    """Run a program, and read its lines only after it has logged all; return its exit code and these lines."""
     command = [sys.executable, "-c", LOGGING, str(count)]
     with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
         assert process.stdout is not None

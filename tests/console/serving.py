@@ -37,7 +37,7 @@ TOO_FAINT = f"""{_COLOURS}
     .map((one) => [one.textContent.trim().slice(0, 30), contrast(getComputedStyle(one).color, ground(one))])
     .flatMap(([text, ratio]) => ratio < 4.5 ? [`${{text}}: ${{ratio.toFixed(2)}}`] : []);
 }})()"""
-"""Texts whose contrast to the background is below WCAG 2.2 AA (1.4.3)."""
+"""Texts with less contrast to the background than WCAG 2.2 AA requires (1.4.3)."""
 WITHOUT_BORDER = f"""{_COLOURS}
   return visible("button:not(.hidden), input:not([type=checkbox]), .types span").flatMap((one) => {{
     const {{ borderTopColor, borderTopWidth, borderTopStyle }} = getComputedStyle(one);

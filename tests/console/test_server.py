@@ -170,7 +170,7 @@ async def test_lost_lease_is_shown_at_the_recorder(postgres_application: Applica
                 nursery.start_soon(trio.to_thread.run_sync, partial(other.execute, sa.text(TAKE)))
                 while not postgres_application.scalar(WAITS):  # noqa: ASYNC110 - Postgres has no event for it
                     await trio.lowlevel.checkpoint()
-                postgres_application.execute(TERMINATE)  # the lease goes to the first in the queue
+                postgres_application.execute(TERMINATE)  # the first process in the queue gets the lease
             await tab.until(reads("#lag-detail", "stopped recording at "))
             await tab.until(reads("#lag-detail", ": the lease was lost or offered"))
             await tab.until(reads("#process", "does not record"))

@@ -1,4 +1,4 @@
-"""The memory of a subscription whose client never acknowledges: no events, and one range of offsets in flight."""
+"""The memory of a subscription without acknowledgements: no events, and one range of offsets in flight."""
 
 import gc
 import tracemalloc

@@ -1,7 +1,7 @@
 """The schema of events and its TypeScript form, made from the models and the codec.
 
-The fields, their nesting and their order come from bodies that the codec writes. In a sample event each value is the
-name of its field, so each string in the body names its field of the model.
+The fields, their nesting and their order are read from bodies that the codec writes. In a sample event each value is
+the name of its field, so each string in the body names its field of the model.
 """
 
 import json

@@ -33,7 +33,7 @@ from tests.redis_server import RedisServer, running_redis
 PAGE = 200
 """A batch size with which a backlog is read in pages."""
 WHOLE = 100_000
-"""The largest batch size. With the default, even a slow machine reads a backlog in pages, which may repeat events."""
+"""The largest batch size. The default would make a slow machine read a backlog in pages, which may repeat events."""
 FROZEN_S = 1.6
 RECORDING_S = 0.2
 """About the time in which a burst is read, translated and appended."""

@@ -5,7 +5,7 @@
 With one attack each connection repeats it. With several it chooses one at random, pauses, and chooses again. The
 attacks are those of ``tests.drill.attacks.COSTLY`` and the ones below: requests without an end, garbage before and
 after the upgrade, floods of CONNECT, guessed tokens, clients that vanish, reset or stay half-open, frames without an
-end, PINGs and STOMP frames whose answers are not read, heart-beats without a pause, subscribers that read nothing. The
+end, PINGs and STOMP frames with unread answers, heart-beats without a pause, subscribers that read nothing. The
 connections come from loopback addresses of their own. The process prints ``begun`` and, at its end, the count of each
 attack as JSON.
 """

@@ -267,7 +267,7 @@ async def head_octet_by_octet(stream: trio.SocketStream, _chance: random.Random)
 
 
 async def channel_not_text(stream: trio.SocketStream, _chance: random.Random) -> None:
-    """Use a token that grants a channel whose name is half a character."""
+    """Use a token that grants a channel with half a character as its name."""
     await connected(stream, SURROGATE)
     await stream.send_all(stomp("SUBSCRIBE", id="0", destination="/events", replay="none"))
     await drain(stream)

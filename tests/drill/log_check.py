@@ -20,9 +20,9 @@ ENTRIES_MAX = 1000
 class Findings:
     """The faults of the log.
 
-    ``lost``: objects whose last event is not their last committed state. ``repeated``: events without a new version.
-    ``reordered``: events with an older version than an earlier event. ``holes``: offsets that are missing or occur
-    twice, and a first or last offset in the log's state that differs from the events.
+    ``lost``: objects with a last event that differs from their last committed state. ``repeated``: events without a new
+    version. ``reordered``: events with an older version than an earlier event. ``holes``: offsets that are missing or
+    occur twice, and a first or last offset in the log's state that differs from the events.
     """
 
     events: int

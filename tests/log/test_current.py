@@ -175,7 +175,7 @@ def test_nothing_is_kept_without_types() -> None:
 
 
 def test_ended_objects_of_a_translation() -> None:
-    """A channel whose last state cannot become an event, a deleted tag without ``deletes``, empty metadata."""
+    """A channel with a last state that cannot become an event, a deleted tag without ``deletes``, empty metadata."""
     objects: list[ChangedObject] = [
         ChannelGone(id="c1", source=None, source_channel_id="page"),
         TagGone(id="t1"),

@@ -255,7 +255,7 @@ async def reset_while_behind(server: Server, dial: Dial) -> None:
 
 @asynccontextmanager
 async def waiting_subscribe(server: Server, dial: Dial) -> AsyncGenerator[StompClient]:
-    """Yield a client whose SUBSCRIBE waits for the store during the block. Then its socket is closed."""
+    """Yield a client with a SUBSCRIBE that waits for the store during the block. Then its socket is closed."""
     store = server.log.store
     assert isinstance(store, GatedStore)
     client = await connected(dial)

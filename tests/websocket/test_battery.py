@@ -1,8 +1,8 @@
 """WebSocket as hostile and broken clients write it, octet by octet, and the answers of the endpoint: a table.
 
-RFC 6455, sections 5 to 8. The cases are as broad as the client cases of the Autobahn test suite, whose chapters the
-names follow, and are written here. Every case is a connection of its own over a real socket. A case without a violation
-ends with our own Close frame, which must be answered with its code.
+RFC 6455, sections 5 to 8. The cases cover as much as the client cases of the Autobahn test suite, and their names
+follow its chapters. Every case is a connection of its own over a real socket. A case without a violation ends with our
+own Close frame, which must be answered with its code.
 """
 
 from collections.abc import Iterator, Sequence

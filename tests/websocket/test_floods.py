@@ -1,4 +1,4 @@
-"""Clients whose input costs the server more than them: endless fragments, PINGs, a message octet by octet."""
+"""Clients with input that costs the server more than the client: endless fragments, PINGs, a message octet by octet."""
 
 import tracemalloc
 

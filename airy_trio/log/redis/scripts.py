@@ -8,7 +8,7 @@ All scripts take the same keys, in this order:
 1. the stream of events, with ids ``OFFSET-0``
 2. the hash of the state: ``epoch``, ``first``, ``last``, ``appended_at_ms``, ``resume_point``, ``bell`` (the id of the
    newest notification)
-3. the stream of notifications, whose single entry is replaced when the head moves; followers block on it
+3. the stream of notifications, with a single entry that is replaced when the head moves; followers block on it
 4. durable subscriptions: the hash of acknowledged positions
 5. the sorted set of the times of their last use
 6. the hash of the tokens of their holders
@@ -20,7 +20,7 @@ The hash of the state also has the current state's ``generation``, ``marks``, th
 that it belongs to.
 
 The first argument is the name of the next epoch, in case a script has to begin one. Every script first checks that
-there is a state and that the stream is as long as the state says. If not (a Redis that was emptied, or that evicts
+there is a state, and that the stream has the length in the state. If not (a Redis that was emptied, or that evicts
 keys), the remaining events are deleted and a new epoch begins. If the current state lacks objects, it counts as missing
 and is not continued.
 """
@@ -174,7 +174,7 @@ Swept events are deleted here and not by an append, because an append would have
 one script. With 300,000 objects of other types that took 1.6 s on an idle machine, and Redis served no other connection
 meanwhile.
 
-Arguments: the epoch and the generation; the offsets after which the scan begins and up to which it goes; then as for
+Arguments: the epoch and the generation; the offsets after which the scan begins and at which it ends; then as for
 ``SCAN``, from the number of entries on, without the direction. Returns the same as ``SCAN``."""
 
 BEGIN_EPOCH: Final = (
