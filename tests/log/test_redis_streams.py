@@ -163,6 +163,16 @@ async def test_append_of_an_older_server_ends_the_state(redis_server: RedisServe
         assert (await store.bounds()).state is None
 
 
+async def test_state_of_a_server_that_knew_no_swept_types_is_read(redis_server: RedisServer) -> None:
+    """Such a server deleted what it swept, and wrote the state without ``swept``."""
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1)], "one", state=StateChange(generation="first0", kept=(0,)))
+        assert await store._client.hdel(store._keys[1], [b"swept"]) == 1  # type: ignore[attr-defined] # noqa: SLF001 - what another version left
+        [found] = await store.current(StateAt("first0", head.at(1)), head, 10)
+        assert found.offset == 1
+
+
 async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
     async with (
         redis_places(redis_server.url)() as open_place,

@@ -146,7 +146,8 @@ local after, until_, count, place, wanted = ARGV[4], ARGV[5], tonumber(ARGV[6]),
 local bytes_max = tonumber(ARGV[9])
 local narrow, channels = #ARGV > 9, {}
 for argument = 10, #ARGV do channels[ARGV[argument]] = true end
-local gone = cmsgpack.unpack(redis.call('HGET', state, 'swept'))
+local gone = redis.call('HGET', state, 'swept')
+gone = gone and cmsgpack.unpack(gone) or {}
 local scanned = redis.call('ZRANGEBYSCORE', current, '(' .. after, until_, 'WITHSCORES', 'LIMIT', 0, count)
 local found, bytes, reached, more = {}, 0, 0, #scanned == 2 * count
 for index = 1, #scanned, 2 do
