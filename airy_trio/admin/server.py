@@ -54,11 +54,11 @@ WRITE_S: Final = 1.0
 HEAD_BYTES_MAX: Final = 16 * 1024
 READ_BYTES_MAX: Final = 4 * 1024
 """Received at once. With ``HEAD_BYTES_MAX`` it bounds what is buffered of a peer that sends without end."""
-WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
+_PORT: Final = "[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_HOST_AND_PORT: Final = rf"(?:\[[0-9A-Fa-f:.]{{2,45}}\]|[0-9A-Za-z_.-]{{1,253}})(?::(?:{_PORT}))?"
+WEBSOCKET_URL: Final = f"(?:wss?://{_HOST_AND_PORT}/[!-~]*)?"
 """The allowed values of ``[admin] websocket_url``."""
-CONSOLE_URL: Final = re.compile(
-    r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?(?:/[!-~]*)?"
-)
+CONSOLE_URL: Final = re.compile(f"https?://{_HOST_AND_PORT}(?:/[!-~]*)?")
 """The allowed values of ``[admin] others``."""
 TOKEN_PATTERN: Final = r"(?:[!-~]{16,})?"  # noqa: S105 - the allowed values of a token
 TEXT: Final[Mapping[str, str]] = {"content-type": "text/plain; charset=utf-8"}

@@ -163,7 +163,7 @@ def test_node_names_the_processes_of_its_command() -> None:
     assert (several["number"], several["others"]) == (1, ["http://b:81"])
 
 
-@pytest.mark.parametrize("url", ["http://b", "http://[::1]:8081/", "https://ops.example.com/b/"])
+@pytest.mark.parametrize("url", ["http://b", "http://b:65535", "http://[::1]:8081/", "https://ops.example.com/b/"])
 def test_other_console_is_accepted(url: str, sqlite_application: Application) -> None:
     settings = sqlite_application.settings(f'[admin]\nport = 0\nothers = ["http://a:8081", "{url}"]\n')
     assert settings.admin.others == ["http://a:8081", url]
@@ -171,14 +171,14 @@ def test_other_console_is_accepted(url: str, sqlite_application: Application) ->
 
 @pytest.mark.parametrize(
     "url",
-    ["", "b:8081", "javascript:alert(1)", "ws://b/", "http://a b/", "http://u:p@b/", "http://b:123456", "http://"],
+    ["", "b:8081", "javascript:alert(1)", "ws://b/", "http://a b/", "http://u:p@b/", "http://b:65536", "http://"],
 )
 def test_invalid_other_console_is_refused(url: str, sqlite_application: Application) -> None:
     with pytest.raises(SettingsError, match=r"admin\.others: .*http://HOST:PORT"):
         sqlite_application.settings(f'[admin]\nport = 0\nothers = ["http://a:8081", "{url}"]\n')
 
 
-@pytest.mark.parametrize("url", ["http://x/", "wss://a b/", "wss://x; script-src *", "wss://x"])
+@pytest.mark.parametrize("url", ["http://x/", "wss://a b/", "wss://x; script-src *", "wss://x", "wss://x:65536/"])
 def test_invalid_websocket_url_is_refused(url: str, sqlite_application: Application) -> None:
     with pytest.raises(SettingsError, match="websocket_url"):
         sqlite_application.settings(f'[admin]\nport = 0\nwebsocket_url = "{url}"\n')
