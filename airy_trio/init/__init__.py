@@ -136,7 +136,8 @@ def _proposed(database: Database, place: DatabaseOptions, ask: Ask) -> tuple[Seq
     if proposals is None:
         proposals = propose(tables, sample, _application(place.url), ask)
     if all(proposal.table is None for proposal in proposals.values()):
-        found = f"no table has the columns of a message, channel or tag (tables that can be read: {len(tables)})"
+        wanted = "no table has a primary key of one column and the columns of a message, channel or tag"
+        found = f"{wanted} (tables that can be read: {len(tables)})"
         raise StartError([f"database.url: {found}; write the mapping by hand"])
     heading = f"{shown(place.url)}, tables: {len(tables)}" + (f", recognised as {name}" if name else "")
     return [heading, *chain.from_iterable(map(lines_of, proposals.values()))], proposals

@@ -104,6 +104,9 @@ def test_existing_file_is_replaced_only_with_force(
     assert 'name = "todos"' in config.read_text()
 
 
+NO_TABLE = "no table has a primary key of one column and the columns of a message, channel or tag"
+
+
 def absent(folder: Path) -> tuple[str, Path]:
     return f"sqlite:///{folder}/absent.db", folder / "a.toml"
 
@@ -117,6 +120,12 @@ def no_table(folder: Path) -> tuple[str, Path]:
     with application(f"sqlite:///{folder}/shop.db", create=True) as made:
         made.execute("create table products (id integer primary key, name text, description text, price real)")
     return f"sqlite:///{folder}/shop.db", folder / "a.toml"
+
+
+def no_key(folder: Path) -> tuple[str, Path]:
+    with application(f"sqlite:///{folder}/chat.db", create=True) as made:
+        made.execute("create table messages (conversation_id text, number integer, content text, sent_at text)")
+        return made.url, folder / "a.toml"
 
 
 def unreachable(folder: Path) -> tuple[str, Path]:
@@ -138,12 +147,13 @@ def no_folder(folder: Path) -> tuple[str, Path]:
         (no_folder, 2, "its folder does not exist"),
         (absent, 1, "absent.db does not exist (and is not created)"),
         (no_database, 1, "the database cannot be used: DatabaseError: file is not a database"),
-        (no_table, 1, "no table has the columns of a message, channel or tag (tables that can be read: 1)"),
+        (no_key, 1, f"{NO_TABLE} (tables that can be read: 1)"),
+        (no_table, 1, f"{NO_TABLE} (tables that can be read: 1)"),
         (unreachable, 1, "the database cannot be used: OperationalError: connection failed"),
     ],
     ids=[
         "no URL", "other database", "with password", "unset variable", "folder", "no folder", "no file", "no database",
-        "no table", "unreachable",
+        "no key", "no table", "unreachable",
     ],
 )  # fmt: skip
 def test_one_line_for_bad_input(
