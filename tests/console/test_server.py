@@ -203,7 +203,7 @@ async def test_open_page_shows_that_the_server_starts_or_ends(sqlite_application
                 await tab.open(f"http://{HOST}:{settings.admin.port}/")
                 await tab.until(LIVE)
             await tab.until(reads("#trouble", "The admin port has not answered since "))
-            await tab.until(reads("#clients-fault", "This list is out of date"))
+            await tab.until(reads("#clients-fault", "This list has been out of date since "))
             assert await tab.evaluate("document.querySelector('#state').textContent") == "no answer"
             async with trio.open_nursery() as nursery:  # as a server does before its database answers
                 listeners = await open_listeners(AdminOptions(port=settings.admin.port))

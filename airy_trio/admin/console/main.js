@@ -144,7 +144,7 @@ poll(STATS_MS, refreshStats, (since) => {
   showTrouble(`The admin port has not answered since ${since}; the statistics are out of date.`);
 });
 poll(CONNECTIONS_MS, refreshConnections, (since) => {
-  $("clients-fault").textContent = `This list is out of date: the admin port has not answered since ${since}.`;
+  $("clients-fault").textContent = `This list has been out of date since ${since}.`;
   $("clients-fault").hidden = false;
 });
 
