@@ -221,7 +221,7 @@ def _section(kind: Kind, proposal: Proposal) -> str:
     sources = proposal.sources.items()
     columns = {name: (_toml(one.column), _why(one)) for name, one in sources if one.column not in (None, name)}
     constants = {name: (_toml(one.constant), one.why) for name, one in sources if one.column is None}
-    values = {name: (_inline(one.values), "column = event") for name, one in sources if one.values}
+    values = {name: (_inline({**one.values, **one.unseen}), "column = event") for name, one in sources if one.values}
     for part, settings in (("columns", columns), ("constants", constants), ("values", values)):
         lines += _part(f"database.tables.{kind}.{part}", settings)
     return "".join(lines)

@@ -23,12 +23,16 @@ _MAY_BE_NULL: Final = frozenset({"content", "sender_id", "value", "updated_at"})
 
 @frozen(kw_only=True)
 class Source:
-    """Where a field comes from: a column, with its values translated, or a constant; and why."""
+    """Where a field comes from: a column, with its values translated, or a constant; and why.
+
+    ``values``: those that the rows have. ``unseen``: others with a known meaning, which later rows may have.
+    """
 
     why: str
     column: str | None = None
     constant: Scalar = ""
     values: Mapping[str, Scalar] = field(factory=dict)
+    unseen: Mapping[str, Scalar] = field(factory=dict)
 
 
 @define
@@ -71,7 +75,9 @@ class Columns:
             for column in with_names(self.table, code.names if chosen is None else (chosen,)):
                 values = self._meanings(column, code) if column.name in self.free else None
                 if values is not None:
-                    self.put(name, Source(column=column.name, values=values, why="by name and values"))
+                    meanings = code.meanings if isinstance(code, Words) and not column.labels else {}
+                    unseen = unseen_words(values, meanings)
+                    self.put(name, Source(column=column.name, values=values, unseen=unseen, why="by name and values"))
                     return True
         return False
 
@@ -176,6 +182,18 @@ def translated(
             known[value] = not others.copy().pop()
     result = {value: meaning for value, meaning in known.items() if meaning is not None}
     return result if len(result) == len(known) else None
+
+
+def unseen_words(found: Collection[str], meanings: Mapping[str, Scalar]) -> Mapping[str, Scalar]:
+    """Return the meanings of the words that are not among the found ones, in lower or upper case as these are.
+
+    The newest rows of a quiet table may all be "read", but its next one is "sent": without a translation it would be a
+    row fault.
+    """
+    for styled in (str.lower, str.upper, str.capitalize):
+        if all(word == styled(word) for word in found):
+            return {styled(word): ours for word, ours in meanings.items() if word not in map(squashed, found)}
+    return {}
 
 
 def _is_time(value: Value) -> bool:

@@ -22,7 +22,7 @@ from airy_trio.capture.mapping import FIELDS, KINDS, SINGULAR, MessagesOptions, 
 from airy_trio.database import quote_identifier
 from airy_trio.events.values import ANONYMOUS
 from airy_trio.init.catalogue import FoundTable, Row
-from airy_trio.init.columns import Columns, Source, candidates, references, target, translated, with_names
+from airy_trio.init.columns import Columns, Source, candidates, references, target, translated, unseen_words, with_names
 from airy_trio.init.vocabulary import (
     CHANNELS,
     CODED,
@@ -212,8 +212,10 @@ class _Proposer:
             # A polymorphic reference, as in Rails: the class and the id of what the row is about.
             classes = class_of.labels or [str(row[class_of.name]) for row in self._sample(table)]
             if values := translated(classes, SUBJECTS):
+                unseen = {} if class_of.labels else unseen_words(values, SUBJECTS)
+                why = "the class of what the row is about"
                 return {
-                    "subject": Source(column=class_of.name, values=values, why="the class of what the row is about"),
+                    "subject": Source(column=class_of.name, values=values, unseen=unseen, why=why),
                     "identifier": Source(column=column.name, why=f"belongs to {class_of.name}"),
                 }
         if messages.table is None:

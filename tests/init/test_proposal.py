@@ -7,6 +7,7 @@ import pytest
 
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import FIELDS, KINDS
+from airy_trio.init import text_of
 from airy_trio.init.catalogue import Family, FoundColumn, FoundTable, Row
 from airy_trio.init.proposal import Proposal, Proposals, propose
 from airy_trio.init.vocabulary import CODED, NAMES, NOUNS, singular
@@ -87,6 +88,23 @@ def test_words_of_a_column_become_values() -> None:
     assert found["messages"].sources["from_contact"].values == {"inbound": True, "Outbound": False}
 
 
+@pytest.mark.parametrize("read, sent", [("read", "sent"), ("READ", "SENT"), ("Read", "Sent")])
+def test_word_that_no_row_has_yet_is_translated_too(read: str, sent: str) -> None:
+    message = table("messages", "id conversation_id status:text body:text created_at:time")
+    found, _ = proposed(message, rows={"messages": [{"status": read}]})
+    source = found["messages"].sources["delivery_state"]
+    assert source.values == {read: "delivered"}
+    assert source.unseen[sent] == "delivered"
+    assert read not in source.unseen
+    assert f'"{sent}" = "delivered"' in text_of("sqlite:///app.db", found)
+
+
+def test_no_word_is_guessed_for_words_in_different_styles() -> None:
+    message = table("messages", "id conversation_id status:text body:text created_at:time")
+    found, _ = proposed(message, rows={"messages": [{"status": "read"}, {"status": "Sent"}]})
+    assert found["messages"].sources["delivery_state"].unseen == {}
+
+
 @pytest.mark.parametrize(
     "words, meaning", [(("User", "Customer"), False), (("user", "assistant"), True), (("user",), None)]
 )
@@ -144,6 +162,7 @@ def test_polymorphic_metadata() -> None:
     metadata = found["metadata"]
     assert columns_of(metadata) == {"subject": "owner_type", "identifier": "owner_id", "key": "name", "value": "value"}
     assert metadata.sources["subject"].values == {"Conversation": "conversation", "Message": "message"}
+    assert metadata.sources["subject"].unseen["Channel"] == "channel"
 
 
 def test_metadata_of_the_parent_of_messages() -> None:
