@@ -115,7 +115,7 @@ async def test_consoles_of_workers_link_to_each_other(sqlite_application: Applic
 
 async def test_console_links_to_others_in_the_settings(sqlite_application: Application) -> None:
     ports = [free_port(), free_port()]
-    urls = [*(f"http://{HOST}:{port}" for port in ports), "https://ops.example.com/b/"]
+    urls = [*(f"http://{HOST}:{port}" for port in ports), "https://ops.example.com/b", "https://ops.example.com/b/"]
     servers = [
         sqlite_application.migrate(f"[listener]\nport = 0\n[admin]\nport = {port}\nothers = {json.dumps(urls)}\n")
         for port in ports
@@ -131,7 +131,7 @@ async def test_console_links_to_others_in_the_settings(sqlite_application: Appli
             await tab.do(follow)  # the links keep the focus while the figures change
             assert await tab.evaluate("location.port") == str(ports[1])
             await tab.until("!document.querySelector('#consoles').hidden")
-            assert await tab.evaluate(LINKS) == [f"{urls[0]}/", urls[2]]
+            assert await tab.evaluate(LINKS) == [f"{urls[0]}/", urls[3]]
 
 
 async def test_row_faults_are_shown_at_the_recorder(sqlite_application: Application) -> None:

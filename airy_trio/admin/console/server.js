@@ -49,7 +49,7 @@ function showConsoles({ number, processes, others }) {
   }));
   const known = new Set([here, ...processes.map(({ port }) => onPort(port))]);
   for (const text of others) {
-    const url = URL.canParse(text) ? new URL(text).href : null; // null: the host or port is invalid
+    const url = URL.canParse(text) ? folder(text) : null; // null: the host is invalid
     if (!known.has(url ?? text)) {
       known.add(url ?? text);
       found.push({ name: text.replace(/^https?:[/]+|[/]$/g, ""), url, current: false });
@@ -70,6 +70,13 @@ function linkTo({ name, url, current }) {
   }
   item.append(link);
   return item;
+}
+
+/** Return the address of a console: the page's own links are relative, so its path ends in a slash. */
+function folder(text) {
+  const url = new URL(text);
+  url.pathname += url.pathname.endsWith("/") ? "" : "/";
+  return url.href;
 }
 
 function onPort(port) {
