@@ -8,7 +8,7 @@ import pytest
 import trio
 from coredis.parser import Parser
 
-from airy_trio.events.destinations import OfChannel
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.redis.scripts import FIELDS
@@ -163,14 +163,33 @@ async def test_append_of_an_older_server_ends_the_state(redis_server: RedisServe
         assert (await store.bounds()).state is None
 
 
-async def test_state_of_a_server_that_knew_no_swept_types_is_read(redis_server: RedisServer) -> None:
-    """Such a server deleted what it swept, and wrote the state without ``swept``."""
+async def test_state_of_an_earlier_version_is_read(redis_server: RedisServer) -> None:
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
-        await store.append(head, [event(1)], "one", state=StateChange(generation="first0", kept=(0,)))
-        assert await store._client.hdel(store._keys[1], [b"swept"]) == 1  # type: ignore[attr-defined] # noqa: SLF001 - what another version left
-        [found] = await store.current(StateAt("first0", head.at(1)), head, 10)
-        assert found.offset == 1
+        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
+        await store._client.hdel(store._keys[1], ["swept"])  # type: ignore[attr-defined] # noqa: SLF001 - that version has no such field
+        found = await store.current(StateAt("first0", head.at(2)), head, 10)
+        assert [one.offset for one in found] == [1, 2]
+        state = StateChange(generation="first0", kept=(0,), swept={"message.updated": 1})
+        await store.append(head.at(2), [event(3)], "two", state=state)
+        found = await store.current(StateAt("first0", head.at(3)), head, 10)
+        assert [one.offset for one in found] == [2, 3]
+
+
+async def test_sweep_of_a_former_generation_is_ignored(redis_server: RedisServer) -> None:
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
+        state = StateChange(generation="first0", swept={"message.updated": 2})
+        await store.append(head.at(2), [], "two", state=state)
+        client, key = store._client, store._keys[1]  # type: ignore[attr-defined] # noqa: SLF001 - see below
+        former = await client.hget(key, "swept")
+        head = (await store.begin_epoch(head.at(2), "three")).head
+        await store.append(head, [event(3)], "four", state=StateChange(generation="second", kept=(0,)))
+        await client.hset(key, {"swept": former})  # as after an append of an earlier version, which leaves it unchanged
+        [found] = await store.current(StateAt("second", head.at(1)), head, 10)
+        await store.append(head.at(1), [event(4)], "five", state=StateChange(generation="second", kept=(0,)))
+        assert (found.offset, len(await store.current(StateAt("second", head.at(2)), head, 10))) == (1, 2)
 
 
 async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
@@ -210,6 +229,26 @@ async def test_read_continues_over_many_scans(redis_server: RedisServer) -> None
         assert newest is not None
         assert newest.offset == 1994
         assert await store.newest(head.at(len(new)), OfChannel("none")) is None
+
+
+@pytest.mark.parametrize("destination", [EVERYTHING, OfType("message.updated")], ids=str)
+async def test_page_of_the_state_does_not_fetch_many_more_events(
+    redis_server: RedisServer, destination: Destination
+) -> None:
+    count, page = SCAN_EVENTS, 50
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        made = [event(number)._replace(body=bytes(2000)) for number in range(count)]
+        await store.append(head, made, "one", state=StateChange(generation="first0", kept=range(count)))
+        fetched = await hget_calls(store)
+        found = await store.current(StateAt("first0", head.at(count)), head, count, destination, bytes_max=page * 2000)
+        assert (len(found), await hget_calls(store) - fetched < 2 * page) == (page, True)
+
+
+async def hget_calls(store: EventStore) -> int:
+    """Return how many values of hashes Redis has read so far, also for scripts."""
+    info = await store._client.info("commandstats")  # type: ignore[attr-defined] # noqa: SLF001 - no figure of ours
+    return int(info["cmdstat_hget"]["calls"])
 
 
 async def test_permanent_error_is_refused(redis_server: RedisServer) -> None:

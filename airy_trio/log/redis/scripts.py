@@ -16,8 +16,9 @@ All scripts take the same keys, in this order:
 8. the hash of these events, packed
 
 The hash of the state also has the current state's ``generation``, ``marks``, the number of its ``objects``, ``swept``
-(the offset up to which the objects of a type have left it, packed), and ``state_at``: the head and the resume point
-that it belongs to.
+(a generation, and the offset up to which the objects of each type have left it, packed), and ``state_at``: the head and
+the resume point that it belongs to. A server of an earlier version does not change ``swept``, so the field may be
+missing, or belong to a former generation.
 
 The first argument is the name of the next epoch, in case a script has to begin one. Every script first checks that
 there is a state, and that the stream has the length in the state. If not (a Redis that was emptied, or that evicts
@@ -66,6 +67,12 @@ local function generation()
   return found[3] == here and has_all_objects() and found[2]
 end
 
+local function swept_of(wanted)
+  local found = redis.call('HGET', state, 'swept')
+  local of, types = unpack(found and cmsgpack.unpack(found) or {})
+  return of == wanted and types or {}
+end
+
 local function bounds()
   return {epoch, first, last, now_ms, notified}
 end
@@ -103,8 +110,7 @@ for _ = 1, ended do
   redis.call('HDEL', kept, ARGV[place])
   place = place + 1
 end
-local gone = redis.call('HGET', state, 'generation') == begun and redis.call('HGET', state, 'swept')
-gone = gone and cmsgpack.unpack(gone) or {}
+local gone = swept_of(begun)
 for _ = 1, swept do
   gone[ARGV[place]] = math.max(gone[ARGV[place]] or 0, math.min(tonumber(ARGV[place + 1]), last))
   place = place + 2
@@ -123,8 +129,8 @@ end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
 if begun ~= '' then
   local here = string.format('%s-%.0f %s', epoch, last, ARGV[4])
-  redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here, 'swept', cmsgpack.pack(gone))
-  redis.call('HSET', state, 'objects', redis.call('ZCARD', current))
+  redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here)
+  redis.call('HSET', state, 'swept', cmsgpack.pack({begun, gone}), 'objects', redis.call('ZCARD', current))
 else
   redis.call('HDEL', state, 'state_at')
 end
@@ -146,8 +152,7 @@ local after, until_, count, place, wanted = ARGV[4], ARGV[5], tonumber(ARGV[6]),
 local bytes_max = tonumber(ARGV[9])
 local narrow, channels = #ARGV > 9, {}
 for argument = 10, #ARGV do channels[ARGV[argument]] = true end
-local gone = redis.call('HGET', state, 'swept')
-gone = gone and cmsgpack.unpack(gone) or {}
+local gone = swept_of(ARGV[3])
 local scanned = redis.call('ZRANGEBYSCORE', current, '(' .. after, until_, 'WITHSCORES', 'LIMIT', 0, count)
 local found, bytes, reached, more = {}, 0, 0, #scanned == 2 * count
 for index = 1, #scanned, 2 do

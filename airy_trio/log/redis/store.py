@@ -59,6 +59,11 @@ SCAN_EVENTS: Final = 1000
 """Events scanned by one script: about a millisecond in which Redis serves no other connection."""
 SCAN_BYTES: Final = 1024 * 1024
 """Bytes of bodies scanned by one script, for the same reason; it also limits the size of an answer."""
+SCAN_EVENTS_MIN: Final = 64
+SCAN_BYTES_MIN: Final = 64 * 1024
+"""The least that the first script of a read scans for a destination. A smaller scan costs as much."""
+SCAN_GROWTHS: Final = 4
+"""Doublings from the smallest scan to the largest."""
 
 
 @asynccontextmanager
@@ -127,12 +132,11 @@ class RedisStore:
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.read``."""
         found: list[StoredEvent] = []
-        size, more = 0, True
+        size, scans, more = 0, 0, True
         while more and len(found) < limit and (bytes_max is None or size < bytes_max):
-            count, scan_bytes = SCAN_EVENTS, SCAN_BYTES
-            if destination is None or destination == EVERYTHING:  # every scanned event matches
-                count = min(limit - len(found), SCAN_EVENTS)
-                scan_bytes = SCAN_BYTES if bytes_max is None else min(bytes_max - size, SCAN_BYTES)
+            bytes_left = None if bytes_max is None else bytes_max - size
+            count, scan_bytes = _scan_limits(destination, scans, limit - len(found), bytes_left)
+            scans += 1
             _, more, reached, events = await self._scan(after, count, scan_bytes, destination)
             found += events
             size += sum(len(event.body) for event in events)
@@ -150,10 +154,13 @@ class RedisStore:
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.current``."""
         found: list[StoredEvent] = []
-        size, more = 0, True
+        size, scans, more = 0, 0, True
         place, wanted, *channels = match_arguments(destination)
         while more and len(found) < limit and (bytes_max is None or size < bytes_max):
-            arguments = (after.offset, state.until.offset, SCAN_EVENTS, place, wanted, SCAN_BYTES, *channels)
+            bytes_left = None if bytes_max is None else bytes_max - size
+            count, scan_bytes = _scan_limits(destination, scans, limit - len(found), bytes_left)
+            scans += 1
+            arguments = (after.offset, state.until.offset, count, place, wanted, scan_bytes, *channels)
             _, *scanned = await self._run(scripts.CURRENT, state.until.epoch, state.generation, *arguments)
             if not scanned:
                 message = f"the state {state.generation} up to {state.until} is gone"
@@ -344,6 +351,20 @@ def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
 
 def _optional(text: str | None) -> str:
     return "-" if text is None else f"+{text}"
+
+
+def _scan_limits(destination: Destination | None, scans: int, left: int, bytes_left: int | None) -> tuple[int, int]:
+    """Return how many events the next script of a read scans, and how many bytes of bodies.
+
+    ``scans``: the scripts before it. ``left``, ``bytes_left``: what the read may still return. It is unknown how many
+    events belong to a destination. So a read begins with a small scan, and each further one is twice as large: many
+    matches are not fetched in vain, and few are found with few scripts.
+    """
+    if destination is None or destination == EVERYTHING:
+        return min(left, SCAN_EVENTS), SCAN_BYTES if bytes_left is None else min(bytes_left, SCAN_BYTES)
+    growth = 2 ** min(scans, SCAN_GROWTHS)
+    bytes_first = SCAN_BYTES if bytes_left is None else max(bytes_left, SCAN_BYTES_MIN)
+    return min(max(left, SCAN_EVENTS_MIN) * growth, SCAN_EVENTS), min(bytes_first * growth, SCAN_BYTES)
 
 
 def offset_of(id_: bytes) -> int:
