@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio import app
+from airy_trio.app.build import opened_store
 from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
@@ -45,6 +46,26 @@ async def test_serves_in_a_nursery_and_shuts_down_gracefully(any_application: Ap
                     await client.receive()
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream(address.host, address.port)
+
+
+@pytest.mark.parametrize("kind", ["metadata", "messages"])
+async def test_state_of_a_former_mapping_ends_at_the_start(any_application: Application, kind: str) -> None:
+    """Nothing has to change for that. Messages are not kept, but metadata is sent to the channels of messages."""
+    any_application.migrate()
+    any_application.execute("insert into metadata values ('message', 'm1', 'a', 'b', 'text', null)")
+    found = []
+    for changed in ("", "", f"[database.tables.{kind}]\nwhere = '1 = 1'\n"):
+        more = f'{changed}{LISTENER}[log]\nkeep_current = ["metadata.updated"]\n'
+        settings = any_application.settings(more)
+        with trio.fail_after(TIMEOUT_S):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(app.serve, settings)
+                nursery.cancel_scope.cancel()
+            async with opened_store(settings) as opened:
+                found.append((await opened.store.bounds()).state)
+    first, same, other = (None if state is None else state.generation for state in found)
+    assert None not in {first, same, other}
+    assert first == same != other
 
 
 async def test_cancelling_ends_at_once_and_releases_everything(any_application: Application) -> None:

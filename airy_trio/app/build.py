@@ -49,6 +49,7 @@ from airy_trio.database import (
     sqlite_path,
 )
 from airy_trio.errors import MappingError, StartError, Unavailable, single_error
+from airy_trio.events.models import MessageUpdated, MetadataUpdated
 from airy_trio.log.current import TYPE_OF, StateOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
@@ -406,7 +407,10 @@ def _state_options(settings: Settings) -> StateOptions:
     """Return what is kept of the mapped tables. A table that is not mapped has no objects."""
     mapped = {TYPE_OF[kind]: table for kind, table in settings.tables.items() if table.location(kind) is not None}
     kept = frozenset(settings.log.keep_current) & mapped.keys()
-    shape = json.dumps({type_: asdict(mapped[type_]) for type_ in sorted(kept)}, sort_keys=True, default=str)
+    shaping = kept
+    if MetadataUpdated.type in kept:  # metadata has its conversation and channel from the messages
+        shaping |= {MessageUpdated.type} & mapped.keys()
+    shape = json.dumps({type_: asdict(mapped[type_]) for type_ in sorted(shaping)}, sort_keys=True, default=str)
     return StateOptions(
         types=frozenset(mapped), kept=kept, shape=hashlib.sha256(shape.encode()).hexdigest()[:SHAPE_DIGITS]
     )

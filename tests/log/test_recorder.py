@@ -64,6 +64,33 @@ async def test_recorder_has_started_when_the_first_batch_is_recorded(
     nursery.cancel_scope.cancel()
 
 
+KEPT = StateOptions(types=frozenset({"tag.updated"}), kept=frozenset({"tag.updated"}), shape="one")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [evolve(KEPT, shape="another"), evolve(KEPT, types=KEPT.types | {"channel.updated"}), StateOptions()],
+    ids=["mapping", "types", "nothing kept"],
+)
+async def test_state_of_former_settings_ends_without_a_change(
+    changes: MemoryChanges, changed: StateOptions, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    changes.write(tag(1))
+    await run_until_idle(changes, store, KEPT)
+    former = (await store.bounds()).state
+    await run_until_idle(changes, store, KEPT)
+    assert (await store.bounds()).state == former is not None
+    again = await run_until_idle(changes, store, changed)
+    bounds = await store.bounds()
+    found = CurrentState.of(bounds, bounds.head)
+    assert (found.types, bounds.state != former) == (changed.types or None, True)
+    assert await store.resume_point() == again.recorder.recorded == changes.point(1)
+    changes.write(tag(2))
+    await run_until_idle(changes, store, changed)
+    assert await recorded(store) == tags(1, 2)
+
+
 async def test_restart_continues_where_the_last_run_ended(changes: MemoryChanges, autojump_clock: MockClock) -> None:
     store = MemoryStore()
     changes.write(*map(tag, range(1, 8)))
