@@ -155,18 +155,24 @@ class _Backfill:
         progress = await self._begin(unit, restart=self.options.restart)
         before, begun_at = progress.rows, trio.current_time()
         backoff = Backoff()
+        is_known = True  # whether ``progress`` is what the database has
         if progress.after is not None:
             self.report.note(f"{table.kind}: continuing after {before} rows")
-        while not progress.is_done:
-            await self._until_recorded()
+        while not (is_known and progress.is_done):
             try:
+                if not is_known:
+                    progress = await self._begin(unit)  # the page may have been written or not
+                    is_known = True
+                    continue
+                await self._until_recorded()
                 progress = await self._page(unit, progress)
             except Unavailable as error:
-                self.report.note(f"{table.kind}: trying again: {error}")
+                if is_known:  # once for each outage
+                    self.report.note(f"{table.kind}: trying again: {error}")
+                is_known = False
                 await trio.sleep(backoff.next_s())
-                progress = await self._begin(unit)  # the page may have been written or not
                 continue
-            backoff = Backoff()
+            backoff.reset()
             took_s = max(trio.current_time() - begun_at, 1e-9)
             self.report.progress(table.kind, progress.rows, about, (progress.rows - before) / took_s)
         await self.database.write(partial(unit.end, progress=progress))

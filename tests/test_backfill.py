@@ -4,7 +4,7 @@ import re
 import signal
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from attrs import define, evolve, field
 from airy_trio import backfill as implementation
 from airy_trio.app.build import wait_until_available
 from airy_trio.backfill import BackfillOptions, backfill
-from airy_trio.capture.backfill import BackfillTaken, TableBackfill, waiting
+from airy_trio.capture.backfill import BackfillTaken, Progress, TableBackfill, waiting
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.inspection import inspect
-from airy_trio.database import SQLITE, Names, sqlite_path
+from airy_trio.database import SQLITE, DatabaseUnavailable, Names, sqlite_path
 from airy_trio.errors import AiryTrioError, FaultsError
 from airy_trio.settings import Settings
 from tests.application import Application, only
@@ -187,6 +187,36 @@ async def test_second_backfill_takes_over(any_application: Application) -> None:
     found = logged(any_application)
     assert sorted(key for _, operation, key in found if operation == "U") == sorted(ids(200))
     assert [operation for _, operation, _ in found if operation != "U"] == ["B", "E"]
+
+
+async def test_page_is_tried_again_after_a_long_outage(
+    any_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application may hold the write lock of SQLite for longer than one attempt waits, and than two."""
+    settings = with_tags(any_application, 25)
+    steps = {name: getattr(TableBackfill, name) for name in ("begin", "write_page")}
+    failures = {"begin": [False, True, True, True], "write_page": [False, True, True]}
+
+    def failing(name: str) -> Callable[..., Progress]:
+        def step(unit: TableBackfill, *arguments: object, **options: object) -> Progress:
+            progress: Progress = steps[name](unit, *arguments, **options)
+            if failures[name] and failures[name].pop(0):
+                reason = "the database is locked"
+                raise DatabaseUnavailable(reason)
+            return progress
+
+        return step
+
+    for name in steps:
+        monkeypatch.setattr(TableBackfill, name, failing(name))
+    report = Lines()
+    with trio.fail_after(TIMEOUT_S):
+        await backfill(settings, BackfillOptions(page_rows=10), report)
+    assert failures == {"begin": [], "write_page": []}
+    assert report.notes == ["tags: trying again: the database is locked"] * 2
+    found = logged(any_application)
+    assert [operation for _, operation, _ in found if operation != "U"] == ["B", "E"]
+    assert sorted(key for _, operation, key in found if operation == "U") == sorted(ids(25))
 
 
 @pytest.mark.parametrize("waiting_rows", [21, 40])  # those of the first page, and one less than those of two
