@@ -21,7 +21,7 @@ from attrs import evolve, field, frozen
 
 from airy_trio.capture.feed import Backfill, Kind
 from airy_trio.capture.mapping import SINGULAR
-from airy_trio.log.store import Bounds, NewEvent, Position, StateAt, StateChange, StoredState, new_epoch
+from airy_trio.log.store import Bounds, NewEvent, Position, StateAt, StateChange, new_epoch
 
 TYPE_OF: Mapping[Kind, str] = {kind: f"{name}.updated" for kind, name in SINGULAR.items()}
 """The type of events that carry the current state of a table's objects."""
