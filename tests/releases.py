@@ -1,6 +1,7 @@
 """The previous release: its tag, and its wheel installed in an environment of its own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,18 +31,27 @@ def previous_tag(repository: Path) -> str | None:
     return next(iter(listed.stdout.splitlines()), None)
 
 
+def is_released(changelog: str) -> bool:
+    """Return whether a changelog has an earlier release than the one that is being prepared or tested."""
+    headings = re.findall(r"^## (Unreleased|\d\S*)", changelog, re.MULTILINE)
+    return len(headings) > 1
+
+
 def install_previous(folder: Path, repository: Path = ROOT) -> Path:
     """Build the wheel of the previous release, install it into a new environment, and return that environment.
 
-    Its dependencies are those of the environment that runs the tests, so nothing is downloaded.
+    Its dependencies are those of the environment that runs the tests, so nothing is downloaded. Before the first
+    release there is no tag, and the checkout itself is built.
     """
-    # Without a tag (before the first release, or in a clone without history) this checkout itself is built.
     source = repository
     if (tag := previous_tag(repository)) is not None:
         source = folder / "source"
         _run("git", "-c", "safe.directory=*", "archive", "--output", str(folder / "source.tar"), tag, at=repository)
         with tarfile.open(folder / "source.tar") as archive:
             archive.extractall(source, filter="data")
+    elif is_released((repository / "CHANGELOG.md").read_text(encoding="utf-8")):
+        message = "no tag of an earlier release, although CHANGELOG.md has one; fetch the tags"
+        raise AssertionError(message)
     _run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder), str(source), at=folder)
     [wheel] = folder.glob("*.whl")
 

@@ -1,4 +1,4 @@
-"""Which release is the previous one, and that its wheel is built from its tag."""
+"""The previous release: its tag, and the wheel that is built from it."""
 
 import shutil
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.releases import ROOT, install_previous, previous_tag
+from tests.releases import ROOT, install_previous, is_released, previous_tag
 
 GIT = shutil.which("git")
 AUTHOR = (
@@ -70,6 +70,14 @@ def test_clone_without_history_has_no_previous_release(repository: Path, tmp_pat
     commit(repository)
     git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{repository}", "shallow")
     assert previous_tag(tmp_path / "shallow") is None
+
+
+def test_missing_tag_of_a_release_is_an_error(tmp_path: Path) -> None:
+    changelog = "# Changelog\n\n## Unreleased\n\n## 0.1.0 (2026-12-01)\n"
+    (tmp_path / "CHANGELOG.md").write_text(changelog)
+    with pytest.raises(AssertionError, match="fetch the tags"):
+        install_previous(tmp_path / "place", tmp_path)
+    assert not is_released("# Changelog\n\n## 0.1.0 (2026-12-01)\n\n### Added\n")  # the commit of the first tag
 
 
 def test_folder_in_another_repository_has_no_previous_release(repository: Path) -> None:
