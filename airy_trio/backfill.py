@@ -6,6 +6,7 @@ lock. If too many rows wait in the change log, the backfill waits until a server
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -154,25 +155,16 @@ class _Backfill:
         about = await self.database.run(unit.rows_about)
         progress = await self._begin(unit, restart=self.options.restart)
         before, begun_at = progress.rows, trio.current_time()
-        backoff = Backoff()
-        is_known = True  # whether ``progress`` is what the database has
         if progress.after is not None:
             self.report.note(f"{table.kind}: continuing after {before} rows")
-        while not (is_known and progress.is_done):
+        while not progress.is_done:
             try:
-                if not is_known:
-                    progress = await self._begin(unit)  # the page may have been written or not
-                    is_known = True
-                    continue
                 await self._until_recorded()
                 progress = await self._page(unit, progress)
             except Unavailable as error:
-                if is_known:  # once for each outage
-                    self.report.note(f"{table.kind}: trying again: {error}")
-                is_known = False
-                await trio.sleep(backoff.next_s())
+                self.report.note(f"{table.kind}: trying again: {error}")
+                progress = await self._stored(unit)
                 continue
-            backoff.reset()
             took_s = max(trio.current_time() - begun_at, 1e-9)
             self.report.progress(table.kind, progress.rows, about, (progress.rows - before) / took_s)
         await self.database.write(partial(unit.end, progress=progress))
@@ -183,6 +175,14 @@ class _Backfill:
         """Begin, or continue, in up to two transactions."""
         progress = await self.database.write(partial(unit.begin, restart=restart))
         return progress if progress.bounded else await self.database.write(partial(unit.bound, progress=progress))
+
+    async def _stored(self, unit: TableBackfill) -> Progress:
+        """Return the stored progress after an outage: the last page may have been written or not."""
+        backoff = Backoff()
+        while True:
+            await trio.sleep(backoff.next_s())
+            with suppress(Unavailable):
+                return await self._begin(unit)
 
     async def _page(self, unit: TableBackfill, progress: Progress) -> Progress:
         """Write a page, and pause."""
