@@ -36,6 +36,7 @@ def move_ahead(application: Application, stream: Stream, compatible_from: str | 
         set_compatible_from(connection, home, stream, compatible_from or head(stream))
         if stream == "changes":
             _mark_trigger(connection, home)
+    home.engine.dispose()
 
 
 def set_compatible_from(connection: sa.Connection, home: Application, stream: Stream, revision: str) -> None:
