@@ -64,33 +64,6 @@ async def test_recorder_has_started_when_the_first_batch_is_recorded(
     nursery.cancel_scope.cancel()
 
 
-KEPT = StateOptions(types=frozenset({"tag.updated"}), kept=frozenset({"tag.updated"}), shape="one")
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [evolve(KEPT, shape="another"), evolve(KEPT, types=KEPT.types | {"channel.updated"}), StateOptions()],
-    ids=["mapping", "types", "nothing kept"],
-)
-async def test_state_of_former_settings_ends_without_a_change(
-    changes: MemoryChanges, changed: StateOptions, autojump_clock: MockClock
-) -> None:
-    store = MemoryStore()
-    changes.write(tag(1))
-    await run_until_idle(changes, store, KEPT)
-    former = (await store.bounds()).state
-    await run_until_idle(changes, store, KEPT)
-    assert (await store.bounds()).state == former is not None
-    again = await run_until_idle(changes, store, changed)
-    bounds = await store.bounds()
-    found = CurrentState.of(bounds, bounds.head)
-    assert (found.types, bounds.state != former) == (changed.types or None, True)
-    assert await store.resume_point() == again.recorder.recorded == changes.point(1)
-    changes.write(tag(2))
-    await run_until_idle(changes, store, changed)
-    assert await recorded(store) == tags(1, 2)
-
-
 async def test_restart_continues_where_the_last_run_ended(changes: MemoryChanges, autojump_clock: MockClock) -> None:
     store = MemoryStore()
     changes.write(*map(tag, range(1, 8)))
@@ -219,6 +192,15 @@ class BackfilledFeed(MemoryFeed):
         return evolve(batch, backfills=tuple(found), continues=batch.resume_point == second)
 
 
+async def assert_kept(store: MemoryStore, objects: list[str]) -> CurrentState:
+    """Assert that the current state has these objects, and return it."""
+    bounds = await store.bounds()
+    state = CurrentState.of(bounds, bounds.head)
+    assert state.at is not None
+    assert [kept.object for kept in await store.current(state.at, bounds.head.at(0), 10)] == objects
+    return state
+
+
 async def test_backfill_makes_the_state_whole(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
@@ -226,10 +208,7 @@ async def test_backfill_makes_the_state_whole(
     one = await started(nursery, node(changes, store, feed=BackfilledFeed(changes), state=KEEPS_TAGS))
     changes.write(tag(1), tag(2), tag(3))
     await until(lambda: one.recorder.recorded == changes.point(3))
-    bounds = await store.bounds()
-    state = CurrentState.of(bounds, bounds.head)
-    assert state.at is not None
-    assert [kept.object for kept in await store.current(state.at, bounds.head.at(0), 10)] == tags(1, 3)
+    state = await assert_kept(store, tags(1, 3))
     assert state.whole == TAGS
     nursery.cancel_scope.cancel()
 
@@ -243,10 +222,7 @@ async def test_objects_that_end_leave_the_state(
     await until(lambda: one.log.head.offset == 2)
     changes.write(TagGone(id="t1"))
     await until(lambda: one.recorder.recorded == changes.point(3))
-    bounds = await store.bounds()
-    state = CurrentState.of(bounds, bounds.head)
-    assert state.at is not None
-    assert [kept.object for kept in await store.current(state.at, bounds.head.at(0), 10)] == tags(2, 2)
+    await assert_kept(store, tags(2, 2))
     nursery.cancel_scope.cancel()
 
 
@@ -274,6 +250,9 @@ async def test_state_is_that_of_the_recorder_before_the_first_change(
     assert before is not None
     assert (bounds.state is not None and bounds.state.generation == before.generation) == kept
     assert await recorded(store) == tags(1, 1)
+    changes.write(tag(2))
+    await run_until_idle(changes, store, options)
+    assert await recorded(store) == tags(1, 2)
 
 
 async def test_stale_recorder_is_fenced_by_the_resume_point_alone(
