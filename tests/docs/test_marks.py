@@ -52,9 +52,11 @@ def test_a_block_is_not_run_only_for_a_reason(kind: str) -> None:
         ("sh", "airy-trio check --confg a.toml", click.NoSuchOption),
         ("sh", "airy-trio check --config a.toml | cat", click.UsageError),
         ("sh", "rm a.toml", AssertionError),
-        ("js", "client.subscribe('/events', {", AssertionError),
+        pytest.param("js", "client.subscribe('/events', {", AssertionError, marks=pytest.mark.slow),
         ("python", "async with client.open(:", SyntaxError),
-        ("sql", "select 1;\ngrant select on messages watcher;", psycopg.errors.SyntaxError),
+        pytest.param(
+            "sql", "select 1;\ngrant select on messages watcher;", psycopg.errors.SyntaxError, marks=pytest.mark.slow
+        ),
         ("yaml", "a: [1", yaml.YAMLError),
         ("nginx", "", AssertionError),
     ],

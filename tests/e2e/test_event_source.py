@@ -167,6 +167,7 @@ RETURNS: Final = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", RETURNS)
 async def test_browser_reconnects_after_a_stream_but_not_after_a_status(status: int) -> None:
     """Check what the wire contract assumes about browsers (lines 30 and 32), with canned answers."""
