@@ -13,11 +13,10 @@ from contextlib import contextmanager
 def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
     """Disable the collector for the block. Afterwards the list has the new objects that are still alive."""
     left: list[object] = []
-    gc.collect()
-    gc.disable()
+    gc.disable()  # so new objects stay in the youngest generation
     try:
-        before = {id(one) for one in gc.get_objects() if isinstance(one, kinds)}
+        before = {id(one) for one in gc.get_objects(0) if isinstance(one, kinds)}
         yield left
-        left += [one for one in gc.get_objects() if isinstance(one, kinds) and id(one) not in before]
+        left += [one for one in gc.get_objects(0) if isinstance(one, kinds) and id(one) not in before]
     finally:
         gc.enable()

@@ -160,6 +160,7 @@ async def test_unreachable_server_is_a_fault(authority: trustme.CA) -> None:
         await source(publisher).load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("response", [b"", OK, OK + b"\r\n{"])
 async def test_hanging_server_times_out_while_others_run(
     response: bytes, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +223,7 @@ async def test_old_keys_remain_while_the_server_is_unavailable(authority: trustm
             assert (await answer_to(server, FIRST)).command == "CONNECTED"
 
 
+@pytest.mark.slow
 async def test_client_gets_500_while_there_are_no_keys(authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
         publisher.response = answer(b"", b"HTTP/1.1 503 Away\r\n")

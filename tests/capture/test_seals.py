@@ -105,6 +105,7 @@ async def test_a_restart_without_a_new_epoch_loses_the_old_point(any_application
         await feed.read(recorded, 10)
 
 
+@pytest.mark.slow
 async def test_settling_gives_up_on_a_locked_file_and_succeeds_later(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     state = sqlite_application.log_table("change_state")

@@ -34,6 +34,7 @@ def engine(postgres_database: str) -> Iterator[sa.Engine]:
     made.dispose()
 
 
+@pytest.mark.slow
 async def test_connecting_to_an_unresponsive_server_can_be_cancelled() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"

@@ -93,6 +93,7 @@ async def test_every_commit_is_noticed_by_a_report(follower: Follower, path: Pat
     assert not nursery.cancel_scope.cancelled_caught
 
 
+@pytest.mark.slow
 @linux_only
 async def test_idle_file_is_looked_at_once_a_second(follower: Follower, path: Path) -> None:
     await quiet(follower)
@@ -115,6 +116,7 @@ async def test_commit_long_after_its_write_is_noticed_soon(follower: Follower, p
             await follower.next()
 
 
+@pytest.mark.slow
 async def test_look_after_a_write_lasts_until_the_commit(
     follower: Follower, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ async def test_file_that_is_replaced_is_noticed(follower: Follower, path: Path, 
         await follower.next()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [True, False])
 async def test_without_reports_the_file_is_polled(
     follower: Follower, path: Path, times: bool, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +160,7 @@ async def test_without_reports_the_file_is_polled(
     assert [line["event"] for line in logs] == ["the system does not report writes to this file; it is polled"]
 
 
+@pytest.mark.slow
 @linux_only
 async def test_reports_that_do_not_come_are_noticed(
     follower: Follower, path: Path, monkeypatch: pytest.MonkeyPatch

@@ -334,6 +334,7 @@ async def test_end_of_the_state_below_the_floor_expires(autojump_clock: MockCloc
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acks", [(), ONE_BY_ONE[:1]])
 async def test_crowd_reads_the_state_once(
     acks: tuple[tuple[str, str], ...], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch

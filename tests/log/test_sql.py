@@ -189,6 +189,7 @@ async def test_lost_listening_connection_is_reported_and_opened_again(postgres_d
                     assert await trio.to_thread.run_sync(execute, options, _END_LISTENING) == [(True,)]
 
 
+@pytest.mark.slow
 async def test_waiting_on_an_unresponsive_server_can_be_cancelled() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"

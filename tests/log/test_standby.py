@@ -54,6 +54,7 @@ async def test_standby_hands_the_lease_to_the_recorder_process(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_standby_offers_the_lease_during_a_backlog(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

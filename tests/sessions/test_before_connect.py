@@ -47,6 +47,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flood", FLOODS)
 async def test_reads_before_connect_are_limited(flood: str) -> None:
     with trio.fail_after(20):

@@ -216,6 +216,7 @@ async def cut(stream: trio.SocketStream) -> None:
     await stream.receive_some()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behave", [endless_input, endless_head, half_closed, half_a_request, dripped, cut])
 async def test_hostile_connections_end_and_harm_no_other(
     behave: Callable[[trio.SocketStream], Awaitable[None]],

@@ -15,6 +15,7 @@ from tests.websocket.test_battery import FRAME_BYTES_MAX, ask, frame
 FRAMES: int = 8192
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"x", b"x" * FRAGMENT_BYTES_SMALL])
 async def test_endless_fragments_are_refused_without_memory(content: bytes) -> None:
     flood = frame(CONTINUATION, content, fin=False) * FRAMES
@@ -67,6 +68,7 @@ async def test_client_with_too_many_fragments_receives_error(autojump_clock: Moc
         await server.ended()
 
 
+@pytest.mark.slow
 async def test_message_octet_by_octet_is_answered_and_costs_no_memory(autojump_clock: MockClock) -> None:
     async with serving(listen=False) as server:
         plugged = await server.plug_connected()
