@@ -55,8 +55,8 @@ help: ## this list
 demo: $(VENV)/.runs ## events in the terminal, with nothing but Python
 	$(BIN)/python -m airy_trio demo $(DEMO)
 
-quick: $(VENV)/.tests ## the tests that need no other program, in a minute or two
-	AIRY_TEST_NO_SKIPS=0 $(BIN)/python -m pytest --quick -r fE -n $(QUICK_AT_ONCE) --dist worksteal
+quick: $(VENV)/.tests ## the tests that need no other program, in less than a minute
+	$(BIN)/python -m pytest --quick -r fE -n $(QUICK_AT_ONCE) --dist worksteal
 
 test: $(VENV)/.tests ## all tests; some: make test TESTS='tests/stomp -k escape'
 	$(BIN)/python -m pytest $(TESTS)

@@ -2,10 +2,11 @@
 
 In CI, and with AIRY_TEST_NO_SKIPS=1, a skipped test is a failure, because its subject was not tested.
 
-``--quick`` runs the tests that need no other program, without a list of them. A test is left out if one of its fixtures
-is a server, or if a parameter selects such a fixture. A test is skipped when it starts a process. To save time,
-``--quick`` also leaves out tests marked ``slow``, and all but the first seeds and examples of a property. Outside of
-the folders about databases it leaves out tests on an application's SQLite file, because they build most of a server.
+``--quick`` runs the tests of the code itself: those that need no other program. A test is left out if its folder is
+about a whole program, if one of its fixtures is a server, or if a parameter selects such a fixture. To save time, tests
+marked ``slow`` are left out too, and all but the first seeds and examples of a property. Outside of the folders about
+databases, tests on an application's SQLite file are left out, because they build most of a server. A test that starts a
+process fails with ``--quick``, so that it is marked.
 """
 
 import gc
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import TypeVar
 
 import hypothesis
@@ -53,6 +55,7 @@ SERVER_PARAMETERS = frozenset({"postgres", "redis"})
 """Parameters with which a test or a fixture requests such a fixture."""
 QUICK_SEEDS = 2
 QUICK_EXAMPLES = 10
+PROGRAM_FOLDERS = frozenset({"clients", "console", "demo", "docs", "drill", "e2e"})
 DATABASE_FOLDERS = frozenset({"capture", "database", "log"})
 DATABASES = frozenset({"any_application", "sqlite_application"})
 PROCESS_STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"})
@@ -61,7 +64,6 @@ PROCESS_STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os
 # No deadline, because the time for an example depends more on the machine than on the code. pytest-timeout limits the
 # whole test.
 hypothesis.settings.register_profile("here", deadline=None)
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=QUICK_EXAMPLES)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 
 
@@ -78,17 +80,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("ci" if skips_are_forbidden() else "here")
     if config.getoption("quick"):
+        hypothesis.settings.register_profile("quick", hypothesis.settings(), max_examples=QUICK_EXAMPLES)
         hypothesis.settings.load_profile("quick")
-        sys.addaudithook(_skip_if_a_process_starts)
+        sys.addaudithook(_fail_if_a_process_starts)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("quick") and collection_path.name in PROGRAM_FOLDERS else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("quick"):
         return
     quick = [item for item in items if _is_quick(item)]
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and 2 * len(quick) < len(items):
-        message = f"--quick is to run most tests, and would run {len(quick)} of {len(items)}"
-        raise pytest.UsageError(message)
     config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
     items[:] = quick
     gc.freeze()  # modules and tests stay imported: this saves a tenth of the time
@@ -107,9 +111,9 @@ def _is_quick(item: pytest.Item) -> bool:
     )
 
 
-def _skip_if_a_process_starts(event: str, _arguments: object) -> None:
+def _fail_if_a_process_starts(event: str, _arguments: object) -> None:
     if event in PROCESS_STARTS and "PYTEST_CURRENT_TEST" in os.environ:  # pytest-xdist starts its workers
-        pytest.skip("starts a process")
+        pytest.fail("starts a process: mark the test slow")
 
 
 @pytest.hookimpl(wrapper=True)

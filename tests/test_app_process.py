@@ -44,6 +44,7 @@ async def prepared(soft: int, hard: int) -> list[object]:
     return found
 
 
+@pytest.mark.slow
 async def test_file_limit_collector_and_switch_interval_are_set() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert await prepared(100, hard) == [[hard, hard], [5_000, 200, 100], True, 0.0005]
@@ -60,6 +61,7 @@ async def test_serve_leaves_the_process_unchanged(sqlite_application: Applicatio
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_no_garbage_collection_at_the_end_of_a_command() -> None:
     code = (
         "import gc, sys; from airy_trio.__main__ import main; sys.argv[1:] = ['--version']; "

@@ -62,6 +62,7 @@ def sources(folder: str, pattern: str = "*") -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in found}
 
 
+@pytest.mark.slow
 def test_wheel_has_package_migrations_examples_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     migrations = {f"airy_trio/{name}" for name in sources("migrations")}
@@ -71,6 +72,7 @@ def test_wheel_has_package_migrations_examples_and_nothing_else(wheel: zipfile.Z
     assert "airy_trio/py.typed" in inside
 
 
+@pytest.mark.slow
 def test_wheel_has_its_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
     assert metadata["Requires-Python"] == ">=3.11"
@@ -80,6 +82,7 @@ def test_wheel_has_its_metadata(wheel: zipfile.ZipFile) -> None:
     assert "airy-trio = airy_trio.__main__:main" in scripts
 
 
+@pytest.mark.slow
 def test_wheel_has_every_file_of_the_console(wheel: zipfile.ZipFile) -> None:
     inside = {name.removeprefix("airy_trio/admin/console/") for name in wheel.namelist()}
     page = wheel.read("airy_trio/admin/console/console.html").decode()
@@ -90,6 +93,7 @@ def test_wheel_has_every_file_of_the_console(wheel: zipfile.ZipFile) -> None:
     assert named <= inside
 
 
+@pytest.mark.slow
 def test_description_links_to_the_files_of_this_version(wheel: zipfile.ZipFile, sdist: set[str]) -> None:
     """Relative links do not work outside of the checkout."""
     metadata = message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
@@ -120,6 +124,7 @@ def test_description_links_to_the_files_of_this_version(wheel: zipfile.ZipFile, 
     assert any(picture for picture, _ in links)
 
 
+@pytest.mark.slow
 def test_make_dist_refuses_an_address_that_is_not_public() -> None:
     """The address in the metadata is reserved for documentation (RFC 2606) until the project has one."""
     if "example.org" not in (ROOT / "pyproject.toml").read_text():
@@ -130,6 +135,7 @@ def test_make_dist_refuses_an_address_that_is_not_public() -> None:
     assert "no public address" in ended.stdout
 
 
+@pytest.mark.slow
 def test_wheel_works_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)  # noqa: S202 - we have just built it
     ended = subprocess.run(
@@ -143,6 +149,7 @@ def test_wheel_works_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path
     assert Path(ended.stdout.strip()) == tmp_path / "airy_trio" / "cli" / "__init__.py"
 
 
+@pytest.mark.slow
 def test_sdist_is_enough_to_work_on(sdist: set[str]) -> None:
     needed = {"LICENSE", "Makefile", "README.md", "pyproject.toml", "tests/clients/package-lock.json"}
     assert needed <= sdist

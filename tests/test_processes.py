@@ -24,6 +24,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.slow
 async def test_record_is_the_first_with_these_facts() -> None:
     with trio.fail_after(20):
         async with running(Program, python(SPEAKS_THEN_WAITS)) as started:
@@ -32,6 +33,7 @@ async def test_record_is_the_first_with_these_facts() -> None:
             await started.kill()
 
 
+@pytest.mark.slow
 async def test_missing_record_raises_with_the_output() -> None:
     with trio.fail_after(20):
         async with running(Program, python("import sys; sys.exit('no such table')")) as started:
@@ -39,6 +41,7 @@ async def test_missing_record_raises_with_the_output() -> None:
                 await started.record("listening")
 
 
+@pytest.mark.slow
 async def test_terminate_returns_exit_code_and_complete_output() -> None:
     code = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM});" + SPEAKS_THEN_WAITS
     with trio.fail_after(20):
@@ -48,6 +51,7 @@ async def test_terminate_returns_exit_code_and_complete_output() -> None:
             assert started.out.all == ["last words, no line end"]
 
 
+@pytest.mark.slow
 async def test_process_is_killed_at_the_end() -> None:
     with trio.fail_after(20):
         async with running(Program, python("import time; time.sleep(600)")) as started:
@@ -55,6 +59,7 @@ async def test_process_is_killed_at_the_end() -> None:
         assert started.process.returncode == -9
 
 
+@pytest.mark.slow
 async def test_process_gets_the_environment_without_libpq_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "elsewhere")
     monkeypatch.setenv("KEPT", "1")

@@ -42,6 +42,7 @@ def commit(repository: Path, *tags: str) -> None:
         git(repository, "tag", "--annotate", "--message", tag, tag)
 
 
+@pytest.mark.slow
 def test_tag_of_head_is_not_the_previous_release(repository: Path) -> None:
     commit(repository, "v0.1.0")
     assert previous_tag(repository) is None
@@ -51,6 +52,7 @@ def test_tag_of_head_is_not_the_previous_release(repository: Path) -> None:
     assert previous_tag(repository) == "v0.1.0"
 
 
+@pytest.mark.slow
 def test_newest_version_before_head_is_the_previous_release(repository: Path) -> None:
     commit(repository, "v0.1.0")
     commit(repository, "v0.9.0")
@@ -65,6 +67,7 @@ def test_newest_version_before_head_is_the_previous_release(repository: Path) ->
     assert previous_tag(repository) == "v0.10.0"  # the other is no ancestor
 
 
+@pytest.mark.slow
 def test_clone_without_history_has_no_previous_release(repository: Path, tmp_path: Path) -> None:
     commit(repository, "v0.1.0")
     commit(repository)
@@ -72,6 +75,7 @@ def test_clone_without_history_has_no_previous_release(repository: Path, tmp_pat
     assert previous_tag(tmp_path / "shallow") is None
 
 
+@pytest.mark.slow
 def test_missing_tag_of_a_release_is_an_error(tmp_path: Path) -> None:
     changelog = "# Changelog\n\n## Unreleased\n\n## 0.1.0 (2026-12-01)\n"
     (tmp_path / "CHANGELOG.md").write_text(changelog)
@@ -80,6 +84,7 @@ def test_missing_tag_of_a_release_is_an_error(tmp_path: Path) -> None:
     assert not is_released("# Changelog\n\n## 0.1.0 (2026-12-01)\n\n### Added\n")  # the commit of the first tag
 
 
+@pytest.mark.slow
 def test_folder_in_another_repository_has_no_previous_release(repository: Path) -> None:
     commit(repository, "v0.1.0")
     commit(repository)

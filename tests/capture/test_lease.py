@@ -141,6 +141,7 @@ async def test_only_one_lease_on_a_file_is_acquired(tmp_path: Path) -> None:
     await second.release()
 
 
+@pytest.mark.slow
 async def test_a_killed_process_releases_the_lock_file(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     lease = FileLease(path)

@@ -142,6 +142,7 @@ def test_version_and_help(command_line: CommandLine) -> None:
     assert all(command in shown.out for command in ("demo", "migrate", "--config"))
 
 
+@pytest.mark.slow
 async def test_unset_variable_as_a_process(here: Here) -> None:
     config = here.config('[database]\nurl = "${AIRY_TEST_UNSET}"\n')
     assert "AIRY_TEST_UNSET" in message_of(await run("--config", config), 2)
@@ -260,6 +261,7 @@ async def test_memory_store_next_to_another_server(any_application: Application,
 # Migrate
 
 
+@pytest.mark.slow
 async def test_migrate_installs_what_the_server_needs(here: Here) -> None:
     config = here.on(f"sqlite:///{here.folder}/new.db")
     made = await run("migrate", "--with-tables", "--config", config)

@@ -30,6 +30,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BASH is None, reason="no bash on this machine")
 @pytest.mark.parametrize(
     "words, completed",
@@ -50,6 +51,7 @@ def test_bash_completes(words: list[str], completed: list[str], installed: dict[
     assert ended.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell, word", [("zsh", "compdef _airy_trio_completion airy-trio"), ("fish", "complete ")])
 async def test_other_shells_get_their_script(shell: str, word: str) -> None:
     ended = await run("completion", shell)
@@ -58,6 +60,7 @@ async def test_other_shells_get_their_script(shell: str, word: str) -> None:
     assert "_AIRY_TRIO_COMPLETE" in ended.out
 
 
+@pytest.mark.slow
 async def test_unknown_shell_is_rejected_with_the_known_ones() -> None:
     ended = await run("completion", "tcsh")
     assert (ended.code, ended.out) == (2, "")

@@ -35,6 +35,7 @@ def test_every_command_and_option_has_help(name: str) -> None:
     assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, airy_trio.cli; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
     ended = subprocess.run([sys.executable, "-c", code, *HEAVY], check=True, capture_output=True, text=True)

@@ -57,6 +57,7 @@ def logged(count: int) -> tuple[int, list[str]]:
         return process.returncode, err.decode().splitlines()
 
 
+@pytest.mark.slow
 def test_lines_wait_for_a_late_reader() -> None:
     code, lines = logged(LOG_LINES_MAX)
     assert code == 1
@@ -64,6 +65,7 @@ def test_lines_wait_for_a_late_reader() -> None:
     assert (lines[LOG_LINES_MAX], lines[-1]) == ("Traceback (most recent call last):", "LookupError: the last line")
 
 
+@pytest.mark.slow
 def test_dropped_lines_are_counted() -> None:
     count = 2 * LOG_LINES_MAX
     code, lines = logged(count)

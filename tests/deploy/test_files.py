@@ -64,6 +64,7 @@ def assert_accepted(words: list[str]) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_unit_is_valid() -> None:
     assert set(unit()) == {"Unit", "Service", "Install"}
     systemd_analyze = shutil.which("systemd-analyze")
@@ -75,6 +76,7 @@ def test_unit_is_valid() -> None:
         assert faults == []
 
 
+@pytest.mark.slow
 def test_unit_runs_the_program_and_waits_for_its_shutdown() -> None:
     service = unit()["Service"]
     words = service["ExecStart"].split()
@@ -108,6 +110,7 @@ def test_image_copies_existing_files_and_runs_unprivileged() -> None:
     assert all(word in allowed for word, _ in final)
 
 
+@pytest.mark.slow
 def test_image_starts_the_program_with_a_health_check() -> None:
     named = dict(instructions())
     entry, command = (yaml.safe_load(named[name]) for name in ("ENTRYPOINT", "CMD"))
@@ -154,6 +157,7 @@ def test_image_is_built_from_no_settings() -> None:
     assert allowed == copied - {"config"} | of_config
 
 
+@pytest.mark.slow
 def test_compose_fits_the_image_and_the_settings() -> None:
     services = compose()["services"]
     for name in ("migrate", "server"):
@@ -190,6 +194,7 @@ def kubernetes_settings() -> Settings:
     return parse(text, {"DATABASE_URL": "postgresql://airy@db/airy", "ADMIN_TOKEN": "t" * 16})
 
 
+@pytest.mark.slow
 def test_kubernetes_pods_run_the_program_with_the_settings() -> None:
     [file] = kubernetes()["ConfigMap"]["data"]
     config = kubernetes()["ConfigMap"]["metadata"]["name"]

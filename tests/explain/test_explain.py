@@ -330,6 +330,7 @@ async def test_memory_store_leaves_only_the_event_unknown(sqlite_application: Ap
     assert (found["verdict"], found.recorded) == ("not known: the event log cannot be read", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -124,6 +124,7 @@ FIVE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(int(TIMEOUT_S) + 10)
 @pytest.mark.parametrize("unseen", FIVE, ids=lambda unseen: unseen.name)
 async def test_events_arrive_without_an_edited_line(

@@ -32,6 +32,7 @@ def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_serves_in_a_strangers_program(tmp_path: Path) -> None:
     ended = run(PROGRAM, str(tmp_path / "inbox.db"), folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -68,6 +69,7 @@ def test_every_name_for_authors_of_stores_is_in_the_reference(name: str) -> None
     assert f"\n### {name}\n" in section
 
 
+@pytest.mark.slow
 def test_import_loads_nothing_before_use(tmp_path: Path) -> None:
     heavy = ("trio", "sqlalchemy", "airy_trio.app", "airy_trio.settings")
     code = "import sys, airy_trio; print(*set(sys.modules) & set(sys.argv[1:])); airy_trio.serve; airy_trio.settings"

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.application import Application
@@ -43,6 +44,7 @@ async def test_follows_a_server_with_a_token_from_the_environment(
         assert rejected.err == "airy-trio: the server refused: 401-unauthorized: The credentials were not accepted.\n"
 
 
+@pytest.mark.slow
 async def test_url_is_checked(tmp_path: Path) -> None:
     wrong = await run("tail", "--url", "http://example.org")
     both = await run("tail", "--url", "ws://example.org", "--config", str(tmp_path / "a.toml"))
