@@ -18,8 +18,7 @@ from prometheus_client.registry import Collector
 from airy_trio.admin.readiness import Condition
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import BOUNDS_S, Latencies
-from airy_trio.log.recorder import Recorder
-from airy_trio.log.retention import Retention
+from airy_trio.log.recorder import Recorder, Retention
 from airy_trio.sessions.registry import Sessions
 from airy_trio.version import __version__
 

@@ -54,8 +54,7 @@ from airy_trio.log.current import TYPE_OF, StateOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import BUILT_IN, LogOptions, find_store
-from airy_trio.log.recorder import Recorder, RecorderOptions
-from airy_trio.log.retention import Retention
+from airy_trio.log.recorder import Recorder, RecorderOptions, Retention
 from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
 from airy_trio.sessions.conversation import Services

@@ -17,6 +17,8 @@ point returns the same changes.
 Standby. The workers of a command share the machine with a process that only records. They are standbys: they poll the
 lease ten times less often than that process does, so it nearly always wins, and a worker that holds the lease offers it
 now and then. The processes do not need to know about each other; the lease alone decides.
+
+Trimming. The node that records also trims both logs (``Retention``), the change log up to what is recorded.
 """
 
 from collections import Counter
@@ -37,7 +39,8 @@ from airy_trio.events.values import RowFault
 from airy_trio.log.current import StateOptions, StateRecorder
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
-from airy_trio.log.store import NewEvent, Position, StaleAppend, StateChange, StoredState
+from airy_trio.log.options import LogOptions
+from airy_trio.log.store import EventStore, NewEvent, Position, StaleAppend, StateChange, StoredState
 from airy_trio.retry import Backoff, Outage
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -62,6 +65,12 @@ BACKOFF_MAX_S: Final = 0.5
 """Less than the idle time-out of a recorder's session."""
 NEWCOMER_PAUSE_S: Final = 2 * BACKOFF_MAX_S
 """A recorder that is alive acquires a released lease in this time."""
+TRIM_PERIOD_S: Final = 1.0
+"""Between the end of one trim and the start of the next."""
+TRIM_EVENTS_MAX: Final = 5000
+"""Events deleted in one transaction of the event store."""
+TRIM_CHANGES_MAX: Final = 500
+"""Changes deleted in one transaction of the application's database: well under a millisecond of write lock."""
 
 logger = structlog.get_logger(__name__)
 
@@ -443,3 +452,48 @@ class ReadAhead:
         begun, self._begun = self._begun, None
         if begun is not None:
             await begun.ended.wait()
+
+
+class Retention:
+    """Trims the event log and the change log in small batches, in one task, ``run``."""
+
+    def __init__(self, store: EventStore, feed: ChangeFeed, recorder: Recorder, options: LogOptions) -> None:
+        self._store = store
+        self._feed = feed
+        self._recorder = recorder
+        self._options = options
+        self.trimmed = {"events": 0, "changes": 0}
+        """How many were deleted since the start."""
+
+    async def run(self) -> None:
+        """Trim while this node records, until cancelled.
+
+        If a store or database is unavailable, the trim is repeated in the next period. One warning for each outage.
+        """
+        outage = Outage(logger, "trimming postponed")
+        while True:
+            await trio.sleep(TRIM_PERIOD_S)
+            try:
+                await self._trim_events()
+                await self._trim_changes()
+            except Unavailable as error:
+                outage.begin(str(error))
+            else:
+                outage.end()
+
+    async def _trim_events(self) -> None:
+        count = TRIM_EVENTS_MAX
+        while count == TRIM_EVENTS_MAX and self._recorder.recording:
+            count = await self._store.trim(
+                age_s=self._options.retain_s,
+                keep=self._options.retain_events,
+                limit=TRIM_EVENTS_MAX,
+                unused_s=self._options.retain_durables_s,
+            )
+            self.trimmed["events"] += count
+
+    async def _trim_changes(self) -> None:
+        count = TRIM_CHANGES_MAX
+        while count == TRIM_CHANGES_MAX and self._recorder.recording and self._recorder.recorded is not None:
+            count = await self._feed.trim(self._recorder.recorded, TRIM_CHANGES_MAX)
+            self.trimmed["changes"] += count

@@ -5,14 +5,14 @@ from pathlib import Path
 import trio
 
 from airy_trio.database import SQLITE
-from airy_trio.log.retention import CHANGES_MAX
+from airy_trio.log.recorder import TRIM_CHANGES_MAX
 from tests.application import Application
 from tests.drill.log_check import log_of
 from tests.e2e.route import Event, assert_in_order, configure, listening
 from tests.processes import server
 
 TIMEOUT_S = 40.0
-ROWS = 2 * CHANGES_MAX + 10  # more than two trimming transactions delete
+ROWS = 2 * TRIM_CHANGES_MAX + 10  # more than two trimming transactions delete
 RETAINED = 20
 
 

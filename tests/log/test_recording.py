@@ -11,8 +11,7 @@ from airy_trio.database import DatabaseOptions
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
-from airy_trio.log.recorder import Recorder, RecorderOptions
-from airy_trio.log.retention import Retention
+from airy_trio.log.recorder import Recorder, RecorderOptions, Retention
 from airy_trio.settings import Settings
 from tests.application import Application
 from tests.capture.feeds import feed_of

@@ -7,7 +7,7 @@ from trio.testing import MockClock
 from airy_trio.capture.feed import Consumer
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
+from airy_trio.log.recorder import TRIM_CHANGES_MAX, TRIM_EVENTS_MAX, TRIM_PERIOD_S, Retention
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from tests.log.places import event
 from tests.log.recording import MoodyStore, Node, captured_warnings, node, recorded, started, tag, until
@@ -26,7 +26,7 @@ class Limited(MoodyStore):
         if self.trims_fail:
             message = "the store is away"
             raise StoreUnavailable(message)
-        assert limit == EVENTS_MAX
+        assert limit == TRIM_EVENTS_MAX
         self.trimmed.append(await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s))
         return self.trimmed[-1]
 
@@ -37,7 +37,7 @@ class LimitedFeed(MemoryFeed):
         self.trimmed: list[int] = []
 
     async def trim(self, upto: str, limit: int) -> int:
-        assert limit == CHANGES_MAX
+        assert limit == TRIM_CHANGES_MAX
         self.trimmed.append(await super().trim(upto, limit))
         return self.trimmed[-1]
 
@@ -65,15 +65,15 @@ async def test_excess_events_are_deleted_in_small_batches(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = Limited()
-    await store.append((await store.bounds()).head, [event(1)] * (2 * EVENTS_MAX + 100), changes.point(0))
+    await store.append((await store.bounds()).head, [event(1)] * (2 * TRIM_EVENTS_MAX + 100), changes.point(0))
     changes.consumer = Consumer((await store.bounds()).epoch, "our store")
     one = await started(nursery, node(changes, store))
     retention = retention_of(one, MemoryFeed(changes))
     nursery.start_soon(retention.run)
-    await trio.sleep(1.5 * PERIOD_S)
-    assert store.trimmed == [EVENTS_MAX, EVENTS_MAX, 90]
+    await trio.sleep(1.5 * TRIM_PERIOD_S)
+    assert store.trimmed == [TRIM_EVENTS_MAX, TRIM_EVENTS_MAX, 90]
     assert len(await recorded(store)) == 10
-    assert retention.trimmed == {"events": 2 * EVENTS_MAX + 90, "changes": 0}
+    assert retention.trimmed == {"events": 2 * TRIM_EVENTS_MAX + 90, "changes": 0}
     nursery.cancel_scope.cancel()
 
 
@@ -88,7 +88,7 @@ async def test_old_events_are_deleted(changes: MemoryChanges, nursery: trio.Nurs
     changes.write(tag(2))
     await until(lambda: one.log.head.offset == 2)
     now_s[0] += 11
-    await trio.sleep(1.5 * PERIOD_S)
+    await trio.sleep(1.5 * TRIM_PERIOD_S)
     assert await recorded(store) == ["tag:t2"]
     nursery.cancel_scope.cancel()
 
@@ -106,7 +106,7 @@ async def test_positions_are_retained_longer_than_events(
     found = []
     for age_s in (61, 599, 601):
         now_s[0] = 1000 + age_s
-        await trio.sleep(1.5 * PERIOD_S)
+        await trio.sleep(1.5 * TRIM_PERIOD_S)
         found.append((await recorded(store), await store.acknowledged("ann", "inbox")))
     assert found == [([], one.log.head), ([], one.log.head), ([], None)]
     nursery.cancel_scope.cancel()
@@ -119,11 +119,11 @@ async def test_recorded_changes_are_deleted_in_small_batches(
     feed = LimitedFeed(changes)
     retention = retention_of(one, feed)
     nursery.start_soon(retention.run)
-    changes.write(*[tag(1)] * (CHANGES_MAX + 7))
-    await trio.sleep(1.5 * PERIOD_S)
-    assert feed.trimmed == [CHANGES_MAX, 7]
-    assert changes.trimmed == CHANGES_MAX + 7
-    assert retention.trimmed["changes"] == CHANGES_MAX + 7
+    changes.write(*[tag(1)] * (TRIM_CHANGES_MAX + 7))
+    await trio.sleep(1.5 * TRIM_PERIOD_S)
+    assert feed.trimmed == [TRIM_CHANGES_MAX, 7]
+    assert changes.trimmed == TRIM_CHANGES_MAX + 7
+    assert retention.trimmed["changes"] == TRIM_CHANGES_MAX + 7
     nursery.cancel_scope.cancel()
 
 
@@ -137,10 +137,10 @@ async def test_unrecorded_changes_stay(
     store.away = True
     changes.write(*map(tag, range(6, 9)))
     nursery.start_soon(retention_of(one, MemoryFeed(changes)).run)
-    await trio.sleep(10 * PERIOD_S)
+    await trio.sleep(10 * TRIM_PERIOD_S)
     store.away = False
     await until(lambda: one.log.head.offset == 8)
-    await trio.sleep(2 * PERIOD_S)
+    await trio.sleep(2 * TRIM_PERIOD_S)
     assert changes.trimmed == 8
     assert await recorded(store) == [f"tag:t{number}" for number in range(1, 9)]
     nursery.cancel_scope.cancel()
@@ -155,11 +155,11 @@ async def test_only_the_recording_node_trims(
     nursery.start_soon(retention_of(two, MemoryFeed(changes), retain_events=1).run)
     changes.write(*map(tag, range(1, 6)))
     await until(lambda: one.log.head.offset == 5)
-    await trio.sleep(10 * PERIOD_S)
+    await trio.sleep(10 * TRIM_PERIOD_S)
     assert (store.trimmed, changes.trimmed) == ([], 0)
     changes.holder = two.lease
     await until(lambda: two.recorder.recording)
-    await trio.sleep(2 * PERIOD_S)
+    await trio.sleep(2 * TRIM_PERIOD_S)
     assert len(await recorded(store)) == 1
     nursery.cancel_scope.cancel()
 
@@ -174,9 +174,9 @@ async def test_an_outage_is_logged_once(
         changes.write(*map(tag, range(1, 6)))
         for _ in range(2):
             store.trims_fail = True
-            await trio.sleep(10 * PERIOD_S)
+            await trio.sleep(10 * TRIM_PERIOD_S)
             store.trims_fail = False
-            await trio.sleep(2 * PERIOD_S)
+            await trio.sleep(2 * TRIM_PERIOD_S)
     assert warnings == ["trimming postponed"] * 2
     assert len(await recorded(store)) == 1
     nursery.cancel_scope.cancel()
