@@ -22,8 +22,8 @@ from airy_trio.admin.metrics import Sources
 from airy_trio.admin.readiness import Condition
 from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.events.models import TYPES
-from airy_trio.log.latency import BOUNDS_S
 from airy_trio.log.store import Position
+from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.version import __version__
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -119,7 +119,7 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
         "behind": found.behind,
         "deliveries": found.deliveries,
         "bytes": found.bytes,
-        "latency": {"bounds_s": BOUNDS_S, "counts": latencies.counts, "total_s": latencies.total_s},
+        "latency": {"bounds_s": LATENCY_BUCKETS_S, "counts": latencies.counts, "total_s": latencies.total_s},
         "recording": recorder.recording,
         "lag_s": recorder.lag_s,
         "events": recorded["events"],

@@ -17,8 +17,8 @@ from prometheus_client.registry import Collector
 
 from airy_trio.admin.readiness import Condition
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.latency import BOUNDS_S, Latencies
 from airy_trio.log.recorder import Recorder, Retention
+from airy_trio.log.tail import LATENCY_BUCKETS_S, Latencies
 from airy_trio.sessions.registry import Sessions
 from airy_trio.version import __version__
 
@@ -141,6 +141,6 @@ def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[s
 
 
 def _histogram(name: str, words: str, latencies: Latencies) -> Metric:
-    bounds = [*(repr(bound) for bound in BOUNDS_S), "+Inf"]
+    bounds = [*(repr(bound) for bound in LATENCY_BUCKETS_S), "+Inf"]
     buckets = list(zip(bounds, itertools.accumulate(latencies.counts), strict=True))
     return HistogramMetricFamily(f"{PREFIX}{name}", words, buckets=buckets, sum_value=latencies.total_s)

@@ -10,9 +10,9 @@ from typing import Final
 from airy_trio.delivery.client import EncodedBatch, Subscription
 from airy_trio.delivery.framing import STATE_COMPLETE
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.latency import Latencies
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, StoredEvent
+from airy_trio.log.tail import Latencies
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024

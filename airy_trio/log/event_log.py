@@ -35,7 +35,6 @@ import trio
 
 from airy_trio.events.destinations import Destination, OfConversation
 from airy_trio.log.current import CurrentState
-from airy_trio.log.latency import Arrivals, Latencies, StoreClock
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
 from airy_trio.log.store import (
@@ -51,7 +50,7 @@ from airy_trio.log.store import (
     StoreUnavailable,
     is_all,
 )
-from airy_trio.log.tail import Tail, View
+from airy_trio.log.tail import Arrivals, Latencies, StoreClock, Tail, View
 from airy_trio.retry import Outage
 
 READ_EVENTS_MAX: Final = 1000

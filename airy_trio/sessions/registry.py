@@ -28,8 +28,8 @@ from airy_trio.delivery.disconnects import (
     reason_after,
 )
 from airy_trio.events.destinations import Addressed, covers, destinations_of, text
-from airy_trio.log.latency import Latencies
 from airy_trio.log.store import Position
+from airy_trio.log.tail import Latencies
 from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console

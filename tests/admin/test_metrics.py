@@ -11,7 +11,7 @@ from airy_trio.backfill import BackfillOptions, backfill
 from airy_trio.capture.feed import Kind
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.events.models import TYPES
-from airy_trio.log.latency import BOUNDS_S
+from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Rejected, StompClient, connect
 from airy_trio.websocket.request import STATUSES
@@ -158,7 +158,7 @@ async def test_latency_histograms_exclude_replays(any_application: Application) 
         buckets = {
             labels[0][1]: number for (found, labels), number in samples.items() if found == f"airy_trio_{name}_bucket"
         }
-        assert [float(bound) for bound in buckets] == [*BOUNDS_S, float("inf")]
+        assert [float(bound) for bound in buckets] == [*LATENCY_BUCKETS_S, float("inf")]
         assert list(buckets.values()) == sorted(buckets.values())
         assert buckets["+Inf"] == value(samples, f"airy_trio_{name}_count") >= count
         assert 0 < value(samples, f"airy_trio_{name}_sum") < 10 * count

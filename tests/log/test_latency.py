@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.log.latency import BATCHES_MAX, BOUNDS_S, Arrivals, Latencies
+from airy_trio.log.tail import ARRIVALS_MAX, LATENCY_BUCKETS_S, Arrivals, Latencies
 
 
 class TestArrivals:
@@ -25,14 +25,14 @@ class TestArrivals:
 
     def test_the_older_half_is_forgotten(self) -> None:
         arrivals = Arrivals()
-        for offset in range(1, BATCHES_MAX + 1):
+        for offset in range(1, ARRIVALS_MAX + 1):
             arrivals.add(offset, offset, float(offset))
         assert arrivals.at(1) == 1.0
-        arrivals.add(BATCHES_MAX + 1, BATCHES_MAX + 1, 0.5)
-        forgotten = BATCHES_MAX // 2
+        arrivals.add(ARRIVALS_MAX + 1, ARRIVALS_MAX + 1, 0.5)
+        forgotten = ARRIVALS_MAX // 2
         assert arrivals.at(forgotten) is None
         assert arrivals.at(forgotten + 1) == forgotten + 1
-        assert arrivals.at(BATCHES_MAX + 1) == 0.5
+        assert arrivals.at(ARRIVALS_MAX + 1) == 0.5
 
     def test_clear_forgets_all_times(self) -> None:
         arrivals = Arrivals()
@@ -44,11 +44,11 @@ class TestArrivals:
 
 
 class TestLatencies:
-    @pytest.mark.parametrize("index", range(len(BOUNDS_S)))
+    @pytest.mark.parametrize("index", range(len(LATENCY_BUCKETS_S)))
     def test_a_bucket_includes_its_bound(self, index: int) -> None:
         latencies = Latencies()
-        latencies.observe(BOUNDS_S[index])
-        latencies.observe(BOUNDS_S[index] * 1.0001)
+        latencies.observe(LATENCY_BUCKETS_S[index])
+        latencies.observe(LATENCY_BUCKETS_S[index] * 1.0001)
         assert latencies.counts[index : index + 2] == (1, 1)
         assert sum(latencies.counts) == 2
 
@@ -58,5 +58,5 @@ class TestLatencies:
         latencies.observe(1e9)
         latencies.observe(-5.0)
         assert latencies.total_s == 6.0 + 1e9
-        assert latencies.counts[BOUNDS_S.index(2.5)] == 3
+        assert latencies.counts[LATENCY_BUCKETS_S.index(2.5)] == 3
         assert (latencies.counts[0], latencies.counts[-1]) == (1, 1)
