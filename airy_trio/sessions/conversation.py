@@ -20,7 +20,6 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from airy_trio.auth import Authenticator, Refusal, RefusalKind, UnknownKeyError
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
 from airy_trio.delivery.disconnects import (
     DONE,
@@ -33,7 +32,7 @@ from airy_trio.delivery.disconnects import (
     with_token,
 )
 from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables
-from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.fanout import Batches, FanOut, Senders
 from airy_trio.delivery.start import LIVE, Start, StartRequest, start, start_at_once, until_available
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.event_log import EventLog

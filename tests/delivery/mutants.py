@@ -16,9 +16,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.delivery import disconnects, fanout
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, Subscription
-from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.fanout import Batches, FanOut, Senders
 from airy_trio.log.reads import Page, Reads
 from airy_trio.log.tail import Tail
 from airy_trio.sessions.conversation import Conversation

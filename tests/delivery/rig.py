@@ -9,10 +9,9 @@ import trio
 from attrs import define, field
 
 from airy_trio.auth import Authenticator, AuthOptions
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
-from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.fanout import Batches, FanOut, Senders
 from airy_trio.delivery.framing import StompFraming
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable

@@ -7,8 +7,8 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from airy_trio.delivery.batches import BATCH_BYTES_MAX, SHARED_BATCHES_MAX, Batches
 from airy_trio.delivery.client import Client, Subscription, Window
+from airy_trio.delivery.fanout import BATCH_BYTES_MAX, SHARED_BATCHES_MAX, Batches
 from airy_trio.delivery.framing import StompFraming
 from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from airy_trio.delivery import fanout
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription, Window
+from airy_trio.delivery.fanout import Batches
 from airy_trio.delivery.framing import StompFraming
 from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING

@@ -6,9 +6,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.delivery import disconnects, fanout
-from airy_trio.delivery.batches import BATCH_BYTES_MAX
 from airy_trio.delivery.client import ClientState
-from airy_trio.delivery.fanout import YIELD_EVERY
+from airy_trio.delivery.fanout import BATCH_BYTES_MAX, YIELD_EVERY
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.codec import encode
 from airy_trio.stomp.frames import Frame, Version

@@ -9,9 +9,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.delivery import disconnects
-from airy_trio.delivery.batches import BATCH_BYTES_MAX
 from airy_trio.delivery.client import ClientState, ReplayOptions
-from airy_trio.delivery.fanout import SenderStatistics
+from airy_trio.delivery.fanout import BATCH_BYTES_MAX, SenderStatistics
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.websocket.frames import close_frame

@@ -12,9 +12,9 @@ from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
 from airy_trio.delivery import disconnects
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import ClientState, EncodedBatch, ReplayOptions, Subscription
 from airy_trio.delivery.disconnects import DisconnectReason
+from airy_trio.delivery.fanout import Batches
 from airy_trio.delivery.framing import RETRY_MS_MAX, RETRY_MS_MIN
 from airy_trio.log.current import Marks
 from airy_trio.log.options import LogOptions

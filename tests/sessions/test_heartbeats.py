@@ -10,9 +10,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.delivery import disconnects
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState
-from airy_trio.delivery.fanout import Senders
+from airy_trio.delivery.fanout import Batches, Senders
 from airy_trio.delivery.framing import StompFraming
 from airy_trio.sessions.heartbeats import (
     PING_EVERY_S,
