@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from airy_trio import terminal
-from airy_trio.admin.console import FOLDER
+from airy_trio.admin.endpoints import CONSOLE
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import DELETABLE, FIELDS, KINDS, SINGULAR, TablesOptions
 from airy_trio.cli.commands import TYPES as NAMES
@@ -44,10 +44,10 @@ def test_an_event_of_a_conversation_has_its_channel(event: type) -> None:
 def test_terminal_and_console_know_every_type() -> None:
     assert terminal.COLOURS.keys() == set(NAMES)
     assert set(CASES.findall(inspect.getsource(terminal))) >= {f"{name}.updated" for name in NAMES}
-    words = (FOLDER / "words.js").read_text()
+    words = (CONSOLE / "words.js").read_text()
     assert re.search(r"KINDS = \[(.*)\]", words)[1].replace('"', "").split(", ") == list(NAMES)  # type: ignore[index]
     assert set(CASES.findall(words)) == set(TYPES)
-    styles = (FOLDER / "console.css").read_text()
+    styles = (CONSOLE / "console.css").read_text()
     for name in NAMES:
         assert f"  --{name}: light-dark(" in styles
         assert f'[data-kind="{name}"] {{ --kind: var(--{name}); }}' in styles

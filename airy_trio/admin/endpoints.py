@@ -1,9 +1,12 @@
-"""The pages of the admin port for programs. None of them waits.
+"""The pages of the admin port: those for programs, and the console. None of them waits.
 
 ``starting_pages`` has the probes of a server that is starting, and ``pages`` those of a running one: probes,
 ``/metrics``, ``/api/clients``, and the statistics that the console polls: ``/api/figures`` and ``/api/connections``.
-Counts are cumulative, so two answers give a rate. The console receives events as a client. ``ClientEndpoint`` is where
-a browser finds the port for clients, and ``Node`` is the process that answers.
+Counts are cumulative, so two answers give a rate. ``Node`` is the process that answers.
+
+``console_pages`` has the page for a browser with its files, which are in the folder ``console`` and are read once. They
+load nothing from elsewhere. The content security policy that is sent with each enforces that, and allows no inline
+script or style. The console receives events as a client; ``ClientEndpoint`` is where it finds the port for clients.
 """
 
 import json
@@ -12,6 +15,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import define, field, frozen
@@ -30,6 +34,15 @@ HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosnif
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200
 NUMBER_DIGITS_MAX: Final = 18
+CONSOLE: Final = Path(__file__).parent / "console"
+CONSOLE_PAGE: Final = "console.html"
+CONSOLE_PREFIX: Final = "/console/"
+MEDIA_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
 
 
 def starting_pages(conditions: Callable[[], Mapping[str, Condition]]) -> Pages:
@@ -77,6 +90,43 @@ def pages(
         "/api/clients": clients,
         "/api/figures": figures,
         "/api/connections": connections,
+    }
+
+
+def console_pages(endpoint: "ClientEndpoint") -> Mapping[str, Page]:
+    """Make the page of the console and its files. ``endpoint``: the port for clients, which the policy allows."""
+
+    def of(file: Path) -> Page:
+        body, type_ = file.read_bytes(), MEDIA_TYPES[file.suffix]
+
+        def page(request: PageRequest) -> Answer:
+            return Answer(HTTPStatus.OK, body, {"content-type": type_, **_page_headers(endpoint.origin(request.host))})
+
+        return page
+
+    files = {file.name: of(file) for file in sorted(CONSOLE.iterdir()) if file.suffix in MEDIA_TYPES}
+    return {"/" if name == CONSOLE_PAGE else CONSOLE_PREFIX + name: page for name, page in files.items()}
+
+
+def _page_headers(clients: str | None) -> Mapping[str, str]:
+    policy = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self'",
+        "connect-src": "'self'" if clients is None else f"'self' {clients}",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+    }
+    return {
+        "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
     }
 
 

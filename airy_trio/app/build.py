@@ -18,7 +18,7 @@ import trio
 from attrs import Factory, asdict, field, frozen
 
 from airy_trio import migrate
-from airy_trio.admin import console, endpoints
+from airy_trio.admin import endpoints
 from airy_trio.admin.endpoints import ClientEndpoint, Node
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness, Starting
@@ -427,7 +427,10 @@ class Parts(Sources):
 
     def pages(self) -> Mapping[str, Page]:
         """Make the pages of the admin port."""
-        return {**console.pages(self.endpoint), **endpoints.pages(self, registry(self), self.endpoint, self.node)}
+        return {
+            **endpoints.console_pages(self.endpoint),
+            **endpoints.pages(self, registry(self), self.endpoint, self.node),
+        }
 
 
 def make_parts(  # noqa: PLR0913 - everything that was opened before

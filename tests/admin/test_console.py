@@ -7,8 +7,7 @@ import socket
 import pytest
 import trio
 
-from airy_trio.admin.console import FOLDER, MEDIA_TYPES
-from airy_trio.admin.endpoints import ClientEndpoint, Node
+from airy_trio.admin.endpoints import CONSOLE, MEDIA_TYPES, ClientEndpoint, Node
 from airy_trio.errors import SettingsError
 from airy_trio.testing.client import connect
 from tests.admin.serving import admin, free_port, serving_all
@@ -48,7 +47,7 @@ async def test_page_and_files_are_served_with_a_policy(sqlite_application: Appli
         assets = ASSET.findall(page.text)
         assert len(assets) == 4
         assert not re.search(r"<script(?![^>]*src=)|<style| style=| on[a-z]+=", page.text)
-        modules = [f"console/{path.name}" for path in FOLDER.glob("*.js")]
+        modules = [f"console/{path.name}" for path in CONSOLE.glob("*.js")]
         for name in {*assets, *modules}:
             file = await port.get(f"/{name}")
             assert (file.status_code, file.headers["x-content-type-options"]) == (200, "nosniff")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from airy_trio.admin.console import FOLDER
+from airy_trio.admin.endpoints import CONSOLE
 from tests.application import Application
 from tests.console.browser import Tab
 from tests.console.serving import FOCUS_RING, WITHOUT_BORDER, console
@@ -95,5 +95,5 @@ async def test_buttons_look_like_buttons(sqlite_application: Application, scheme
 
 def test_page_names_the_actors() -> None:
     """The console uses the words of the docs and the log, such as client, server and recorder, for every actor."""
-    for path in (*FOLDER.glob("*.js"), FOLDER / "console.html", FOLDER / "console.css"):
+    for path in (*CONSOLE.glob("*.js"), CONSOLE / "console.html", CONSOLE / "console.css"):
         assert re.findall(NOT_OUR_WORDS, path.read_text(), re.IGNORECASE) == [], path.name
