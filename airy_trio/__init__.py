@@ -8,11 +8,11 @@ authors of event stores.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from airy_trio.version import __version__
-
 if TYPE_CHECKING:
     from airy_trio import settings
     from airy_trio.app import Address, serve
+
+__version__ = "0.1.0"
 
 __all__ = ["Address", "__version__", "serve", "settings"]
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio import app
+from airy_trio import __version__, app
 from airy_trio.sessions.listener import FILES_RESERVED
 from airy_trio.testing.client import Closed, Rejected
-from airy_trio.version import __version__
 from tests.admin.serving import Port
 from tests.application import Application
 from tests.e2e.route import HOST, Listening, configure, listening

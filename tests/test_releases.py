@@ -98,7 +98,7 @@ def test_previous_release_is_built_from_its_tag(repository: Path, tmp_path: Path
     for name in ("airy_trio", "migrations", "config", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, repository / name)
-    version = repository / "airy_trio" / "version.py"
+    version = repository / "airy_trio" / "__init__.py"
     version.write_text('__version__ = "0.0.9"\n')
     git(repository, "add", ".")
     commit(repository, "v0.0.9")

@@ -22,13 +22,13 @@ from attrs import define, field, frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from airy_trio import __version__
 from airy_trio.admin.metrics import Sources
 from airy_trio.admin.readiness import Condition
 from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.events.models import TYPES
 from airy_trio.log.store import Position
 from airy_trio.log.tail import LATENCY_BUCKETS_S
-from airy_trio.version import __version__
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 PAGE_DEFAULT: Final = 50

@@ -17,7 +17,7 @@ import structlog
 import trio
 from attrs import Factory, asdict, field, frozen
 
-from airy_trio import migrate
+from airy_trio import __version__, migrate
 from airy_trio.admin import endpoints
 from airy_trio.admin.endpoints import ClientEndpoint, Node
 from airy_trio.admin.metrics import Sources, registry
@@ -60,7 +60,6 @@ from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
 from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
-from airy_trio.version import __version__
 from airy_trio.websocket.admission import Console
 from airy_trio.websocket.tls import Encryption
 

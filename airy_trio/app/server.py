@@ -30,7 +30,7 @@ import structlog
 import trio
 from attrs import evolve, fields, frozen
 
-from airy_trio import migrate
+from airy_trio import __version__, migrate
 from airy_trio.admin import server as admin
 from airy_trio.admin.endpoints import starting_pages
 from airy_trio.admin.readiness import Starting
@@ -44,7 +44,6 @@ from airy_trio.log.store import StoreReplaced
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket, within_files
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
-from airy_trio.version import __version__
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import Certificate, Encryption
 

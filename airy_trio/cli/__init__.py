@@ -15,9 +15,9 @@ import click
 import structlog
 import trio
 
+from airy_trio import __version__
 from airy_trio.cli.commands import COMMANDS, CONFIG, exit_on_error, load_settings
 from airy_trio.cli.init import init
-from airy_trio.version import __version__
 
 if TYPE_CHECKING:
     from airy_trio.settings import Settings

@@ -13,14 +13,13 @@ import sqlalchemy as sa
 import trio
 from playwright.sync_api import Page
 
-from airy_trio import app
+from airy_trio import __version__, app
 from airy_trio.admin import readiness
 from airy_trio.admin.endpoints import starting_pages
 from airy_trio.admin.readiness import Starting
 from airy_trio.admin.server import AdminOptions, open_listeners, serve
 from airy_trio.sessions import session
 from airy_trio.testing.client import connect
-from airy_trio.version import __version__
 from tests.admin.serving import HOST, free_port, serving_all
 from tests.application import Application, application
 from tests.console.browser import Tab, browsing
