@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
@@ -20,12 +20,12 @@ from attrs import define, evolve, field, frozen
 from airy_trio import health, migrate
 from airy_trio.app.build import open_database, opened_store, wait_until_available
 from airy_trio.capture import triggers
-from airy_trio.capture.change_log import ChangeLog, newest_change
-from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata
+from airy_trio.capture.change_log import ChangeLog, PostgresPoint, SqlitePoint
+from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, ResumePointLost
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.lease import is_held
 from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Table
-from airy_trio.capture.objects import DELETED, Change, Objects
+from airy_trio.capture.objects import DELETED, MARKS, Change, Objects
 from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, SQLITE, DatabaseError, Names, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError
@@ -40,6 +40,7 @@ READ_EVENTS_MAX: Final = 1000
 """How many events are read from the store at once."""
 TIMEOUT_S: Final = 5.0
 VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
+_VISIBLE = sa.text("select pg_visible_in_snapshot(cast(:txid as xid8), cast(:snapshot as pg_snapshot))")
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _STATES = {
     "recorded": "recorded",
@@ -248,6 +249,54 @@ def _read_database(
     report.recording = is_held(connection, names)
     report.lines.append(f"recorder  {_recorder(connection, names, held=report.recording)}")
     return report
+
+
+@frozen(kw_only=True)
+class NewestChange:
+    """The newest change of an object. ``at``: the trigger's clock. ``recorded``: the resume point includes it."""
+
+    operation: str
+    at: datetime
+    recorded: bool
+
+
+def newest_change(
+    connection: sa.Connection, names: Names, kind: Kind, key: Key, resume_point: str | None
+) -> NewestChange | None:
+    """Return the newest change of one object that the change log still has, or None. For diagnosis by an operator.
+
+    There is no index on keys, so this reads the whole change log, which retention keeps short.
+    """
+    rows = ChangeLog(names).rows
+    matches = [
+        sa.cast(column, sa.Text) == str(value)
+        for column, value in zip((rows.c.key_1, rows.c.key_2), key, strict=True)
+        if value is not None
+    ]
+    changes = sa.select(rows).where(rows.c.kind == kind, rows.c.operation.not_in(MARKS), *matches)
+    row = connection.execute(changes.order_by(rows.c.seq.desc()).limit(1)).first()
+    if row is None:
+        return None
+    at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)
+    recorded = resume_point is not None and _is_read(connection, names, row, resume_point)
+    return NewestChange(operation=row.operation, at=at, recorded=recorded)
+
+
+def _is_read(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_point: str) -> bool:
+    """Return whether a resume point includes a row of the change log."""
+    try:
+        if names.dialect != POSTGRES:
+            return bool(row.seq <= SqlitePoint.parse(resume_point).seq)
+        point = PostgresPoint.parse(resume_point)
+    except ResumePointLost:
+        return False
+    if _is_visible(connection, row, point.snapshot):
+        return True
+    return bool(point.target) and row.seq <= point.seq and _is_visible(connection, row, point.target)
+
+
+def _is_visible(connection: sa.Connection, row: sa.Row[Any], snapshot: str) -> bool:
+    return bool(connection.execute(_VISIBLE, {"txid": str(row.txid), "snapshot": snapshot}).scalar_one())
 
 
 def _key(table: Table, subject: Subject) -> Key:

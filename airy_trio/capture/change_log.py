@@ -3,9 +3,24 @@
 - ``change_log`` has one row for each changed row of the application: keys only, plus the values that the event of a
   deletion needs. Triggers write it, and backfills for rows that have not changed; the recorder reads and trims it.
 - ``change_state`` is a single row: the event log that consumes these changes (``consumer_epoch``, ``consumer_store``),
-  the history of the change log (``resume_points.History``), and the backfills that have not ended (``backfill``).
+  the history of the change log (``History``), and the backfills that have not ended (``backfill``).
 
 ``migrations/changes`` creates both.
+
+Resume points
+=============
+
+A resume point says how far a feed has read, and in which history of the database. It is a JSON object with
+
+- the position: on SQLite the number of a row of the change log, on Postgres a snapshot (see ``PostgresPoint``);
+- proof that the position means something in this database. Transaction numbers and row numbers are valid in one
+  history only. After a dump is restored, a file is replaced by a copy, or a standby is promoted, an old position can
+  look valid and lie in the future, and changes would be skipped silently;
+- ``source``, the random identity of the change log, and a ``mark`` (see below). The database keeps the marks of the
+  points that the event log may hold (``History``), so that a database or an event log that was restored to an older
+  state is detected.
+
+A key that is missing, as in points of older versions, matches any value.
 
 Sealing
 =======
@@ -27,27 +42,26 @@ power failure stops both machines, or because the store stops before it answers.
 """
 # ruff: noqa: D102 - the port documents each method
 
+import json
 import secrets
 from abc import abstractmethod
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Any, Final, Generic, Self, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from attrs import evolve, frozen
+from attrs import asdict, evolve, field, fields_dict, frozen
+from attrs.validators import matches_re
 
-from airy_trio.capture.feed import Consumer, Kind, ResumePointLost
-from airy_trio.capture.mapping import Key, Tables
-from airy_trio.capture.objects import MARKS, InspectedFeed
+from airy_trio.capture.feed import POINT_FORMAT, Consumer, ResumePointLost, parsed_point
+from airy_trio.capture.mapping import Tables
+from airy_trio.capture.objects import InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Query
-from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all
 from airy_trio.errors import Unavailable
 
 logger = structlog.get_logger(__name__)
-
-P = TypeVar("P", PostgresPoint, SqlitePoint)
 
 TABLE = "change_log"
 STATE = "change_state"
@@ -55,7 +69,209 @@ STATE = "change_state"
 MARKS_CHARS_MAX = 500
 _STATE_ID = 1  # of the only row
 
-_VISIBLE = sa.text("select pg_visible_in_snapshot(cast(:txid as xid8), cast(:snapshot as pg_snapshot))")
+MOMENT: Final = (
+    "cast(pg_current_snapshot() as text) as snapshot, (select oid from pg_database where datname = current_database()) "
+    "|| '.' || coalesce(cast(cast(to_regclass(:log) as oid) as text), '') as place"
+)
+"""Columns: the snapshot and the place of a ``PostgresPoint``. ``:log`` is the quoted name of the change log."""
+_NOW = sa.text(
+    "select cast(system_identifier as text) as system, "  # noqa: S608 - no text of others
+    f"substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, {MOMENT} from pg_control_system()"
+)
+
+
+@frozen
+class _Point:
+    """A point as text: the JSON object of its attributes, and its format."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse the output of ``str`` in this version or an older one.
+
+        Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
+        """
+        found: Any = parsed_point(text)
+        try:
+            values = {name: found[name] for name in fields_dict(cls).keys() & found.keys()}
+            if all(isinstance(value, int if name == "seq" else str) for name, value in values.items()):
+                return cls(**values)
+        except (AttributeError, TypeError, ValueError):
+            pass
+        message = "the recorded resume point was written for another kind of database"
+        raise ResumePointLost(message)
+
+    def __str__(self) -> str:
+        return json.dumps({"format": POINT_FORMAT, **asdict(self)}, separators=(",", ":"))
+
+
+@frozen
+class SqlitePoint(_Point):
+    """Everything up to row ``seq`` of the change log has been read. ``token`` is the random token of that row.
+
+    A file that was replaced by an older copy has no row of that number, or one with another token.
+    """
+
+    seq: int
+    token: str
+    source: str = ""
+    mark: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """See ``_Point.parse``. A list ``[seq, token]`` is of an older version."""
+        match parsed_point(text):
+            case [int(seq), str(token)]:
+                return cls(seq, token)
+            case _:
+                return super().parse(text)
+
+
+SQLITE_FIRST: Final = SqlitePoint(0, "")
+"""The point before the first row."""
+
+
+@frozen(kw_only=True)
+class PostgresPoint(_Point):
+    """Every change that ``snapshot`` sees has been read.
+
+    A snapshot (``xmin:xmax:xip,…``) rather than a number is the position, because transactions do not commit in the
+    order of any number that they draw (see ``postgres``).
+
+    A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
+    changes between ``snapshot`` and ``target`` those up to row ``seq`` have been read. Otherwise ``target`` is "".
+
+    ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
+    holds the oids of the database and of the change log, which are different after a dump is restored. Before the first
+    batch ``place`` is "", which matches any value, as it does for ``source`` and ``mark``.
+    """
+
+    system: str
+    timeline: str
+    snapshot: str = field(validator=matches_re("[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?"))
+    place: str = ""
+    target: str = ""
+    seq: int = 0
+    source: str = ""
+    mark: str = ""
+
+    @classmethod
+    def now(cls, connection: sa.Connection, log: str) -> Self:
+        """Return the point after everything visible to the connection. ``log``: the quoted name of the change log.
+
+        The role needs the right to execute ``pg_control_system``.
+        """
+        return cls(**connection.execute(_NOW, {"log": log}).mappings().one())
+
+    @property
+    def next_transaction(self) -> int:
+        """Transactions from this number on were not visible (the snapshot's ``xmax``)."""
+        return int(self.snapshot.split(":")[1])
+
+    @property
+    def in_progress(self) -> list[str]:
+        """The transactions below ``next_transaction`` that were open (the snapshot's ``xip``)."""
+        return [txid for txid in self.snapshot.split(":")[2].split(",") if txid]
+
+    def has_read(self, other: Self) -> bool:
+        """Return whether this snapshot sees everything that the other point's snapshot sees, in the same history."""
+        unread = {txid for txid in self.in_progress if int(txid) < other.next_transaction}
+        return self.next_transaction >= other.next_transaction and unread <= set(other.in_progress)
+
+    def require_history_of(self, now: Self) -> None:
+        """Raise ``ResumePointLost`` unless this point lies in the past of ``now``."""
+        if (self.system, self.timeline) != (now.system, now.timeline):
+            message = "the database is in another cluster than was recorded, or in a restored one"
+            raise ResumePointLost(message)
+        if self.place and self.place != now.place:
+            message = "the change log is not the one that was recorded; a dump may have been restored"
+            raise ResumePointLost(message)
+        if self.next_transaction > now.next_transaction:
+            message = "the database is in an older state than was recorded"
+            raise ResumePointLost(message)
+
+
+@frozen(kw_only=True)
+class History:
+    """The history of the change log as stored in ``change_state``.
+
+    ``source`` is the random identity of the change log. ``origin`` is the resume point for an empty event log; every
+    change after it is still in the change log. ``mark`` is that of the newest sealed point. ``replaced_mark`` has the
+    marks of the points that the event log may hold instead, separated by spaces; it equals ``mark`` once the newest
+    point is known to be recorded.
+    """
+
+    source: str
+    origin: str
+    mark: str
+    replaced_mark: str
+
+    def require(self, point: PostgresPoint | SqlitePoint) -> None:
+        """Raise ``ResumePointLost`` if a recorded point does not belong to this history.
+
+        A point before the origin comes from an older copy of an event log: changes after it have been trimmed.
+        """
+        if point.source and point.source != self.source:
+            message = "the change log belongs to another database than was recorded"
+            raise ResumePointLost(message)
+        if isinstance(point, PostgresPoint):
+            origin = PostgresPoint.parse(self.origin)
+            trimmed = origin.system == point.system and not point.has_read(origin)
+        else:
+            trimmed = point.seq < SqlitePoint.parse(self.origin).seq
+        if trimmed:
+            message = "changes after the recorded resume point have been trimmed from the change log"
+            raise ResumePointLost(message)
+        if point.mark and point.mark not in (self.mark, *self.replaced_mark.split()):
+            message = "the database or the event log has been restored to an older state"
+            raise ResumePointLost(message)
+
+
+def first_point(connection: sa.Connection, log: str) -> str:
+    """Return the resume point of a change log that was created just now. ``log``: its quoted name.
+
+    It has no ``place``: if an operator runs the previewed SQL of a migration by hand, the change log gets another oid
+    than in the preview.
+    """
+    if connection.dialect.name != POSTGRES:
+        return str(SQLITE_FIRST)
+    return str(evolve(PostgresPoint.now(connection, log), place=""))
+
+
+def source_of(text: str) -> str:
+    """Return the identity of a point's change log, or "" if the point has none. Raises ``ResumePointTooNew``."""
+    match parsed_point(text):
+        case {"source": str(source)}:
+            return source
+        case _:
+            return ""
+
+
+def is_foreign_point(text: str, source: str) -> bool:
+    """Return whether a point belongs to another change log than ``source``, or to another capture mode.
+
+    False if the point does not say, like those of older versions. Raises ``ResumePointTooNew``.
+    """
+    match parsed_point(text):
+        case {"identity": _}:  # Capture by ``updated_at``; these points had no source in older versions.
+            return True
+        case _:
+            return source_of(text) not in ("", source)
+
+
+def identified_point(text: str, source: str) -> str:
+    """Return a point with ``source`` added, unless it names one already. Any other text is returned unchanged.
+
+    Raises ``ResumePointTooNew``.
+    """
+    if source_of(text):
+        return text
+    for kind in (PostgresPoint, SqlitePoint):
+        with suppress(ResumePointLost):
+            return str(evolve(kind.parse(text), source=source))
+    return text
+
+
+P = TypeVar("P", PostgresPoint, SqlitePoint)
 
 
 class ChangeLog:
@@ -163,16 +379,16 @@ class LoggedFeed(InspectedFeed, Generic[P]):
     def _origin(self, connection: sa.Connection) -> str:
         history = self._log.history(connection)
         if history is None:
-            return first(connection, self._log.names.quoted(TABLE))
-        return identified(history.origin, history.source)
+            return first_point(connection, self._log.names.quoted(TABLE))
+        return identified_point(history.origin, history.source)
 
     async def is_foreign(self, point: str) -> bool:
         history = await self._reading.run(self._log.history)
-        return history is not None and is_foreign(point, history.source)
+        return history is not None and is_foreign_point(point, history.source)
 
     async def identified(self, point: str) -> str:
         history = await self._reading.run(self._log.history)
-        return point if history is None else identified(point, history.source)
+        return point if history is None else identified_point(point, history.source)
 
     async def seal(self, after: str, upto: str) -> str:
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
@@ -236,51 +452,3 @@ class LoggedFeed(InspectedFeed, Generic[P]):
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         await close_all(self._reading.aclose, self._writing.aclose)
-
-
-@frozen(kw_only=True)
-class NewestChange:
-    """The newest change of an object. ``at``: the trigger's clock. ``recorded``: the resume point includes it."""
-
-    operation: str
-    at: datetime
-    recorded: bool
-
-
-def newest_change(
-    connection: sa.Connection, names: Names, kind: Kind, key: Key, resume_point: str | None
-) -> NewestChange | None:
-    """Return the newest change of one object that the change log still has, or None. For diagnosis by an operator.
-
-    There is no index on keys, so this reads the whole change log, which retention keeps short.
-    """
-    rows = ChangeLog(names).rows
-    matches = [
-        sa.cast(column, sa.Text) == str(value)
-        for column, value in zip((rows.c.key_1, rows.c.key_2), key, strict=True)
-        if value is not None
-    ]
-    changes = sa.select(rows).where(rows.c.kind == kind, rows.c.operation.not_in(MARKS), *matches)
-    row = connection.execute(changes.order_by(rows.c.seq.desc()).limit(1)).first()
-    if row is None:
-        return None
-    at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)
-    recorded = resume_point is not None and _is_read(connection, names, row, resume_point)
-    return NewestChange(operation=row.operation, at=at, recorded=recorded)
-
-
-def _is_read(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_point: str) -> bool:
-    """Return whether a resume point includes a row of the change log."""
-    try:
-        if names.dialect != POSTGRES:
-            return bool(row.seq <= SqlitePoint.parse(resume_point).seq)
-        point = PostgresPoint.parse(resume_point)
-    except ResumePointLost:
-        return False
-    if _is_visible(connection, row, point.snapshot):
-        return True
-    return bool(point.target) and row.seq <= point.seq and _is_visible(connection, row, point.target)
-
-
-def _is_visible(connection: sa.Connection, row: sa.Row[Any], snapshot: str) -> bool:
-    return bool(connection.execute(_VISIBLE, {"txid": str(row.txid), "snapshot": snapshot}).scalar_one())

@@ -9,6 +9,7 @@ settings has been applied (names, constants, ``values``), but no value is conver
 and one bad row must not fail a batch. ``events.translate`` converts values and reports rows that it cannot convert.
 """
 
+import json
 from datetime import tzinfo
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -183,6 +184,10 @@ class Consumer:
     store: str
 
 
+POINT_FORMAT: Final = 1
+"""Format of the resume points written by this version. Only a newer one can read a point with a higher number."""
+
+
 class ResumePointLost(AiryTrioError):
     """The resume point belongs to another history of the database: a restored copy, another cluster.
 
@@ -193,11 +198,25 @@ class ResumePointLost(AiryTrioError):
 class ResumePointTooNew(AiryTrioError):
     """A newer version wrote the resume point; guessing its meaning could lose changes."""
 
-    def __init__(self, found: int, known: int) -> None:
+    def __init__(self, found: int) -> None:
         super().__init__(
             f"a newer airy-trio has written the event log (its resume point has format {found}, this version reads up "
-            f"to {known}); install that version, or begin a new epoch with: airy-trio migrate --adopt-log --config FILE"
+            f"to {POINT_FORMAT}); install that version, or begin a new epoch with: airy-trio migrate --adopt-log "
+            "--config FILE"
         )
+
+
+def parsed_point(text: str) -> object:
+    """Return the JSON value of a point of any kind; None for text that is not JSON. Raises ``ResumePointTooNew``."""
+    try:
+        found: object = json.loads(text)
+    except ValueError:
+        return None
+    match found:
+        case {"format": int(format_)} if format_ > POINT_FORMAT:
+            raise ResumePointTooNew(format_)
+        case _:
+            return found
 
 
 class TablesChanged(Unavailable):

@@ -38,11 +38,10 @@ import sqlalchemy as sa
 import trio
 from attrs import astuple, evolve, field, frozen
 
-from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, Kind, ResumePointLost
+from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, Kind, ResumePointLost, parsed_point
 from airy_trio.capture.mapping import KINDS, Key, Table, Tables
 from airy_trio.capture.objects import Change, InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.capture.resume_points import parsed
 from airy_trio.database import POSTGRES, DedicatedConnection, quote_identifier
 from airy_trio.database.sqlite import FileVersion, FileVersions
 
@@ -127,7 +126,7 @@ class Watermarks:
 
         Raises ``ResumePointLost`` if another way of capture wrote it, and ``ResumePointTooNew``.
         """
-        found: Any = parsed(text)
+        found: Any = parsed_point(text)
         try:
             marks = {kind: Mark.of(*found["marks"][kind]) for kind in KINDS if kind in found["marks"]}
             identity = Identity(found["identity"], found.get("source", ""))

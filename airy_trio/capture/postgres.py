@@ -69,11 +69,10 @@ import structlog
 import trio
 from attrs import evolve
 
-from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
+from airy_trio.capture.change_log import MOMENT, TABLE, LoggedChanges, LoggedFeed, PostgresPoint
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.queries import BoundQuery, Row, Rows, refusal_reason
-from airy_trio.capture.resume_points import MOMENT, PostgresPoint
 from airy_trio.database import LOCK_CLASS, DedicatedConnection, Names, is_refusal, quote_identifier, quote_text
 from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement
 

@@ -19,13 +19,12 @@ import structlog
 from attrs import evolve
 
 from airy_trio.capture import triggers
-from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
+from airy_trio.capture.change_log import SQLITE_FIRST, TABLE, LoggedChanges, LoggedFeed, SqlitePoint
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.queries import Query
-from airy_trio.capture.resume_points import SQLITE_FIRST, SqlitePoint
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.sqlite import FileVersion, FileVersions
 from airy_trio.errors import FaultsError

@@ -19,8 +19,8 @@ from airy_trio import migrate
 from airy_trio.app.build import is_shareable, words_of
 from airy_trio.app.server import load_certificate
 from airy_trio.auth.keys import KeyServer, KeysFault, source_of
-from airy_trio.capture import polling, resume_points, triggers
-from airy_trio.capture.change_log import ChangeLog
+from airy_trio.capture import polling, triggers
+from airy_trio.capture.change_log import ChangeLog, is_foreign_point
 from airy_trio.capture.feed import CANNOT_SEE, Consumer, ResumePointTooNew
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import Tables
@@ -254,7 +254,7 @@ class _Check:
         history = log.history(connection)
         if history is None:
             return None
-        return _Application(log.consumer(connection), lambda point: resume_points.is_foreign(point, history.source))
+        return _Application(log.consumer(connection), lambda point: is_foreign_point(point, history.source))
 
     def server(self, connection: sa.Connection, names: Names, place: _Place) -> bool:
         """Check the database server or file itself; return whether it can be used.

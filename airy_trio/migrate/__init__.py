@@ -15,8 +15,8 @@ from typing import Final
 import sqlalchemy as sa
 from attrs import frozen
 
-from airy_trio.capture import mapping, postgres_triggers, resume_points, triggers
-from airy_trio.capture.change_log import TABLE, ChangeLog
+from airy_trio.capture import mapping, postgres_triggers, triggers
+from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
@@ -205,7 +205,7 @@ class _Migration:
                     triggers.install(connection, tables, names, deletes=deletes, firing=self.firing)
                     log = ChangeLog(names)
                     if log.origin(connection) is None:
-                        log.set_origin(connection, resume_points.first(connection, names.quoted(TABLE)))
+                        log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
                 return self._migrated(tables, left, made)
 
     def _only_log(self) -> Migrated:

@@ -10,13 +10,13 @@ import trio
 from attrs import evolve
 
 from airy_trio.capture.backfill import BackfillTaken, Progress, TableBackfill, waiting
-from airy_trio.capture.change_log import newest_change
 from airy_trio.capture.feed import Backfill, Kind, Tag, TagGone
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import KINDS
 from airy_trio.capture.objects import Change, Objects
 from airy_trio.database import SQLITE
 from airy_trio.events.translate import EventsOptions, translate
+from airy_trio.explain import newest_change
 from airy_trio.settings import Settings
 from tests.application import Application, only
 from tests.capture.feeds import feed_of, read_all

@@ -2,9 +2,9 @@
 
 import sqlalchemy as sa
 
-from airy_trio.capture.change_log import NewestChange, newest_change
-from airy_trio.capture.resume_points import SQLITE_FIRST, PostgresPoint, SqlitePoint
+from airy_trio.capture.change_log import SQLITE_FIRST, PostgresPoint, SqlitePoint
 from airy_trio.database import SQLITE
+from airy_trio.explain import NewestChange, newest_change
 from tests.application import Application
 
 

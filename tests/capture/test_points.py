@@ -5,9 +5,9 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airy_trio.capture.change_log import PostgresPoint, SqlitePoint, source_of
 from airy_trio.capture.feed import ResumePointLost, ResumePointTooNew
 from airy_trio.capture.polling import Watermarks
-from airy_trio.capture.resume_points import PostgresPoint, SqlitePoint, source_of
 
 SNAPSHOTS = st.builds(
     lambda xmin, xmax, xip: f"{xmin}:{xmax}:{','.join(map(str, xip))}",

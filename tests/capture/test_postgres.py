@@ -14,10 +14,10 @@ import structlog
 import trio
 from attrs import evolve
 
+from airy_trio.capture.change_log import PostgresPoint
 from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag
 from airy_trio.capture.lease import OwnLease
 from airy_trio.capture.postgres import PostgresFeed
-from airy_trio.capture.resume_points import PostgresPoint
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions

@@ -7,9 +7,9 @@ import sqlalchemy as sa
 import trio
 from attrs import evolve
 
+from airy_trio.capture.change_log import PostgresPoint
 from airy_trio.capture.feed import ResumePointLost, Tag, Unreadable
 from airy_trio.capture.postgres import FEW, PostgresFeed
-from airy_trio.capture.resume_points import PostgresPoint
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.database.postgres import Pipeline
 from airy_trio.errors import MappingError

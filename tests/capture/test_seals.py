@@ -9,11 +9,10 @@ import pytest
 import trio
 from attrs import evolve
 
-from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog
+from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog, PostgresPoint, SqlitePoint, source_of
 from airy_trio.capture.feed import ResumePointLost
 from airy_trio.capture.lease import OwnLease
 from airy_trio.capture.postgres import PostgresFeed
-from airy_trio.capture.resume_points import PostgresPoint, SqlitePoint, source_of
 from airy_trio.capture.sqlite import SqliteFeed
 from airy_trio.database import SQLITE, sqlite_path
 from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S

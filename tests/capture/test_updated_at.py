@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
 from airy_trio.capture.polling import Watermarks
-from airy_trio.capture.resume_points import SqlitePoint
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only

@@ -11,11 +11,10 @@ from attrs import evolve
 
 from airy_trio import cli
 from airy_trio.app import build
-from airy_trio.capture.change_log import TABLE
+from airy_trio.capture.change_log import TABLE, PostgresPoint
 from airy_trio.capture.objects import COLUMNS
 from airy_trio.capture.postgres import Asked, PostgresFeed
 from airy_trio.capture.queries import Row
-from airy_trio.capture.resume_points import PostgresPoint
 from airy_trio.database.postgres import Statement
 
 
