@@ -16,8 +16,7 @@ from attrs import define, evolve, field
 
 from airy_trio import backfill as implementation
 from airy_trio.app.build import wait_until_available
-from airy_trio.backfill import BackfillOptions, backfill
-from airy_trio.capture.backfill import BackfillTaken, Progress, TableBackfill, waiting
+from airy_trio.backfill import BackfillOptions, BackfillTaken, Progress, TableBackfill, backfill, waiting
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.inspection import inspect
 from airy_trio.database import SQLITE, DatabaseUnavailable, Names, sqlite_path

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 import trio
 from attrs import evolve
 
-from airy_trio.capture.backfill import BackfillTaken, Progress, TableBackfill, waiting
+from airy_trio.backfill import BackfillTaken, Progress, TableBackfill, waiting
 from airy_trio.capture.feed import Backfill, Kind, Tag, TagGone
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import KINDS
