@@ -24,7 +24,7 @@ from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
 from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
-from airy_trio.database.errors import DRIVER_ERRORS
+from airy_trio.database.connections import DRIVER_ERRORS
 from airy_trio.events import values
 from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable

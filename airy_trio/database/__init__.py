@@ -11,7 +11,16 @@ Errors::
     └── DatabaseRefused       a missing table, a missing permission: trying again does not help
 """
 
-from airy_trio.database.connections import Database, DedicatedConnection, PipelinePool
+from airy_trio.database.connections import (
+    Database,
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    DedicatedConnection,
+    PipelinePool,
+    is_refusal,
+    translated,
+)
 from airy_trio.database.engines import (
     APPLICATION_NAME,
     LOCK_CLASS,
@@ -34,7 +43,6 @@ from airy_trio.database.engines import (
     sqlite_engine,
     sqlite_path,
 )
-from airy_trio.database.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
 
 __all__ = [
     "APPLICATION_NAME",

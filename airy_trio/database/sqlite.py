@@ -29,8 +29,7 @@ import structlog
 import trio
 from attrs import frozen
 
-from airy_trio.database.connections import DedicatedConnection
-from airy_trio.database.errors import DatabaseUnavailable
+from airy_trio.database.connections import DatabaseUnavailable, DedicatedConnection
 
 logger = structlog.get_logger(__name__)
 
