@@ -6,7 +6,7 @@ of the verification are there too, so the tables of a running server are never t
 
 A verification that is killed leaves its schema or folder behind, and the next one removes it. It recognises them by
 their name (and the schema's comment), and sees by a lock whether they are in use: an advisory lock of a session, or a
-lock on a file in the folder. Both are released when the process dies.
+lock on the folder. Both are released when the process dies.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import secrets
 import shutil
 import signal
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -67,9 +66,6 @@ POSTGRES_LONG_MAX_S: Final = 60.0
 """The long transaction keeps VACUUM from removing rows in the whole database, so it is limited."""
 
 FOLDER_INFIX: Final = ".airy-trio-verify-"
-LOCK_FILE: Final = "lock"
-FRESH_S: Final = 60.0
-"""A folder without a lock file that is younger than this belongs to a verification that is just starting."""
 SQLITE_LONG_MAX_S: Final = 1.0
 """The long transaction blocks all other writers, so it must stay below their busy time-out."""
 
@@ -172,7 +168,7 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
     try:
         try:
             folder.mkdir(mode=0o700)
-            lock = _try_lock(folder / LOCK_FILE)
+            lock = _lock(folder)
         except OSError as error:
             raise StartError([f"database.url: the folder {folder} cannot be created: {error.strerror}"]) from None
         table = ApplicationTable(engine)
@@ -293,23 +289,18 @@ def _remove_stale_folders(path: Path) -> None:
 
 def _is_stale(folder: Path) -> bool:
     try:
-        if not (folder / LOCK_FILE).exists():
-            return time.time() - folder.stat().st_mtime > FRESH_S
-        lock = _try_lock(folder / LOCK_FILE)
+        os.close(_lock(folder))
     except OSError:
         return False
-    if lock is None:
-        return False
-    os.close(lock)
     return True
 
 
-def _try_lock(path: Path) -> int | None:
-    """Open and lock a file; return its descriptor, or None if another process has locked it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(folder: Path) -> int:
+    """Open and lock a folder, and return its descriptor. Raises ``OSError``, also if another process has locked it."""
+    opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    return file
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(opened)
+        raise
+    return opened
