@@ -327,3 +327,8 @@ def quote_identifier(name: str) -> str:
 def quote_text(text: str) -> str:
     """Quote a text constant for SQL text, as both dialects read it."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def escaped(sql: str) -> str:
+    """Return SQL in which ``sa.text`` finds no parameters."""
+    return sql.replace(":", "\\:")

@@ -20,7 +20,7 @@ from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
-from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
+from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escaped, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, revision_of, revisions, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
@@ -291,7 +291,7 @@ def _require_removable(connection: sa.Connection, stream: Stream, options: Datab
 
 def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
     for statement in statements:
-        connection.execute(sa.text(statement.replace(":", "\\:")))
+        connection.execute(sa.text(escaped(statement)))
 
 
 def _remove(settings: Settings) -> None:
