@@ -41,6 +41,7 @@ from airy_trio.init.catalogue import FoundTable, Row
 from airy_trio.init.columns import Source
 from airy_trio.init.proposal import Ask, Proposal, Proposals, propose, recognised
 from airy_trio.settings import Settings, parse
+from airy_trio.terminal import printable
 
 __all__ = ["Ask", "Draft", "draft"]
 
@@ -242,11 +243,6 @@ def _why(source: Source) -> str:
 
 def _inline(values: Mapping[str, Scalar]) -> str:
     return f"{{ {', '.join(f'{_toml(theirs)} = {_toml(ours)}' for theirs, ours in values.items())} }}"
-
-
-def printable(text: str) -> str:
-    """Return a text from the database without characters that would end its line or control a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _toml(value: Scalar | None) -> str:
