@@ -54,7 +54,7 @@ import structlog
 from attrs import asdict, evolve, field, fields_dict, frozen
 from attrs.validators import matches_re
 
-from airy_trio.capture.feed import POINT_FORMAT, Consumer, ResumePointLost, parsed_point
+from airy_trio.capture.feed import POINT_FORMAT, Consumer, ResumePointLost, ResumePointTooNew
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Query
@@ -269,6 +269,19 @@ def identified_point(text: str, source: str) -> str:
         with suppress(ResumePointLost):
             return str(evolve(kind.parse(text), source=source))
     return text
+
+
+def parsed_point(text: str) -> object:
+    """Return the JSON value of a point of any kind; None for text that is not JSON. Raises ``ResumePointTooNew``."""
+    try:
+        found: object = json.loads(text)
+    except ValueError:
+        return None
+    match found:
+        case {"format": int(format_)} if format_ > POINT_FORMAT:
+            raise ResumePointTooNew(format_)
+        case _:
+            return found
 
 
 P = TypeVar("P", PostgresPoint, SqlitePoint)

@@ -9,7 +9,6 @@ settings has been applied (names, constants, ``values``), but no value is conver
 and one bad row must not fail a batch. ``events.translate`` converts values and reports rows that it cannot convert.
 """
 
-import json
 from datetime import tzinfo
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -204,19 +203,6 @@ class ResumePointTooNew(AiryTrioError):
             f"to {POINT_FORMAT}); install that version, or begin a new epoch with: airy-trio migrate --adopt-log "
             "--config FILE"
         )
-
-
-def parsed_point(text: str) -> object:
-    """Return the JSON value of a point of any kind; None for text that is not JSON. Raises ``ResumePointTooNew``."""
-    try:
-        found: object = json.loads(text)
-    except ValueError:
-        return None
-    match found:
-        case {"format": int(format_)} if format_ > POINT_FORMAT:
-            raise ResumePointTooNew(format_)
-        case _:
-            return found
 
 
 class TablesChanged(Unavailable):

@@ -38,7 +38,8 @@ import sqlalchemy as sa
 import trio
 from attrs import astuple, evolve, field, frozen
 
-from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, Kind, ResumePointLost, parsed_point
+from airy_trio.capture.change_log import parsed_point
+from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, Kind, ResumePointLost
 from airy_trio.capture.mapping import KINDS, Key, Table, Tables
 from airy_trio.capture.objects import Change, InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
