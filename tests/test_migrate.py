@@ -17,12 +17,13 @@ from alembic.script import ScriptDirectory
 
 from airy_trio import migrate
 from airy_trio.capture.feed import Consumer
+from airy_trio.capture.lease import lock_file
 from airy_trio.capture.mapping import KINDS
 from airy_trio.database import DatabaseOptions, sqlite_path
 from airy_trio.errors import MappingError, StartError
 from airy_trio.log.sql import sql_store
 from airy_trio.migrate import streams, transactions
-from tests.application import Application, only
+from tests.application import Application, application, only
 from tests.capture.feeds import feed_of, read_all
 from tests.newer_schema import STATES, home_of
 from tests.postgres import PASSWORD_ROLE, Postgres
@@ -504,6 +505,17 @@ def test_removing_restores_the_previous_state(any_application: Application, stor
         assert [path.name for path in event_file(any_application).parent.iterdir()] == ["app.db"]
     migrate.remove(settings)
     migrate.migrate(settings)
+
+
+def test_removing_by_a_symbolic_link_includes_the_lock_file(tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    (tmp_path / "app.db").touch()
+    link.symlink_to(tmp_path / "app.db")
+    with application(f"sqlite:///{link}") as linked:
+        settings = linked.migrate()
+        lock_file(link).touch()
+        migrate.remove(settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"app.db", "link.db"}
 
 
 def test_removing_includes_triggers_of_an_older_mapping(any_application: Application) -> None:

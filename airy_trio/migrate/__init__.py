@@ -18,6 +18,7 @@ from attrs import frozen
 from airy_trio.capture import mapping, postgres_triggers, triggers
 from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.capture.inspection import inspect, missing_default_tables
+from airy_trio.capture.lease import lock_file
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escaped, quote_identifier, sqlite_path
@@ -133,7 +134,7 @@ def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
         require_file(path)
     retry_while_locked(lambda: _remove(settings), waiting)
     if path is not None and not settings.changes.reads_only:
-        path.with_name(f"{path.name}.airy-trio.lock").unlink(missing_ok=True)
+        lock_file(path).unlink(missing_ok=True)
 
 
 def migrate_log(url: str, options: DatabaseOptions) -> None:
@@ -308,7 +309,8 @@ def _remove(settings: Settings) -> None:
             emptied = _remove_log(connection, settings)
             _drop_schema(connection, names)
     if emptied is not None:
-        for ending in ("", "-wal", "-shm", ".airy-trio.lock"):
+        lock_file(emptied).unlink(missing_ok=True)
+        for ending in ("", "-wal", "-shm"):
             emptied.with_name(emptied.name + ending).unlink(missing_ok=True)
 
 
