@@ -21,9 +21,9 @@ from tests.application import Application
 from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
-ROW_MAX = 29
+ROW_MAX = 26
 SUBSCRIBE_MAX = 18
-START_MAX = 49
+START_MAX = 45
 TIMEOUT_S = 20.0
 IDLE_S = 2.0
 ROWS = 5
