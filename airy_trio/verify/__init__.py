@@ -11,7 +11,7 @@ the events of the verification are there too, so the tables of a running server 
 
 A verification that is killed leaves its schema or folder behind, and the next one removes it. It recognises them by
 their name (and the schema's comment), and sees by a lock whether they are in use: an advisory lock of a session, or a
-lock on the folder. Both are released when the process dies.
+lock on a file in the folder. Both are released when the process dies.
 """
 
 import contextlib
@@ -92,6 +92,10 @@ POSTGRES_LONG_MAX_S: Final = 60.0
 """The long transaction keeps VACUUM from removing rows in the whole database, so it is limited."""
 
 FOLDER_INFIX: Final = ".airy-trio-verify-"
+LOCK_FILE: Final = "lock"
+"""In the folder, because a network file system may lock only a file that is open for writing."""
+FRESH_S: Final = 60.0
+"""A folder without a lock file that is younger than this belongs to a verification that is just starting."""
 SQLITE_LONG_MAX_S: Final = 1.0
 """The long transaction blocks all other writers, so it must stay below their busy time-out."""
 
@@ -213,7 +217,7 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
     try:
         try:
             folder.mkdir(mode=0o700)
-            lock = _lock(folder)
+            lock = _lock(folder / LOCK_FILE)
         except OSError as error:
             raise StartError([f"database.url: the folder {folder} cannot be created: {error.strerror}"]) from None
         table = ApplicationTable(engine)
@@ -334,21 +338,23 @@ def _remove_stale_folders(path: Path) -> None:
 
 def _is_stale(folder: Path) -> bool:
     try:
-        os.close(_lock(folder))
+        if not (folder / LOCK_FILE).exists():
+            return time.time() - folder.stat().st_mtime > FRESH_S
+        os.close(_lock(folder / LOCK_FILE))
     except OSError:
         return False
     return True
 
 
-def _lock(folder: Path) -> int:
-    """Open and lock a folder, and return its descriptor. Raises ``OSError``, also if another process has locked it."""
-    opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def _lock(path: Path) -> int:
+    """Open and lock a file, and return its descriptor. Raises ``OSError``, also if another process has locked it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(opened)
+        os.close(file)
         raise
-    return opened
+    return file
 
 
 class _Run:
