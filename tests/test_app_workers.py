@@ -322,6 +322,7 @@ class Failing(Workers):
         return self.runs == 1, number, ""
 
 
+@pytest.mark.slow
 async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock) -> None:
     failing = Failing()
     with trio.move_on_after(24 * 3600):

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 import airy_trio
 
 PACKAGE = Path(airy_trio.__file__).parent
@@ -142,6 +144,7 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 continue
 
 
+@pytest.mark.slow
 def test_no_private_attribute_of_other_objects_is_used() -> None:
     """In particular, the next version of a library may not have its private attributes."""
     used = {source: list(private_of_others(tree)) for source, tree in sources().items()}

@@ -195,6 +195,7 @@ async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
             await trio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_keys_added_to_and_removed_from_a_file_take_effect(
     tmp_path: Path,
 ) -> None:

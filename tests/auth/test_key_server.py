@@ -190,6 +190,7 @@ async def answer_to(server: Server, signer: Issuer) -> Frame:
     return await plugged.client.connect(headers=[("Authorization", f"Bearer {signer.token()}")])
 
 
+@pytest.mark.slow
 async def test_session_survives_key_rotation_until_its_key_is_removed(authority: trustme.CA) -> None:
     async with publishing(FIRST, authority=authority) as publisher:
         auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
@@ -209,6 +210,7 @@ async def test_session_survives_key_rotation_until_its_key_is_removed(authority:
             assert (await second.client.subscribe()).command == "RECEIPT"
 
 
+@pytest.mark.slow
 async def test_old_keys_remain_while_the_server_is_unavailable(authority: trustme.CA) -> None:
     async with publishing(FIRST, authority=authority) as publisher:
         auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
@@ -236,6 +238,7 @@ async def test_client_gets_500_while_there_are_no_keys(authority: trustme.CA) ->
                     await trio.sleep(0.1)  # the key server is queried again after a second, in real time
 
 
+@pytest.mark.slow
 async def test_ping_and_close_are_answered_while_keys_are_loaded(authority: trustme.CA) -> None:
     async with publishing(FIRST, authority=authority) as publisher:
         publisher.response, publisher.hangs = b"", True

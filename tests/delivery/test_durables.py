@@ -591,6 +591,7 @@ async def test_ack_of_a_client_leaving_during_second_claim_is_stored(
     assert await store.offset() == 1
 
 
+@pytest.mark.slow
 async def test_second_claims_do_not_wait_behind_first_claims(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
@@ -810,6 +811,7 @@ async def test_flush_writes_or_reports_the_loss(
     assert (await store.offset(), lost) == ((1, []) if flushed else (0, ["warning"]))
 
 
+@pytest.mark.slow
 async def test_a_rejected_acknowledgement_ends_its_session(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:

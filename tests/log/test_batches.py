@@ -97,6 +97,7 @@ async def test_clients_are_served_while_a_large_batch_is_translated(nursery: tri
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_translation_stops_when_the_batch_is_too_large() -> None:
     many = batch(100 * SLICE_OBJECTS, name_length=BATCH_BYTES_MAX // SLICE_OBJECTS // 2)
     translated = await translate_batch(many, EventsOptions(), body_bytes_max=BATCH_BYTES_MAX)

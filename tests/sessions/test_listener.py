@@ -87,6 +87,7 @@ async def receive_until_cancelled(client: StompClient) -> None:
         await client.receive()
 
 
+@pytest.mark.slow
 async def test_a_full_socket_is_reset_within_the_time_limit(server: Server) -> None:
     async with await server.dial() as client:
         await client.subscribe()

@@ -301,8 +301,9 @@ async def too_large(server: Server, dial: Dial) -> None:
 
 
 WAYS = [
-    bad_request, no_upgrade, no_connect, plain_leave, plain_close, silent, shut_down, too_slow, reset_while_behind,
+    bad_request, no_upgrade, no_connect, plain_leave, plain_close, shut_down, reset_while_behind,
     leave_in_a_wait, break_framing_in_a_wait, shut_down_in_a_wait, invalid_text, too_large,
+    pytest.param(silent, marks=pytest.mark.slow), pytest.param(too_slow, marks=pytest.mark.slow),
 ]  # fmt: skip
 
 

@@ -92,6 +92,7 @@ async def test_address_beyond_its_limit_alone_gets_503() -> None:
             )
 
 
+@pytest.mark.slow
 async def test_subscriptions_are_counted_by_address() -> None:
     options = ListenerOptions(port=0, subscriptions_per_address_max=3)
     async with serving(options=options) as server, AsyncExitStack() as clients:
@@ -175,6 +176,7 @@ async def test_rejected_client_that_stays_is_cut() -> None:
                 await trio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_rejected_client_that_requests_nothing_is_cut() -> None:
     async with (
         limited(total=1) as server,

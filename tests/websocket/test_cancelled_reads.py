@@ -107,6 +107,7 @@ async def test_ping_is_answered_once_although_the_reader_was_cancelled(autojump_
     assert taken + transport.take() == pong_frame(b"p")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [300, 4000])
 async def test_idle_client_keeps_nothing_of_its_last_message(autojump_clock: MockClock, size: int) -> None:
     count = 200
