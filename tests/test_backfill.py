@@ -1,6 +1,7 @@
 """``airy-trio backfill``: which tables, how fast, interrupted and continued, and one line for each fault."""
 
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ from airy_trio.errors import AiryTrioError, FaultsError
 from airy_trio.settings import Settings
 from tests.application import Application, only
 from tests.command_line import CommandLine
+from tests.docs.pages import parts
 from tests.processes import AIRY_TRIO
 
 TIMEOUT_S = 50.0
@@ -448,6 +450,21 @@ def test_command_prints_what_follows(any_application: Application, tmp_path: Pat
     first, second = ended.out.splitlines()
     assert first.startswith("tags: 3 rows written to the change log in ")
     assert "replay:current has tag.updated completely" in second
+
+
+def test_commands_of_the_page_send_the_rows_that_they_name(
+    sqlite_application: Application, tmp_path: Path, command_line: CommandLine
+) -> None:
+    [commands] = parts("how-to/backfill.md", "sh")
+    with_tags(sqlite_application, 1, "")
+    sqlite_application.message()
+    sent = []
+    for line in commands.replace("prod.toml", config_of(sqlite_application, tmp_path)).splitlines():
+        before = len(logged(sqlite_application))
+        ended = command_line(*shlex.split(line, comments=True)[1:])
+        assert (ended.code, ended.err) == (0, "")
+        sent.append([key for _, operation, key in logged(sqlite_application)[before:] if operation == "U"])
+    assert sent == [["t00000"], ["m1"], ["t00000"]]
 
 
 def test_migrate_then_backfill(any_application: Application, tmp_path: Path, command_line: CommandLine) -> None:

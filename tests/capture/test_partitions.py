@@ -9,11 +9,20 @@ from airy_trio.capture.inspection import inspect
 from airy_trio.capture.postgres_triggers import Partitions
 from tests.application import Application
 from tests.capture.test_triggers_postgres import logged
+from tests.docs.pages import parts
 
 PARTITIONED = (
     "create table tags (id text, name text, color text) partition by list (name)",
     "create table tags_a partition of tags for values in ('a')",
     "insert into tags values ('t1', 'a', 'red')",
+)
+MESSAGES = (
+    """create table messages (
+        id text, conversation_id text, channel_id text, content text, delivery_state text, from_contact boolean,
+        sent_at timestamptz, source text, sender_id text
+    ) partition by list (source)""",
+    "create table messages_a partition of messages for values in ('a')",
+    "insert into messages (id, source) values ('m1', 'a')",
 )
 JOINED = "a partition with rows has joined; rows written before that are not sent, an UPDATE sends them"
 LEFT = "a partition was detached or dropped; its rows are not sent as deleted"
@@ -67,6 +76,20 @@ def test_the_statement_of_the_report_sends_the_rows(postgres_application: Applic
     assert logged(postgres_application) == [("U", "t2")]
 
 
+def test_the_statement_of_the_page_sends_some_of_the_rows(postgres_application: Application) -> None:
+    [statement] = parts("how-to/existing-schema.md", "sql")
+    postgres_application.execute(*MESSAGES)
+    postgres_application.migrate()
+    postgres_application.execute(
+        "create table messages_2026_11 (like messages)",
+        "insert into messages_2026_11 (id, sent_at, source) "
+        "values ('m1', now() - interval '2 days', 'b'), ('m2', now(), 'b')",
+        "alter table messages attach partition messages_2026_11 for values in ('b')",
+        statement,
+    )
+    assert logged(postgres_application) == [("U", "m2")]
+
+
 def test_rows_of_a_partition_created_as_one_are_sent(postgres_application: Application, check: Check) -> None:
     logged(postgres_application)
     postgres_application.execute("create table tags_b partition of tags for values in ('b')")
@@ -118,12 +141,7 @@ def test_rows_of_a_removed_partition_are_reported(postgres_application: Applicat
 
 
 def test_removed_messages_are_reported_only_if_deletes_are_events(postgres_application: Application) -> None:
-    postgres_application.execute(
-        "create table messages (id text, conversation_id text, channel_id text, content text, delivery_state text, "
-        "from_contact boolean, sent_at timestamptz, source text, sender_id text) partition by list (source)",
-        "create table messages_a partition of messages for values in ('a')",
-        "insert into messages (id, source) values ('m1', 'a')",
-    )
+    postgres_application.execute(*MESSAGES)
     settings = postgres_application.migrate()
     for deletes, reported in ((False, 0), (True, 1)):
         partitions = Partitions(deletes=deletes)

@@ -12,9 +12,11 @@ import trio
 import yaml
 from attrs import frozen
 
+from airy_trio.admin.server import AdminOptions
 from tests.admin.serving import Samples, admin, free_port, serving_all
 from tests.application import application
 from tests.docs.metric_families import families
+from tests.docs.pages import parts
 
 ROOT = Path(__file__).parents[2]
 ALERTS = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text())
@@ -128,6 +130,15 @@ def test_summaries_name_labels_that_the_alert_has(samples: Samples) -> None:
         available = kept if " by " in rule["expr"] else kept | of_metrics | OF_PROMETHEUS
         assert named <= available, rule["alert"]
         assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_scrape_job_of_the_page_has_the_name_in_the_alerts_and_the_port_of_the_server() -> None:
+    [block] = parts("how-to/operate.md", "yaml")
+    [job] = yaml.safe_load(block)["scrape_configs"]
+    assert Use("up", "job", job["job_name"]) in {use for rule in RULES for use in uses(rule["expr"])}
+    [[target]] = [one["targets"] for one in job["static_configs"]]
+    assert target == f"airy-trio:{AdminOptions().port}"
+    assert {*job} == {"job_name", "authorization", "static_configs"}, "the path is the default one"
 
 
 def test_every_alert_has_a_line_in_the_runbook() -> None:

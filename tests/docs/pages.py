@@ -13,7 +13,6 @@ Above each block is one of these marks, as an HTML comment, which readers do not
     postgres                it sets DATABASE_URL; the test replaces the URL by that of a Postgres for the test
     postgres: ROLE          the same for this role
     test: FILE              this file in tests/ takes the block from the page and uses it
-    checked: REASON         it cannot be run, for this reason; its commands and options, or its syntax, are checked
     not run: REASON         the tests ignore it; test_pages.py lists these blocks
 
 ``stop: NAME`` needs no block: it stops the program as Ctrl-C does.
@@ -36,8 +35,8 @@ MADE: Final = (
     "reference/python.md",
 )
 """Pages that the program generates (``reference``). They contain nothing that a reader types."""
-KINDS: Final = ("run", "sql", "start", "file", "shows", "settings", "postgres", "stop", "test", "checked", "not run")
-REASONED: Final = ("test", "checked", "not run")
+KINDS: Final = ("run", "sql", "start", "file", "shows", "settings", "postgres", "stop", "test", "not run")
+REASONED: Final = ("test", "not run")
 _STEP: Final = re.compile(
     r"^[ ]*<!-- (?P<mark>[^\n]*?) -->$|^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,

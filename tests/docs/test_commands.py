@@ -20,7 +20,7 @@ NOT_RUN: Final = {
     "docker build -f deploy/Dockerfile -t airy-trio .": "CI has no Docker; tests/deploy reads each instruction",
     "pip install '.[redis]'": "it downloads packages; every environment of the tests has this extra",
     "python -m tests.clients.table --write": "it changes a page; tests/clients compares the page with its source",
-    "systemctl reload": "CI has no systemd; tests/deploy verifies the unit, and tests/test_app_renewal.py sends SIGHUP",
+    "systemctl reload": "CI runs no systemd; tests/e2e/test_tls.py runs the unit's ExecReload",
     "systemctl reload airy-trio": "the same",
 }
 

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import click
-import psycopg
 import pytest
-import yaml
 
 from airy_trio.errors import SettingsError
 from tests.docs.pages import Step, steps
@@ -40,33 +37,10 @@ def test_a_mark_counts_for_one_block() -> None:
         list(steps(f"<!-- run -->\n{BLOCK}{BLOCK}"))
 
 
-@pytest.mark.parametrize("kind", ["not run", "checked", "test"])
+@pytest.mark.parametrize("kind", ["not run", "test"])
 def test_a_block_is_not_run_only_for_a_reason(kind: str) -> None:
     with pytest.raises(AssertionError, match=f"line 2: '{kind}' needs a reason"):
         list(steps(f"<!-- {kind}: -->\n{BLOCK}"))
-
-
-@pytest.mark.parametrize(
-    "language, text, error",
-    [
-        ("sh", "airy-trio check --confg a.toml", click.NoSuchOption),
-        ("sh", "airy-trio check --config a.toml | cat", click.UsageError),
-        ("sh", "rm a.toml", AssertionError),
-        pytest.param("js", "client.subscribe('/events', {", AssertionError, marks=pytest.mark.slow),
-        ("python", "async with client.open(:", SyntaxError),
-        pytest.param(
-            "sql", "select 1;\ngrant select on messages watcher;", psycopg.errors.SyntaxError, marks=pytest.mark.slow
-        ),
-        ("yaml", "a: [1", yaml.YAMLError),
-        ("nginx", "", AssertionError),
-    ],
-)
-async def test_block_that_its_parser_rejects_is_an_error(
-    language: str, text: str, error: type[Exception], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    async with runner(tmp_path, lambda: str(request.getfixturevalue("postgres_database"))) as following:
-        with pytest.RaisesGroup(error, allow_unwrapped=True, flatten_subgroups=True):
-            await following.do(Step("checked", "a reason", language, f"{text}\n", 1))
 
 
 def test_unknown_mark_is_an_error() -> None:

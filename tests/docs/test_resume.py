@@ -12,7 +12,7 @@ import trio
 from tests.application import Application
 from tests.clients.client_processes import FOLDER as CLIENTS
 from tests.clients.client_processes import missing
-from tests.docs.pages import FOLDER, steps
+from tests.docs.pages import FOLDER, parts, steps
 from tests.e2e.route import configure
 from tests.processes import Program, running, server
 
@@ -65,6 +65,12 @@ async def test_the_five_lines_get_everything_once_across_a_crash(
                     for id_ in expected[15:]:
                         sqlite_application.tag(id_)
                     assert await ids(inbox, COUNT) == expected
+                    # The end of the page: a position of another log.
+                    [reset] = parts("how-to/resume.md", "js")
+                    text = text.replace("let position;", "let position = 'zzzzzz-1';")
+                    (tmp_path / "reset.mjs").write_text(f"{text}const reload = () => console.log('null');\n{reset}")
+                    async with running(Program, [*node[:-1], "reset.mjs"], folder=tmp_path) as late:
+                        assert await ids(late, COUNT + 1) == ["reset", *expected]
 
 
 @pytest.mark.slow

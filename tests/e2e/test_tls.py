@@ -1,6 +1,7 @@
 """TLS through the complete server: other clients, a renewed certificate, and connections without TLS."""
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -22,6 +23,7 @@ from tests.processes import Server, run, server
 
 TIMEOUT_S = 40.0
 EVENTS = 20
+UNIT = Path(__file__).parents[2] / "deploy" / "airy-trio.service"
 
 
 def configure(application: Application, folder: Path, files: Files, more: str = "") -> Path:
@@ -143,7 +145,9 @@ def missing(files: Files) -> str:
     return f"listener.tls_key: {files.key}: the file cannot be read: No such file or directory"
 
 
-async def test_sighup_with_nothing_to_renew_has_no_effect(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_reload_with_nothing_to_renew_has_no_effect(sqlite_application: Application, tmp_path: Path) -> None:
+    """``systemctl reload`` runs this line of the unit, with the process id in the environment."""
+    [reload] = re.findall(r"^ExecReload=(.+)$", UNIT.read_text(), re.MULTILINE)
     sqlite_application.migrate()
     config = tmp_path / "airy-trio.toml"
     config.write_text(
@@ -153,7 +157,7 @@ async def test_sighup_with_nothing_to_renew_has_no_effect(sqlite_application: Ap
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving:
             assert not serving.tls
-            serving.process.send_signal(signal.SIGHUP)
+            await trio.run_process(["sh", "-c", reload], env={"MAINPID": str(serving.process.pid)})
             assert (await serving.record("settings renewed"))["only_after_a_restart"] == []
             async with await connect("127.0.0.1", serving.port) as found:
                 assert (await found.subscribe()).command == "RECEIPT"

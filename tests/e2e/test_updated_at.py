@@ -16,11 +16,12 @@ from airy_trio.database import sqlite_path
 from tests.application import Application, application
 from tests.capture.watched import ONLY_TAGS, SECOND_US, START_US, Watched
 from tests.command_line import CommandLine
+from tests.docs.pages import parts
 from tests.e2e.route import assert_in_order, listening
 from tests.processes import AIRY_TRIO, Server, run, running, server
 
 TIMEOUT_S = 50.0
-ROLE = "only_a_reader"
+ROLE = "watcher"
 UNPRIVILEGED = (sys.executable, str(Path(__file__).parents[1] / "unprivileged.py"))
 
 
@@ -35,13 +36,12 @@ def config_for(url: str, log_url: str, folder: Path, *, more: str = "") -> Path:
 
 @pytest.fixture
 def reader(postgres_application: Application) -> Iterator[str]:
-    """The URL of a role that may only read the tables, in read-only transactions."""
+    """The URL of a role with the rights that the page lists, on the tags."""
     Watched(postgres_application)
+    [rights] = parts("how-to/read-only.md", "sql")
+    rights = rights.replace("schema chat", "schema public").replace("chat.messages", "tags")
     postgres_application.execute(
-        f"create role {ROLE} login",
-        f"alter role {ROLE} set default_transaction_read_only = on",
-        f"grant select on all tables in schema public to {ROLE}",
-        "revoke create on schema public from public",
+        f"create role {ROLE} login", *rights.strip().split(";\n"), "revoke create on schema public from public"
     )
     yield sa.make_url(postgres_application.url).set(username=ROLE).render_as_string(hide_password=False)
     postgres_application.execute(f"drop owned by {ROLE}", f"drop role {ROLE}")

@@ -1,6 +1,7 @@
 """``airy-trio explain`` on both databases: each outcome for a row, and each reason that prevents an event."""
 
 import re
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
@@ -19,7 +20,8 @@ from airy_trio.testing.client import StompClient, connect
 from tests.admin.serving import HOST, Port, admin, free_port, serving_all
 from tests.admin.serving import serving as serving_alone
 from tests.application import Application, only
-from tests.processes import AIRY_TRIO, Server, free_ports, run, running
+from tests.docs.pages import parts
+from tests.processes import AIRY_TRIO, Finished, Program, Server, free_ports, run, running
 
 TIMEOUT_S = 50.0
 CLIENTS = 16
@@ -93,19 +95,19 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     async with (
         serving(any_application, port) as (address, _),
         await client(address, "/events") as receiving,
-        await client(address, "/events/conversation/c1"),
+        await client(address, "/events/conversation/42"),
         await client(address, "/events/conversation/other"),
         await connect(address.host, address.port, address.path),
     ):
         any_application.message(id="before")
-        any_application.message()
+        any_application.message(id="4711", conversation_id="42")
         any_application.message(id="m2")
         for _ in range(3):
             event = await receiving.receive()
-        any_application.execute("update messages set delivery_state = 'failed' where id = 'm1'")
+        any_application.execute("update messages set delivery_state = 'failed' where id = '4711'")
         event = await receiving.receive()
-        found = await explain(config, "message", "m1")
-        command = await run("explain", "--config", str(config), "message", "m1")
+        found = await explain(config, "message", "4711")
+        tail, command = await page_commands(config)
     assert found["row"] == 'there is one in table "messages", which can become an event'
     assert CHANGE_RECORDED.match(found["change"]), found["change"]
     assert found["recorder"].startswith("a server holds the lease and records into ")
@@ -120,7 +122,18 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     assert found["server"] == ""
     assert (command.code, command.err) == (0, "")
     assert f"row       {found['row']}\n" in command.out
+    assert tail is not None
+    assert tail.split()[1:3] == [event.get("message-id"), "message.updated"]
     assert f"clients   {summary}\n" in command.out
+
+
+async def page_commands(config: Path) -> tuple[str | None, Finished]:
+    """Run the commands of the page about operation; return the second line of ``tail``, and how ``explain`` ended."""
+    text = parts("how-to/operate.md", "sh")[0].replace("prod.toml", str(config))
+    follow, ask = (shlex.split(line)[1:] for line in text.splitlines())
+    async with running(Program, [*AIRY_TRIO, *follow]) as tail:
+        explained = await run(*ask)
+        return await tail.out.line(1), explained
 
 
 async def test_without_a_server_no_recorder_is_reported(any_application: Application, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import trio
 from airy_trio.database import SQLITE, sqlite_path
 from tests.application import Application
 from tests.command_line import CommandLine
+from tests.docs.pages import parts
 from tests.drill.nodes import ROOT
 from tests.e2e.route import configure, listening
 from tests.postgres import PASSWORD_ROLE, Postgres
@@ -54,7 +56,9 @@ async def until(condition: Callable[[Application], object], application: Applica
 
 
 def verifying(config: Path, seconds: int = SECONDS, command: Sequence[str] = AIRY_TRIO) -> list[str]:
-    return [*command, "verify", "--config", str(config), "--seconds", str(seconds)]
+    """Return the command of the page about operation, with these settings and for this time."""
+    text = parts("how-to/operate.md", "sh")[1].replace("prod.toml", str(config)).replace("60", str(seconds))
+    return [*command, *shlex.split(text)[1:]]
 
 
 async def verified(config: Path, seconds: int = SECONDS, command: Sequence[str] = AIRY_TRIO) -> Finished:

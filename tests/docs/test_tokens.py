@@ -1,0 +1,95 @@
+"""Parts of programs that log in: each one, completed to a program, receives the events of a server."""
+
+import json
+import shutil
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from airy_trio import client
+from tests.application import Application
+from tests.auth.signing import SECRET, issuer
+from tests.clients.client_processes import FOLDER as CLIENTS
+from tests.clients.client_processes import missing
+from tests.docs.pages import parts
+from tests.e2e.route import configure
+from tests.processes import Program, Server, running, server
+
+TIMEOUT_S = 40.0
+AUTH = f'[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]\n'
+PROGRAM = """
+import WebSocket from 'ws';
+import { Client } from '@stomp/stompjs';
+globalThis.WebSocket ??= WebSocket;
+const brokerURL = 'ws://chat.example.org/ws.communication', tokens = %s, token = tokens[0];
+const newToken = async () => tokens.shift(), store = console.log;
+%s
+client.reconnectDelay = 100;
+client.onConnect = () => {
+%s
+};
+process.on('SIGTERM', () => client.deactivate());
+client.activate();
+"""
+HOST = "chat.example.org"
+
+
+async def archived(part: str, serving: Server, folder: Path, *tokens: str) -> str:
+    """Run a program with this client and the durable subscription; return the id of the only message that it stores."""
+    [durable] = parts("how-to/durable.md", "js")
+    text = PROGRAM % (json.dumps(tokens), part, durable)
+    (folder / "archive.mjs").write_text(
+        text.replace(f"wss://{HOST}", f"ws://{HOST}").replace(HOST, f"127.0.0.1:{serving.port}")
+    )
+    async with running(Program, [shutil.which("node") or "", "archive.mjs"], folder=folder) as archive:
+        await archive.out.line(0)
+        assert await archive.terminate() == 0
+    [event] = map(json.loads, archive.out.all)
+    return str(event["payload"]["message"]["id"])
+
+
+async def followed(serving: Server, *wanted: str) -> None:
+    """Run the part in Python until it has printed the messages with these ids."""
+    [part] = parts("how-to/python-client.md", "python")
+    seen: list[str] = []
+
+    async def new_token() -> str:
+        await trio.lowlevel.checkpoint()
+        return issuer("HS256").token()
+
+    def printed(event: Any) -> None:  # noqa: ANN401 - as print
+        seen.append(event.payload["message"]["id"])
+        if len(seen) == len(wanted):
+            scope.cancel()
+
+    names: dict[str, Any] = {
+        "client": client,
+        "identity_provider": SimpleNamespace(new_token=new_token),
+        "print": printed,
+    }
+    text = textwrap.indent(part.replace(f"wss://{HOST}", f"ws://127.0.0.1:{serving.port}"), "    ")
+    exec(f"async def program() -> None:\n{text}", names)  # noqa: S102 - our page
+    with trio.CancelScope() as scope:
+        await names["program"]()
+    assert seen == [*wanted]
+
+
+@pytest.mark.slow
+async def test_programs_log_in_and_store_each_message_once(sqlite_application: Application, tmp_path: Path) -> None:
+    if reason := missing("archive.mjs"):
+        pytest.skip(reason)
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    fixed, renewed = parts("how-to/tokens.md", "js")
+    token, expired = issuer("HS256").token(), issuer("HS256").token(exp=int(time.time()) - 3600)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(configure(sqlite_application, tmp_path, AUTH)) as serving:
+            sqlite_application.message(id="m1")
+            assert await archived(fixed, serving, tmp_path, token) == "m1"
+            sqlite_application.message(id="m2")
+            assert await archived(renewed, serving, tmp_path, expired, token) == "m2"
+            await followed(serving, "m1", "m2")
