@@ -68,12 +68,13 @@ def assert_accepted(words: list[str]) -> None:
 def test_unit_is_valid() -> None:
     assert set(unit()) == {"Unit", "Service", "Install"}
     systemd_analyze = shutil.which("systemd-analyze")
-    if systemd_analyze is not None:
-        ended = subprocess.run(
-            [systemd_analyze, "verify", DEPLOY / "airy-trio.service"], check=False, capture_output=True, text=True
-        )
-        faults = [line for line in ended.stderr.splitlines() if "is not executable: No such file" not in line]
-        assert faults == []
+    if systemd_analyze is None:
+        pytest.skip("needs systemd-analyze")
+    ended = subprocess.run(
+        [systemd_analyze, "verify", DEPLOY / "airy-trio.service"], check=False, capture_output=True, text=True
+    )
+    faults = [line for line in ended.stderr.splitlines() if "is not executable: No such file" not in line]
+    assert faults == []
 
 
 @pytest.mark.slow

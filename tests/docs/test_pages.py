@@ -18,7 +18,6 @@ from tests.docs.runner import follow
 PAGE_TIMEOUT_S = 100.0
 NOT_RUN: Final = {
     ("explanation/architecture.md", "text"): "a diagram of the task tree",
-    ("tutorial.md", "sh"): "it downloads packages; `make newcomer` runs the same commands",
 }
 """Blocks that no test reads, by page and language."""
 FILES: Final = {
