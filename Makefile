@@ -46,7 +46,7 @@ ATTACKS ?= all
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: dist pictures lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers check-manifests fix clean bench bench-route bench-stomp drill soak fuzz mutants
+.PHONY: dist image pictures lock lowest screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers check-manifests fix clean bench bench-route bench-stomp drill soak fuzz mutants
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -101,6 +101,9 @@ docs: $(VENV)/.docs ## the documentation as pages, in build/docs
 
 newcomer: $(VENV)/.tests ## the README's commands in a fresh clone and from the wheel, up to a browser
 	$(BIN)/python -m tests.newcomer
+
+image: $(VENV)/.tests ## builds and runs the image with Podman, up to a row at a client; root on Debian
+	$(BIN)/python -m tests.image
 
 reference: $(VENV)/.tests ## the pages and the schema of docs/reference that the program makes
 	$(BIN)/python -m tests.docs.reference --write
