@@ -57,7 +57,7 @@ async def until(condition: Callable[[Application], object], application: Applica
 
 def verifying(config: Path, seconds: int = SECONDS, command: Sequence[str] = AIRY_TRIO) -> list[str]:
     """Return the command of the page about operation, with these settings and for this time."""
-    text = parts("how-to/operate.md", "sh")[1].replace("prod.toml", str(config)).replace("60", str(seconds))
+    text = parts("how-to/operate.md", "sh")[1].replace("60", str(seconds)).replace("prod.toml", str(config))
     return [*command, *shlex.split(text)[1:]]
 
 
