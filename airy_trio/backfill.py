@@ -43,7 +43,7 @@ from airy_trio.database import (
     Database,
     DatabaseRefused,
     Names,
-    escaped,
+    escape_colons,
     quote_identifier,
     quote_text,
     sqlite_path,
@@ -289,7 +289,7 @@ class TableBackfill:
         columns, made = ["kind", "operation", *names], [quote_text(self._table.kind), quote_text(operation), *names]
         if not self._postgres:
             columns, made = [*columns, "at", "token"], [*made, SQLITE_NOW_MS, SQLITE_TOKEN]
-        log = escaped(self._names.quoted(TABLE))
+        log = escape_colons(self._names.quoted(TABLE))
         statement = f"insert into {log} ({', '.join(columns)}) select {', '.join(made)} {source}"
         return connection.execute(sa.text(statement), values).rowcount
 
@@ -311,7 +311,7 @@ class TableBackfill:
             # Cast through jsonb, which has no collation. The text would have that of the encoding's name, "C", and
             # Postgres could not decide between it and the column's collation.
             text = f"convert_from(decode(:{name}, 'hex'), getdatabaseencoding())"
-            return f"cast(to_jsonb({text}) #>> '{{}}' as {escaped(column.sql_type)})"
+            return f"cast(to_jsonb({text}) #>> '{{}}' as {escape_colons(column.sql_type)})"
         if isinstance(stored, str):
             values[name] = bytes.fromhex(stored)
         return f"cast(:{name} as text)" if storage == "text" else f":{name}"
@@ -322,11 +322,11 @@ class TableBackfill:
 
     @cached_property
     def _name(self) -> str:
-        return escaped(self._table.quoted)
+        return escape_colons(self._table.quoted)
 
     @cached_property
     def _keys(self) -> Sequence[str]:
-        return [f"t.{escaped(quote_identifier(column.name))}" for column in self._table.keys]
+        return [f"t.{escape_colons(quote_identifier(column.name))}" for column in self._table.keys]
 
     @cached_property
     def _present(self) -> str:

@@ -45,7 +45,7 @@ def line(position: str, body: bytes, at: datetime) -> str:
     kind = event["type"].partition(".")[0]
     time = at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     name = click.style(f"{event['type']:<17}", fg=COLOURS.get(kind))
-    return f"{time}  {position:<12} {name} {printable(_summary(event['type'], event['payload']))}"
+    return f"{time}  {position:<12} {name} {one_line(_summary(event['type'], event['payload']))}"
 
 
 def _summary(type_: str, payload: dict[str, Any]) -> str:
@@ -78,6 +78,6 @@ def _short(text: str) -> str:
     return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
     """Replace what would break the line or control the terminal: ids and texts are untrusted."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

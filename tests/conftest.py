@@ -53,6 +53,8 @@ SERVERS = frozenset({"postgres", "own_postgres", "redis_server", "own_redis", "p
 """The fixtures that start a server; all other fixtures that need a server use these."""
 SERVER_PARAMETERS = frozenset({"postgres", "redis"})
 """Parameters with which a test or a fixture requests such a fixture."""
+QUICK_MIN = 3000
+"""With fewer tests in a whole run, a rule selects less than it should."""
 QUICK_SEEDS = 2
 QUICK_EXAMPLES = 10
 PROGRAM_FOLDERS = frozenset({"clients", "console", "demo", "docs", "drill", "e2e"})
@@ -93,6 +95,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("quick"):
         return
     quick = [item for item in items if _is_quick(item)]
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and len(quick) < QUICK_MIN:
+        message = f"--quick selects only {len(quick)} tests"
+        raise pytest.UsageError(message)
     config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
     items[:] = quick
     gc.freeze()  # modules and tests stay imported: this saves a tenth of the time

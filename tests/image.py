@@ -3,8 +3,8 @@
 Podman takes the place of Docker, and keeps everything in a temporary folder. The base image ``python:3.13-slim`` is
 replaced by one with Debian's Python, so no registry of images is needed. The settings get free ports, because the
 container uses the network of this machine. The run ends when a client has received a row and the health check of the
-image has passed. Exits with 1 if a step fails. Needs root on Debian 13, the programs in NEEDED, and what the tests
-need.
+image has passed. Exits with 1 if a step fails. Needs root on Debian 13, its packages mmdebstrap, netavark, podman and
+runc, and what the tests need.
 """
 
 import itertools
@@ -33,7 +33,7 @@ BASE: Final = (
 )
 """As in the real one, ``python`` and ``pip`` are in /usr/local. Documents and translations would be a third of it."""
 FROM_HERE: Final = ("/etc/ssl/certs", "/etc/pip.conf")
-"""Mounted for pip: this machine may reach the package index through a proxy with a certificate of its own."""
+"""Mounted, so that pip has the settings and certificates of this machine."""
 LISTENING: Final = re.compile('"event": "listening"')
 
 
@@ -87,6 +87,8 @@ def serve(newcomer: Newcomer, command: str, url: str) -> None:
 
 def main() -> None:
     """Build and run, and print how long each part took."""
+    if os.geteuid() != 0:
+        sys.exit("image: needs root")
     if missing := [program for program in NEEDED if shutil.which(program) is None]:
         sys.exit(f"image: not in PATH: {', '.join(missing)}")
     with tempfile.TemporaryDirectory(prefix="airy-trio-image-") as folder, running_postgres() as postgres:

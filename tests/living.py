@@ -11,12 +11,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
-    """Disable the collector for the block. Afterwards the list has the new objects that are still alive."""
+    """Disable the collector for the block. Afterwards the list has the new objects that are still alive.
+
+    The block may collect by itself: cycles that are not ours.
+    """
     left: list[object] = []
-    gc.disable()  # so new objects stay in the youngest generation
+    gc.disable()
     try:
-        before = {id(one) for one in gc.get_objects(0) if isinstance(one, kinds)}
+        before = {id(one) for one in gc.get_objects() if isinstance(one, kinds)}
         yield left
-        left += [one for one in gc.get_objects(0) if isinstance(one, kinds) and id(one) not in before]
+        left += [one for one in gc.get_objects() if isinstance(one, kinds) and id(one) not in before]
     finally:
         gc.enable()

@@ -323,6 +323,8 @@ def main() -> None:
     """Follow all three parts, and print how long each took."""
     if not any(map(shutil.which, CHROMIUM)):
         sys.exit(f"newcomer: no browser: none of {', '.join(CHROMIUM)} is in PATH")
+    if shutil.which("systemctl") is None:
+        sys.exit("newcomer: no systemctl in PATH")
     if not LIBRARY.is_dir():
         sys.exit("newcomer: no @stomp/stompjs: run `npm ci` in tests/clients")
     with (

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from airy_trio.database import SQLITE, sqlite_path
+from airy_trio.database import SQLITE, escape_colons, sqlite_path
 from airy_trio.migrate.streams import Stream, head
 from tests.application import Application
 
@@ -69,4 +69,4 @@ def _mark_trigger(connection: sa.Connection, application: Application) -> None:
     assert marked != definition
     if application.dialect == SQLITE:
         connection.execute(sa.text(f"drop trigger airy_trio_{TRIGGER}"))
-    connection.execute(sa.text(marked.replace(":", "\\:")))
+    connection.execute(sa.text(escape_colons(marked)))

@@ -126,6 +126,18 @@ def foreign_to_stomp(source: str, tree: ast.AST) -> set[str]:
     }
 
 
+def names_of_the_package(tree: ast.AST) -> set[str]:
+    """Return what a source imports from the package itself except the version and modules."""
+    named = {
+        name.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module == "airy_trio"
+        for name in node.names
+    }
+    modules = {source.split("/")[0].removesuffix(".py") for source in sources()}
+    return named - modules - {"__version__"}
+
+
 NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 """Names that are public although they begin with an underscore."""
 
@@ -173,6 +185,12 @@ def test_stomp_imports_neither_io_nor_clocks() -> None:
     assert {source: names for source, names in foreign.items() if names} == {}
 
 
+def test_modules_import_only_the_version_from_the_package() -> None:
+    """Its other names are those of higher layers, which the contracts do not see because of their exceptions."""
+    found = {source: wrong for source, tree in sources().items() if (wrong := names_of_the_package(tree))}
+    assert found == {}
+
+
 def test_module_names_are_not_generic() -> None:
     assert [source for source in sources() if not SAY_NOTHING.isdisjoint(Path(source).with_suffix("").parts)] == []
 
@@ -201,6 +219,7 @@ def test_rules_find_violations() -> None:
     }
     assert back_ends_named("log/sql/reading.py", ast.parse("from airy_trio.log.sql.store import tables")) == set()
     assert back_ends_named("log/sql.py", ast.parse("from airy_trio.capture.sqlite import X")) != set()
+    assert names_of_the_package(ast.parse("from airy_trio import __version__, app, serve")) == {"serve"}
 
 
 def test_every_source_was_read() -> None:

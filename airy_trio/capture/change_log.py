@@ -58,7 +58,7 @@ from airy_trio.capture.feed import POINT_FORMAT, Consumer, ResumePointLost, Resu
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Query
-from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all, escaped
+from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all, escape_colons
 from airy_trio.errors import Unavailable
 
 logger = structlog.get_logger(__name__)
@@ -309,7 +309,7 @@ class ChangeLog:
             *(sa.Column(name, sa.Text) for name in ("origin", "consumer_epoch", "consumer_store")),
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark", "backfill")),
         )
-        quoted = escaped(names.quoted(STATE))
+        quoted = escape_colons(names.quoted(STATE))
         self.seal = sa.text(
             f"update {quoted} set mark = :mark, replaced_mark = case when mark = :replaced then :replaced "  # noqa: S608
             f"else :replaced || ' ' || substr(mark || ' ' || replaced_mark, 1, {MARKS_CHARS_MAX}) end"

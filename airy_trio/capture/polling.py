@@ -43,7 +43,7 @@ from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, Kind, ResumePoint
 from airy_trio.capture.mapping import KINDS, Key, Table, Tables
 from airy_trio.capture.objects import Change, InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.database import POSTGRES, DedicatedConnection, escaped, quote_identifier
+from airy_trio.database import POSTGRES, DedicatedConnection, escape_colons, quote_identifier
 from airy_trio.database.sqlite import FileVersion, FileVersions
 
 SECOND_US: Final = 1_000_000
@@ -506,7 +506,7 @@ def clock(dialect: str, table: Table) -> Clock:
     """The clock of a table that has a watermark."""
     if table.watermark is None:
         raise AssertionError(table.kind)
-    name = "t." + escaped(quote_identifier(table.watermark.name))
+    name = "t." + escape_colons(quote_identifier(table.watermark.name))
     is_local = table.time_zone != "UTC"
     if dialect != POSTGRES:
         return _sqlite_clock(name, zoneless=is_local)
@@ -524,7 +524,7 @@ def clock(dialect: str, table: Table) -> Clock:
             value = f"floor(cast({name} as numeric) * 1000)"
             return Clock(value=value, moment=f"cast({value} as bigint)", bound="cast({} as numeric)")
         case _:
-            text, iso = f"cast({name} as text)", escaped(_ISO)
+            text, iso = f"cast({name} as text)", escape_colons(_ISO)
             value = (
                 f"(case when {text} ~ '{iso}' then cast({text} as timestamptz) "
                 f"when {text} ~ '^[0-9]{{1,15}}([.][0-9]*)?$' then to_timestamp(cast({text} as float8) / 1000) end)"

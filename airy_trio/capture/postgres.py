@@ -73,7 +73,15 @@ from airy_trio.capture.change_log import MOMENT, TABLE, LoggedChanges, LoggedFee
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.queries import BoundQuery, Row, Rows, refusal_reason
-from airy_trio.database import LOCK_CLASS, DedicatedConnection, Names, escaped, is_refusal, quote_identifier, quote_text
+from airy_trio.database import (
+    LOCK_CLASS,
+    DedicatedConnection,
+    Names,
+    escape_colons,
+    is_refusal,
+    quote_identifier,
+    quote_text,
+)
 from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement
 
 FEW: Final = 64
@@ -154,7 +162,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             "and pg_visible_in_snapshot(txid, cast($2 as pg_snapshot)) "
             "and not pg_visible_in_snapshot(txid, cast($3 as pg_snapshot)) order by seq limit cast($4 as int8)",
         )
-        name = escaped(log)
+        name = escape_colons(log)
         self._trim = sa.text(
             f"delete from {name} where seq in (select seq from {name} "  # noqa: S608 - names quoted
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "

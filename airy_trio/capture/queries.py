@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import FIELDS, Column, Key, Table, fits
-from airy_trio.database import POSTGRES, escaped, is_refusal, quote_identifier, quote_text
+from airy_trio.database import POSTGRES, escape_colons, is_refusal, quote_identifier, quote_text
 
 Row = tuple[Any, ...]
 Subject = Literal["message", "conversation"]
@@ -159,10 +159,10 @@ class Queries:
         self._postgres = dialect == POSTGRES
         self._text_chars_max = text_chars_max
         self._table = table
-        self.name = escaped(table.quoted)
+        self.name = escape_colons(table.quoted)
         self._true, self._false = ("true", "false") if self._postgres else ("1", "0")
         # ``where`` may end in a comment, hence the line break.
-        self._included = f"coalesce(({escaped(table.where)}\n), {self._false})" if table.where else self._true
+        self._included = f"coalesce(({escape_colons(table.where)}\n), {self._false})" if table.where else self._true
         self._any_text = not any(column.type in _CAST for column in table.keys)
         self._fields = {one.name: one for one in FIELDS[table.kind]}
         selected = [self.selected(name, column) for name, column in table.columns.items()]
@@ -203,7 +203,7 @@ class Queries:
         with the file that is read.
         """
         if not self._postgres:
-            name = escaped(quote_text(self._table.name))
+            name = escape_colons(quote_text(self._table.name))
             return _query(f"select sql from sqlite_master where type = 'table' and name = {name}")  # noqa: S608 - quoted
         types = ", ".join(f"cast(pg_typeof({_name(column)}) as oid)" for column in self._typed)
         table = f"cast({quote_text(self.name)} as regclass)"
@@ -234,7 +234,7 @@ class Queries:
             connection.execute(_ZONE, {"zone": self._table.time_zone})
         if self._table.where:
             # Without our parentheses too: a ``where`` that closes them itself would be another condition.
-            bare = f"select 1 from {self.name} t where {escaped(self._table.where)}\nlimit 0"  # noqa: S608 - quoted
+            bare = f"select 1 from {self.name} t where {escape_colons(self._table.where)}\nlimit 0"  # noqa: S608 - quoted
             connection.execute(sa.text(bare))
         connection.execute(self._by_key.statement, _NO_KEYS)
         if self._table.watermark is not None:  # ``polling`` also reads xmin, which needs a right of its own
@@ -413,7 +413,7 @@ class Queries:
         """Epoch milliseconds of a timestamp; the text of any other column, which may be ISO or epoch milliseconds."""
         name = _name(column)
         if self._postgres and column.type == "timestamp":  # or a date, hence the cast: else it would get a time zone
-            name = f"(cast({name} as timestamp) at time zone {escaped(quote_text(self._table.time_zone))})"
+            name = f"(cast({name} as timestamp) at time zone {escape_colons(quote_text(self._table.time_zone))})"
         elif not self._postgres or column.type != "timestamptz":
             return self.text(column)
         return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
@@ -424,4 +424,4 @@ def _query(sql: str) -> Query:
 
 
 def _name(column: Column) -> str:
-    return f"t.{escaped(quote_identifier(column.name))}"
+    return f"t.{escape_colons(quote_identifier(column.name))}"

@@ -25,7 +25,7 @@ from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.queries import Query
-from airy_trio.database import DatabaseRefused, escaped
+from airy_trio.database import DatabaseRefused, escape_colons
 from airy_trio.database.sqlite import FileVersion, FileVersions
 from airy_trio.errors import FaultsError
 
@@ -43,7 +43,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
-        log = escaped(source.names.quoted(TABLE))
+        log = escape_colons(source.names.quoted(TABLE))
         self._page = Query(
             sa.text(
                 f"select {', '.join(COLUMNS)}, seq, token, at from {log} "  # noqa: S608 - names quoted

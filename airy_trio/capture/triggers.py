@@ -21,7 +21,7 @@ from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import KINDS, Column, Table, Tables, quoted_name
 from airy_trio.capture.postgres_triggers import Trigger
-from airy_trio.database import POSTGRES, Names, escaped, quote_identifier, quote_text
+from airy_trio.database import POSTGRES, Names, escape_colons, quote_identifier, quote_text
 
 Firing = Literal["origin", "always"]
 """When the triggers of Postgres fire: not for the writes of a replica role, or for these too."""
@@ -213,7 +213,7 @@ def _lock(connection: sa.Connection, tables: Iterable[str], *, exclusively: set[
 
 def _run(connection: sa.Connection, statements: Iterable[str]) -> None:
     for statement in statements:
-        connection.execute(sa.text(escaped(statement)))
+        connection.execute(sa.text(escape_colons(statement)))
 
 
 # The triggers of an SQLite file.

@@ -16,7 +16,7 @@ from click.shell_completion import get_completion_class
 
 from airy_trio.cli.logs import configure_logging
 from airy_trio.errors import AiryTrioError, FaultsError
-from airy_trio.terminal import Stdout, printable
+from airy_trio.terminal import Stdout, one_line
 
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing
@@ -272,7 +272,7 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
         raise click.BadParameter(message, param_hint="ID")
     explanation = exit_on_error(lambda: implementation.explain(settings, subject))
     for line in explanation.lines:
-        click.echo(printable(line))
+        click.echo(one_line(line))
     sys.exit(0 if explanation.recorded else 1)
 
 

@@ -13,7 +13,7 @@ import click
 from airy_trio.cli.commands import exit_on_error, progress_bar
 from airy_trio.cli.logs import configure_logging
 from airy_trio.errors import SettingsError, StartError
-from airy_trio.terminal import printable
+from airy_trio.terminal import one_line
 
 if TYPE_CHECKING:
     from airy_trio.init import Draft
@@ -134,4 +134,4 @@ def _show_next(draft: "Draft", file: Path, *, may_migrate: bool) -> None:
 
 def _print(line: str) -> None:
     """Print a line. Names and values are the database's, and must not control the terminal."""
-    click.echo(printable(line))
+    click.echo(one_line(line))

@@ -329,6 +329,6 @@ def quote_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def escaped(sql: str) -> str:
+def escape_colons(sql: str) -> str:
     """Return SQL in which ``sa.text`` finds no parameters."""
     return sql.replace(":", "\\:")

@@ -41,7 +41,7 @@ from airy_trio.init.catalogue import FoundTable, Row
 from airy_trio.init.columns import Source
 from airy_trio.init.proposal import Ask, Proposal, Proposals, propose, recognised
 from airy_trio.settings import Settings, parse
-from airy_trio.terminal import printable
+from airy_trio.terminal import one_line
 
 __all__ = ["Ask", "Draft", "draft"]
 
@@ -208,7 +208,7 @@ def lines_of(proposal: Proposal) -> Iterator[str]:
 
 def _section(kind: Kind, proposal: Proposal) -> str:
     table = proposal.table
-    lines = [f"\n[database.tables.{kind}]\n# {printable(proposal.why)}\n"]
+    lines = [f"\n[database.tables.{kind}]\n# {one_line(proposal.why)}\n"]
     if table is None:
         return "".join([*lines, 'name = ""\n'])
     if table.label != kind:
@@ -233,7 +233,7 @@ def _part(path: str, settings: Mapping[str, tuple[str, str]]) -> Iterator[str]:
         yield f"\n[{path}]\n"
         width = max(len(f"{name} = {value}") for name, (value, _) in settings.items())
         for name, (value, why) in settings.items():
-            yield f"{f'{name} = {value}':<{min(width, 60)}}   # {printable(why)}\n"
+            yield f"{f'{name} = {value}':<{min(width, 60)}}   # {one_line(why)}\n"
 
 
 def _why(source: Source) -> str:

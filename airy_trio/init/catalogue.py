@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import quoted_name
 from airy_trio.check.rows import bounded, took_too_long
-from airy_trio.database import POSTGRES, Names, escaped, is_refusal, quote_identifier
+from airy_trio.database import POSTGRES, Names, escape_colons, is_refusal, quote_identifier
 
 Family = Literal["text", "json", "time", "flag", "integer", "number", "uuid", "other"]
 """What a column can hold, for both dialects."""
@@ -109,7 +109,7 @@ def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
     sql = f"select {', '.join(columns)} from {name} t{order} limit {ROWS_MAX}"  # noqa: S608 - names quoted
     try:
         with connection.begin_nested() as reading, bounded(connection):
-            rows = connection.execute(sa.text(escaped(sql))).all()
+            rows = connection.execute(sa.text(escape_colons(sql))).all()
             reading.rollback()
     except DBAPIError as error:
         if is_refusal(error) or (isinstance(error.orig, Exception) and took_too_long(error.orig)):

@@ -18,7 +18,8 @@ Standby. The workers of a command share the machine with a process that only rec
 lease ten times less often than that process does, so it nearly always wins, and a worker that holds the lease offers it
 now and then. The processes do not need to know about each other; the lease alone decides.
 
-Trimming. The node that records also trims both logs (``Retention``), the change log up to what is recorded.
+Trimming. The node that records also trims both logs (``Retention``), the change log only up to the recorded resume
+point.
 """
 
 from collections import Counter

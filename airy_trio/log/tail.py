@@ -46,7 +46,7 @@ SLICES: Final = 16
 SCANNED_PER_CHANNEL: Final = 4
 """A narrow view scans this many events of its destination for each of its channels; beyond that its channels' own."""
 ARRIVALS_MAX: Final = 4096
-"""Batches of which ``Arrivals`` stores the time. Beyond that it forgets the older half."""
+"""The number of batches for which ``Arrivals`` stores a time. Beyond that it forgets the older half."""
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """The inclusive upper bounds of all buckets but the last, which has none. Fixed, so that processes can be added up."""
 _APPENDED_AT: Final = attrgetter("appended_at_ms")

@@ -21,7 +21,7 @@ from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.lease import lock_file
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
-from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escaped, quote_identifier, sqlite_path
+from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escape_colons, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, revision_of, revisions, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
@@ -292,7 +292,7 @@ def _require_removable(connection: sa.Connection, stream: Stream, options: Datab
 
 def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
     for statement in statements:
-        connection.execute(sa.text(escaped(statement)))
+        connection.execute(sa.text(escape_colons(statement)))
 
 
 def _remove(settings: Settings) -> None:

@@ -93,7 +93,7 @@ POSTGRES_LONG_MAX_S: Final = 60.0
 
 FOLDER_INFIX: Final = ".airy-trio-verify-"
 LOCK_FILE: Final = "lock"
-"""In the folder, because a network file system may lock only a file that is open for writing."""
+"""A file, because some network file systems cannot lock a folder."""
 FRESH_S: Final = 60.0
 """A folder without a lock file that is younger than this belongs to a verification that is just starting."""
 SQLITE_LONG_MAX_S: Final = 1.0
@@ -219,7 +219,9 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
             folder.mkdir(mode=0o700)
             lock = _lock(folder / LOCK_FILE)
         except OSError as error:
-            raise StartError([f"database.url: the folder {folder} cannot be created: {error.strerror}"]) from None
+            raise StartError(
+                [f"database.url: the folder {folder} cannot be created or locked: {error.strerror}"]
+            ) from None
         table = ApplicationTable(engine)
         with table.session() as connection:
             connection.exec_driver_sql(f"pragma journal_mode = {journal_mode}")

@@ -157,6 +157,11 @@ SQLITE_VALUES: list[object] = [
     [
         *((declared, 1) for declared in ["", "text collate nocase", "text collate rtrim", "integer", "real", "blob"]),
         *((declared, 7) for declared in ["", "text", "text collate nocase", "numeric"]),
+        *(pytest.param(declared, 1, marks=pytest.mark.slow) for declared in ["text", "numeric"]),
+        *(
+            pytest.param(declared, 7, marks=pytest.mark.slow)
+            for declared in ["text collate rtrim", "integer", "real", "blob"]
+        ),
     ],
 )
 def test_every_type_of_key_on_sqlite(sqlite_application: Application, declared: str, limit: int) -> None:

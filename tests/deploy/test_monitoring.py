@@ -132,12 +132,13 @@ def test_summaries_name_labels_that_the_alert_has(samples: Samples) -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
-def test_scrape_job_of_the_page_has_the_name_in_the_alerts_and_the_port_of_the_server() -> None:
+def test_scrape_job_of_the_page_fits_alerts_and_port() -> None:
     [block] = parts("how-to/operate.md", "yaml")
     [job] = yaml.safe_load(block)["scrape_configs"]
     assert Use("up", "job", job["job_name"]) in {use for rule in RULES for use in uses(rule["expr"])}
     [[target]] = [one["targets"] for one in job["static_configs"]]
     assert target == f"airy-trio:{AdminOptions().port}"
+    assert {*job["authorization"]} == {"credentials_file"}
     assert {*job} == {"job_name", "authorization", "static_configs"}, "the path is the default one"
 
 

@@ -128,7 +128,6 @@ def lines_run(piece_bytes: int, stream: bytes) -> tuple[int, Decoder]:
     return count, decoder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("piece_bytes", [1, 7, 1 << 20])
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_work_is_linear_in_the_input(name: str, piece_bytes: int) -> None:
