@@ -93,15 +93,18 @@ class Resuming:
 class Building:
     """A client that builds a table of the tags from the current state and what follows, over short connections.
 
-    Now and then it forgets the table and starts again. Otherwise it continues after its last event, if the server
-    allows it. ``table``: names by id. ``states``: current states received. ``position``: see ``Resuming``.
+    With the probability ``forgets`` it forgets the table and starts again. Otherwise it continues after its last event,
+    if the server allows it. ``table``: names by id. ``states``: current states received; ``resets``: those of them that
+    a new epoch caused. ``position``: see ``Resuming``.
     """
 
     nodes: Nodes
     random: random.Random
+    forgets: float = FORGETS
     table: dict[str, str] = field(factory=dict)
     position: str = ""
     states: int = 0
+    resets: int = 0
     resumes: int = 0
     completed: int = 0
     refused: int = 0
@@ -110,7 +113,7 @@ class Building:
     async def follow(self) -> None:
         """Receive until the end of the drill."""
         while not self.ended:
-            if self.random.random() < FORGETS:
+            if self.random.random() < self.forgets:
                 self.position = ""
             with trio.move_on_after(self.random.uniform(0, STAY_MAX_S)):
                 await self._receive()
@@ -126,6 +129,7 @@ class Building:
                     self.resumes += 1
                 else:
                     self.states += 1
+                    self.resets += receipt.get("resume") == "reset-epoch"
                     self.table.clear()
                 self.position = receipt.get("position") or ""
                 while not self.ended:
