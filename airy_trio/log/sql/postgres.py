@@ -2,7 +2,8 @@
 
 Pipelines. Everything on the route from a commit to a client runs on a few native connections, in Trio and without a
 thread; each unit of work is one round trip, and an append is one statement, which has its rows as arrays. An append of
-many events is a COPY instead, between two further round trips.
+many events is a COPY instead, between two further round trips. The rows of the current state are not sent: a second
+statement of the same round trip copies them from the log.
 
 Fence. A writer that hangs in the middle of an append must not block the next one. The time-outs of its session end a
 writer that is frozen between two statements. They do not run while the server reads the data of a statement, nor if the
@@ -63,8 +64,10 @@ POLL_S: Final = 0.05
 POLL_NOTIFIED_S: Final = 1.0
 """The same once one has."""
 
-_ARRAYS: Final = frozenset(range(9, 28))
-"""The parameters of an append that are arrays: those after nine texts, as many as there are."""
+_ARRAYS: Final = frozenset(range(9, 16))
+"""The parameters of an append that are arrays: those after nine texts."""
+_STATE_ARRAYS: Final = frozenset(range(3, 8))
+"""The same of a change of the current state, after three texts."""
 _BEGIN: Final = Statement("airy_begin", "begin")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
@@ -136,12 +139,13 @@ class PostgresStore(SqlStore):
         copied = len(events) >= COPY_FROM
         if not copied:
             parameters += _arrays(_APPENDED, _columns(events))
-        sweeps = state is not None and bool(state.swept)
-        changes_state = state is not None and bool(state.kept or state.ended or state.swept)
-        if state is not None and changes_state:
-            parameters += _state_arrays(state, events)
+        following = []
+        if state is not None and (state.kept or state.ended or state.swept):
+            following.append(
+                (self._statements.change[bool(state.swept)], _state_parameters(expected, head, state, events))
+            )
         rows = partial(_rows, expected, events) if copied else None
-        moved = await self._move_head(self._statements.append[copied, changes_state, sweeps], parameters, rows)
+        moved = await self._move_head(self._statements.append[copied], parameters, following, rows)
         return None if moved is None else stored_after(expected, events, moved)
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
@@ -152,11 +156,13 @@ class PostgresStore(SqlStore):
         self,
         statement: Statement,
         parameters: Sequence[Parameter],
+        following: Sequence[tuple[Statement, Sequence[Parameter]]] = (),
         rows: Callable[[int], Iterable[bytes]] | None = None,
     ) -> int | None:
         """Run a statement inside the fence; return the time, or None if the head is another one.
 
-        ``rows``: returns, for that time, the events that are copied in the same transaction, in parts.
+        ``following``: statements that run after it in the same transaction, in any case. ``rows``: returns, for that
+        time, the events that are copied before those, in parts.
 
         If another session stays inside for ``patience_s``, end that session and raise ``StoreUnavailable``: the caller
         tries again.
@@ -164,12 +170,12 @@ class PostgresStore(SqlStore):
 
         async def attempt(pipeline: Pipeline) -> Sequence[Any]:
             if rows is None:
-                [[answer]] = await pipeline.run((statement, parameters))
+                [[answer], *_] = await pipeline.run((statement, parameters), *following)
             else:
                 _, [answer] = await pipeline.run((_BEGIN, ()), (statement, parameters))
                 if answer[1] is not None:
                     await pipeline.copy(self._statements.copy, rows(answer[1]))
-                await pipeline.run((_COMMIT, ()))
+                await pipeline.run(*following, (_COMMIT, ()))
             return answer
 
         give_up_at, pause_s = trio.current_time() + self.patience_s, FENCE_POLL_S
@@ -207,8 +213,6 @@ _APPENDED: Final = {
     "age_ms": "int8",
 }
 """The columns of an append, in the order of ``NewEvent``, which are given as arrays."""
-_KEPT: Final = {"digest": "bytea", "number": "int8", **_APPENDED}
-"""The columns of events that an append keeps in the current state. ``number``: of the event in the append, from 1."""
 
 
 class _Statements:
@@ -235,23 +239,19 @@ class _Statements:
             f"from moved, unnest({arrays}) with ordinality as given({columns}, number))"
         )
         self.append = {
-            (copied, changes_state, sweeps): Statement(
-                f"airy_append{'_by_copy' * copied}{'_state' * changes_state}{'_sweep' * sweeps}",
-                append_by(
-                    further=("" if copied else added)
-                    + (
-                        self._change_state(names.quoted(CURRENT), 10 if copied else 17, sweeps=sweeps)
-                        if changes_state
-                        else ""
-                    )
-                ),
-                _ARRAYS,
-            )
+            copied: Statement(f"airy_append{'_by_copy' * copied}", append_by(further="" if copied else added), _ARRAYS)
             for copied in (False, True)
-            for changes_state, sweeps in ((False, False), (True, False), (True, True))
         }
-        """By whether the events are copied afterwards, whether rows of the current state change, and whether types are
-        swept. That is a statement of its own, because it may scan the table."""
+        """By whether the events are copied afterwards."""
+        self.change = {
+            sweeps: Statement(
+                f"airy_change_state{'_sweep' * sweeps}",
+                self._change_state(names.quoted(CURRENT), names.quoted(EVENTS), sweeps=sweeps),
+                _STATE_ARRAYS,
+            )
+            for sweeps in (False, True)
+        }
+        """By whether types are swept. That is a statement of its own, because it may scan the table."""
         self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'
         begin_epoch = self._in_fence(
             changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
@@ -267,29 +267,31 @@ class _Statements:
             "and database = (select oid from pg_database where datname = current_database())",
         )
 
-    def _change_state(self, current: str, number: int, *, sweeps: bool) -> str:
-        """Return the parts of an append that change the current state. Their arrays begin at the parameter ``number``.
+    def _change_state(self, current: str, events: str, *, sweeps: bool) -> str:
+        """Return the statement that changes the current state after an append in the same transaction.
 
-        All parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept
-        must not be what is kept, and an object that is kept has not ended. What has ended may be swept as well.
+        If that append was rejected, this transaction has not written the row of the state, and nothing changes. All
+        parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept must
+        not be what is kept, and an object that is kept has not ended. What has ended may be swept as well. The bounds
+        of the offsets keep Postgres from reading the whole log in their order.
         """
         columns = ", ".join(map(quote_identifier, _APPENDED))
         names = ("digest", "generation", "offset", "appended_at_ms", *_APPENDED)
-        arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(_KEPT.values(), number))
-        ended = number + len(_KEPT)
         changed = ", ".join(f"{quote_identifier(name)} = excluded.{quote_identifier(name)}" for name in names[1:])
         swept = (
             f", swept as (delete from {current} as old "  # noqa: S608 - names quoted
-            f"using moved, unnest(${ended + 1}::text[], ${ended + 2}::int8[]) as swept(type, upto) "
-            f'where old.type = swept.type and old."offset" <= swept.upto and not old.digest = any(${number}::bytea[]))'
+            "using moved, unnest($7::text[], $8::int8[]) as swept(type, upto) "
+            'where old.type = swept.type and old."offset" <= swept.upto and not old.digest = any($4::bytea[]))'
         )
         return (
-            f", kept as (insert into {current} ({', '.join(map(quote_identifier, names))}) "  # noqa: S608 - names quoted
-            f"select digest, $7::text, $2::int8 + number, moved.at, {columns} "
-            f"from moved, unnest({arrays}) as given(digest, number, {columns}) "
-            f"on conflict (digest) do update set {changed}), "
-            f"gone as (delete from {current} as old using moved where old.digest = any(${ended}::bytea[]))"
-            f"{swept if sweeps else ''}"
+            f"with moved as (select 1 from {self._state} where xmin = pg_current_xact_id()::xid), "  # noqa: S608 - names quoted
+            f"gone as (delete from {current} as old using moved where old.digest = any($6::bytea[]))"
+            f"{swept if sweeps else ''} "
+            f"insert into {current} ({', '.join(map(quote_identifier, names))}) "
+            f'select digest, $1::text, "offset", appended_at_ms, {columns} '
+            f'from moved, unnest($4::bytea[], $5::int8[]) as given(digest, number) join {events} on "offset" = number '
+            'where "offset" > $2::int8 and "offset" <= $3::int8 '
+            f"on conflict (digest) do update set {changed}"
         )
 
     def _in_fence(self, *, changed: str, condition: str, returned: str, notified: str, further: str = "") -> str:
@@ -312,13 +314,15 @@ def _arrays(types: Mapping[str, str], columns: Sequence[Sequence[Any]]) -> list[
     return [array(type_, column) for type_, column in zip(types.values(), columns, strict=True)]
 
 
-def _state_arrays(change: StateChange, events: Sequence[NewEvent]) -> list[Parameter]:
+def _state_parameters(
+    expected: Position, head: Position, change: StateChange, events: Sequence[NewEvent]
+) -> list[Parameter]:
     """Return the parameters of ``_Statements._change_state``."""
-    kept = [events[index] for index in change.kept]
-    digests, numbers = [digest(event.object) for event in kept], [index + 1 for index in change.kept]
+    digests = array("bytea", [digest(events[index].object) for index in change.kept])
+    offsets = array("int8", [expected.offset + 1 + index for index in change.kept])
     ended = array("bytea", [digest(object_) for object_ in change.ended])
     swept = [array("text", list(change.swept)), array("int8", list(change.swept.values()))] if change.swept else []
-    return [*_arrays(_KEPT, [digests, numbers, *_columns(kept)]), ended, *swept]
+    return [*_texts(change.generation, str(expected.offset), str(head.offset)), digests, offsets, ended, *swept]
 
 
 def _texts(*texts: str | None) -> list[Parameter]:
