@@ -30,6 +30,11 @@ from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent, St
 WRITER_LOOK_S: Final = 0.05
 """Between a write to the file and a look at it, by a process that made the last append itself: it mostly made this
 write too."""
+CACHE_KIB: Final = 8192
+CHECKPOINT_PAGES: Final = 4000
+"""An append changes pages all over the indexes of the current state, often the same ones as the append before it. The
+cache has room for these indexes, and 16 MB of WAL are written before pages are copied into the file. With the defaults
+(2 MB and 1000 pages) an append of 500 kept events takes twice as long."""
 
 logger = structlog.get_logger(__name__)
 
@@ -194,7 +199,9 @@ class FileNotifications:
 
 
 def use_wal(connection: sqlite3.Connection, _record: object) -> None:
-    """Set WAL mode on a new connection: readers then never block the writer."""
+    """Set WAL mode on a new connection that writes: readers then never block the writer."""
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     try:
         connection.execute("PRAGMA journal_mode = wal")  # stays with the file
     except sqlite3.OperationalError as error:  # there is a reader just now; the mode so far is correct, only slower

@@ -102,7 +102,7 @@ class SqlStore:
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         statement, values = self._tables.kept(destination)
-        before = self._tables.before_kept(tuple(values))
+        before = self._tables.before_kept()
         values |= {
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
         }  # fmt: skip

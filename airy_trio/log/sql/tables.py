@@ -145,9 +145,8 @@ class LogTables:
         values = values_of(destination)
         return self._once(("kept", *values), lambda: self._kept(values)), values
 
-    def before_kept(self, values: Iterable[str]) -> Sequence[Step]:
-        """Return the steps that come before ``kept`` in its transaction. ``values``: of the destination."""
-        del values
+    def before_kept(self) -> Sequence[Step]:
+        """Return the steps that come before ``kept`` in its transaction."""
         return ()
 
     def newest(self, destination: Destination) -> tuple[Any, dict[str, Any]]:
@@ -282,7 +281,12 @@ class SqliteTables(LogTables):
         places = ", ".join("?" * len(COLUMNS))
         self.insert = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
         current = names.quoted(CURRENT)
-        self.keep = f"insert or replace into {current} (digest, generation, {columns}) values (?, ?, {places})"  # noqa: S608 - names quoted
+        # An upsert, because a replaced row would be deleted from every index and inserted into it again.
+        changed = ", ".join(f'"{name}" = excluded."{name}"' for name in ("generation", *COLUMNS))
+        self.keep = (
+            f"insert into {current} (digest, generation, {columns}) values (?, ?, {places}) "  # noqa: S608 - names quoted
+            f"on conflict (digest) do update set {changed}"
+        )
         self.end = f"delete from {current} where digest = ?"  # noqa: S608 - names quoted
         self.sweep = f'delete from {current} where type = ? and "offset" <= ?'  # noqa: S608 - names quoted
 
@@ -308,14 +312,14 @@ class PostgresTables(LogTables):
         self._planned_each_time = self._setting("plan_cache_mode", "force_custom_plan")
         self._by_index = self._setting("enable_sort", "off")
 
-    def before_kept(self, values: Iterable[str]) -> Sequence[Step]:
+    def before_kept(self) -> Sequence[Step]:
         """See ``LogTables.before_kept``.
 
-        A plan that is made once would scan the whole state for a destination with few objects in it. And before the
+        A plan that is made once would scan the whole state for a conversation with few objects in it. And before the
         table's first statistics Postgres sorts all that is left of the state for each page, 86 instead of 2 ms with
-        100,000 objects, although an index has it in order. None has several channels in order.
+        100,000 objects, although an index has it in order.
         """
-        return [self._planned_each_time, *([] if "channels" in values else [self._by_index])]
+        return [self._planned_each_time, self._by_index]
 
     def _setting(self, name: str, value: str) -> Step:
         """Return the step that sets a run-time parameter for the rest of the transaction."""
