@@ -154,13 +154,13 @@ class Tagging:
         self._connection = connection
         self.dialect = dialect
 
-    def write(self, tag: str) -> float:
-        """Insert a tag; return the time at which COMMIT was sent (``time.monotonic``)."""
+    def write(self, tag: str) -> tuple[float, float]:
+        """Insert a tag; return when COMMIT was sent and when it was done (``time.monotonic``)."""
         self._connection.execute("begin")
         self._connection.execute(_INSERT_ONE.format(id=tag, name="flag"))
         committing_at = time.monotonic()
         self._connection.execute("commit")
-        return committing_at
+        return committing_at, time.monotonic()
 
     def write_timed(self, tag: str) -> None:
         """Insert a tag whose name is the current time (``time.monotonic``)."""
