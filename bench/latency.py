@@ -83,7 +83,10 @@ async def measure(database: Database, listening: Server, sizes: Sizes, measured:
 async def _commit(
     client: StompClient, stream: _TimedStream, tagging: Tagging, number: int, pause_s: float
 ) -> tuple[float, float, float]:
-    """Pause and commit; return the milliseconds of the COMMIT, until the frame arrived, and until it was decoded."""
+    """Pause and commit; return three times in milliseconds.
+
+    They are: of the COMMIT, from its begin until the frame arrived, and from then until the frame was decoded.
+    """
     await trio.sleep(pause_s)
     committing_at, committed_at = tagging.write(f"t{number}")
     with trio.fail_after(FRAME_TIMEOUT_S):

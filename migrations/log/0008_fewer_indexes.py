@@ -1,6 +1,6 @@
 """The current state without indexes by type and by channel, for the reasons in ``log_0004``.
 
-Each made every append of a kept type longer. Reading what one channel has of 100,000 objects takes a tenth of a second
+Each made every append of a kept type slower. Reading what one channel has of 100,000 objects takes a tenth of a second
 without them. A server of an earlier version works without them, too.
 """
 

@@ -1,7 +1,7 @@
 """Rows from before the first server: after a backfill, replay:current has exactly the rows of the database.
 
-Meanwhile the application writes and deletes, on both databases. ``tests/drill/test_current.py`` does the same with the
-event store in memory.
+Meanwhile the application writes and deletes, on both databases. ``tests/drill/test_current.py`` has the event
+store in memory, with tags only.
 """
 
 import random

@@ -113,12 +113,14 @@ async def test_appended_events_are_read_unchanged(store: EventStore, new: list[N
 
 
 async def test_stale_append_by_copy_writes_nothing(store: EventStore) -> None:
-    head = (await store.bounds()).head
-    await store.append(head, events(COPY_FROM), "point")
+    head, count = (await store.bounds()).head, COPY_FROM
+    kept = StateChange(generation="first0", kept=range(count))
+    stored = await store.append(head, [event(number) for number in range(count)], "point", state=kept)
     with pytest.raises(StaleAppend):
-        await store.append(head, events(COPY_FROM), "other")
-    assert (await store.bounds()).last == COPY_FROM
+        await store.append(head, [event(number) for number in range(1, 1 + count)], "other", state=kept)
+    assert (await store.bounds()).last == count
     assert await store.resume_point() == "point"
+    assert await store.current(StateAt("first0", head.at(count)), head, 2 * count, EVERYTHING) == stored
 
 
 async def test_copy_that_the_server_rejects_leaves_nothing(store: EventStore, other: Other) -> None:

@@ -67,7 +67,7 @@ POLL_NOTIFIED_S: Final = 1.0
 _ARRAYS: Final = frozenset(range(9, 16))
 """The parameters of an append that are arrays: those after nine texts."""
 _STATE_ARRAYS: Final = frozenset(range(3, 8))
-"""The same of a change of the current state, after three texts."""
+"""The array parameters of a change of the current state: those after three texts."""
 _BEGIN: Final = Statement("airy_begin", "begin")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
@@ -161,8 +161,8 @@ class PostgresStore(SqlStore):
     ) -> int | None:
         """Run a statement inside the fence; return the time, or None if the head is another one.
 
-        ``following``: statements that run after it in the same transaction, in any case. ``rows``: returns, for that
-        time, the events that are copied before those, in parts.
+        ``following``: statements that run after it in the same transaction, also if the head is another one. ``rows``:
+        returns the events for that time, in parts, which are copied before ``following`` runs.
 
         If another session stays inside for ``patience_s``, end that session and raise ``StoreUnavailable``: the caller
         tries again.
@@ -272,8 +272,8 @@ class _Statements:
 
         If that append was rejected, this transaction has not written the row of the state, and nothing changes. All
         parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept must
-        not be what is kept, and an object that is kept has not ended. What has ended may be swept as well. The bounds
-        of the offsets keep Postgres from reading the whole log in their order.
+        not be what is kept, and an object that is kept has not ended. What has ended may be swept as well. Without
+        the bounds of the offsets Postgres may read the whole log.
         """
         columns = ", ".join(map(quote_identifier, _APPENDED))
         names = ("digest", "generation", "offset", "appended_at_ms", *_APPENDED)
@@ -284,7 +284,7 @@ class _Statements:
             'where old.type = swept.type and old."offset" <= swept.upto and not old.digest = any($4::bytea[]))'
         )
         return (
-            f"with moved as (select 1 from {self._state} where xmin = pg_current_xact_id()::xid), "  # noqa: S608 - names quoted
+            f"with moved as (select 1 from {self._state} where xmin = pg_current_xact_id_if_assigned()::xid), "  # noqa: S608 - names quoted
             f"gone as (delete from {current} as old using moved where old.digest = any($6::bytea[]))"
             f"{swept if sweeps else ''} "
             f"insert into {current} ({', '.join(map(quote_identifier, names))}) "

@@ -281,7 +281,7 @@ class SqliteTables(LogTables):
         places = ", ".join("?" * len(COLUMNS))
         self.insert = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
         current = names.quoted(CURRENT)
-        # An upsert, because a replaced row would be deleted from every index and inserted into it again.
+        # An upsert, because REPLACE would also delete and insert the row and its key.
         changed = ", ".join(f'"{name}" = excluded."{name}"' for name in ("generation", *COLUMNS))
         self.keep = (
             f"insert into {current} (digest, generation, {columns}) values (?, ?, {places}) "  # noqa: S608 - names quoted
