@@ -3,7 +3,9 @@
 import socket
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
+import pytest
 import trio
 from attrs import evolve
 
@@ -13,6 +15,7 @@ from airy_trio.settings import Settings
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application
 from tests.command_line import CommandLine
+from tests.processes import run
 
 
 async def faults_of(settings: Settings, *, ready: bool) -> list[str]:
@@ -25,6 +28,18 @@ async def test_running_server_has_no_faults(sqlite_application: Application) -> 
         await port.until_ready()
         assert await faults_of(settings, ready=False) == []
         assert await faults_of(settings, ready=True) == []
+
+
+@pytest.mark.slow
+async def test_command_of_a_ready_server_prints_one_word(sqlite_application: Application, tmp_path: Path) -> None:
+    text = admin(free_port())
+    config = tmp_path / "airy-trio.toml"
+    config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{text}')
+    async with serving_all(sqlite_application.migrate(text)) as (_, port):
+        await port.until_ready()
+        for words, word in (((), "alive"), (("--ready",), "ready")):
+            ended = await run("health", "--config", str(config), *words)
+            assert (ended.code, ended.out, ended.err) == (0, f"{word}\n", "")
 
 
 async def test_server_that_is_not_ready_is_alive(sqlite_application: Application) -> None:

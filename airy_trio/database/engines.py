@@ -157,7 +157,6 @@ def sqlite_engine(
         hide_parameters=True,
         poolclass=sa.pool.QueuePool,
         pool_size=THREADS_MAX,
-        pool_use_lifo=True,  # the connection that was used last has the warmest cache
         execution_options={"open_connections": opened},
     )
 

@@ -1,9 +1,9 @@
 """The event store in Postgres: ``SqlStore`` in pipelines, with a fence and notifications.
 
 Pipelines. Everything on the route from a commit to a client runs on a few native connections, in Trio and without a
-thread; each unit of work is one round trip, and an append is one statement, which has its rows as arrays. An append of
-many events is a COPY instead, between two further round trips. The rows of the current state are not sent: a second
-statement of the same round trip copies them from the log.
+thread; each unit of work is one round trip. An append is one statement, which has its rows as arrays. Many events are
+sent by COPY instead, between two further round trips. The rows of the current state are not sent: a second statement in
+the same transaction copies them from the log.
 
 Fence. A writer that hangs in the middle of an append must not block the next one. The time-outs of its session end a
 writer that is frozen between two statements. They do not run while the server reads the data of a statement, nor if the
