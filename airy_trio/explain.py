@@ -396,6 +396,8 @@ async def _search(store: EventStore, subject: Subject) -> _Found:
                 at = at.at(events[-1].offset)
             state = CurrentState.of(bounds, bounds.head)
             kept = await _kept(store, state, subject)
+            if newest is not None and newest.offset > state.until.offset and newest.type == TYPE_OF[subject.kind]:
+                kept = newest.offset  # not in the state yet: it is sent after it
         except PositionExpired:  # trimmed in the meantime, or another state has begun
             continue
         retained = (

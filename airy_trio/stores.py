@@ -16,7 +16,8 @@ for a position of another epoch; ``read`` also raises it if the next event was t
 An offset is never used again in its epoch, so the head must be stored and not derived from the events, all of which
 ``trim`` may delete. Durable subscriptions are a second, small table: for each owner and name the token of the newest
 claim, the furthest position, and the time of the last use. The current state is a third: the newest event of each
-object that the recorder keeps. An append changes it in the same step, and no trim does.
+object of some types, and how far they are ``folded``, that is, added from the log. An append only notes which objects
+have ended; ``fold`` adds the events later, and ``trim`` keeps those that are not added yet.
 
 **How servers use a store.** Every server process opens the store once and calls it from one Trio event loop, several
 verbs at a time. One process, the recorder, appends and trims. All processes read, wait, and claim and acknowledge

@@ -10,7 +10,7 @@ import trio
 from bench.application import Database
 from bench.crowds import AT_ONCE, LISTENER, loaded
 from bench.deployed import Measured, Sizes, configure, serving
-from bench.retained import head
+from bench.retained import folded
 from bench.targets import Row
 
 TIMEOUT_MS: Final = 60_000
@@ -48,7 +48,7 @@ async def _measure(database: Database, folder: Path, clients: int, objects: int)
     config.write_text(config.read_text().replace("[listener]\n", LISTENER) + KEPT)
     async with serving(config):
         await trio.to_thread.run_sync(database.insert_messages, objects)
-        while (await head(database.url)).offset < objects:  # noqa: ASYNC110 - another process records
+        while await folded(database.url) < objects:  # noqa: ASYNC110 - another process records
             await trio.sleep(0.1)
     async with serving(config) as (listening, _):
         options: dict[str, int | str] = {

@@ -43,6 +43,13 @@ async def head(database_url: str) -> Position:
         return (await store.bounds()).head
 
 
+async def folded(database_url: str) -> int:
+    """Return the offset up to which the current state has the events of the log."""
+    async with _store(database_url) as store:
+        state = (await store.bounds()).state
+        return 0 if state is None else state.folded
+
+
 @asynccontextmanager
 async def _store(database_url: str) -> AsyncIterator[PostgresStore | SqliteStore]:
     settings = parse(f'[database]\nurl = "{database_url}"\n', {})

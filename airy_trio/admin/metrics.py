@@ -93,7 +93,7 @@ class _ServerCollector(Collector):
         yield _counter("row_faults", "Rows that could not become an event.", found["faults"])
         yield _counter("metadata_value_faults", "Metadata values that did not fit their type.", found["misfits"])
         changes = {"kept": found["kept"], "ended": found["ended"]}
-        words = "Objects whose event entered the current state, or that left it because they ended."
+        words = "Events recorded for the current state, and objects that left it because they ended."
         yield _counters("current_state_updates", words, "outcome", changes)
         yield _gauge("recording", "Whether this server is the recorder.", int(recorder.recording))
         yield _gauge("recorder_lag_seconds", "How long changes have waited to be recorded.", recorder.lag_s)
@@ -113,6 +113,8 @@ class _ServerCollector(Collector):
         yield _gauges("current_state_complete", words, "type", whole)
         filling = {type_: int(is_filling) for type_, is_filling in self._sources.log.state_filling.items()}
         yield _gauges("backfill_running", "Whether a backfill of a kept type has begun and not ended.", "type", filling)
+        behind = self._sources.log.state_behind
+        yield _gauge("current_state_behind_events", "Events that are not in the current state yet.", behind)
         pages = self._sources.log.state_pages
         yield _counter("current_state_pages_read", "Pages of the current state read from the event store.", pages)
         yield _histogram("store_append_seconds", "Time of an append to the event store.", self._sources.log.appending)

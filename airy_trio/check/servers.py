@@ -38,6 +38,7 @@ LOG: Final[Mapping[str, tuple[str, ...]]] = {
     "event_log": ("SELECT", "INSERT", "DELETE"),
     "log_state": ("SELECT", "UPDATE"),
     "log_current": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "log_ended": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "acknowledged": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 """The rights that it needs on the tables of the ``sql`` event store."""

@@ -191,7 +191,8 @@ class _Compiled:
 
 def _encoder(type_: Any) -> Callable[[Any], bytes]:  # noqa: ANN401 - SQLAlchemy's
     if isinstance(type_, sa.ARRAY):
-        return partial(array, "text" if isinstance(type_.item_type, sa.Text) else "int8")
+        names = {sa.Text: "text", sa.LargeBinary: "bytea", sa.BigInteger: "int8"}
+        return partial(array, names[type(type_.item_type)])
     return lambda value: str(value).encode()
 
 

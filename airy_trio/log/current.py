@@ -1,10 +1,14 @@
 """The current state: the newest event of each object of the kept types, and which types it has completely.
 
-The log is trimmed; the state is not. Every append changes both together (``EventStore.append``), so the state needs no
-repair after a crash. At first it is incomplete, because only changes cause events. A *backfill* completes it: it writes
-the keys of all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as
-changes. After the second mark the type is *whole*. Objects without an event since the first mark have no row any more,
-or a row fault, and leave the state.
+The log is trimmed; the state is not. An append only notes which objects have ended, in the same step. The events
+themselves are added to the state in the background (``EventStore.fold``), so that an append of a kept type takes no
+longer than any other. A client reads the state up to the event that was added last, and then the log. No trim deletes
+an event that the state does not have yet, so it needs no repair after a crash.
+
+At first the state is incomplete, because only changes cause events. A *backfill* completes it: it writes the keys of
+all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as changes. After
+the second mark the type is *whole*. Objects without an event since the first mark have no row any more, or a row fault,
+and leave the state.
 
 The state starts again, empty and with a new *generation*, if the mapping or the list of kept types has changed, if an
 epoch begins, or if a server of an earlier version, which has no state, has appended. The recorder decides this when it
@@ -13,7 +17,7 @@ recorder's own appends would be stale.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Self
 
@@ -21,7 +25,7 @@ from attrs import evolve, field, frozen
 
 from airy_trio.capture.feed import Backfill, Kind
 from airy_trio.capture.mapping import SINGULAR
-from airy_trio.log.store import Bounds, NewEvent, Position, StateAt, StateChange, new_epoch
+from airy_trio.log.store import Bounds, Position, StateAt, StateChange, new_epoch
 
 TYPE_OF: Mapping[Kind, str] = {kind: f"{name}.updated" for kind, name in SINGULAR.items()}
 """The type of events that carry the current state of a table's objects."""
@@ -93,10 +97,11 @@ class CurrentState:
 
     @classmethod
     def of(cls, bounds: Bounds, until: Position) -> Self:
-        """Return the state that the bounds name, up to a position of their epoch."""
+        """Return the state that the bounds name, at most up to a position of their epoch."""
         marks = None if bounds.state is None else Marks.parse(bounds.state.marks)
         if bounds.state is None or marks is None:
             return cls(until)
+        until = min(until, until.at(bounds.state.folded))
         at = StateAt(bounds.state.generation, until)
         return cls(until, at, marks.whole, marks.types, frozenset(marks.begun))
 
@@ -134,7 +139,6 @@ class StateRecorder:
     def change(
         self,
         head: int,
-        events: Sequence[NewEvent],
         ended: Iterable[tuple[str, str]],
         backfills: Iterable[Backfill] = (),
         *,
@@ -150,18 +154,11 @@ class StateRecorder:
             return None
         if not continues:
             self.marks = evolve(self.marks, before=head)
-        over = {object_ for type_, object_ in ended if type_ in kept}
-        newest = {event.object: index for index, event in enumerate(events) if event.type in kept}
         swept: dict[str, int] = {}
         for backfill in backfills:
             swept |= self._mark(backfill)
-        return StateChange(
-            generation=self.generation,
-            marks=str(self.marks),
-            kept=[index for object_, index in newest.items() if object_ not in over],
-            ended=list(over),
-            swept=swept,
-        )
+        over = frozenset(object_ for type_, object_ in ended if type_ in kept)
+        return StateChange(generation=self.generation, marks=str(self.marks), ended=over, swept=swept)
 
     def _mark(self, backfill: Backfill) -> Mapping[str, int]:
         """Note the begin or the end of a backfill; return what it sweeps."""

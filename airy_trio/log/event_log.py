@@ -100,6 +100,8 @@ class EventLog:
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
+        self.state_behind = 0
+        """Events of the store that are not in its current state yet, as ``watch_lag`` has found."""
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -254,6 +256,7 @@ class EventLog:
             head = bounds.head
             state = CurrentState.of(bounds, head)
             self._missing, self._filling = state.missing(self._kept), state.filling
+            self.state_behind = head.offset - state.until.offset
             if self._goal is None or self._has_reached(self._goal[0]):
                 self._goal = head, asked_at
             elif self._goal[0].epoch != head.epoch:  # the old goal can never be reached; the lag continues

@@ -3,12 +3,12 @@
 
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice, takewhile
 from operator import attrgetter
 
 import trio
-from attrs import define
+from attrs import define, evolve
 
 from airy_trio.events.destinations import EVERYTHING, Destination, covers
 from airy_trio.log.store import (
@@ -55,6 +55,7 @@ class MemoryStore:
         self._kept: dict[int, StoredEvent] = {}  # the current state by offset
         self._kept_offsets: list[int] = []  # ascending; some are no longer in ``_kept``
         self._kept_at: dict[str, int] = {}  # the offset of each object
+        self._ended: dict[str, int] = {}  # the head at the end of each object that may still have an event up to there
         self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()
 
@@ -83,10 +84,31 @@ class MemoryStore:
         if state is None:
             self._state = None
         else:
-            self._change_state(state, stored)
+            self._change_state(state, expected.offset)
         if stored:
             self._wake()
         return stored
+
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        if self._state is None or self._state.generation != generation:
+            return False
+        start = self._state.folded - self._trimmed
+        events = self._events[start : start + limit]
+        for event in (one for one in events if one.type in types):
+            self._end(event.object)
+            self._kept[event.offset] = event
+            self._kept_offsets.append(event.offset)
+            self._kept_at[event.object] = event.offset
+        folded = self._state.folded + len(events)
+        for object_, offset in [(object_, offset) for object_, offset in self._ended.items() if offset <= folded]:
+            if self._kept_at.get(object_, 0) <= offset:
+                self._end(object_)
+            del self._ended[object_]
+        if len(self._kept_offsets) > 2 * len(self._kept) + 1000:
+            self._kept_offsets = list(self._kept)
+        self._state = evolve(self._state, folded=folded)
+        return folded < self._bounds().last
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -115,7 +137,8 @@ class MemoryStore:
         wanted = EVERYTHING if destination is None else destination
         start = bisect_right(self._kept_offsets, after.offset)
         offsets = takewhile(lambda offset: offset <= state.until.offset, islice(self._kept_offsets, start, None))
-        events = (self._kept[offset] for offset in offsets if offset in self._kept)
+        kept = (self._kept[offset] for offset in offsets if offset in self._kept)
+        events = (event for event in kept if self._ended.get(event.object, 0) < event.offset)
         return list(up_to_bytes(islice((event for event in events if covers(wanted, event)), limit), bytes_max))
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
@@ -157,8 +180,10 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         now_ms = self._now_ms()
         before_ms, unused_before_ms = now_ms - age_s * 1000, now_ms - unused_s * 1000
-        count = 0
-        while count < min(limit, len(self._events)):
+        count, retained = 0, len(self._events)
+        if self._state is not None:
+            retained = self._state.folded - self._trimmed
+        while count < min(limit, retained):
             if len(self._events) - count <= keep and self._events[count].appended_at_ms >= before_ms:
                 break
             count += 1
@@ -208,24 +233,20 @@ class MemoryStore:
             state=self._state,
         )
 
-    def _change_state(self, change: StateChange, stored: Sequence[StoredEvent]) -> None:
+    def _change_state(self, change: StateChange, head: int) -> None:
+        folded = head
         if self._state is None or self._state.generation != change.generation:
             self._kept.clear()
             self._kept_offsets.clear()
             self._kept_at.clear()
-        self._state = StoredState(change.generation, change.marks)
+            self._ended.clear()
+        else:
+            folded = self._state.folded
+        self._state = StoredState(change.generation, change.marks, folded)
         for type_, upto in change.swept.items():
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
                 self._end(event.object)
-        for event in (stored[index] for index in change.kept):
-            self._end(event.object)
-            self._kept[event.offset] = event
-            self._kept_offsets.append(event.offset)
-            self._kept_at[event.object] = event.offset
-        for object_ in change.ended:
-            self._end(object_)
-        if len(self._kept_offsets) > 2 * len(self._kept) + 1000:
-            self._kept_offsets = list(self._kept)
+        self._ended |= dict.fromkeys(change.ended, self._bounds().last)
 
     def _end(self, object_: str) -> None:
         offset = self._kept_at.pop(object_, None)

@@ -18,8 +18,8 @@ Standby. The workers of a command share the machine with a process that only rec
 lease ten times less often than that process does, so it nearly always wins, and a worker that holds the lease offers it
 now and then. The processes do not need to know about each other; the lease alone decides.
 
-Trimming. The node that records also trims both logs (``Retention``), the change log only up to the recorded resume
-point.
+Upkeep. The node that records also adds events to the current state and trims both logs (``Retention``), the change log
+only up to the recorded resume point.
 """
 
 from collections import Counter
@@ -68,6 +68,8 @@ NEWCOMER_PAUSE_S: Final = 2 * BACKOFF_MAX_S
 """A recorder that is alive acquires a released lease in this time."""
 TRIM_PERIOD_S: Final = 1.0
 """Between the end of one trim and the start of the next."""
+FOLD_EVENTS_MAX: Final = 250
+"""Events added to the current state in one transaction: some milliseconds, in which an SQLite file takes no append."""
 TRIM_EVENTS_MAX: Final = 5000
 """Events deleted in one transaction of the event store."""
 TRIM_CHANGES_MAX: Final = 500
@@ -108,6 +110,7 @@ class Recorder:
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         self._rows = BatchRows(options.batch_rows_max)
         self._state = StateRecorder(options.state)
+        self._folded = False  # whether all that was appended is in the current state
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0, "kept": 0, "ended": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
@@ -161,6 +164,19 @@ class Recorder:
         """See ``Consumption.disown``."""
         await self._consumption.disown()
 
+    async def fold(self, *, until: float) -> bool:
+        """Add what was appended to the current state, up to a time (Trio's); return whether there is more.
+
+        It pauses as long as it works, so that appends get at least half of the time of a store with one writer.
+        """
+        more = self.recording and not self._folded and bool(self._options.state.kept)
+        while more and trio.current_time() < until:
+            begun_at, self._folded = trio.current_time(), True
+            more = await self._fold_some()
+            await trio.sleep(trio.current_time() - begun_at)
+        self._folded = self._folded and not more
+        return more and self.recording
+
     async def _lead(self, starting: "_Starting") -> None:
         """Acquire the lease and record until it is lost or offered.
 
@@ -177,6 +193,7 @@ class Recorder:
         head, point = await self._consumption.start_point()
         bounds = await self._log.store.bounds()
         self._state.begin(bounds if bounds.head == head else None)
+        self._folded = False
         await self._replace_state(head, point, bounds.state)
         self.recorded = point
         while True:
@@ -238,7 +255,7 @@ class Recorder:
     async def _replace_state(self, head: Position, point: str, known: StoredState | None) -> None:
         """Replace a state that was recorded in another way at once: the next change may come much later."""
         state = self._state.unchanged()
-        if known is not None and (state is None or known != StoredState(state.generation, state.marks)):
+        if known is not None and (state is None or (known.generation, known.marks) != (state.generation, state.marks)):
             await self._log.append(head, (), point, replaces=point, state=state)
 
     async def _record(self, head: Position, point: str, recorded: str) -> tuple[Position, str, bool]:
@@ -258,13 +275,13 @@ class Recorder:
             self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
-            state = self._state.change(
-                head.offset, translated.events, translated.ended, batch.backfills, continues=batch.continues
-            )
+            state = self._state.change(head.offset, translated.ended, batch.backfills, continues=batch.continues)
+            if state is not None and state.swept:
+                await self._fold_upto(max(state.swept.values()))
             head = await self._log.append(
                 head, translated.events, reached, replaces=recorded, changed_at=changed_at, state=state
             )
-            self.recorded = reached
+            self.recorded, self._folded = reached, False
             self._count(batch, translated, state)
         return head, reached, batch.more
 
@@ -287,6 +304,15 @@ class Recorder:
         logger.warning("new epoch: the database has another history", reason=str(reason))
         return head, self.recorded, True
 
+    async def _fold_some(self) -> bool:
+        return await self._log.store.fold(self._state.generation, self._options.state.kept, FOLD_EVENTS_MAX)
+
+    async def _fold_upto(self, offset: int) -> None:
+        """Add all events up to an offset to the current state, before those that are older than a backfill leave it."""
+        more = True
+        while more and (state := (await self._log.store.bounds()).state) is not None and state.folded < offset:
+            more = await self._fold_some()
+
     def _mark_behind(self) -> None:
         """There may be changes to record: start measuring the lag, unless it is being measured."""
         if self._behind_since is None:
@@ -299,7 +325,7 @@ class Recorder:
         self._types.update(map(_TYPE, translated.events))
         self._counts["misfits"] += translated.misfits
         if state is not None:
-            self._counts["kept"] += len(state.kept)
+            self._counts["kept"] += sum(event.type in self._options.state.kept for event in translated.events)
             self._counts["ended"] += len(state.ended)
         self._counts["faults"] += len(translated.faults)
         for fault in translated.faults:
@@ -456,7 +482,7 @@ class ReadAhead:
 
 
 class Retention:
-    """Trims the event log and the change log in small batches, in one task, ``run``."""
+    """Adds events to the current state and trims both logs, in small batches, in one task, ``run``."""
 
     def __init__(self, store: EventStore, feed: ChangeFeed, recorder: Recorder, options: LogOptions) -> None:
         self._store = store
@@ -467,14 +493,17 @@ class Retention:
         """How many were deleted since the start."""
 
     async def run(self) -> None:
-        """Trim while this node records, until cancelled.
+        """Fold and trim while this node records, until cancelled.
 
-        If a store or database is unavailable, the trim is repeated in the next period. One warning for each outage.
+        If a store or database is unavailable, this is repeated in the next period. One warning for each outage.
         """
         outage = Outage(logger, "trimming postponed")
+        more = False
         while True:
-            await trio.sleep(TRIM_PERIOD_S)
+            await trio.sleep(0 if more else TRIM_PERIOD_S)
+            more = False
             try:
+                more = await self._recorder.fold(until=trio.current_time() + TRIM_PERIOD_S)
                 await self._trim_events()
                 await self._trim_changes()
             except Unavailable as error:

@@ -9,7 +9,7 @@ which the change feed continues. It need not know what an event means or who rea
 import re
 import secrets
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol, Self
 
@@ -178,10 +178,12 @@ class StoredState:
     """The stored current state, as the recorder described it (``log.current``).
 
     ``generation``: the name of this state. ``marks``: text that belongs to it and that only the recorder interprets.
+    ``folded``: the offset up to which it has the events of the log.
     """
 
     generation: str
     marks: str
+    folded: int
 
 
 @frozen
@@ -194,18 +196,17 @@ class StateAt:
 
 @frozen(kw_only=True)
 class StateChange:
-    """What an append changes in the current state.
+    """What an append changes in the current state; ``EventStore.fold`` adds the events to it later.
 
-    ``generation``, ``marks``: see ``StoredState``; they replace the stored ones. A new generation begins empty; the
-    name of a former one is never used again.
-    ``kept``: indexes of appended events that become the state of their objects; at most one per object. ``ended``:
-    objects that no longer exist. ``swept``: by type, the offset up to which events leave the state.
+    ``generation``, ``marks``: see ``StoredState``; they replace the stored ones. A new generation begins empty, at the
+    head before this append; the name of a former one is never used again.
+    ``ended``: objects that no longer exist. Their events up to the new head are not part of the state.
+    ``swept``: by type, the offset up to which events leave the state, at most ``StoredState.folded``.
     """
 
     generation: str
     marks: str = ""
-    kept: Sequence[int] = ()
-    ended: Sequence[str] = ()
+    ended: Collection[str] = ()
     swept: Mapping[str, int] = field(factory=dict)
 
 
@@ -215,7 +216,7 @@ class Bounds:
 
     ``first == last + 1`` if there are none; trimming all events does not change ``last``. ``now_ms``: the store's clock
     at this read, in milliseconds since 1970, from which a reader computes the age of an event. ``state``: the current
-    state at ``last``; None if there is none, or if a writer without support for it has appended since.
+    state; None if there is none, or if a writer without support for it has appended last.
     """
 
     epoch: str
@@ -287,6 +288,16 @@ class EventStore(Protocol):
         """
         ...
 
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        """Add the next events of the log to the current state, about ``limit`` of them; return whether more is left.
+
+        Of the objects of ``types`` the newest event replaces the one before. The recorder calls this in the background,
+        so that an append need not wait for it: a store with one writer must not take longer than a few milliseconds for
+        ``limit`` events. Several calls at once add every event once. Returns False, with nothing changed, if
+        ``Bounds.state`` is None or of another generation.
+        """
+        ...
+
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
@@ -311,9 +322,10 @@ class EventStore(Protocol):
     ) -> Sequence[StoredEvent]:
         """Return the next events of the current state after a position, in order. The limits are as for ``read``.
 
-        For each object the current state has the event that was kept last, unless the object has ended or was swept.
-        Trimming does not change it. Events after ``state.until`` are not returned: a reader finds them in the log.
-        Raises ``PositionExpired`` for another epoch, and if ``Bounds.state`` is None or of another generation.
+        For each object the current state has its newest event up to ``StoredState.folded``, unless the object has ended
+        since or was swept. Trimming does not change it. Events after ``state.until`` are not returned: a reader finds
+        them in the log. Raises ``PositionExpired`` for another epoch, and if ``Bounds.state`` is None or of another
+        generation.
         """
         ...
 
@@ -356,7 +368,7 @@ class EventStore(Protocol):
         """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
 
         Returns the number of deleted events; fewer than ``limit`` means done. Their offsets are never used again, and
-        the resume point stays the same.
+        the resume point stays the same. Events after ``StoredState.folded`` stay, because the state needs them.
 
         Also deletes the durable subscriptions that were not used for longer than ``unused_s``; a claim is a use, and
         so is an acknowledgement that is not rejected, but ``acknowledged`` is none. All others retain their

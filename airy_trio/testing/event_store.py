@@ -33,7 +33,7 @@ from random import Random
 from typing import Final
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
 from airy_trio.log.store import (
@@ -118,23 +118,44 @@ class _Model:
 
     state: StoredState | None = None
     kept: dict[str, StoredEvent] = field(factory=dict)
+    ended: dict[str, int] = field(factory=dict)
 
     @property
     def head(self) -> Position:
         return Position(self.epoch, self.trimmed + len(self.events))
 
-    def change_state(self, change: StateChange | None, stored: Sequence[StoredEvent]) -> None:
-        """Do what an append does to the current state."""
+    @property
+    def trimmable(self) -> int:
+        """The number of events that a trim may delete."""
+        return len(self.events) if self.state is None else self.state.folded - self.trimmed
+
+    def change_state(self, change: StateChange | None, before: int) -> None:
+        """Do what an append after the offset ``before`` does to the current state."""
         if change is None:
             self.state = None
             return
-        if self.state is None or self.state.generation != change.generation:
+        folded = before
+        if self.state is not None and self.state.generation == change.generation:
+            folded = self.state.folded
+        else:
             self.kept.clear()
-        self.state = StoredState(change.generation, change.marks)
+            self.ended.clear()
+        self.state = StoredState(change.generation, change.marks, folded)
         for name, old in tuple(self.kept.items()):
-            if old.offset <= change.swept.get(old.type, -1) or name in change.ended:
+            if old.offset <= change.swept.get(old.type, -1):
                 del self.kept[name]
-        self.kept |= {stored[index].object: stored[index] for index in change.kept}
+        self.ended |= dict.fromkeys(change.ended, self.head.offset)
+
+    def fold(self, folded: int) -> None:
+        """Do what a fold does that ends at an offset."""
+        if self.state is not None:
+            new = self.events[self.state.folded - self.trimmed : folded - self.trimmed]
+            self.kept |= {one.object: one for one in new if one.type in KEPT}
+            self.state = evolve(self.state, folded=folded)
+
+    def current(self) -> list[StoredEvent]:
+        """Return the current state."""
+        return [one for one in sorted(self.kept.values()) if self.ended.get(one.object, 0) < one.offset]
 
 
 async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
@@ -150,18 +171,29 @@ async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
 
 
 async def _step(store: EventStore, model: _Model, random: Random) -> None:
-    match random.choices(("append", "trim", "epoch"), (8, 3, 0.2))[0]:
+    match random.choices(("append", "fold", "trim", "epoch"), (8, 4, 3, 0.2))[0]:
         case "append":
             new = [_random_event(random) for _ in range(random.choice((0, 1, 1, 2, 5, 30)))]
             model.resume_point = str(random.random())
             state = _random_change(model, new, random) if random.random() < CONTINUED else None
-            stored = await store.append(model.head, new, model.resume_point, state=state)
-            model.change_state(state, stored)
-            model.events += stored
+            before = model.head
+            model.events += await store.append(before, new, model.resume_point, state=state)
+            model.change_state(state, before.offset)
+        case "fold":
+            generation = model.state.generation if model.state is not None and random.random() < CONTINUED else "other0"
+            more = await store.fold(generation, KEPT, random.randint(1, 20))
+            state_now = (await store.bounds()).state
+            if model.state is None or state_now is None or generation == "other0":
+                expect(not more and state_now == model.state, "only the state of that generation is folded")
+            else:
+                expect(model.state.folded <= state_now.folded <= model.head.offset, "the state is folded in order")
+                expect(more or state_now.folded == model.head.offset, "a fold that ends has no events left")
+                model.fold(state_now.folded)
         case "trim":
             keep, limit = random.randint(0, 20), random.randint(1, 10)
             count = await store.trim(age_s=AGE_S, keep=keep, limit=limit, unused_s=AGE_S)
-            expect(count == min(max(0, len(model.events) - keep), limit), f"trim to {keep}, at most {limit}")
+            most = min(max(0, len(model.events) - keep), limit, model.trimmable)
+            expect(count == most, f"trim to {keep}, at most {limit}, and no event that the current state lacks")
             del model.events[:count]
             model.trimmed += count
         case _:
@@ -169,7 +201,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             bounds = await store.begin_epoch(model.head, model.resume_point)
             model.epoch, model.trimmed = bounds.epoch, bounds.first - 1
             model.events.clear()
-            model.change_state(None, ())
+            model.change_state(None, 0)
 
 
 async def _compare(store: EventStore, model: _Model, random: Random) -> None:
@@ -193,7 +225,7 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
         expect(bounds.state is None, "an append without it ends the current state")
         return
     expect(bounds.state == model.state, "the generation and its marks are those stored last")
-    current = [one for one in sorted(model.kept.values()) if after.offset < one.offset <= model.head.offset]
+    current = [one for one in model.current() if after.offset < one.offset]
     state = StateAt(model.state.generation, model.head)
     page = await store.current(state, after, limit, destination)
     expect(list(page) == [one for one in current if covers(destination, one)][:limit], f"the state of {destination}")
@@ -202,11 +234,10 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
 def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> StateChange:
     """Make a change of the current state that an append of these events may have."""
     generation = model.state.generation if model.state and random.random() < CONTINUED else new_epoch()
-    newest = {one.object: index for index, one in enumerate(new) if one.type in KEPT}
-    ended = [name for name in {*newest, *model.kept} if random.random() < ENDED]
-    kept = sorted(index for name, index in newest.items() if name not in ended)
-    swept = {random.choice(KEPT): random.randint(0, model.head.offset)} if random.random() < ENDED else {}
-    return StateChange(generation=generation, marks=str(random.random()), kept=kept, ended=ended, swept=swept)
+    ended = [name for name in sorted({*model.kept, *(one.object for one in new)}) if random.random() < ENDED]
+    folded = model.state.folded if model.state and model.state.generation == generation else 0
+    swept = {random.choice(KEPT): random.randint(0, folded)} if random.random() < ENDED else {}
+    return StateChange(generation=generation, marks=str(random.random()), ended=ended, swept=swept)
 
 
 def _random_event(random: Random) -> NewEvent:

@@ -1,9 +1,11 @@
-"""The promises of the event store's port about the current state: what appends change, and what reads return of it."""
+"""The promises of the event store's port about the current state: what appends, folds and reads do."""
 # ruff: noqa: PLR2004 - the expected value belongs in the check
 
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Final
+
+import trio
 
 from airy_trio.events.destinations import Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.store import (
@@ -22,44 +24,99 @@ FIRST: Final = "first0"
 SECOND: Final = "second"
 THIRD: Final = "third0"
 """Names of generations. None is ever used again."""
+TYPES: Final = ("channel.updated", "message.updated", "tag.updated")
 LARGE: Final = 1100
 """Events of a large append, and objects of a large state."""
 
 
-async def the_state_has_what_was_kept(open_store: OpenStore) -> None:
-    """The state has the event of each object that was kept last, in order; no trim changes it."""
+async def the_state_has_the_newest_events(open_store: OpenStore) -> None:
+    """The state has the newest event of each object of the folded types, in order; no trim changes it."""
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
-        head = await _append(store, head, "abcab", StateChange(generation=FIRST, marks="one", kept=(2, 3, 4)))
-        expect((await other.bounds()).state == StoredState(FIRST, "one"), "bounds names the state and its marks")
-        expect(await _offsets(other, head) == [3, 4, 5], "each object once, with the event that was kept, in order")
-        head = await _append(store, head, "bdc", StateChange(generation=FIRST, marks="two", kept=(0, 1)))
-        expect((await other.bounds()).state == StoredState(FIRST, "two"), "the marks are those of the last append")
-        expect(await _offsets(other, head) == [3, 4, 6, 7], "an event that is not kept changes nothing")
+        head = await _append(store, head, "abcab", StateChange(generation=FIRST, marks="one"))
+        expect((await other.bounds()).state == StoredState(FIRST, "one", 0), "a new state has no events yet")
+        expect(await _offsets(other, head) == [], "an append alone adds nothing to it")
+        await _fold(store)
+        expect((await other.bounds()).state == StoredState(FIRST, "one", 5), "bounds says how far it is folded")
+        expect(await _offsets(other, head) == [3, 4, 5], "each object once, with its newest event, in order")
+        new = [event(6, object="object:b"), event(7, object="object:c", type="other"), event(8, object="object:d")]
+        head = await _append(store, head, new, StateChange(generation=FIRST, marks="two"))
+        expect(await _offsets(other, head) == [3, 4, 5], "nothing is added before it is folded")
+        await _fold(store)
+        expect((await other.bounds()).state == StoredState(FIRST, "two", 8), "the marks are those of the last append")
+        expect(await _offsets(other, head) == [3, 4, 6, 8], "an event of another type changes nothing")
         expect(await _offsets(other, head.at(5)) == [3, 4], "an object whose event is newer by now is left out")
         await store.trim(age_s=AGE_S, keep=0, limit=ALL, unused_s=AGE_S)
-        expect(await _offsets(other, head) == [3, 4, 6, 7], "a trim deletes nothing of the state")
-        head = await _append(store, head, "", StateChange(generation=FIRST, ended=("object:c", "object:none")))
-        expect((await other.bounds()).state == StoredState(FIRST, ""), "the marks may be empty")
-        expect(await _offsets(other, head) == [4, 6, 7], "an object that has ended is left out, without an event too")
-        head = await _append(store, head, "c", StateChange(generation=FIRST, kept=(0,)))
-        expect(await _offsets(other, head) == [4, 6, 7, 9], "an object may begin again")
+        expect(await _offsets(other, head) == [3, 4, 6, 8], "a trim deletes nothing of the state")
+        await _fold(store)
+        expect(await _offsets(other, head) == [3, 4, 6, 8], "folding again changes nothing")
+
+
+async def objects_end(open_store: OpenStore) -> None:
+    """An object that has ended leaves the state at once, also if its events are folded later."""
+    async with open_store() as store, open_store() as other:
+        head = (await store.bounds()).head
+        head = await _append(store, head, "abc", StateChange(generation=FIRST))
+        await _fold(store)
+        head = await _append(store, head, "b", StateChange(generation=FIRST, ended=("object:c", "object:none")))
+        expect((await other.bounds()).state == StoredState(FIRST, "", 3), "the marks may be empty")
+        expect(await _offsets(other, head.at(3)) == [1, 2], "an object that has ended is left out at once")
+        head = await _append(store, head, "d", StateChange(generation=FIRST))
+        head = await _append(store, head, "", StateChange(generation=FIRST, ended=("object:d", "object:d")))
+        head = await _append(store, head, "c", StateChange(generation=FIRST))
+        for _ in range(2):
+            await _fold(store)
+            expect(await _offsets(other, head) == [1, 4, 6], "folded events of what has ended count only after its end")
+        head = await _append(store, head, "e", StateChange(generation=FIRST, ended=("object:a", "object:e")))
+        expect(await _offsets(other, head) == [4, 6], "an object may end with an event")
+        await _fold(store)
+        expect(await _offsets(other, head) == [4, 6], "in the same append, too")
+        head = await _append(store, head, "e", StateChange(generation=FIRST))
+        await _fold(store)
+        expect(await _offsets(other, head) == [4, 6, 8], "an object may begin again")
+
+
+async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
+    """A state is folded in steps, in order; no event that it lacks is trimmed, and no other generation is folded."""
+    async with open_store() as store, open_store() as other:
+        head = (await store.bounds()).head
+        expect(not await store.fold(FIRST, TYPES, ALL), "without a state there is nothing to fold")
+        head = await _append(store, head, "abcdefabcdef" * 4, StateChange(generation=FIRST))
+        expect(not await store.fold(SECOND, TYPES, 10), "another generation is not folded")
+        steps = [(await other.bounds()).state]
+        while await store.fold(FIRST, TYPES, 10):
+            steps.append((await other.bounds()).state)
+            folded = steps[-1].folded if steps[-1] else 0
+            expect(await _offsets(other, head) == list(range(folded - 5, folded + 1)), "each step is in order")
+            await store.trim(age_s=AGE_S, keep=0, limit=ALL, unused_s=AGE_S)
+            expect((await other.bounds()).first == folded + 1, "exactly the folded events may be trimmed")
+        expect(len(steps) > 1, "a step adds about as many events as it may, and not all")
+        expect(await _offsets(other, head) == list(range(43, 49)), "the last step has the rest")
+        head = await _append(store, head, "ab" * 20, StateChange(generation=FIRST, ended=["object:c"]))
+        async with trio.open_nursery() as nursery:
+            for one in (store, other, store, other):
+                nursery.start_soon(_fold, one)
+        expect(await _offsets(other, head) == [46, 47, 48, head.offset - 1, head.offset], "several folds are as one")
 
 
 async def a_type_is_swept(open_store: OpenStore) -> None:
-    """Sweeping a type removes its events up to an offset, except those of objects that the same append keeps."""
+    """Sweeping a type removes its events up to an offset, except those of objects that have newer ones."""
     async with open_store() as store:
         head = (await store.bounds()).head
-        head = await _append(store, head, "abcd", StateChange(generation=FIRST, kept=(0, 1, 2, 3)))
+        head = await _append(store, head, "abcd", StateChange(generation=FIRST))
         tag = event(5, object="object:t", type="tag.updated")
-        head = await _append(store, head, [tag], StateChange(generation=FIRST, kept=(0,)))
-        swept = {"message.updated": 3, "channel.updated": 9}
-        head = await _append(store, head, "a", StateChange(generation=FIRST, kept=(0,), swept=swept))
-        expect(await _offsets(store, head) == [4, 5, 6], "what is older is gone, of that type only")
+        head = await _append(store, head, [tag], StateChange(generation=FIRST))
+        await _fold(store)
+        swept = {"message.updated": 3, "channel.updated": 5}
+        head = await _append(store, head, "a", StateChange(generation=FIRST, swept=swept))
+        expect(await _offsets(store, head) == [4, 5], "what is older is gone, of that type only")
+        await _fold(store)
+        expect(await _offsets(store, head) == [4, 5, 6], "a newer event of a swept object is part of the state")
         head = await _append(store, head, "", StateChange(generation=FIRST, swept={"message.updated": 4}))
         expect(await _offsets(store, head) == [5, 6], "without an event too")
         new = event(7, object="object:n", type="channel.updated")
-        head = await _append(store, head, [new], StateChange(generation=FIRST, kept=(0,)))
+        head = await _append(store, head, [new], StateChange(generation=FIRST))
+        await _fold(store)
         expect(await _offsets(store, head) == [5, 6, 7], "nothing that is appended later is swept")
 
 
@@ -67,33 +124,38 @@ async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
     """A new generation begins empty. A writer without support for the state, or a new epoch, ends it."""
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
-        head = await _append(store, head, "ab", StateChange(generation=FIRST, kept=(0, 1)))
-        head = await _append(store, head, "b", StateChange(generation=SECOND, kept=(0,)))
+        head = await _append(store, head, "ab", StateChange(generation=FIRST))
+        head = await _append(store, head, "b", StateChange(generation=SECOND))
+        expect((await other.bounds()).state == StoredState(SECOND, "", 2), "a new generation begins before its append")
+        await _fold(store, SECOND)
         expect(await _offsets(other, head, SECOND) == [3], "a new generation has nothing of the old one")
         await _expect_gone(other, head, FIRST)
         while await store.trim(age_s=AGE_S, keep=ALL, limit=1, unused_s=AGE_S):
             pass
         changes = (
             StateChange(generation=FIRST),
-            StateChange(generation=SECOND, kept=(0,)),
+            StateChange(generation=SECOND),
             StateChange(generation=SECOND, ended=("object:b",)),
-            StateChange(generation=SECOND, swept={"message.updated": 9}),
+            StateChange(generation=SECOND, swept={"message.updated": 3}),
         )
         for change, (expected, replaces) in product(changes, ((head.at(1), None), (head, "other"))):
             stale = store.append(expected, [event(4, object="object:b")], "x", replaces=replaces, state=change)
             rejected = await is_stale(stale)
+            await _fold(store, SECOND)
             expect(rejected and await _offsets(other, head, SECOND) == [3], "a stale append does not change the state")
         for new in ([event(4)], []):
             stored = await store.append(head, new, await store.resume_point() or "")
             head = head.at(head.offset + len(stored))
             expect((await other.bounds()).state is None, "an append without a state ends it")
+            expect(not await store.fold(SECOND, TYPES, ALL), "and it cannot be folded")
             await _expect_gone(other, head, SECOND)
-            head = await _append(store, head, "d", StateChange(generation=SECOND, kept=(0,)))
+            head = await _append(store, head, "d", StateChange(generation=SECOND))
         begun = await store.begin_epoch(head, "begun")
         expect((await other.bounds()).state is None, "a new epoch has no state")
         await _expect_gone(other, head, SECOND)
         await _expect_gone(other, begun.head, SECOND)
-        head = await _append(store, begun.head, "e", StateChange(generation=THIRD, kept=(0,)))
+        head = await _append(store, begun.head, "e", StateChange(generation=THIRD))
+        await _fold(store, THIRD)
         expect(await _offsets(other, head, THIRD) == [begun.last + 1], "until it begins again")
         await _expect_gone(other, Position("other0", head.offset), THIRD)
 
@@ -115,7 +177,8 @@ async def states_are_read_in_pages(open_store: OpenStore) -> None:
     }
     async with open_store() as store:
         head = (await store.bounds()).head
-        head = await _append(store, head, new, StateChange(generation=FIRST, kept=range(13)))
+        head = await _append(store, head, new, StateChange(generation=FIRST))
+        await _fold(store)
         state = StateAt(FIRST, head)
         for destination, offsets in wanted.items():
             for limit in (1, 4, ALL):
@@ -131,10 +194,13 @@ async def states_are_read_in_pages(open_store: OpenStore) -> None:
         page = await store.current(state, head.at(0), ALL, bytes_max=size + 1)
         expect([one.offset for one in page] == [1, 2], "a page ends with the event that reaches bytes_max")
         first = await store.current(state, head.at(0), 6)
-        await _append(store, head, [new[1], new[8]], StateChange(generation=FIRST, kept=(0, 1)))
+        await _append(store, head, [new[1], new[8]], StateChange(generation=FIRST, ended=[new[9].object]))
+        rest = await store.current(state, head.at(6), ALL)
+        expect([one.offset for one in rest] == [7, 8, 9, 11, 12, 13], "what has ended since is left out")
+        await _fold(store)
         rest = await store.current(state, head.at(6), ALL)
         expect(len(first) == 6, "six of thirteen")
-        expect([one.offset for one in rest] == [7, 8, 10, 11, 12, 13], "what changed since is found in the log instead")
+        expect([one.offset for one in rest] == [7, 8, 11, 12, 13], "what changed since is found in the log instead")
 
 
 async def large_states_are_whole(open_store: OpenStore) -> None:
@@ -144,15 +210,24 @@ async def large_states_are_whole(open_store: OpenStore) -> None:
     old = event(0, object="object:old")
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
-        head = await _append(store, head, [old], StateChange(generation=FIRST, kept=(0,)))
-        head = await _append(store, head, new, StateChange(generation=FIRST, kept=range(LARGE)))
+        head = await _append(store, head, [old], StateChange(generation=FIRST))
+        head = await _append(store, head, new, StateChange(generation=FIRST))
+        await _fold(store, limit=LARGE // 2)
         expect(await _offsets(other, head) == list(range(1, LARGE + 2)), "all objects of a large append")
-        change = StateChange(generation=FIRST, kept=range(1, LARGE), ended=(new[0].object,), swept={old.type: 1})
+        change = StateChange(generation=FIRST, ended=(new[0].object,), swept={old.type: 1})
         head = await _append(store, head, larger, change)
+        await _fold(store, limit=LARGE // 2)
         expect(await _offsets(other, head) == list(range(LARGE + 3, 2 * LARGE + 2)), "a large append ends and sweeps")
         change = StateChange(generation=FIRST, ended=[one.object for one in new[:-9]])
         head = await _append(store, head, "", change)
-        expect(await _offsets(other, head) == list(range(2 * LARGE - 7, 2 * LARGE + 2)), "what has not ended stays")
+        for _ in range(2):
+            expect(await _offsets(other, head) == list(range(2 * LARGE - 7, 2 * LARGE + 2)), "what has not ended stays")
+            await _fold(store, limit=LARGE // 2)
+
+
+async def _fold(store: EventStore, generation: str = FIRST, limit: int = ALL) -> None:
+    while await store.fold(generation, TYPES, limit):
+        pass
 
 
 async def _append(store: EventStore, head: Position, new: str | Sequence[NewEvent], change: StateChange) -> Position:
@@ -175,7 +250,9 @@ async def _expect_gone(store: EventStore, until: Position, generation: str) -> N
 
 
 STATE_PROMISES: Final = (
-    the_state_has_what_was_kept,
+    the_state_has_the_newest_events,
+    objects_end,
+    the_state_is_folded_in_steps,
     a_type_is_swept,
     generations_and_epochs_end_the_state,
     states_are_read_in_pages,

@@ -125,8 +125,9 @@ async def test_current_state_is_complete_after_a_backfill(any_application: Appli
         any_application.tag()
         assert labelled(await port.samples(), name) == {"channel.updated": 0, "tag.updated": 0}
         await backfill(settings, BackfillOptions(names=["tags"]), _Silent())
-        while not labelled(samples := await port.samples(), name)["tag.updated"]:  # noqa: ASYNC110 - as in `until`
+        while not labelled(await port.samples(), name)["tag.updated"]:  # noqa: ASYNC110 - as in `until`
             await trio.sleep(0.05)
+        samples = await until(port, "airy_trio_current_state_behind_events", 0)
         assert labelled(samples, name) == {"channel.updated": 0, "tag.updated": 1}
         assert labelled(samples, "airy_trio_backfill_running") == {"channel.updated": 0, "tag.updated": 0}
         assert value(samples, "airy_trio_current_state_pages_read_total") == 0

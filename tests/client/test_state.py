@@ -11,6 +11,7 @@ from airy_trio.log.current import Marks
 from airy_trio.log.event_log import STATE_AGE_S
 from airy_trio.log.store import StateChange
 from tests.client.rig import append, cutting, number_of, tag, take, url_of
+from tests.log.places import fold
 from tests.sessions.serving import HOST, Server, serving
 
 TAGS = frozenset({"tag.updated"})
@@ -19,10 +20,11 @@ SEED = 11
 
 
 async def keep(server: Server, *numbers: int, marks: str = WHOLE) -> None:
-    """Append the events of some tags in one append, which keeps them in the current state."""
+    """Append the events of some tags in one append, and add them to the current state."""
     head = server.log.head
-    change = StateChange(generation="state0", marks=marks, kept=range(len(numbers)))
+    change = StateChange(generation="state0", marks=marks)
     await server.log.append(head, [tag(number) for number in numbers], f"point {head.offset}", state=change)
+    await fold(server.log.store, "state0")
 
 
 async def state_of(events: Events, count: int) -> tuple[State, list[tuple[int, bool]]]:

@@ -1,10 +1,11 @@
-"""Appends that change the current state, as the recorder makes them."""
+"""Appends that change the current state, and folds, as the recorder makes them."""
 
 from collections.abc import Mapping, Sequence
 
 from airy_trio.log.current import Marks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import StateChange
+from tests.log.places import fold
 from tests.sessions.serving import event
 
 GENERATION = "first0"
@@ -20,15 +21,16 @@ async def keep(
     whole: str = "",
     generation: str = GENERATION,
     size: int = 0,
+    folds: bool = True,
 ) -> None:
-    """Append an event for each name, as the state of the object of that name.
+    """Append an event for each name, and add it to the current state as that of the object of that name.
 
     ``types`` and ``whole``: those that are mapped, and those that the state has completely, separated by spaces.
+    ``folds``: whether the events are added at once.
     """
     new = [event(log.head.offset + number, obj=name, size=size) for number, name in enumerate(names, start=1)]
-    newest = {name: index for index, name in enumerate(names)}
     marks = Marks(types=frozenset(types.split()), whole=frozenset(whole.split()))
-    state = StateChange(
-        generation=generation, marks=str(marks), kept=sorted(newest.values()), ended=ended, swept=swept or {}
-    )
+    state = StateChange(generation=generation, marks=str(marks), ended=ended, swept=swept or {})
     await log.append(log.head, new, "point", state=state)
+    if folds:
+        await fold(log.store, generation)

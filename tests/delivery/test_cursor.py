@@ -16,6 +16,7 @@ from airy_trio.delivery.fanout import Batches
 from airy_trio.delivery.framing import StompFraming
 from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log import reads
 from airy_trio.log.current import Marks
 from airy_trio.log.event_log import STATE_AGE_S, EventLog
@@ -52,17 +53,22 @@ class World:
         return NewEvent(DELETED, name, None, None, name.encode() + b" deleted")
 
     async def append(self, new: Sequence[NewEvent], *, swept: bool = False) -> None:
-        newest = {event.object: index for index, event in enumerate(new)}
-        kept = sorted(index for index in newest.values() if new[index].type == UPDATED)
-        ended = [name for name, index in newest.items() if new[index].type == DELETED]
+        newest = {event.object: event.type for event in new}
+        ended = [name for name, type_ in newest.items() if type_ == DELETED]
+        if swept:
+            await self.fold(limit=100)
         change = StateChange(
             generation=str(self.generation),
             marks=str(Marks()),
-            kept=kept,
             ended=[] if swept else ended,
             swept={UPDATED: self.log.head.offset} if swept else {},
         )
         await self.log.append(self.log.head, new, "point", state=change)
+
+    async def fold(self, limit: int) -> None:
+        """Add some events to the current state; with a limit of 100 all."""
+        while await self.log.store.fold(str(self.generation), STATE_TYPES, limit) and limit == 100:
+            pass
 
     async def send_all_again(self) -> list[NewEvent]:
         return [self.update(name) for name in tuple(self.table)]
@@ -188,6 +194,9 @@ class Steps:
     async def trim(self, _names: list[str], numbers: list[int]) -> None:
         await self.world.log.store.trim(age_s=10**6, keep=len(numbers), limit=10**6, unused_s=10**6)
 
+    async def fold(self, _names: list[str], numbers: list[int]) -> None:
+        await self.world.fold(len(numbers))
+
     async def read(self, _names: list[str], numbers: list[int]) -> None:
         for _ in numbers:
             await self.viewer.read_page(self.batches)
@@ -199,8 +208,8 @@ class Steps:
         await trio.sleep(STATE_AGE_S)
 
 
-KINDS = ("update", "update", "delete", "read", "read", "read", "trim", "reconnect", "wait", "sweep", "generation",
-         "forget", "epoch")  # fmt: skip
+KINDS = ("update", "update", "delete", "fold", "fold", "read", "read", "read", "trim", "reconnect", "wait", "sweep",
+         "generation", "forget", "epoch")  # fmt: skip
 steps = st.lists(
     st.tuples(st.sampled_from(KINDS), st.lists(st.integers(0, OBJECTS - 1), min_size=1, max_size=8)), max_size=25
 )

@@ -28,6 +28,7 @@ from airy_trio.retry import MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
+from tests.log.places import fold
 from tests.sessions.serving import Plugged, Server, event, open_log, serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
@@ -379,8 +380,9 @@ async def test_interrupted_state_is_not_taken_for_an_earlier_position(
     server: Server, store: Store, autojump_clock: MockClock, acknowledged: int
 ) -> None:
     """One node still has in memory what the store has trimmed; another one, which has not, sends the current state."""
-    kept = StateChange(generation="first0", marks=str(Marks()), kept=range(10))
-    await server.log.append(server.log.head, [event(number) for number in range(1, 11)], "point", state=kept)
+    state = StateChange(generation="first0", marks=str(Marks()))
+    await server.log.append(server.log.head, [event(number) for number in range(1, 11)], "point", state=state)
+    await fold(server.log.store)
     plugged = await connect_and_claim(server, ("replay", "all"), ack="client")
     await plugged.client.acknowledge((await take(plugged.client, 10))[4])
     await leave(plugged)

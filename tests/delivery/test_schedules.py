@@ -13,6 +13,7 @@ from airy_trio.delivery import fanout
 from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.events.destinations import OfConversation, covers, parse
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.current import Marks
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent
@@ -118,13 +119,13 @@ class Schedule:
         self.everything += await self.rig.log.store.read(at, len(new))
 
     async def append_kept(self, new: Sequence[NewEvent]) -> None:
-        """Append, and keep the newest event of each object, unless the object ends."""
-        newest = {one.object: index for index, one in enumerate(new)}
+        """Append; sometimes an object ends, and sometimes events are added to the current state."""
         if self.chance.random() < ENDED_SHARE:
             self.over.add(f"message:{self.chance.randrange(OBJECTS)}")
-        kept = sorted(index for object_, index in newest.items() if object_ not in self.over)
-        change = StateChange(generation="first0", marks=str(Marks()), kept=kept, ended=tuple(self.over))
+        change = StateChange(generation="first0", marks=str(Marks()), ended=tuple(self.over))
         await self.rig.append(new, change)
+        for _ in range(self.chance.randrange(3)):
+            await self.rig.log.store.fold("first0", STATE_TYPES, self.chance.choice((1, 3, 50)))
 
     async def take(self) -> None:
         self.check_frames(self.rig.read(self.chance.choice((1, 50, 500, 5000, None))))

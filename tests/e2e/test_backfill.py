@@ -220,7 +220,12 @@ async def test_another_mapping_begins_the_state_again(sqlite_application: Applic
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving:
             await backfill(config)
-            await until(serving, lambda receipt, _: receipt.get("state-missing") == "message.updated,metadata.updated")
+            await until(
+                serving,
+                lambda receipt, table: (
+                    (receipt.get("state-missing"), len(table)) == ("message.updated,metadata.updated", 1)
+                ),
+            )
             await serving.terminate()
         for more in changes:
             configure(sqlite_application, tmp_path, more)

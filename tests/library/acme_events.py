@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import cached_property
 from itertools import islice
@@ -31,11 +31,12 @@ T = TypeVar("T")
 Of = Destination | None
 Verb = Coroutine[Any, Any, T]
 SCHEMA = """
-    create table if not exists log (epoch, trimmed, last, at_ms, point, generation, marks);
+    create table if not exists log (epoch, trimmed, last, at_ms, point, generation, marks, folded);
     create table if not exists events
         (id integer primary key, at_ms, type, object, conversation, channel, body, cut, age);
     create table if not exists current
         (id integer primary key, at_ms, type, object unique, conversation, channel, body, cut, age);
+    create table if not exists ended (object primary key, id);
     create table if not exists durables (owner, name, token, epoch, id, used_ms, primary key (owner, name));
 """
 APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
@@ -43,6 +44,7 @@ APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
 BEGIN_EPOCH = """update log set epoch = ?, trimmed = 0, last = 0, point = ?, generation = null
     where epoch = ? and last = ? returning epoch"""
 INSERT = "insert or replace into {} values (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+OVER = "select * from ended where ended.object = current.object and ended.id >= current.id"
 CLAIM = """insert into durables values (?, ?, ?, null, null, ?) on conflict
     do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
 ACKNOWLEDGE = """insert into durables values (?, ?, ?, ?, ?, ?) on conflict do update set epoch = excluded.epoch,
@@ -87,7 +89,7 @@ class AcmeStore:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         db.executescript(f"pragma journal_mode = wal; {SCHEMA}")
         db.execute(
-            "insert into log select ?, 0, 0, 0, null, null, null where not exists (select * from log)",
+            "insert into log select ?, 0, 0, 0, null, null, null, 0 where not exists (select * from log)",
             [stores.new_epoch()],
         )
         return db
@@ -111,18 +113,33 @@ class AcmeStore:
             raise stores.StaleAppend(f"the head is not {expected}, or the resume point is another one")
         stored = stores.stored_after(expected, events, row[0])
         self.db.executemany(INSERT.format("events"), stored)
-        self.change(row[1], state, stored)
+        self.change(row[1], state, expected.offset, expected.offset + len(stored))
         return stored
 
-    def change(self, generation: str | None, state: StateChange | None, stored: Sequence[StoredEvent]) -> None:
+    def change(self, generation: str | None, state: StateChange | None, before: int, last: int) -> None:
         new, marks = (None, None) if state is None else (state.generation, state.marks)
         self.db.execute("update log set generation = ?, marks = ?", [new, marks])
         if generation != new:
+            self.db.execute("update log set folded = ?", [before])
             self.db.execute("delete from current")
+            self.db.execute("delete from ended")
         if state is not None:
             self.db.executemany("delete from current where type = ? and id <= ?", state.swept.items())
-            self.db.executemany(INSERT.format("current"), [stored[index] for index in state.kept])
-            self.db.executemany("delete from current where object = ?", [[object_] for object_ in state.ended])
+            self.db.executemany("insert or replace into ended values (?, ?)", [[one, last] for one in state.ended])
+
+    @transaction
+    def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        self.db.execute("update log set folded = folded")  # locks the file
+        known, folded, last = self.row("select generation, folded, last from log")
+        if known != generation:
+            return False
+        upto = min(folded + limit, last)
+        events = self.events(None, "events where id > ? and id <= ? order by id", folded, upto)
+        self.db.executemany(INSERT.format("current"), [event for event in list(events) if event.type in types])
+        self.db.execute("update log set folded = ?", [upto])
+        self.db.execute(f"delete from current where exists ({OVER}) and id <= ?", [upto])
+        self.db.execute("delete from ended where id <= ?", [upto])
+        return bool(upto < last)
 
     @transaction
     def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
@@ -148,7 +165,7 @@ class AcmeStore:
     ) -> Sequence[StoredEvent]:
         if (state.until.epoch, state.generation) != self.row("select epoch, generation from log"):
             raise stores.PositionExpired(f"the state {state.generation} up to {state.until} is gone")
-        where = "current where id > ? and id <= ? order by id"
+        where = f"current where id > ? and id <= ? and not exists ({OVER}) order by id"
         found = self.events(destination, where, after.offset, state.until.offset)
         return list(stores.up_to_bytes(islice(found, limit), bytes_max))
 
@@ -165,7 +182,7 @@ class AcmeStore:
 
     @transaction
     def bounds(self) -> Bounds:
-        epoch, trimmed, last, *state = self.row("select epoch, trimmed, last, generation, marks from log")
+        epoch, trimmed, last, *state = self.row("select epoch, trimmed, last, generation, marks, folded from log")
         kept = StoredState(*state) if state[0] else None
         return Bounds(epoch=epoch, first=trimmed + 1, last=last, now_ms=now_ms(), state=kept)
 
@@ -180,9 +197,9 @@ class AcmeStore:
     @transaction
     def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         self.db.execute("delete from durables where used_ms < ?", [now_ms() - unused_s * 1000])
-        trimmed, last = self.row("select trimmed, last from log")
+        trimmed, last, free = self.row("select trimmed, last, iif(generation is null, last, folded) from log")
         old = self.row("select max(id) from events where at_ms < ?", now_ms() - age_s * 1000)[0] or 0
-        count: int = max(0, min(max(old, last - keep) - trimmed, limit))
+        count: int = max(0, min(max(old, last - keep) - trimmed, free - trimmed, limit))
         self.db.execute("delete from events where id <= ?", [trimmed + count])
         self.db.execute("update log set trimmed = ?", [trimmed + count])  # and `last` stays
         return count

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from airy_trio.database import SQLITE, Database, DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.redis.store import open_store
 from airy_trio.log.sql import sql_store
@@ -71,6 +72,12 @@ async def open_sql(options: DatabaseOptions, pooled: str = "") -> AsyncIterator[
     finally:
         with trio.CancelScope(shield=True):
             await store.aclose()
+
+
+async def fold(store: EventStore, generation: str = "first0", limit: int = 250) -> None:
+    """Add all events to the current state."""
+    while await store.fold(generation, STATE_TYPES, limit):
+        pass
 
 
 @asynccontextmanager

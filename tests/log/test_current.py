@@ -1,9 +1,10 @@
 """The recorder of the current state: generations, backfills, what becomes the state of an object, and what ends it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC
 
 import pytest
+from attrs import evolve
 
 from airy_trio.capture.feed import Backfill, ChangedObject, ChannelGone, MessageGone, Metadata, Tag, TagGone
 from airy_trio.events.translate import EventsOptions, translate
@@ -19,8 +20,8 @@ def bounds(state: StoredState | None = None) -> Bounds:
     return Bounds(epoch="abcdef", first=1, last=9, now_ms=0, state=state)
 
 
-def tag(name: str, *, type_: str = "tag.updated") -> NewEvent:
-    return NewEvent(type_, name, None, None, b"")
+def tag(name: str) -> NewEvent:
+    return NewEvent("tag.updated", name, None, None, b"")
 
 
 def begun(options: StateOptions = OPTIONS, state: StoredState | None = None) -> StateRecorder:
@@ -31,14 +32,13 @@ def begun(options: StateOptions = OPTIONS, state: StoredState | None = None) -> 
 
 def change(
     recorder: StateRecorder,
-    events: Sequence[NewEvent] = (),
     ended: Iterable[tuple[str, str]] = (),
     backfills: Iterable[Backfill] = (),
     head: int = 9,
     *,
     continues: bool = False,
 ) -> StateChange:
-    made = recorder.change(head, events, ended, backfills, continues=continues)
+    made = recorder.change(head, ended, backfills, continues=continues)
     assert made is not None
     return made
 
@@ -54,7 +54,7 @@ def whole(made: StateChange) -> set[str]:
 
 
 def stored(made: StateChange) -> StoredState:
-    return StoredState(made.generation, made.marks)
+    return StoredState(made.generation, made.marks, 9)
 
 
 def test_restart_continues_the_generation() -> None:
@@ -80,7 +80,7 @@ def test_state_that_cannot_be_continued_begins_again(state: str | None) -> None:
     made = change(first, backfills=[mark("a", ended=True)])
     known = None
     if state is not None:
-        known = StoredState(made.generation, made.marks.replace('"shape": "shape"', '"shape": "x"'))
+        known = StoredState(made.generation, made.marks.replace('"shape": "shape"', '"shape": "x"'), 9)
     again = change(begun(state=known))
     assert again.generation != made.generation
     assert whole(again) == set()
@@ -105,7 +105,7 @@ async def test_append_without_a_state_ends_the_generation() -> None:
     recorder = StateRecorder(OPTIONS)
     recorder.begin(await store.bounds())
     head = (await store.bounds()).head
-    await store.append(head, [tag("t1")], "one", state=change(recorder, [tag("t1")]))
+    await store.append(head, [tag("t1")], "one", state=change(recorder))
     between = StateRecorder(OPTIONS)
     between.begin(await store.bounds())
     assert between.generation == recorder.generation
@@ -120,12 +120,12 @@ def test_type_is_whole_from_the_end_of_its_backfill() -> None:
     assert whole(change(recorder)) == set()
     first = change(recorder, backfills=[mark("a")], head=3)
     assert (whole(first), first.swept) == (set(), {})
-    last = change(recorder, [tag("t1")], backfills=[mark("a", ended=True)], head=8)
-    assert (whole(last), last.swept, last.kept) == ({"tag.updated"}, {"tag.updated": 3}, [0])
+    last = change(recorder, backfills=[mark("a", ended=True)], head=8)
+    assert (whole(last), last.swept) == ({"tag.updated"}, {"tag.updated": 3})
 
 
 def test_whole_backfill_in_one_batch() -> None:
-    made = change(begun(), [tag("t1")], backfills=[mark("a"), mark("a", ended=True)], head=5)
+    made = change(begun(), backfills=[mark("a"), mark("a", ended=True)], head=5)
     assert (whole(made), made.swept) == ({"tag.updated"}, {"tag.updated": 5})
 
 
@@ -158,20 +158,12 @@ def test_marks_of_types_that_are_not_kept_are_ignored() -> None:
     assert (whole(made), made.swept) == (set(), {})
 
 
-def test_newest_event_of_each_kept_object_becomes_its_state() -> None:
-    events = [tag("a"), tag("b"), tag("m", type_="message.updated"), tag("a"), tag("d", type_="tag.deleted")]
-    assert sorted(change(begun(), events).kept) == [1, 3]
-
-
-def test_object_that_ends_is_not_kept() -> None:
-    """The same append may contain an event about the object, as for a deleted channel."""
-    gone = [("channel.updated", "c"), ("message.updated", "m")]
-    made = change(begun(), [tag("c", type_="channel.updated"), tag("t")], gone)
-    assert (made.kept, made.ended) == ([1], ["c"])
+def test_only_objects_of_kept_types_end() -> None:
+    assert change(begun(), [("channel.updated", "c"), ("message.updated", "m")]).ended == {"c"}
 
 
 def test_nothing_is_kept_without_types() -> None:
-    assert begun(StateOptions()).change(9, [tag("a")], [("tag.updated", "b")]) is None
+    assert begun(StateOptions()).change(9, [("tag.updated", "b")]) is None
 
 
 def test_ended_objects_of_a_translation() -> None:
@@ -212,6 +204,8 @@ def test_state_for_a_reader() -> None:
     assert found == CurrentState(
         head.at(5), StateAt(made.generation, head.at(5)), frozenset({"tag.updated"}), OPTIONS.types
     )
+    behind = evolve(stored(made), folded=3)
+    assert CurrentState.of(bounds(behind), head).at == StateAt(made.generation, head.at(3))
 
 
 def test_marks_of_a_later_version_can_be_read() -> None:
@@ -223,12 +217,12 @@ def test_marks_of_a_later_version_can_be_read() -> None:
 def test_object_visible_at_the_begin_of_a_backfill_is_not_swept(restarted: bool) -> None:
     """Its transaction may have been open while the keys were written, so that the backfill has not seen its row."""
     recorder = begun()
-    change(recorder, [tag("t1")], head=0)
-    first = change(recorder, [tag("t2")], head=1)
+    change(recorder, head=0)
+    first = change(recorder, head=1)
     if restarted:
         recorder = begun(state=stored(first))
-    change(recorder, [], backfills=[mark("a")], head=2, continues=True)
-    ended = change(recorder, [], backfills=[mark("a", ended=True)], head=3)
+    change(recorder, backfills=[mark("a")], head=2, continues=True)
+    ended = change(recorder, backfills=[mark("a", ended=True)], head=3)
     assert ended.swept == {"tag.updated": 1}
 
 

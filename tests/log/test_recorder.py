@@ -1,6 +1,7 @@
 """The recorder: its resume points, how a stale recorder is fenced out, and its log lines and counts."""
 
 from collections.abc import Sequence
+from math import inf
 from random import Random
 
 import pytest
@@ -192,8 +193,10 @@ class BackfilledFeed(MemoryFeed):
         return evolve(batch, backfills=tuple(found), continues=batch.resume_point == second)
 
 
-async def assert_kept(store: MemoryStore, objects: list[str]) -> CurrentState:
-    """Assert that the current state has these objects, and return it."""
+async def assert_kept(one: Node, objects: list[str]) -> CurrentState:
+    """Assert that the current state has these objects when all events are added, and return it."""
+    store = one.log.store
+    await one.recorder.fold(until=inf)
     bounds = await store.bounds()
     state = CurrentState.of(bounds, bounds.head)
     assert state.at is not None
@@ -204,25 +207,40 @@ async def assert_kept(store: MemoryStore, objects: list[str]) -> CurrentState:
 async def test_backfill_makes_the_state_whole(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    store = MemoryStore()
-    one = await started(nursery, node(changes, store, feed=BackfilledFeed(changes), state=KEEPS_TAGS))
+    one = await started(nursery, node(changes, MemoryStore(), feed=BackfilledFeed(changes), state=KEEPS_TAGS))
     changes.write(tag(1), tag(2), tag(3))
     await until(lambda: one.recorder.recorded == changes.point(3))
-    state = await assert_kept(store, tags(1, 3))
+    state = await assert_kept(one, tags(1, 3))
     assert state.whole == TAGS
+    nursery.cancel_scope.cancel()
+
+
+async def test_objects_without_an_event_since_the_begin_of_a_backfill_leave_the_state(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Their events enter the state only before the sweep: nothing else adds events in this test."""
+
+    class Swept(BackfilledFeed):
+        async def read(self, after: str, limit: int) -> Batch:
+            batch = await super().read(after, limit)
+            return batch if after == changes.point(0) else evolve(batch, continues=False)
+
+    one = await started(nursery, node(changes, MemoryStore(), feed=Swept(changes), state=KEEPS_TAGS))
+    changes.write(tag(1), tag(2), tag(3))
+    await until(lambda: one.recorder.recorded == changes.point(3))
+    assert (await assert_kept(one, tags(2, 3))).whole == TAGS
     nursery.cancel_scope.cancel()
 
 
 async def test_objects_that_end_leave_the_state(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    store = MemoryStore()
-    one = await started(nursery, node(changes, store, state=KEEPS_TAGS))
+    one = await started(nursery, node(changes, MemoryStore(), state=KEEPS_TAGS))
     changes.write(tag(1), tag(2))
     await until(lambda: one.log.head.offset == 2)
     changes.write(TagGone(id="t1"))
     await until(lambda: one.recorder.recorded == changes.point(3))
-    await assert_kept(store, tags(2, 2))
+    await assert_kept(one, tags(2, 2))
     nursery.cancel_scope.cancel()
 
 

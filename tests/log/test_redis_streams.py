@@ -26,7 +26,7 @@ from airy_trio.log.store import (
 )
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
-from tests.log.places import event, redis_places
+from tests.log.places import event, fold, redis_places
 from tests.redis_server import OUTAGES, RedisServer
 
 BATCH_SIZE = 7
@@ -133,18 +133,22 @@ async def test_redis_that_evicts_keys_begins_a_new_epoch(redis_server: RedisServ
             await store.read(head, 10)
 
 
-@pytest.mark.parametrize("lost", [("current",), ("kept",), ("current", "kept")], ids="-".join)
+@pytest.mark.parametrize("lost", [("current",), ("kept",), ("current", "kept"), ("ended",)], ids="-".join)
 async def test_state_that_has_lost_objects_counts_as_missing(redis_server: RedisServer, lost: Sequence[str]) -> None:
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
-        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
+        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0"))
+        await fold(store)
+        await store.append(head.at(2), [], "one", state=StateChange(generation="first0", ended=[event(2).object]))
         await store._client.delete([key for key in store._keys if key.endswith(lost)])  # type: ignore[attr-defined] # noqa: SLF001 - what happens to the keys behind its back
         assert (await store.bounds()).state is None
         with pytest.raises(PositionExpired):
             await store.current(StateAt("first0", head.at(2)), head, 10)
         with pytest.raises(StaleAppend):
-            await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="first0", kept=(0,)))
-        await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second", kept=(0,)))
+            await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="first0"))
+        assert not await store.fold("first0", {"message.updated"}, 10)
+        await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second"))
+        await fold(store, "second")
         [found] = await store.current(StateAt("second", head.at(3)), head, 10)
         assert (found.offset, (await store.bounds()).head) == (3, head.at(3))
 
@@ -154,42 +158,13 @@ async def test_append_of_an_older_server_ends_the_state(redis_server: RedisServe
     """It knows of no state, and so leaves the fields of the state unchanged."""
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
-        await store.append(head, [event(1)], "one", state=StateChange(generation="first0", kept=(0,)))
+        await store.append(head, [event(1)], "one", state=StateChange(generation="first0"))
         assert (await store.bounds()).state is not None
         client, keys = store._client, store._keys  # type: ignore[attr-defined] # noqa: SLF001 - what another program does with the keys
         if moved == "last":
             await client.xadd(keys[0], {"at": "0"}, identifier="2-0")
         await client.hset(keys[1], {moved: "2"})
         assert (await store.bounds()).state is None
-
-
-async def test_state_of_an_earlier_version_is_read(redis_server: RedisServer) -> None:
-    async with redis_places(redis_server.url)() as open_place, open_place() as store:
-        head = (await store.bounds()).head
-        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
-        await store._client.hdel(store._keys[1], ["swept"])  # type: ignore[attr-defined] # noqa: SLF001 - that version has no such field
-        found = await store.current(StateAt("first0", head.at(2)), head, 10)
-        assert [one.offset for one in found] == [1, 2]
-        state = StateChange(generation="first0", kept=(0,), swept={"message.updated": 1})
-        await store.append(head.at(2), [event(3)], "two", state=state)
-        found = await store.current(StateAt("first0", head.at(3)), head, 10)
-        assert [one.offset for one in found] == [2, 3]
-
-
-async def test_sweep_of_a_former_generation_is_ignored(redis_server: RedisServer) -> None:
-    async with redis_places(redis_server.url)() as open_place, open_place() as store:
-        head = (await store.bounds()).head
-        await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
-        state = StateChange(generation="first0", swept={"message.updated": 2})
-        await store.append(head.at(2), [], "two", state=state)
-        client, key = store._client, store._keys[1]  # type: ignore[attr-defined] # noqa: SLF001 - see below
-        former = await client.hget(key, "swept")
-        head = (await store.begin_epoch(head.at(2), "three")).head
-        await store.append(head, [event(3)], "four", state=StateChange(generation="second", kept=(0,)))
-        await client.hset(key, {"swept": former})  # as after an append of an earlier version, which leaves it unchanged
-        [found] = await store.current(StateAt("second", head.at(1)), head, 10)
-        await store.append(head.at(1), [event(4)], "five", state=StateChange(generation="second", kept=(0,)))
-        assert (found.offset, len(await store.current(StateAt("second", head.at(2)), head, 10))) == (1, 2)
 
 
 async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
@@ -239,7 +214,8 @@ async def test_page_of_the_state_does_not_fetch_many_more_events(
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
         made = [event(number)._replace(body=bytes(2000)) for number in range(count)]
-        await store.append(head, made, "one", state=StateChange(generation="first0", kept=range(count)))
+        await store.append(head, made, "one", state=StateChange(generation="first0"))
+        await fold(store)
         fetched = await hget_calls(store)
         found = await store.current(StateAt("first0", head.at(count)), head, count, destination, bytes_max=page * 2000)
         assert (len(found), await hget_calls(store) - fetched < 2 * page) == (page, True)

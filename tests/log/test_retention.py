@@ -1,13 +1,16 @@
 """Retention: in small batches, only by the recording node, and never data that is still needed."""
 
+from collections.abc import Collection
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from airy_trio.capture.feed import Consumer
+from airy_trio.log.current import StateOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.recorder import TRIM_CHANGES_MAX, TRIM_EVENTS_MAX, TRIM_PERIOD_S, Retention
+from airy_trio.log.recorder import FOLD_EVENTS_MAX, TRIM_CHANGES_MAX, TRIM_EVENTS_MAX, TRIM_PERIOD_S, Retention
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from tests.log.places import event
 from tests.log.recording import MoodyStore, Node, captured_warnings, node, recorded, started, tag, until
@@ -74,6 +77,52 @@ async def test_excess_events_are_deleted_in_small_batches(
     assert store.trimmed == [TRIM_EVENTS_MAX, TRIM_EVENTS_MAX, 90]
     assert len(await recorded(store)) == 10
     assert retention.trimmed == {"events": 2 * TRIM_EVENTS_MAX + 90, "changes": 0}
+    nursery.cancel_scope.cancel()
+
+
+class Folding(Limited):
+    """Records how far the state is after each call of ``fold``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folded: list[int] = []
+
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        assert limit == FOLD_EVENTS_MAX
+        more = await super().fold(generation, types, limit)
+        self.folded.append(self._state.folded if self._state else -1)
+        return more
+
+
+async def test_recorded_events_enter_the_state_in_small_batches(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store, tags = Folding(), frozenset({"tag.updated"})
+    state = StateOptions(types=tags, kept=tags, shape="shape")
+    one = await started(nursery, node(changes, store, batch_rows_max=5000, state=state))
+    nursery.start_soon(retention_of(one, MemoryFeed(changes)).run)
+    changes.write(*map(tag, range(FOLD_EVENTS_MAX + 7)))
+    await trio.sleep(10 * TRIM_PERIOD_S)
+    assert store.folded == [FOLD_EVENTS_MAX, FOLD_EVENTS_MAX + 7]
+    assert len(await recorded(store)) == 10
+    changes.write(tag(1))
+    await trio.sleep(10 * TRIM_PERIOD_S)
+    assert store.folded[2:] == [FOLD_EVENTS_MAX + 8]
+    nursery.cancel_scope.cancel()
+
+
+async def test_events_that_are_not_in_the_state_stay(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    tags = frozenset({"tag.updated"})
+    state = StateOptions(types=tags, kept=tags, shape="shape")
+    one = await started(nursery, node(changes, MemoryStore(), batch_rows_max=5000, state=state))
+    changes.write(*map(tag, range(20)))
+    await until(lambda: one.log.head.offset == 20)
+    assert await one.log.store.trim(age_s=3600, keep=10, limit=100, unused_s=3600) == 0
+    nursery.start_soon(retention_of(one, MemoryFeed(changes)).run)
+    await trio.sleep(2 * TRIM_PERIOD_S)
+    assert len(await recorded(one.log.store)) == 10
     nursery.cancel_scope.cancel()
 
 

@@ -23,7 +23,7 @@ from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
 from airy_trio.log.sql.tables import log_tables, values_of
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StateChange, StoreUnavailable
 from airy_trio.migrate import migrate_log
-from tests.log.places import event, open_sql
+from tests.log.places import event, fold, open_sql
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -62,7 +62,7 @@ async def test_append_of_an_older_server_ends_the_state(options: DatabaseOptions
     """It knows of no state, and so leaves the columns of the state unchanged."""
     async with open_sql(options) as store:
         head = (await store.bounds()).head
-        await store.append(head, [event(1)], "one", state=StateChange(generation="first0", kept=(0,)))
+        await store.append(head, [event(1)], "one", state=StateChange(generation="first0"))
         assert (await store.bounds()).state is not None
         await trio.to_thread.run_sync(execute, options, f"update {{}} set {moved}")
         assert (await store.bounds()).state is None
@@ -72,8 +72,9 @@ async def test_trims_delete_former_generations_in_slices(options: DatabaseOption
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         for generation in ("first0", "second", "third0"):
-            kept = StateChange(generation=generation, kept=range(5))
-            await store.append(head, [event(head.offset + number) for number in range(5)], "point", state=kept)
+            change = StateChange(generation=generation)
+            await store.append(head, [event(head.offset + number) for number in range(5)], "point", state=change)
+            await fold(store, generation)
             head = head.at(head.offset + 5)
         left = []
         for _ in range(8):

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 import trio.testing
+from attrs import evolve
 
 from airy_trio.database import Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
 from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection, Parameter, Pipeline, Row, Statement
@@ -36,7 +37,7 @@ from airy_trio.log.store import (
 )
 from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import check_event_store
-from tests.log.places import event, open_postgres, open_sql, postgres_places
+from tests.log.places import event, fold, open_postgres, open_sql, postgres_places
 from tests.pgbouncer import through
 from tests.postgres import Postgres
 from tests.stalling_proxy import stalling
@@ -114,10 +115,12 @@ async def test_appended_events_are_read_unchanged(store: EventStore, new: list[N
 
 async def test_stale_append_by_copy_writes_nothing(store: EventStore) -> None:
     head, count = (await store.bounds()).head, COPY_FROM
-    kept = StateChange(generation="first0", kept=range(count))
-    stored = await store.append(head, [event(number) for number in range(count)], "point", state=kept)
-    with pytest.raises(StaleAppend):
-        await store.append(head, [event(number) for number in range(1, 1 + count)], "other", state=kept)
+    change = StateChange(generation="first0")
+    stored = await store.append(head, [event(number) for number in range(count)], "point", state=change)
+    await fold(store)
+    for ends in ({"ended": ["message:1"]}, {"swept": {"message.updated": 5}}):
+        with pytest.raises(StaleAppend):
+            await store.append(head, [event(number) for number in range(count)], "other", state=evolve(change, **ends))
     assert (await store.bounds()).last == count
     assert await store.resume_point() == "point"
     assert await store.current(StateAt("first0", head.at(count)), head, 2 * count, EVERYTHING) == stored
@@ -469,9 +472,10 @@ async def scanned(url: str, work: Callable[[EventStore], Awaitable[object]]) -> 
                 [STATE_ROWS],
             )
             other.execute(
-                f"update {STATE} set last = %s, first = %s + 1, generation = 'first0', marks = ''", [STATE_ROWS] * 2
+                f"update {STATE} set last = %s, first = %s + 1, generation = 'first0', marks = '', folded = last",
+                [STATE_ROWS] * 2,
             )
-            other.execute(f"update {STATE} set state_at = epoch || '-' || last || ' '")
+            other.execute(f"update {STATE} set state_at = '2 ' || epoch || '-' || last || ' '")
             other.execute("vacuum analyze airy_trio.log_current")
         await until(other, f"select count(*) {OURS}", 0)
         (before,) = other.execute(rows).fetchone() or (0,)
@@ -484,13 +488,14 @@ async def scanned(url: str, work: Callable[[EventStore], Awaitable[object]]) -> 
     return after - before
 
 
-async def test_an_append_reads_only_the_objects_that_it_changes(postgres_database: str) -> None:
+async def test_a_fold_reads_only_the_objects_that_it_changes(postgres_database: str) -> None:
     async def work(store: EventStore) -> None:
         head = (await store.bounds()).head
         for number in range(10):
-            change = StateChange(generation="first0", kept=(0,), ended=(f"message:{number + 50}",))
+            change = StateChange(generation="first0", ended=(f"message:{number + 50}",))
             await store.append(head, [event(number)], f"point {number}", state=change)
             head = head.at(head.offset + 1)
+            await fold(store)
 
     assert await scanned(postgres_database, work) <= 100
 
@@ -515,8 +520,9 @@ async def test_pages_are_read_in_order_before_the_first_statistics(
 ) -> None:
     other.execute("alter table airy_trio.log_current set (autovacuum_enabled = false)")
     other.commit()
-    head, change = (await store.bounds()).head, StateChange(generation="first0", kept=range(5000))
+    head, change = (await store.bounds()).head, StateChange(generation="first0")
     await store.append(head, [event(number) for number in range(5000)], "one", state=change)
+    await fold(store, limit=5000)
     state = StateAt("first0", head.at(5000))
     plan = "select n_tup_ins, idx_tup_fetch + seq_tup_read from pg_stat_user_tables where relname = 'log_current'"
     await until(other, plan.replace("n_tup_ins, idx_tup_fetch + seq_tup_read", "n_tup_ins"), 5000)
@@ -532,8 +538,9 @@ async def test_pages_are_read_in_order_before_the_first_statistics(
 async def test_rows_beyond_bytes_max_stay_in_the_database(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, change = (await store.bounds()).head, StateChange(generation="first0", kept=range(20))
+    head, change = (await store.bounds()).head, StateChange(generation="first0")
     await store.append(head, [event(number) for number in range(20)], "one", state=change)
+    await fold(store)
     counts: list[int] = []
     run = Pipeline.run
 
@@ -549,11 +556,13 @@ async def test_rows_beyond_bytes_max_stay_in_the_database(
     assert max(counts) == 1
 
 
-async def test_trim_does_not_delete_an_object_just_appended(store: PostgresStore, locking: Other, other: Other) -> None:
+async def test_trim_does_not_delete_an_object_just_folded(store: PostgresStore, locking: Other, other: Other) -> None:
     """The row belonged to an earlier generation when the scan of the trim began."""
     head = (await store.bounds()).head
-    await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0", kept=(0, 1)))
-    await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second", kept=(0,)))
+    await store.append(head, [event(1), event(2)], "one", state=StateChange(generation="first0"))
+    await fold(store)
+    await store.append(head.at(2), [event(3)], "two", state=StateChange(generation="second"))
+    await fold(store, "second")
     locking.execute("update airy_trio.log_current set generation = 'second' where object = 'message:1'")
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:

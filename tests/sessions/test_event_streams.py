@@ -24,6 +24,7 @@ from airy_trio.websocket.event_stream import RETRY_LATER_MS
 from tests.auth.signing import SECRET, issuer
 from tests.delegating_store import DelegatingStore
 from tests.event_stream import HOST, EventStream, Headers, requesting
+from tests.log.places import fold
 from tests.sessions.serving import Server, event, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000)
@@ -173,9 +174,10 @@ async def test_stream_cut_off_in_the_recent_window_resumes_there(server: Server,
 
 async def test_current_state_ends_with_an_event_for_its_end(server: Server, autojump_clock: MockClock) -> None:
     tags = frozenset({"tag.updated"})
-    change = StateChange(generation="state0", marks=str(Marks(types=tags, whole=tags)), kept=(0, 2))
-    new = [event(number) for number in range(1, 4)]
+    change = StateChange(generation="state0", marks=str(Marks(types=tags, whole=tags)), ended=["gone"])
+    new = [event(1), event(2, obj="gone"), event(3)]
     await server.log.append(server.log.head, new, "point", state=change)
+    await fold(server.log.store, "state0")
     stream = await get(server, "/events?replay=current")
     head = server.log.head
     assert await stream.subscribed() == {

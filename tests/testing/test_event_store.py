@@ -2,7 +2,7 @@
 # ruff: noqa: ARG002, SLF001 - a store that is broken on purpose ignores arguments and uses private attributes
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -183,11 +183,61 @@ class ReturnsTheFloorForAnyAge(MemoryStore):
         return (await self.bounds()).floor
 
 
-class KeepsEverythingInTheState(DelegatingStore):
+class FoldsEveryType(MemoryStore):
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        return await super().fold(generation, {*types, *(event.type for event in self._events)}, limit)
+
+
+class FoldsInTheAppend(DelegatingStore):
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        stored = await super().on_append(call)
         if call.state is not None:
-            call = evolve(call, state=evolve(call.state, kept=range(len(call.events))))
-        return await super().on_append(call)
+            await self.fold(call.state.generation, {event.type for event in call.events} - {"other"}, 10**6)
+        return stored
+
+
+class FoldsEverythingAtOnce(MemoryStore):
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        return await super().fold(generation, types, 10**6)
+
+
+class FoldsAnyGeneration(MemoryStore):
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        return await super().fold(self._state.generation if self._state else generation, types, limit)
+
+
+class KeepsTheOldestEvents(MemoryStore):
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        kept, kept_at = dict(self._kept), dict(self._kept_at)
+        more = await super().fold(generation, types, limit)
+        for object_, offset in kept_at.items():
+            self._end(object_)
+            self._kept[offset], self._kept_at[object_] = kept[offset], offset
+        return more
+
+
+class SkipsAnEvent(MemoryStore):
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        more = await super().fold(generation, types, limit)
+        if more and self._state is not None:
+            self._state = evolve(self._state, folded=self._state.folded + 1)
+        return more
+
+
+class ForgetsEndsBeforeItHasTheEvents(MemoryStore):
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        for object_ in self._ended:
+            self._end(object_)
+        self._ended.clear()
+        return await super().fold(generation, types, limit)
+
+
+class TrimsWhatIsNotFolded(MemoryStore):
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        state, self._state = self._state, None
+        count = await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s)
+        self._state = state
+        return count
 
 
 class NothingEverEnds(DelegatingStore):
@@ -239,14 +289,14 @@ class ContinuesAStateAfterAnAppendWithoutOne(DelegatingStore):
 class ChangesTheStateBeforeItRejects(DelegatingStore):
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         if call.state is not None and call.expected != self._bounds().head:
-            self._change_state(call.state, ())
+            self._change_state(call.state, call.expected.offset)
         return await super().on_append(call)
 
 
 class ChangesTheStateBeforeItComparesResumePoints(DelegatingStore):
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         if call.replaces is not None and call.state is not None and call.expected == self._bounds().head:
-            self._change_state(evolve(call.state, kept=()), ())
+            self._change_state(call.state, call.expected.offset)
         return await super().on_append(call)
 
 
@@ -583,11 +633,18 @@ BROKEN: dict[type[MemoryStore], str] = {
     ReturnsTheOldestOfADestination: "destinations_filter",
     IgnoresTheEndOfNewest: "newest_finds_the_last_event",
     ReturnsTheFloorForAnyAge: "newest_finds_the_last_event",
-    KeepsEverythingInTheState: "the_state_has_what_was_kept",
-    NothingEverEnds: "the_state_has_what_was_kept",
-    EndsOnlyWhatHasAnEvent: "the_state_has_what_was_kept",
-    TrimsTheState: "the_state_has_what_was_kept",
-    ReadsTheStateBeyondItsEnd: "the_state_has_what_was_kept",
+    FoldsEveryType: "the_state_has_the_newest_events",
+    FoldsInTheAppend: "the_state_has_the_newest_events",
+    KeepsTheOldestEvents: "the_state_has_the_newest_events",
+    TrimsTheState: "the_state_has_the_newest_events",
+    ReadsTheStateBeyondItsEnd: "the_state_has_the_newest_events",
+    NothingEverEnds: "objects_end",
+    EndsOnlyWhatHasAnEvent: "objects_end",
+    ForgetsEndsBeforeItHasTheEvents: "objects_end",
+    FoldsEverythingAtOnce: "the_state_is_folded_in_steps",
+    FoldsAnyGeneration: "the_state_is_folded_in_steps",
+    SkipsAnEvent: "the_state_is_folded_in_steps",
+    TrimsWhatIsNotFolded: "the_state_is_folded_in_steps",
     NothingIsSwept: "a_type_is_swept",
     SweepsEveryType: "a_type_is_swept",
     ContinuesTheStateOfAnotherGeneration: "generations_and_epochs_end_the_state",

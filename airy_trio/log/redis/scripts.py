@@ -14,11 +14,12 @@ All scripts take the same keys, in this order:
 6. the hash of the tokens of their holders
 7. the current state: the sorted set of its objects by the offset of their event
 8. the hash of these events, packed
+9. the sorted set of objects that have ended, by the head at their end: their events up to there do not count
 
-The hash of the state also has the current state's ``generation``, ``marks``, the number of its ``objects``, ``swept``
-(a generation, and the offset up to which the objects of each type have left it, packed), and ``state_at``: the head and
-the resume point that it belongs to. A server of an earlier version does not change ``swept``, so the field may be
-missing, or belong to a former generation.
+The hash of the state also has the current state's ``generation``, ``marks``, the offset up to which it is ``folded``,
+the number of its ``objects`` and of those that have ``ended``, ``swept`` (a generation, and the offset up to which the
+objects of each type have left it, packed), and ``state_at``: the head and the resume point that it belongs to. It
+begins with a digit that earlier versions do not write, so they do not continue our state, nor we theirs.
 
 The first argument is the name of the next epoch, in case a script has to begin one. Every script first checks that
 there is a state, and that the stream has the length in the state. If not (a Redis that was emptied, or that evicts
@@ -38,7 +39,7 @@ same reason a truncated event has no age here: these servers take any value othe
 
 _BEGINNING: Final = """
 local events, state, notifications, acknowledged, used, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local current, kept = KEYS[7], KEYS[8]
+local current, kept, ended = KEYS[7], KEYS[8], KEYS[9]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('HMGET', state, 'epoch', 'first', 'last', 'bell')
@@ -56,15 +57,28 @@ local function begin(name)
   notify()
 end
 
+local function count_objects()
+  redis.call('HSET', state, 'objects', redis.call('ZCARD', current), 'ended', redis.call('ZCARD', ended))
+end
+
 local function has_all_objects()
-  local objects = tonumber(redis.call('HGET', state, 'objects') or 0)
+  local counted = redis.call('HMGET', state, 'objects', 'ended')
+  local objects, over = tonumber(counted[1] or 0), tonumber(counted[2] or 0)
   return objects == redis.call('ZCARD', current) and objects == redis.call('HLEN', kept)
+    and over == redis.call('ZCARD', ended)
+end
+
+local function here(point)
+  return string.format('2 %s-%.0f %s', epoch, last, point)
 end
 
 local function generation()
   local found = redis.call('HMGET', state, 'resume_point', 'generation', 'state_at')
-  local here = string.format('%s-%.0f %s', epoch, last, found[1] or '')
-  return found[3] == here and has_all_objects() and found[2]
+  return found[3] == here(found[1] or '') and has_all_objects() and found[2]
+end
+
+local function folded()
+  return tonumber(redis.call('HGET', state, 'folded'))
 end
 
 local function swept_of(wanted)
@@ -84,11 +98,11 @@ BOUNDS: Final = (
     _BEGINNING
     + """
 local found = redis.call('HMGET', state, 'resume_point', 'marks')
-return {bounds(), found[1], generation(), found[2]}
+return {bounds(), found[1], generation(), found[2] or "", folded() or 0}
 """
 )
 """Returns the bounds (epoch, first, last, now_ms, id of the newest notification), the resume point, and the generation
-and marks of the current state; no generation if it is not of the head."""
+and marks of the current state, and how far it is folded; no generation if it is not of the head."""
 
 APPEND: Final = (
     _BEGINNING
@@ -97,40 +111,35 @@ local point = redis.call('HGET', state, 'resume_point')
 local other = ARGV[5] ~= '' and (not point or ARGV[5] ~= '=' .. point)
 if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) or other then return {bounds()} end
 local at = math.max(now_ms, tonumber(redis.call('HGET', state, 'appended_at_ms') or 0))
-local begun, ended, swept, place = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[9]), 10
+local begun, over, swept, place = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[9]), 10
 if begun ~= '' then
   if redis.call('HGET', state, 'generation') ~= begun then
-    redis.call('UNLINK', current, kept)
+    redis.call('UNLINK', current, kept, ended)
+    redis.call('HSET', state, 'folded', last)
   elseif not has_all_objects() then
     return {bounds()}
   end
 end
-for _ = 1, ended do
-  redis.call('ZREM', current, ARGV[place])
-  redis.call('HDEL', kept, ARGV[place])
-  place = place + 1
-end
+local first_ended = place
+place = place + over
 local gone = swept_of(begun)
 for _ = 1, swept do
   gone[ARGV[place]] = math.max(gone[ARGV[place]] or 0, math.min(tonumber(ARGV[place + 1]), last))
   place = place + 2
 end
 local is_new = place <= #ARGV
-for place = place, #ARGV, 7 do
+for place = place, #ARGV, 6 do
   last = last + 1
-  local entry = {'at', string.format('%.0f', at), 'type', ARGV[place], 'object', ARGV[place + 1], 'conversation',
-    ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated', ARGV[place + 4], 'body', ARGV[place + 5]}
-  redis.call('XADD', events, string.format('%.0f-0', last), unpack(entry))
-  if ARGV[place + 6] == '1' then
-    redis.call('ZADD', current, last, ARGV[place + 1])
-    redis.call('HSET', kept, ARGV[place + 1], cmsgpack.pack(entry))
-  end
+  redis.call('XADD', events, string.format('%.0f-0', last), 'at', string.format('%.0f', at), 'type', ARGV[place],
+    'object', ARGV[place + 1], 'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated',
+    ARGV[place + 4], 'body', ARGV[place + 5])
 end
+for place = first_ended, first_ended + over - 1 do redis.call('ZADD', ended, last, ARGV[place]) end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
 if begun ~= '' then
-  local here = string.format('%s-%.0f %s', epoch, last, ARGV[4])
-  redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here)
-  redis.call('HSET', state, 'swept', cmsgpack.pack({begun, gone}), 'objects', redis.call('ZCARD', current))
+  redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here(ARGV[4]))
+  redis.call('HSET', state, 'swept', cmsgpack.pack({begun, gone}))
+  count_objects()
 else
   redis.call('HDEL', state, 'state_at')
 end
@@ -140,9 +149,48 @@ return {bounds(), at}
 )
 """Arguments: the expected epoch and last; the resume point; ``=`` and the resume point that it replaces, or empty text
 if that is not compared; the generation of the current state or empty text, and its marks; how many objects have ended
-and how many types are swept; these objects; these types, each with an offset; seven values for each event, the last of
-which is 1 if it is kept in the current state. Returns the bounds, and the time of the append unless it was stale.
+and how many types are swept; these objects; these types, each with an offset; six values for each event. Returns the
+bounds, and the time of the append unless it was stale.
 """
+
+FOLD: Final = (
+    _BEGINNING
+    + """
+if generation() ~= ARGV[2] then return 0 end
+local limit, bytes_max, reached, types = tonumber(ARGV[3]), tonumber(ARGV[4]), folded(), {}
+for argument = 5, #ARGV do types[ARGV[argument]] = true end
+local over = redis.call('ZRANGEBYSCORE', ended, '-inf', reached, 'WITHSCORES', 'LIMIT', 0, limit)
+for index = 1, #over, 2 do
+  local object = over[index]
+  if tonumber(redis.call('ZSCORE', current, object) or 'inf') <= tonumber(over[index + 1]) then
+    redis.call('ZREM', current, object)
+    redis.call('HDEL', kept, object)
+  end
+  redis.call('ZREM', ended, object)
+end
+local seen, bytes, step_max = 0, 0, 64
+while reached < last and seen < limit and bytes < bytes_max do
+  local step = math.min(step_max, limit - seen)
+  local entries = redis.call('XRANGE', events, string.format('(%.0f-0', reached), '+', 'COUNT', step)
+  for _, entry in ipairs(entries) do
+    local fields = entry[2]
+    seen, reached, bytes = seen + 1, reached + 1, bytes + #fields[14]
+    if types[fields[4]] then
+      redis.call('ZADD', current, reached, fields[6])
+      redis.call('HSET', kept, fields[6], cmsgpack.pack(fields))
+    end
+    if bytes >= bytes_max then break end
+  end
+end
+redis.call('HSET', state, 'folded', reached)
+count_objects()
+return (reached < last or #over == 2 * limit) and 1 or 0
+"""
+)
+"""Adds the next events of the log to the current state, and deletes those of objects whose end it has reached.
+
+Arguments: the generation; how many entries are scanned at most, and after how many bytes of bodies the scan ends; the
+types. Returns 1 if there is more to add, else 0."""
 
 CURRENT: Final = (
     _BEGINNING
@@ -163,7 +211,8 @@ for index = 1, #scanned, 2 do
     redis.call('ZREM', current, object)
     redis.call('HDEL', kept, object)
     redis.call('HINCRBY', state, 'objects', -1)
-  elseif (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]]) then
+  elseif (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]])
+    and tonumber(redis.call('ZSCORE', ended, object) or 0) < reached then
     found[#found + 1] = {string.format('%.0f-0', reached), fields}
   end
   if bytes >= bytes_max and index + 1 < #scanned then
@@ -174,7 +223,7 @@ end
 return {bounds(), more and 1 or 0, string.format('%.0f-0', reached), found}
 """.replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
 )
-"""Scans events of the current state and returns those that match; deletes those that were swept.
+"""Scans events of the current state and returns those that match and have not ended; deletes those that were swept.
 
 Swept events are deleted here and not by an append, because an append would have to check every object of every type in
 one script. With 300,000 objects of other types that took 1.6 s on an idle machine, and Redis served no other connection
@@ -266,6 +315,7 @@ for _, name in ipairs(unused) do
   redis.call('ZREM', used, name)
 end
 local high = math.min(last, first - 1 + limit)
+if generation() then high = math.min(high, folded()) end
 local upto = math.max(math.min(last - keep, high), last_before(before_ms, high))
 local count = upto - (first - 1)
 if count <= 0 then return 0 end

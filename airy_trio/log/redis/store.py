@@ -16,7 +16,7 @@ serves other connections between the scripts.
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar, assert_never
 
@@ -95,12 +95,12 @@ class RedisStore:
         self._acknowledged = f"{{{name}}}:acknowledged"
         others = (f"{{{name}}}:used", f"{{{name}}}:holders")
         self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._notifications, self._acknowledged, *others]
-        self._keys += [f"{{{name}}}:current", f"{{{name}}}:kept"]
+        self._keys += [f"{{{name}}}:current", f"{{{name}}}:kept", f"{{{name}}}:ended"]
         self._scripts: dict[str, Script[bytes]] = {}
 
     async def bounds(self) -> Bounds:
-        bounds, _, generation, marks = await self._run(scripts.BOUNDS)
-        state = None if generation is None else StoredState(generation.decode(), marks.decode())
+        bounds, _, generation, marks, folded = await self._run(scripts.BOUNDS)
+        state = None if generation is None else StoredState(generation.decode(), marks.decode(), folded)
         return evolve(read_bounds(bounds), state=state)
 
     async def append(
@@ -125,6 +125,9 @@ class RedisStore:
             )
             raise StaleAppend(message)
         return stored_after(expected, events, int(at[0]))
+
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        return bool(await self._run(scripts.FOLD, generation, limit, SCAN_BYTES, *types))
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -312,13 +315,12 @@ def fields_of(event: NewEvent) -> Sequence[bytes]:
 def values_of(events: Sequence[NewEvent], state: StateChange | None) -> list[str | bytes | int]:
     """Return the arguments of ``APPEND`` from the generation on."""
     change = StateChange(generation="") if state is None else state
-    kept = frozenset(change.kept)
     values: list[str | bytes | int] = [change.generation, change.marks, len(change.ended), len(change.swept)]
     values += change.ended
     for type_, upto in change.swept.items():
         values += (type_, upto)
-    for index, event in enumerate(events):
-        values += (*fields_of(event), int(index in kept))
+    for event in events:
+        values += fields_of(event)
     return values
 
 

@@ -2,8 +2,8 @@
 
 Pipelines. Everything on the route from a commit to a client runs on a few native connections, in Trio and without a
 thread; each unit of work is one round trip. An append is one statement, which has its rows as arrays. Many events are
-sent by COPY instead, between two further round trips. The rows of the current state are not sent: a second statement in
-the same transaction copies them from the log.
+sent by COPY instead, between two further round trips. Further statements in the same transaction note which objects
+have ended.
 
 Fence. A writer that hangs in the middle of an append must not block the next one. The time-outs of its session end a
 writer that is frozen between two statements. They do not run while the server reads the data of a statement, nor if the
@@ -39,7 +39,18 @@ from airy_trio.database import (
 from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, array, copied_rows
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, state_values
-from airy_trio.log.sql.tables import CURRENT, EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped, digest
+from airy_trio.log.sql.tables import (
+    CURRENT,
+    ENDED,
+    EVENTS,
+    NOW_MS,
+    STATE,
+    PostgresTables,
+    Step,
+    all_escaped,
+    digest,
+    escaped,
+)
 from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable, stored_after
 
 FENCE_CLASS: Final = LOCK_CLASS + 2
@@ -66,8 +77,6 @@ POLL_NOTIFIED_S: Final = 1.0
 
 _ARRAYS: Final = frozenset(range(9, 16))
 """The parameters of an append that are arrays: those after nine texts."""
-_STATE_ARRAYS: Final = frozenset(range(3, 8))
-"""The array parameters of a change of the current state: those after three texts."""
 _BEGIN: Final = Statement("airy_begin", "begin")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
@@ -139,11 +148,13 @@ class PostgresStore(SqlStore):
         copied = len(events) >= COPY_FROM
         if not copied:
             parameters += _arrays(_APPENDED, _columns(events))
-        following = []
-        if state is not None and (state.kept or state.ended or state.swept):
-            following.append(
-                (self._statements.change[bool(state.swept)], _state_parameters(expected, head, state, events))
-            )
+        following: list[tuple[Statement, Sequence[Parameter]]] = []
+        if state is not None and state.ended:
+            over = array("bytea", [digest(escaped(object_)) for object_ in set(state.ended)])
+            following.append((self._statements.end, [over, str(head.offset).encode()]))
+        if state is not None and state.swept:
+            types, offsets = list(state.swept), list(state.swept.values())
+            following.append((self._statements.sweep, [array("text", types), array("int8", offsets)]))
         rows = partial(_rows, expected, events) if copied else None
         moved = await self._move_head(self._statements.append[copied], parameters, following, rows)
         return None if moved is None else stored_after(expected, events, moved)
@@ -228,7 +239,8 @@ class _Statements:
         append_by = partial(
             self._in_fence,
             changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS}), "
-            "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text",
+            "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text, "
+            "folded = case when $7::text is distinct from generation then $2::int8 else folded end",
             condition="($5::text is null or resume_point = $5::text)",
             returned="appended_at_ms",
             notified="$6::text",
@@ -243,15 +255,18 @@ class _Statements:
             for copied in (False, True)
         }
         """By whether the events are copied afterwards."""
-        self.change = {
-            sweeps: Statement(
-                f"airy_change_state{'_sweep' * sweeps}",
-                self._change_state(names.quoted(CURRENT), names.quoted(EVENTS), sweeps=sweeps),
-                _STATE_ARRAYS,
-            )
-            for sweeps in (False, True)
-        }
-        """By whether types are swept. That is a statement of its own, because it may scan the table."""
+        # If the append was rejected, this transaction has not written the row of the state, and these change nothing.
+        note = (
+            f"with moved as (select 1 from {self._state} where xmin = pg_current_xact_id_if_assigned()::xid) "  # noqa: S608 - names quoted
+            f'insert into {names.quoted(ENDED)} as known (digest, "offset") select over.* from moved, '
+            '({}) as over on conflict (digest) do update set "offset" = greatest(known."offset", excluded."offset")'
+        )
+        self.end = Statement("airy_end", note.format("select unnest($1::bytea[]), $2::int8"), frozenset({0}))
+        old = (
+            f'select digest, "offset" from {names.quoted(CURRENT)} '  # noqa: S608 - names quoted
+            'join unnest($1::text[], $2::int8[]) as swept(type, upto) using (type) where "offset" <= upto'
+        )
+        self.sweep = Statement("airy_sweep", note.format(old), frozenset({0, 1}))
         self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'
         begin_epoch = self._in_fence(
             changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
@@ -265,33 +280,6 @@ class _Statements:
             "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and granted "  # noqa: S608 - names quoted
             f"and classid = {FENCE_CLASS} and objid = to_regclass({quote_text(self._state)}) "
             "and database = (select oid from pg_database where datname = current_database())",
-        )
-
-    def _change_state(self, current: str, events: str, *, sweeps: bool) -> str:
-        """Return the statement that changes the current state after an append in the same transaction.
-
-        If that append was rejected, this transaction has not written the row of the state, and nothing changes. All
-        parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept must
-        not be what is kept, and an object that is kept has not ended. What has ended may be swept as well. Without
-        the bounds of the offsets Postgres may read the whole log.
-        """
-        columns = ", ".join(map(quote_identifier, _APPENDED))
-        names = ("digest", "generation", "offset", "appended_at_ms", *_APPENDED)
-        changed = ", ".join(f"{quote_identifier(name)} = excluded.{quote_identifier(name)}" for name in names[1:])
-        swept = (
-            f", swept as (delete from {current} as old "  # noqa: S608 - names quoted
-            "using moved, unnest($7::text[], $8::int8[]) as swept(type, upto) "
-            'where old.type = swept.type and old."offset" <= swept.upto and not old.digest = any($4::bytea[]))'
-        )
-        return (
-            f"with moved as (select 1 from {self._state} where xmin = pg_current_xact_id_if_assigned()::xid), "  # noqa: S608 - names quoted
-            f"gone as (delete from {current} as old using moved where old.digest = any($6::bytea[]))"
-            f"{swept if sweeps else ''} "
-            f"insert into {current} ({', '.join(map(quote_identifier, names))}) "
-            f'select digest, $1::text, "offset", appended_at_ms, {columns} '
-            f'from moved, unnest($4::bytea[], $5::int8[]) as given(digest, number) join {events} on "offset" = number '
-            'where "offset" > $2::int8 and "offset" <= $3::int8 '
-            f"on conflict (digest) do update set {changed}"
         )
 
     def _in_fence(self, *, changed: str, condition: str, returned: str, notified: str, further: str = "") -> str:
@@ -312,17 +300,6 @@ class _Statements:
 
 def _arrays(types: Mapping[str, str], columns: Sequence[Sequence[Any]]) -> list[Parameter]:
     return [array(type_, column) for type_, column in zip(types.values(), columns, strict=True)]
-
-
-def _state_parameters(
-    expected: Position, head: Position, change: StateChange, events: Sequence[NewEvent]
-) -> list[Parameter]:
-    """Return the parameters of ``_Statements._change_state``."""
-    digests = array("bytea", [digest(events[index].object) for index in change.kept])
-    offsets = array("int8", [expected.offset + 1 + index for index in change.kept])
-    ended = array("bytea", [digest(object_) for object_ in change.ended])
-    swept = [array("text", list(change.swept)), array("int8", list(change.swept.values()))] if change.swept else []
-    return [*_texts(change.generation, str(expected.offset), str(head.offset)), digests, offsets, ended, *swept]
 
 
 def _texts(*texts: str | None) -> list[Parameter]:

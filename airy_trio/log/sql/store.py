@@ -16,12 +16,12 @@ rows that were read before.
 """
 # ruff: noqa: D102 - the port documents each method
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from airy_trio.database import DatabaseError, DatabaseUnavailable
 from airy_trio.events.destinations import Destination
-from airy_trio.log.sql.tables import UNLIMITED, Durable, LogTables, Step, stored
+from airy_trio.log.sql.tables import FOLD_SCAN, STATE_FORM, UNLIMITED, Durable, LogTables, Step, stored
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -79,6 +79,30 @@ class SqlStore:
         if appended is None:
             raise await self._stale(expected)
         return appended
+
+    async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
+        """See ``EventStore.fold``.
+
+        What there is to add is found without a lock. If another fold is faster, this one changes nothing.
+        """
+        tables, values = self._tables, {"types": sorted(types), "limit": limit}
+        steps = Step(tables.bounds), Step(tables.foldable, values), Step(tables.over, values)
+        [row], [(last, count)], over = await self._translated(self._reading(*steps))
+        bounds = bounds_of(row)
+        if bounds.state is None or bounds.state.generation != generation:
+            return False
+        low = bounds.state.folded
+        high = last if count == limit else min(bounds.last, low + FOLD_SCAN * limit)
+        values |= {"of": bounds.epoch, "of_generation": generation, "low": low, "high": high}
+        writes = []
+        if over:
+            values["digests"] = [digest for (digest,) in over]
+            writes += [Step(statement, values, _nothing) for statement in (tables.delete_ended, tables.forget_ended)]
+        if high > low:
+            writes += [Step(tables.fold, values, _nothing)] * bool(count) + [Step(tables.advance_state, values)]
+        if writes:
+            await self._translated(self._writing(*tables.before_fold(), *writes))
+        return high < bounds.last or len(over) == limit
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -152,6 +176,8 @@ class SqlStore:
         [[state]] = await self._translated(self._reading(Step(tables.aged, {"age_ms": int(age_s * 1000)})))
         bounds, upto = bounds_of(state), state[-1]
         first = max(bounds.first, min(max(upto, bounds.last - keep) + 1, bounds.first + limit))
+        if bounds.state is not None:
+            first = max(bounds.first, min(first, bounds.state.folded + 1))
         lowest = await self._lowest(bounds)
         deleted = min(first, lowest + limit) - 1
         steps = []
@@ -277,8 +303,8 @@ class SqlStore:
 
 def bounds_of(state: Sequence[Any]) -> Bounds:
     """Return what a row of ``LogTables.bounds`` says."""
-    epoch, first, last, _, now_ms, generation, marks, in_step, *_ = state
-    kept = StoredState(generation, marks) if in_step else None
+    epoch, first, last, _, now_ms, generation, marks, folded, in_step, *_ = state
+    kept = StoredState(generation, marks, folded) if in_step else None
     return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms, state=kept)
 
 
@@ -286,7 +312,7 @@ def state_values(head: Position, resume_point: str, change: StateChange | None) 
     """Return the columns of the current state after an append that ends at ``head``. They name this head."""
     if change is None:
         return {"generation": None, "marks": None, "state_at": None}
-    return {"generation": change.generation, "marks": change.marks, "state_at": f"{head} {resume_point}"}
+    return {"generation": change.generation, "marks": change.marks, "state_at": f"{STATE_FORM}{head} {resume_point}"}
 
 
 def _position(epoch: str, offset: int) -> Position | None:

@@ -2,7 +2,9 @@
 
 ``event_log`` has the events by offset. ``log_state`` is a single row: the epoch, the bounds, the time of the last
 append and the resume point. The low bound is stored there because ``min(offset)`` is slow after a mass delete.
-``log_current`` has the current state, and ``acknowledged`` the durable subscriptions. ``migrations/log`` creates them.
+``log_current`` has the current state: the newest event of each object. ``log_ended`` has objects that have ended, each
+with the head at its end: an event of theirs up to there does not count any more. ``acknowledged`` has the durable
+subscriptions. ``migrations/log`` creates them.
 
 Every statement is made once, with named parameters, and compiled once by each dialect.
 
@@ -14,22 +16,26 @@ unchanged. Equal texts stay equal, so a column can be compared with an ``escaped
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any, Final, TypeVar, assert_never
 
 import sqlalchemy as sa
 from attrs import field, frozen
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from airy_trio.database import POSTGRES, Names
+from airy_trio.database import LOCK_CLASS, POSTGRES, Names
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.store import StoredEvent
 
 EVENTS: Final = "event_log"
 STATE: Final = "log_state"
 CURRENT: Final = "log_current"
+ENDED: Final = "log_ended"
+STATE_FORM: Final = "2 "
+"""Begins the head that the current state belongs to. Before ``log_0009`` nothing did, and another version of us must
+not continue our state."""
 COLUMNS: Final = (
     "offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms",
 )  # fmt: skip
@@ -37,8 +43,13 @@ NOW_MS: Final = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 """The clock of a Postgres store, in milliseconds since 1970."""
 INDEXED_CHARS: Final = 200
 """How many characters of an id the indexes of Postgres have (migrations ``log_0004`` and ``log_0007``)."""
+DIGEST_BYTES: Final = 16
+FOLD_CLASS: Final = LOCK_CLASS + 3
+"""Of the advisory lock that a fold holds in Postgres."""
 ROWS_MAX: Final = 1000
 """In one statement on durable subscriptions of SQLite, which allows 32,766 parameters."""
+FOLD_SCAN: Final = 10
+"""A fold looks for as many events of kept types as it may add among ten times as many."""
 UNLIMITED: Final = 2**62
 """Bytes of bodies in a read without ``bytes_max``."""
 
@@ -57,7 +68,7 @@ class Step:
 
 
 class LogTables:
-    """The three tables under their names in one database, and the statements on them.
+    """The tables under their names in one database, and the statements on them.
 
     ``bounds`` returns epoch, first, last, resume point and the store's clock; ``aged`` adds the newest offset that was
     appended ``:age_ms`` ago or earlier.
@@ -79,7 +90,7 @@ class LogTables:
             names.bare(STATE),
             metadata,
             *(sa.Column(name, sa.Text) for name in ("epoch", "resume_point", "generation", "marks", "state_at")),
-            *(sa.Column(name, sa.BigInteger) for name in ("first", "last", "appended_at_ms")),
+            *(sa.Column(name, sa.BigInteger) for name in ("first", "last", "appended_at_ms", "folded")),
         )
         self.current = sa.Table(
             names.bare(CURRENT),
@@ -87,6 +98,12 @@ class LogTables:
             sa.Column("digest", sa.LargeBinary, primary_key=True),
             sa.Column("generation", sa.Text),
             *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS),
+        )
+        self.ended = sa.Table(
+            names.bare(ENDED),
+            metadata,
+            sa.Column("digest", sa.LargeBinary, primary_key=True),
+            sa.Column("offset", sa.BigInteger),
         )
         self.acknowledged = sa.Table(
             names.bare("acknowledged"),
@@ -99,10 +116,10 @@ class LogTables:
         event, state, durable = self.events.c, self.state.c, self.acknowledged.c
         given = sa.bindparam
         head = state.epoch + "-" + sa.cast(state.last, sa.Text) + " " + sa.func.coalesce(state.resume_point, "")
-        self._in_step = state.state_at == head
+        self._in_step = state.state_at == STATE_FORM + head
         self.bounds = sa.select(
             state.epoch, state.first, state.last, state.resume_point, now_ms.label("now_ms"),
-            state.generation, state.marks, self._in_step.label("in_step"),
+            state.generation, state.marks, state.folded, self._in_step.label("in_step"),
         )  # fmt: skip
         self.aged = self.bounds.add_columns(self._last_before(now_ms - given("age_ms", type_=sa.BigInteger)))
         kept = self.current.c
@@ -114,6 +131,7 @@ class LogTables:
         former = sa.select(kept.digest).where(kept.generation == given("stale", type_=sa.Text))
         some = former.limit(given("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
         self.delete_stale = sa.delete(self.current).where(kept.digest.in_(some)).returning(kept.offset)
+        self._prepare_fold()
         self.lowest = sa.select(sa.func.min(event.offset))
         self.delete_events = sa.delete(self.events).where(event.offset.between(given("lowest"), given("highest")))
         self.trim_to = (
@@ -127,6 +145,46 @@ class LogTables:
         self.position = sa.select(durable.epoch, durable.offset).where(
             durable.owner == given("owner"), durable.name == given("name")
         )
+
+    def _prepare_fold(self) -> None:
+        """Make the statements by which events are added to the current state.
+
+        ``foldable``: the last of the next ``:limit`` events of ``:types``, and their number. ``over``: digests of
+        objects whose end the state has reached. ``advance_state`` comes last, so that its row is locked only briefly.
+        """
+        event, state, kept, ended = self.events.c, self.state.c, self.current.c, self.ended.c
+        low, high = (sa.bindparam(name, type_=sa.BigInteger) for name in ("low", "high"))
+        limit = sa.bindparam("limit", type_=sa.BigInteger)
+        folded = sa.select(state.folded).scalar_subquery()
+        some = sa.select(event.offset).where(
+            event.offset > folded, event.offset <= folded + FOLD_SCAN * limit, self._of_types(event.type)
+        )
+        found = some.order_by(event.offset).limit(limit).subquery()
+        self.foldable = sa.select(sa.func.max(found.c.offset), sa.func.count())
+        self.over = sa.select(ended.digest).where(ended.offset <= folded).order_by(ended.offset).limit(limit)
+        unmoved = sa.and_(
+            state.epoch == sa.bindparam("of", type_=sa.Text),
+            state.generation == sa.bindparam("of_generation", type_=sa.Text),
+            state.folded == low,
+        )
+        between = sa.and_(event.offset > low, event.offset <= high)
+        newest = sa.select(sa.func.max(event.offset)).where(between, self._of_types(event.type)).group_by(event.object)
+        added = sa.select(
+            self._digest(event.object),
+            sa.bindparam("of_generation", type_=sa.Text),
+            *(event[name] for name in COLUMNS),
+        ).where(between, event.offset.in_(newest), sa.exists().where(unmoved))
+        insert = self._insert_into(self.current).from_select(["digest", "generation", *COLUMNS], added)
+        changed = {name: insert.excluded[name] for name in ("generation", *COLUMNS)}
+        self.fold = insert.on_conflict_do_update(index_elements=("digest",), set_=changed)
+        self.advance_state = sa.update(self.state).where(unmoved).values(folded=high).returning(state.folded)
+        ended_at = sa.select(ended.offset).where(ended.digest == kept.digest).scalar_subquery()
+        self.delete_ended = sa.delete(self.current).where(self._among(kept.digest), kept.offset <= ended_at)
+        self.forget_ended = sa.delete(self.ended).where(self._among(ended.digest), ended.offset <= low)
+
+    def before_fold(self) -> Sequence[Step]:
+        """Return the steps that come before those of a fold in its transaction."""
+        return ()
 
     def read(self, destination: Destination | None) -> tuple[Any, dict[str, Any]]:
         """Return the statement for the next ``:limit`` events of a destination, and the destination's parameters.
@@ -210,8 +268,9 @@ class LogTables:
         event = table.c
         after, until = (sa.bindparam(name, type_=sa.BigInteger) for name in ("after", "until"))
         generation = event.generation == sa.bindparam("generation", type_=sa.Text)
+        ended = sa.exists().where(self.ended.c.digest == event.digest, self.ended.c.offset >= event.offset)
         wanted = sa.select(*(event[name] for name in COLUMNS)).where(
-            event.offset > after, event.offset <= until, generation, self.belongs_to(values, table)
+            event.offset > after, event.offset <= until, generation, ~ended, self.belongs_to(values, table)
         )
         return self._limited(wanted.limit(sa.bindparam("limit")), table)
 
@@ -248,6 +307,18 @@ class LogTables:
     def _in_channels(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         return column.in_(sa.bindparam("channels", expanding=True))
 
+    def _of_types(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return column.in_(sa.bindparam("types", expanding=True))
+
+    def _among(self, digest: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return digest.in_(sa.bindparam("digests", expanding=True))
+
+    def _digest(self, object_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return sa.func.airy_digest(object_)
+
+    def _insert_into(self, table: sa.Table) -> Any:  # noqa: ANN401 - the dialect's insert
+        return sqlite_insert(table)
+
 
 class SqliteTables(LogTables):
     """SQLite: its clock is this machine's. It returns row after row, so that a rest that is not read costs nothing."""
@@ -267,6 +338,9 @@ class SqliteTables(LogTables):
                 generation=sa.func.coalesce(sa.bindparam("generation"), state.generation),
                 marks=sa.func.coalesce(sa.bindparam("marks"), state.marks),
                 state_at=sa.bindparam("state_at"),
+                folded=sa.case(
+                    (state.generation.is_distinct_from(sa.bindparam("generation")), last), else_=state.folded
+                ),
             )
             .values(appended_at_ms=sa.func.max(state.appended_at_ms, now_ms))
             .returning(state.appended_at_ms)
@@ -280,15 +354,10 @@ class SqliteTables(LogTables):
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         places = ", ".join("?" * len(COLUMNS))
         self.insert = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
-        current = names.quoted(CURRENT)
-        # An upsert, because REPLACE would also delete and insert the row and its key.
-        changed = ", ".join(f'"{name}" = excluded."{name}"' for name in ("generation", *COLUMNS))
-        self.keep = (
-            f"insert into {current} (digest, generation, {columns}) values (?, ?, {places}) "  # noqa: S608 - names quoted
-            f"on conflict (digest) do update set {changed}"
-        )
-        self.end = f"delete from {current} where digest = ?"  # noqa: S608 - names quoted
-        self.sweep = f'delete from {current} where type = ? and "offset" <= ?'  # noqa: S608 - names quoted
+        ended, added = names.quoted(ENDED), 'on conflict (digest) do update set "offset" = excluded."offset"'
+        self.end = f'insert into {ended} (digest, "offset") values (?, ?) {added}'  # noqa: S608 - names quoted
+        old = f'select digest, "offset" from {names.quoted(CURRENT)} where type = ? and "offset" <= ?'  # noqa: S608 - names quoted
+        self.sweep = f'insert into {ended} (digest, "offset") {old} {added} where excluded."offset" > "offset"'
 
     def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
         """See ``LogTables.upserts``."""
@@ -311,6 +380,19 @@ class PostgresTables(LogTables):
         self._synchronous = sa.select(sa.func.set_config("synchronous_commit", "on", sa.true()))
         self._planned_each_time = self._setting("plan_cache_mode", "force_custom_plan")
         self._by_index = self._setting("enable_sort", "off")
+        self._unsynchronized = self._setting("synchronous_commit", "off")
+        lock = sa.func.pg_advisory_xact_lock(
+            FOLD_CLASS, sa.func.to_regclass(names.quoted(STATE)).cast(OID).cast(sa.Integer)
+        )
+        self._in_turn = Step(sa.select(lock), convert=lambda _rows: ())
+
+    def before_fold(self) -> Sequence[Step]:
+        """See ``LogTables.before_fold``.
+
+        One fold at a time: the next one must see how far this one got. What a crash undoes of it is done again, so its
+        commit does not wait for the disk.
+        """
+        return [self._unsynchronized, self._in_turn]
 
     def before_kept(self) -> Sequence[Step]:
         """See ``LogTables.before_kept``.
@@ -351,6 +433,18 @@ class PostgresTables(LogTables):
         id_ = sa.func.unnest(ids).column_valued("channel")
         begins = sa.func.array(sa.select(_beginning(id_)).scalar_subquery(), type_=ARRAY(sa.Text))
         return sa.and_(_beginning(column) == sa.any_(begins), column == sa.any_(ids))
+
+    def _of_types(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return column == sa.any_(sa.bindparam("types", type_=ARRAY(sa.Text)))
+
+    def _among(self, digest: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return digest == sa.any_(sa.bindparam("digests", type_=ARRAY(sa.LargeBinary)))
+
+    def _digest(self, object_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return sa.func.substring(sa.func.sha256(sa.func.convert_to(object_, "UTF8")), 1, DIGEST_BYTES)
+
+    def _insert_into(self, table: sa.Table) -> Any:  # noqa: ANN401 - the dialect's insert
+        return postgres_insert(table)
 
 
 def _is_id(column: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -411,9 +505,12 @@ _MARKED: Final = re.compile(f"{_MARK}([{_MARK}0])")
 Text = TypeVar("Text", str, str | None)
 
 
-def digest(object_: str) -> bytes:
-    """Return the key of an object in the current state: a digest, because Postgres limits the size of index entries."""
-    return blake2b(object_.encode(), digest_size=16).digest()
+def digest(stored_object: str) -> bytes:
+    """Return the key of an object in the current state, of its ``escaped`` text.
+
+    A digest, because Postgres limits the size of index entries, and one that Postgres can compute.
+    """
+    return sha256(stored_object.encode()).digest()[:DIGEST_BYTES]
 
 
 def escaped(text: Text) -> Text:
