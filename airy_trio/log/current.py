@@ -6,9 +6,9 @@ longer than any other. A client reads the state up to the event that was added l
 an event that the state does not have yet, so it needs no repair after a crash.
 
 At first the state is incomplete, because only changes cause events. A *backfill* completes it: it writes the keys of
-all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as changes. After
-the second mark the type is *whole*. Objects without an event since the first mark have no row any more, or a row fault,
-and leave the state.
+all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as changes. With the
+second mark, objects without an event since the first one leave the state: they have no row any more, or a row fault.
+Once the events up to the second mark are in the state, the type is *whole*.
 
 The state starts again, empty and with a new *generation*, if the mapping or the list of kept types has changed, if an
 epoch begins, or if a server of an earlier version, which has no state, has appended. The recorder decides this when it
@@ -48,8 +48,8 @@ class Marks:
     """What the recorder knows of the state, stored with it as JSON.
 
     ``begun``: for each type the token of the newest backfill that has begun, and ``before`` then. ``whole``: the types
-    that the state has completely. ``before``: the head before the changes that became visible together with those of
-    the newest append. The rest: see ``StateOptions``.
+    that the state has completely once it is folded up to an offset. ``before``: the head before the changes that became
+    visible together with those of the newest append. The rest: see ``StateOptions``.
 
     A backfill sends everything that was visible before its begin. Of what becomes visible together with it, changes may
     be recorded before it whose transactions were open while it looked for their rows.
@@ -58,7 +58,7 @@ class Marks:
     types: frozenset[str] = frozenset()
     shape: str = ""
     begun: Mapping[str, tuple[str, int]] = field(factory=dict)
-    whole: frozenset[str] = frozenset()
+    whole: Mapping[str, int] = field(factory=dict)
     before: int = 0
 
     @classmethod
@@ -70,15 +70,15 @@ class Marks:
                 types=frozenset(found["types"]),
                 shape=found["shape"],
                 begun={type_: (token, offset) for type_, (token, offset) in found["begun"].items()},
-                whole=frozenset(found["whole"]),
+                whole=dict(found["whole"]),
                 before=found["before"],
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def __str__(self) -> str:
-        lists = {"types": sorted(self.types), "whole": sorted(self.whole)}
-        return json.dumps({**lists, "shape": self.shape, "begun": self.begun, "before": self.before})
+        known = {"types": sorted(self.types), "whole": self.whole, "shape": self.shape}
+        return json.dumps({**known, "begun": self.begun, "before": self.before})
 
 
 @frozen
@@ -103,7 +103,8 @@ class CurrentState:
             return cls(until)
         until = min(until, until.at(bounds.state.folded))
         at = StateAt(bounds.state.generation, until)
-        return cls(until, at, marks.whole, marks.types, frozenset(marks.begun))
+        whole = frozenset(type_ for type_, offset in marks.whole.items() if offset <= bounds.state.folded)
+        return cls(until, at, whole, marks.types, frozenset(marks.begun))
 
     def missing(self, types: AbstractSet[str]) -> frozenset[str]:
         """Return those of some types that the state does not have completely. An unmapped table has no objects."""
@@ -139,12 +140,13 @@ class StateRecorder:
     def change(
         self,
         head: int,
+        count: int,
         ended: Iterable[tuple[str, str]],
         backfills: Iterable[Backfill] = (),
         *,
         continues: bool = False,
     ) -> StateChange | None:
-        """Return what an append after the offset ``head`` changes in the state; None if nothing is kept.
+        """Return what an append of ``count`` events after an offset changes in the state; None if nothing is kept.
 
         ``ended``: types and objects that no longer exist. ``backfills``: their marks in the batch, in order.
         ``continues``: see ``Batch``.
@@ -156,12 +158,12 @@ class StateRecorder:
             self.marks = evolve(self.marks, before=head)
         swept: dict[str, int] = {}
         for backfill in backfills:
-            swept |= self._mark(backfill)
+            swept |= self._mark(backfill, head + count)
         over = frozenset(object_ for type_, object_ in ended if type_ in kept)
         return StateChange(generation=self.generation, marks=str(self.marks), ended=over, swept=swept)
 
-    def _mark(self, backfill: Backfill) -> Mapping[str, int]:
-        """Note the begin or the end of a backfill; return what it sweeps."""
+    def _mark(self, backfill: Backfill, head: int) -> Mapping[str, int]:
+        """Note the begin or the end of a backfill in an append up to ``head``; return what it sweeps."""
         type_ = TYPE_OF[backfill.kind]
         if type_ not in self._options.kept:
             return {}
@@ -173,5 +175,5 @@ class StateRecorder:
         token, offset = begun.pop(type_, ("", 0))
         if token != backfill.token:  # it began in another generation, or another one has begun since
             return {}
-        self.marks = evolve(self.marks, begun=begun, whole=self.marks.whole | {type_})
+        self.marks = evolve(self.marks, begun=begun, whole={type_: head, **self.marks.whole})
         return {type_: offset}

@@ -275,7 +275,8 @@ class Recorder:
             self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
-            state = self._state.change(head.offset, translated.ended, batch.backfills, continues=batch.continues)
+            count = len(translated.events)
+            state = self._state.change(head.offset, count, translated.ended, batch.backfills, continues=batch.continues)
             if state is not None and state.swept:
                 await self._fold_upto(max(state.swept.values()))
             head = await self._log.append(

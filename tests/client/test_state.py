@@ -15,7 +15,7 @@ from tests.log.places import fold
 from tests.sessions.serving import HOST, Server, serving
 
 TAGS = frozenset({"tag.updated"})
-WHOLE = str(Marks(types=TAGS, whole=TAGS))
+WHOLE = str(Marks(types=TAGS, whole={"tag.updated": 0}))
 SEED = 11
 
 

@@ -29,7 +29,7 @@ async def keep(
     ``folds``: whether the events are added at once.
     """
     new = [event(log.head.offset + number, obj=name, size=size) for number, name in enumerate(names, start=1)]
-    marks = Marks(types=frozenset(types.split()), whole=frozenset(whole.split()))
+    marks = Marks(types=frozenset(types.split()), whole=dict.fromkeys(whole.split(), 0))
     state = StateChange(generation=generation, marks=str(marks), ended=ended, swept=swept or {})
     await log.append(log.head, new, "point", state=state)
     if folds:

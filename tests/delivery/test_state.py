@@ -112,6 +112,18 @@ async def test_state_is_sent_in_pages(count: int, autojump_clock: MockClock) -> 
         assert rig.client.state is ClientState.LIVE
 
 
+async def test_events_that_are_not_in_the_state_yet_follow_it(autojump_clock: MockClock) -> None:
+    """An object that has ended since is left out."""
+    async with rigged(await opened(3), MemoryTransport()) as rig:
+        await keep(rig.log, ["o1", "o4", "o4"], ended=["o2"], folds=False)
+        await rig.request("SUBSCRIBE", *CURRENT, ("receipt", "start"))
+        await rig.read_all()
+        assert receipt_of(rig).get("until") == str(rig.log.head.at(3))
+        assert (offsets(rig.frames), completed(rig.frames)) == ([1, 3, 4, 5, 6], [3])
+        await keep(rig.log, ["o5"])
+        assert offsets(await rig.read_all()) == [7]
+
+
 async def test_fan_out_sends_nothing_before_the_state(autojump_clock: MockClock) -> None:
     async with rigged(await opened(3), MemoryTransport()) as rig:
         await keep(rig.log, ["o1"])

@@ -36,9 +36,10 @@ def change(
     backfills: Iterable[Backfill] = (),
     head: int = 9,
     *,
+    count: int = 0,
     continues: bool = False,
 ) -> StateChange:
-    made = recorder.change(head, ended, backfills, continues=continues)
+    made = recorder.change(head, count, ended, backfills, continues=continues)
     assert made is not None
     return made
 
@@ -163,7 +164,7 @@ def test_only_objects_of_kept_types_end() -> None:
 
 
 def test_nothing_is_kept_without_types() -> None:
-    assert begun(StateOptions()).change(9, [("tag.updated", "b")]) is None
+    assert begun(StateOptions()).change(9, 1, [("tag.updated", "b")]) is None
 
 
 def test_ended_objects_of_a_translation() -> None:
@@ -206,6 +207,16 @@ def test_state_for_a_reader() -> None:
     )
     behind = evolve(stored(made), folded=3)
     assert CurrentState.of(bounds(behind), head).at == StateAt(made.generation, head.at(3))
+
+
+def test_type_is_whole_once_the_events_of_its_backfill_are_in_the_state() -> None:
+    recorder = begun()
+    change(recorder, backfills=[mark("a")], head=2)
+    first = change(recorder, backfills=[mark("a", ended=True)], head=5, count=2)
+    again = change(recorder, backfills=[mark("b"), mark("b", ended=True)], head=8)
+    for made, folded, found in ((first, 6, set()), (first, 7, {"tag.updated"}), (again, 7, {"tag.updated"})):
+        state = evolve(stored(made), folded=folded)
+        assert CurrentState.of(bounds(state), bounds().head).whole == found
 
 
 def test_marks_of_a_later_version_can_be_read() -> None:
