@@ -128,7 +128,7 @@ def _recent(eventlog: EventLog, since: Position, resume: str, options: ReplayOpt
 async def _current(eventlog: EventLog, view: View, resume: str, address: str) -> Start:
     """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
-        found = await eventlog.current_state(address=address)
+        found = await eventlog.current_state()
         missing = tuple(sorted(found.missing(STATE_TYPES & types_of(view.destination))))
         begin, state = found.until.at(0), found.at
         if state is not None:

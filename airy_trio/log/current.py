@@ -2,8 +2,8 @@
 
 The log is trimmed; the state is not. An append only notes which objects have ended, in the same step. The events
 themselves are added to the state in the background (``EventStore.fold``), so that an append of a kept type takes no
-longer than any other. A client reads the state up to the event that was added last, and then the log. No trim deletes
-an event that the state does not have yet, so it needs no repair after a crash.
+longer than any other. A node that reads the state for a client first adds what is left. No trim deletes an event that
+the state does not have yet, so it needs no repair after a crash.
 
 At first the state is incomplete, because only changes cause events. A *backfill* completes it: it writes the keys of
 all rows into the change log, between two marks (``feed.Backfill``), and the recorder records them as changes. With the
@@ -19,7 +19,7 @@ recorder's own appends would be stale.
 import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Self
+from typing import Final, Self
 
 from attrs import evolve, field, frozen
 
@@ -27,6 +27,8 @@ from airy_trio.capture.feed import Backfill, Kind
 from airy_trio.capture.mapping import SINGULAR
 from airy_trio.log.store import Bounds, Position, StateAt, StateChange, new_epoch
 
+FOLD_EVENTS_MAX: Final = 250
+"""Events added to the state in one transaction: some milliseconds, in which an SQLite file takes no append."""
 TYPE_OF: Mapping[Kind, str] = {kind: f"{name}.updated" for kind, name in SINGULAR.items()}
 """The type of events that carry the current state of a table's objects."""
 
@@ -47,15 +49,15 @@ class StateOptions:
 class Marks:
     """What the recorder knows of the state, stored with it as JSON.
 
-    ``begun``: for each type the token of the newest backfill that has begun, and ``before`` then. ``whole``: the types
-    that the state has completely once it is folded up to an offset. ``before``: the head before the changes that became
-    visible together with those of the newest append. The rest: see ``StateOptions``.
-
-    A backfill sends everything that was visible before its begin. Of what becomes visible together with it, changes may
-    be recorded before it whose transactions were open while it looked for their rows.
+    ``kept``: the types that are folded into it. ``begun``: for each type the token of the newest backfill that has
+    begun, and ``before`` then. ``whole``: the types that the state has completely once it is folded up to an offset.
+    ``before``: the head before the changes that became visible together with those of the newest append. The rest: see
+    ``StateOptions``. A backfill sends everything that was visible before its begin. Of what becomes visible together
+    with it, changes may be recorded before it whose transactions were open while it looked for their rows.
     """
 
     types: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
     shape: str = ""
     begun: Mapping[str, tuple[str, int]] = field(factory=dict)
     whole: Mapping[str, int] = field(factory=dict)
@@ -68,6 +70,7 @@ class Marks:
             found = json.loads(text)
             return cls(
                 types=frozenset(found["types"]),
+                kept=frozenset(found["kept"]),
                 shape=found["shape"],
                 begun={type_: (token, offset) for type_, (token, offset) in found["begun"].items()},
                 whole=dict(found["whole"]),
@@ -77,7 +80,7 @@ class Marks:
             return None
 
     def __str__(self) -> str:
-        known = {"types": sorted(self.types), "whole": self.whole, "shape": self.shape}
+        known = {"types": sorted(self.types), "kept": sorted(self.kept), "whole": self.whole, "shape": self.shape}
         return json.dumps({**known, "begun": self.begun, "before": self.before})
 
 
@@ -129,9 +132,10 @@ class StateRecorder:
         known = None if bounds is None else bounds.state
         marks = None if known is None else Marks.parse(known.marks)
         if known is not None and marks is not None and marks.shape == options.shape:
-            self.generation, self.marks = known.generation, evolve(marks, types=options.types)
+            self.generation, self.marks = known.generation, evolve(marks, types=options.types, kept=options.kept)
         else:
-            self.generation, self.marks = new_epoch(), Marks(types=options.types, shape=options.shape)
+            self.generation = new_epoch()
+            self.marks = Marks(types=options.types, kept=options.kept, shape=options.shape)
 
     def unchanged(self) -> StateChange | None:
         """Return what an append without events or marks stores; None if nothing is kept."""

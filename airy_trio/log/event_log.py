@@ -34,7 +34,7 @@ import structlog
 import trio
 
 from airy_trio.events.destinations import Destination, OfConversation
-from airy_trio.log.current import CurrentState
+from airy_trio.log.current import FOLD_EVENTS_MAX, CurrentState, Marks
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
 from airy_trio.log.store import (
@@ -98,6 +98,7 @@ class EventLog:
         # Each event is set when its read has ended.
         self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
+        self._reading_state = trio.Lock()
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
@@ -338,16 +339,16 @@ class EventLog:
         offset = self._tail.since(self._clock.ms_before(age_s))
         return None if offset is None else self.head.at(offset)
 
-    async def current_state(self, *, address: str = "") -> CurrentState:
-        """Return the current state as of at most ``STATE_AGE_S`` ago, for a client at ``address``.
+    async def current_state(self) -> CurrentState:
+        """Return the current state as of at most ``STATE_AGE_S`` ago.
 
         Clients that ask at about the same time get the same one, so that they read the same pages. Raises
         ``StoreUnavailable``.
         """
         while (found := self._known_state()) is None:
-            async with self.gate.place(address):
+            async with self._reading_state:
                 if self._known_state() is None:
-                    bounds = await self._bounds()
+                    bounds = await self._folded()
                     if bounds.epoch == self.epoch:
                         # This node may not have read the newest events yet; those are sent after the state.
                         state = CurrentState.of(bounds, min(bounds.head, self.head))
@@ -356,6 +357,22 @@ class EventLog:
             if self._known_state() is None:
                 await self.catch_up()
         return found
+
+    async def _folded(self) -> Bounds:
+        """Add all events that the store has now to its current state; return the bounds after that.
+
+        An object that has ended may have an event that is not in the state yet. A client that received the state
+        without the object, and then that event, would never learn that the object has ended.
+        """
+        bounds = await self._bounds()
+        head = bounds.head
+        while bounds.head.epoch == head.epoch and (state := bounds.state) is not None and state.folded < head.offset:
+            marks = Marks.parse(state.marks)
+            if marks is None:
+                break
+            await self.store.fold(state.generation, marks.kept, FOLD_EVENTS_MAX)
+            bounds = await self._bounds()
+        return bounds
 
     def _known_state(self) -> CurrentState | None:
         if self._state is None:

@@ -131,7 +131,9 @@ class MemoryStore:
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         await trio.lowlevel.checkpoint()
-        if state.until.epoch != self._epoch or self._state is None or self._state.generation != state.generation:
+        known = self._state
+        gone = known is None or known.generation != state.generation or known.folded < state.until.offset
+        if state.until.epoch != self._epoch or gone:
             message = f"the state {state.generation} up to {state.until} is gone"
             raise PositionExpired(message)
         wanted = EVERYTHING if destination is None else destination
@@ -246,6 +248,8 @@ class MemoryStore:
         for type_, upto in change.swept.items():
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
                 self._end(event.object)
+            unfolded = self._events[folded - self._trimmed : max(0, upto - self._trimmed)]
+            self._ended |= {event.object: event.offset for event in unfolded if event.type == type_}
         self._ended |= dict.fromkeys(change.ended, self._bounds().last)
 
     def _end(self, object_: str) -> None:

@@ -37,7 +37,7 @@ from airy_trio.errors import Unavailable
 from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions, EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault
-from airy_trio.log.current import StateOptions, StateRecorder
+from airy_trio.log.current import FOLD_EVENTS_MAX, StateOptions, StateRecorder
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
 from airy_trio.log.options import LogOptions
@@ -68,8 +68,6 @@ NEWCOMER_PAUSE_S: Final = 2 * BACKOFF_MAX_S
 """A recorder that is alive acquires a released lease in this time."""
 TRIM_PERIOD_S: Final = 1.0
 """Between the end of one trim and the start of the next."""
-FOLD_EVENTS_MAX: Final = 250
-"""Events added to the current state in one transaction: some milliseconds, in which an SQLite file takes no append."""
 TRIM_EVENTS_MAX: Final = 5000
 """Events deleted in one transaction of the event store."""
 TRIM_CHANGES_MAX: Final = 500
@@ -110,7 +108,7 @@ class Recorder:
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         self._rows = BatchRows(options.batch_rows_max)
         self._state = StateRecorder(options.state)
-        self._folded = False  # whether all that was appended is in the current state
+        self._appends = self._folded = 0  # appends so far, and those of them that are in the current state
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0, "kept": 0, "ended": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
@@ -169,13 +167,13 @@ class Recorder:
 
         It pauses as long as it works, so that appends get at least half of the time of a store with one writer.
         """
-        more = self.recording and not self._folded and bool(self._options.state.kept)
-        while more and trio.current_time() < until:
-            begun_at, self._folded = trio.current_time(), True
-            more = await self._fold_some()
+        kept = self._options.state.kept
+        while kept and self.recording and self._folded < self._appends and trio.current_time() < until:
+            begun_at, appends = trio.current_time(), self._appends
+            if not await self._log.store.fold(self._state.generation, kept, FOLD_EVENTS_MAX):
+                self._folded = appends
             await trio.sleep(trio.current_time() - begun_at)
-        self._folded = self._folded and not more
-        return more and self.recording
+        return bool(kept) and self.recording and self._folded < self._appends
 
     async def _lead(self, starting: "_Starting") -> None:
         """Acquire the lease and record until it is lost or offered.
@@ -193,7 +191,7 @@ class Recorder:
         head, point = await self._consumption.start_point()
         bounds = await self._log.store.bounds()
         self._state.begin(bounds if bounds.head == head else None)
-        self._folded = False
+        self._appends += 1  # by the recorder before, perhaps
         await self._replace_state(head, point, bounds.state)
         self.recorded = point
         while True:
@@ -277,12 +275,11 @@ class Recorder:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
             count = len(translated.events)
             state = self._state.change(head.offset, count, translated.ended, batch.backfills, continues=batch.continues)
-            if state is not None and state.swept:
-                await self._fold_upto(max(state.swept.values()))
             head = await self._log.append(
                 head, translated.events, reached, replaces=recorded, changed_at=changed_at, state=state
             )
-            self.recorded, self._folded = reached, False
+            self.recorded = reached
+            self._appends += 1
             self._count(batch, translated, state)
         return head, reached, batch.more
 
@@ -304,15 +301,6 @@ class Recorder:
         self._state.begin(None)
         logger.warning("new epoch: the database has another history", reason=str(reason))
         return head, self.recorded, True
-
-    async def _fold_some(self) -> bool:
-        return await self._log.store.fold(self._state.generation, self._options.state.kept, FOLD_EVENTS_MAX)
-
-    async def _fold_upto(self, offset: int) -> None:
-        """Add all events up to an offset to the current state, before those that are older than a backfill leave it."""
-        more = True
-        while more and (state := (await self._log.store.bounds()).state) is not None and state.folded < offset:
-            more = await self._fold_some()
 
     def _mark_behind(self) -> None:
         """There may be changes to record: start measuring the lag, unless it is being measured."""

@@ -201,7 +201,7 @@ class StateChange:
     ``generation``, ``marks``: see ``StoredState``; they replace the stored ones. A new generation begins empty, at the
     head before this append; the name of a former one is never used again.
     ``ended``: objects that no longer exist. Their events up to the new head are not part of the state.
-    ``swept``: by type, the offset up to which events leave the state, at most ``StoredState.folded``.
+    ``swept``: by type, the offset up to which no event is part of the state, whether it is folded or not.
     """
 
     generation: str
@@ -292,9 +292,9 @@ class EventStore(Protocol):
         """Add the next events of the log to the current state, about ``limit`` of them; return whether more is left.
 
         Of the objects of ``types`` the newest event replaces the one before. The recorder calls this in the background,
-        so that an append need not wait for it: a store with one writer must not take longer than a few milliseconds for
-        ``limit`` events. Several calls at once add every event once. Returns False, with nothing changed, if
-        ``Bounds.state`` is None or of another generation.
+        so that an append need not wait for it, and any process calls it before it reads the state for a client. Several
+        calls at once add every event once. A store with one writer should take only some milliseconds, whatever the
+        size of the events. Returns False, with nothing changed, if ``Bounds.state`` is None or of another generation.
         """
         ...
 
@@ -324,8 +324,8 @@ class EventStore(Protocol):
 
         For each object the current state has its newest event up to ``StoredState.folded``, unless the object has ended
         since or was swept. Trimming does not change it. Events after ``state.until`` are not returned: a reader finds
-        them in the log. Raises ``PositionExpired`` for another epoch, and if ``Bounds.state`` is None or of another
-        generation.
+        them in the log. Raises ``PositionExpired`` for another epoch, and if ``Bounds.state`` is None, of another
+        generation, or folded less far than ``state.until``, as after a crash that has undone a fold.
         """
         ...
 

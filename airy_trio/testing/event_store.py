@@ -119,6 +119,7 @@ class _Model:
     state: StoredState | None = None
     kept: dict[str, StoredEvent] = field(factory=dict)
     ended: dict[str, int] = field(factory=dict)
+    swept: dict[str, int] = field(factory=dict)
 
     @property
     def head(self) -> Position:
@@ -140,10 +141,10 @@ class _Model:
         else:
             self.kept.clear()
             self.ended.clear()
+            self.swept.clear()
         self.state = StoredState(change.generation, change.marks, folded)
-        for name, old in tuple(self.kept.items()):
-            if old.offset <= change.swept.get(old.type, -1):
-                del self.kept[name]
+        for type_, upto in change.swept.items():
+            self.swept[type_] = max(upto, self.swept.get(type_, 0))
         self.ended |= dict.fromkeys(change.ended, self.head.offset)
 
     def fold(self, folded: int) -> None:
@@ -155,7 +156,8 @@ class _Model:
 
     def current(self) -> list[StoredEvent]:
         """Return the current state."""
-        return [one for one in sorted(self.kept.values()) if self.ended.get(one.object, 0) < one.offset]
+        kept = sorted(self.kept.values())
+        return [one for one in kept if one.offset > max(self.ended.get(one.object, 0), self.swept.get(one.type, 0))]
 
 
 async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
@@ -226,7 +228,7 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
         return
     expect(bounds.state == model.state, "the generation and its marks are those stored last")
     current = [one for one in model.current() if after.offset < one.offset]
-    state = StateAt(model.state.generation, model.head)
+    state = StateAt(model.state.generation, model.head.at(model.state.folded))
     page = await store.current(state, after, limit, destination)
     expect(list(page) == [one for one in current if covers(destination, one)][:limit], f"the state of {destination}")
 
@@ -235,8 +237,7 @@ def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> St
     """Make a change of the current state that an append of these events may have."""
     generation = model.state.generation if model.state and random.random() < CONTINUED else new_epoch()
     ended = [name for name in sorted({*model.kept, *(one.object for one in new)}) if random.random() < ENDED]
-    folded = model.state.folded if model.state and model.state.generation == generation else 0
-    swept = {random.choice(KEPT): random.randint(0, folded)} if random.random() < ENDED else {}
+    swept = {random.choice(KEPT): random.randint(0, model.head.offset)} if random.random() < ENDED else {}
     return StateChange(generation=generation, marks=str(random.random()), ended=ended, swept=swept)
 
 

@@ -36,6 +36,7 @@ async def the_state_has_the_newest_events(open_store: OpenStore) -> None:
         head = await _append(store, head, "abcab", StateChange(generation=FIRST, marks="one"))
         expect((await other.bounds()).state == StoredState(FIRST, "one", 0), "a new state has no events yet")
         expect(await _offsets(other, head) == [], "an append alone adds nothing to it")
+        await _expect_gone(other, head.at(1), FIRST)  # a state cannot be read further than it is folded
         await _fold(store)
         expect((await other.bounds()).state == StoredState(FIRST, "one", 5), "bounds says how far it is folded")
         expect(await _offsets(other, head) == [3, 4, 5], "each object once, with its newest event, in order")
@@ -118,6 +119,12 @@ async def a_type_is_swept(open_store: OpenStore) -> None:
         head = await _append(store, head, [new], StateChange(generation=FIRST))
         await _fold(store)
         expect(await _offsets(store, head) == [5, 6, 7], "nothing that is appended later is swept")
+        head = await _append(store, head, "efg", StateChange(generation=FIRST))
+        head = await _append(store, head, "g", StateChange(generation=FIRST, swept={"message.updated": 9}))
+        expect(await _offsets(store, head) == [5, 7], "an event need not be folded to be swept")
+        for _ in range(2):
+            await _fold(store)
+            expect(await _offsets(store, head) == [5, 7, 11], "it stays swept when it is folded, up to the offset")
 
 
 async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
@@ -238,12 +245,16 @@ async def _append(store: EventStore, head: Position, new: str | Sequence[NewEven
 
 
 async def _offsets(store: EventStore, until: Position, generation: str = FIRST) -> list[int]:
+    """Return the offsets of the state up to a position, or up to where it is folded."""
+    bounds = await store.bounds()
+    if bounds.state is not None and bounds.epoch == until.epoch:
+        until = min(until, until.at(bounds.state.folded))
     return [one.offset for one in await store.current(StateAt(generation, until), until.at(0), 2 * LARGE)]
 
 
 async def _expect_gone(store: EventStore, until: Position, generation: str) -> None:
     try:
-        await _offsets(store, until, generation)
+        await store.current(StateAt(generation, until), until.at(0), 1)
     except PositionExpired:
         return
     expect(kept=False, promise=f"reading the state {generation} up to {until} raises PositionExpired")

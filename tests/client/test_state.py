@@ -15,7 +15,7 @@ from tests.log.places import fold
 from tests.sessions.serving import HOST, Server, serving
 
 TAGS = frozenset({"tag.updated"})
-WHOLE = str(Marks(types=TAGS, whole={"tag.updated": 0}))
+WHOLE = str(Marks(kept=TAGS, types=TAGS, whole={"tag.updated": 0}))
 SEED = 11
 
 
@@ -53,7 +53,7 @@ async def test_empty_state_and_missing_types_are_reported(autojump_clock: MockCl
         begun, _ = await state_of(inbox.events(begin="current"), 0)
         assert begun.until == begun.position
         assert begun.missing == ("channel.updated", "message.updated", "metadata.updated", "tag.updated")
-        await keep(server, 1, marks=str(Marks(types=TAGS)))
+        await keep(server, 1, marks=str(Marks(kept=TAGS, types=TAGS)))
         await trio.sleep(STATE_AGE_S)
         begun, found = await state_of(inbox.events("/events/tag.updated", begin="current"), 1)
         assert begun.missing == ("tag.updated",)

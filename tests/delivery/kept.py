@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.current import Marks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import StateChange
@@ -29,7 +30,7 @@ async def keep(
     ``folds``: whether the events are added at once.
     """
     new = [event(log.head.offset + number, obj=name, size=size) for number, name in enumerate(names, start=1)]
-    marks = Marks(types=frozenset(types.split()), whole=dict.fromkeys(whole.split(), 0))
+    marks = Marks(kept=STATE_TYPES, types=frozenset(types.split()), whole=dict.fromkeys(whole.split(), 0))
     state = StateChange(generation=generation, marks=str(marks), ended=ended, swept=swept or {})
     await log.append(log.head, new, "point", state=state)
     if folds:

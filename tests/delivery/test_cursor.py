@@ -59,7 +59,7 @@ class World:
             await self.fold(limit=100)
         change = StateChange(
             generation=str(self.generation),
-            marks=str(Marks()),
+            marks=str(Marks(kept=STATE_TYPES)),
             ended=[] if swept else ended,
             swept={UPDATED: self.log.head.offset} if swept else {},
         )

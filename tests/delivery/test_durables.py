@@ -20,6 +20,7 @@ from airy_trio.delivery.durables import (
     WRITE_AFTER_S,
 )
 from airy_trio.events.destinations import EVERYTHING
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.current import Marks
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
@@ -380,7 +381,7 @@ async def test_interrupted_state_is_not_taken_for_an_earlier_position(
     server: Server, store: Store, autojump_clock: MockClock, acknowledged: int
 ) -> None:
     """One node still has in memory what the store has trimmed; another one, which has not, sends the current state."""
-    state = StateChange(generation="first0", marks=str(Marks()))
+    state = StateChange(generation="first0", marks=str(Marks(kept=STATE_TYPES)))
     await server.log.append(server.log.head, [event(number) for number in range(1, 11)], "point", state=state)
     await fold(server.log.store)
     plugged = await connect_and_claim(server, ("replay", "all"), ack="client")

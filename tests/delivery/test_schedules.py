@@ -122,7 +122,7 @@ class Schedule:
         """Append; sometimes an object ends, and sometimes events are added to the current state."""
         if self.chance.random() < ENDED_SHARE:
             self.over.add(f"message:{self.chance.randrange(OBJECTS)}")
-        change = StateChange(generation="first0", marks=str(Marks()), ended=tuple(self.over))
+        change = StateChange(generation="first0", marks=str(Marks(kept=STATE_TYPES)), ended=tuple(self.over))
         await self.rig.append(new, change)
         for _ in range(self.chance.randrange(3)):
             await self.rig.log.store.fold("first0", STATE_TYPES, self.chance.choice((1, 3, 50)))

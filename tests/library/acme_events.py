@@ -44,6 +44,8 @@ APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
 BEGIN_EPOCH = """update log set epoch = ?, trimmed = 0, last = 0, point = ?, generation = null
     where epoch = ? and last = ? returning epoch"""
 INSERT = "insert or replace into {} values (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+SWEEP = """insert or replace into ended select object, max(events.id) from events, log
+    where type = ? and events.id <= ? and events.id > folded group by object"""
 OVER = "select * from ended where ended.object = current.object and ended.id >= current.id"
 CLAIM = """insert into durables values (?, ?, ?, null, null, ?) on conflict
     do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
@@ -125,6 +127,7 @@ class AcmeStore:
             self.db.execute("delete from ended")
         if state is not None:
             self.db.executemany("delete from current where type = ? and id <= ?", state.swept.items())
+            self.db.executemany(SWEEP, state.swept.items())
             self.db.executemany("insert or replace into ended values (?, ?)", [[one, last] for one in state.ended])
 
     @transaction
@@ -163,7 +166,8 @@ class AcmeStore:
     def current(
         self, state: StateAt, after: Position, limit: int, destination: Of = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        if (state.until.epoch, state.generation) != self.row("select epoch, generation from log"):
+        epoch, generation, folded = self.row("select epoch, generation, folded from log")
+        if (state.until.epoch, state.generation) != (epoch, generation) or folded < state.until.offset:
             raise stores.PositionExpired(f"the state {state.generation} up to {state.until} is gone")
         where = f"current where id > ? and id <= ? and not exists ({OVER}) order by id"
         found = self.events(destination, where, after.offset, state.until.offset)

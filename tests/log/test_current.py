@@ -220,7 +220,7 @@ def test_type_is_whole_once_the_events_of_its_backfill_are_in_the_state() -> Non
 
 
 def test_marks_of_a_later_version_can_be_read() -> None:
-    text = str(Marks(types=KEPT, shape="x", begun={"tag.updated": ("a", 3)}))
+    text = str(Marks(types=KEPT, kept=KEPT, shape="x", begun={"tag.updated": ("a", 3)}))
     assert Marks.parse(text.replace("{", '{"later": 1, ', 1)) == Marks.parse(text)
 
 

@@ -167,6 +167,17 @@ async def test_append_of_an_older_server_ends_the_state(redis_server: RedisServe
         assert (await store.bounds()).state is None
 
 
+async def test_state_that_lacks_trimmed_events_counts_as_missing(redis_server: RedisServer) -> None:
+    """A recorder without a state has appended in between, and the one before continues its own."""
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head, state = (await store.bounds()).head, StateChange(generation="first0")
+        await store.append(head, [event(1), event(2)], "one", state=state)
+        await store.append(head.at(2), [], "one")
+        await store.trim(age_s=3600, keep=1, limit=10, unused_s=3600)
+        await store.append(head.at(2), [event(3)], "two", state=state)
+        assert (await store.bounds()).state is None
+
+
 async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
     async with (
         redis_places(redis_server.url)() as open_place,

@@ -7,10 +7,10 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.capture.feed import Consumer
-from airy_trio.log.current import StateOptions
+from airy_trio.log.current import FOLD_EVENTS_MAX, StateOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.recorder import FOLD_EVENTS_MAX, TRIM_CHANGES_MAX, TRIM_EVENTS_MAX, TRIM_PERIOD_S, Retention
+from airy_trio.log.recorder import TRIM_CHANGES_MAX, TRIM_EVENTS_MAX, TRIM_PERIOD_S, Retention
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from tests.log.places import event
 from tests.log.recording import MoodyStore, Node, captured_warnings, node, recorded, started, tag, until
@@ -86,9 +86,13 @@ class Folding(Limited):
     def __init__(self) -> None:
         super().__init__()
         self.folded: list[int] = []
+        self.folds_fail = False
 
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         assert limit == FOLD_EVENTS_MAX
+        if self.folds_fail:
+            message = "the store is away"
+            raise StoreUnavailable(message)
         more = await super().fold(generation, types, limit)
         self.folded.append(self._state.folded if self._state else -1)
         return more
@@ -108,6 +112,12 @@ async def test_recorded_events_enter_the_state_in_small_batches(
     changes.write(tag(1))
     await trio.sleep(10 * TRIM_PERIOD_S)
     assert store.folded[2:] == [FOLD_EVENTS_MAX + 8]
+    changes.write(tag(1))
+    store.folds_fail = True
+    await trio.sleep(10 * TRIM_PERIOD_S)
+    store.folds_fail = False
+    await trio.sleep(10 * TRIM_PERIOD_S)
+    assert store.folded[3:] == [FOLD_EVENTS_MAX + 9]
     nursery.cancel_scope.cancel()
 
 

@@ -68,6 +68,17 @@ async def test_append_of_an_older_server_ends_the_state(options: DatabaseOptions
         assert (await store.bounds()).state is None
 
 
+async def test_state_that_lacks_trimmed_events_counts_as_missing(options: DatabaseOptions) -> None:
+    """A recorder without a state has appended in between, and the one before continues its own."""
+    async with open_sql(options) as store:
+        head, state = (await store.bounds()).head, StateChange(generation="first0")
+        await store.append(head, [event(1), event(2)], "one", state=state)
+        await store.append(head.at(2), [], "one")
+        await store.trim(age_s=3600, keep=1, limit=10, unused_s=3600)
+        await store.append(head.at(2), [event(3)], "two", state=state)
+        assert (await store.bounds()).state is None
+
+
 async def test_trims_delete_former_generations_in_slices(options: DatabaseOptions) -> None:
     async with open_sql(options) as store:
         head = (await store.bounds()).head

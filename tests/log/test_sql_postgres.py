@@ -472,8 +472,8 @@ async def scanned(url: str, work: Callable[[EventStore], Awaitable[object]]) -> 
                 [STATE_ROWS],
             )
             other.execute(
-                f"update {STATE} set last = %s, first = %s + 1, generation = 'first0', marks = '', folded = last",
-                [STATE_ROWS] * 2,
+                f"update {STATE} set last = %s, first = %s + 1, folded = %s, generation = 'first0', marks = ''",
+                [STATE_ROWS] * 3,
             )
             other.execute(f"update {STATE} set state_at = '2 ' || epoch || '-' || last || ' '")
             other.execute("vacuum analyze airy_trio.log_current")
@@ -554,6 +554,23 @@ async def test_rows_beyond_bytes_max_stay_in_the_database(
         await store.read(head, 20, destination, bytes_max=1)
         await store.current(StateAt("first0", head.at(20)), head, 20, destination, bytes_max=1)
     assert max(counts) == 1
+
+
+async def test_fold_does_not_wait_for_an_append_that_ends_the_same_objects(
+    store: PostgresStore, locking: Other, other: Other
+) -> None:
+    """The append waits for rows of the fold and has others, so a fold that waited for those would be a deadlock."""
+    head, change = (await store.bounds()).head, StateChange(generation="first0", ended=["message:1", "message:2"])
+    await store.append(head, [event(1), event(2), event(3)], "one", state=change)
+    await fold(store)
+    await store.append(head.at(3), [event(4)], "two", state=StateChange(generation="first0"))
+    ended = "select digest from airy_trio.log_ended order by digest"
+    [(locked,), _] = other.execute(ended).fetchall()
+    locking.execute("select 1 from airy_trio.log_ended where digest = %s for update", [locked])
+    with trio.fail_after(10):
+        await fold(store)
+    assert other.execute(ended).fetchall() == [(locked,)]
+    locking.rollback()
 
 
 async def test_trim_does_not_delete_an_object_just_folded(store: PostgresStore, locking: Other, other: Other) -> None:

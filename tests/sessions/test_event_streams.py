@@ -174,7 +174,9 @@ async def test_stream_cut_off_in_the_recent_window_resumes_there(server: Server,
 
 async def test_current_state_ends_with_an_event_for_its_end(server: Server, autojump_clock: MockClock) -> None:
     tags = frozenset({"tag.updated"})
-    change = StateChange(generation="state0", marks=str(Marks(types=tags, whole={"tag.updated": 0})), ended=["gone"])
+    change = StateChange(
+        generation="state0", marks=str(Marks(kept=tags, types=tags, whole={"tag.updated": 0})), ended=["gone"]
+    )
     new = [event(1), event(2, obj="gone"), event(3)]
     await server.log.append(server.log.head, new, "point", state=change)
     await fold(server.log.store, "state0")

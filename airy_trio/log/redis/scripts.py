@@ -72,13 +72,13 @@ local function here(point)
   return string.format('2 %s-%.0f %s', epoch, last, point)
 end
 
-local function generation()
-  local found = redis.call('HMGET', state, 'resume_point', 'generation', 'state_at')
-  return found[3] == here(found[1] or '') and has_all_objects() and found[2]
+local function folded()
+  return tonumber(redis.call('HGET', state, 'folded') or -1)
 end
 
-local function folded()
-  return tonumber(redis.call('HGET', state, 'folded'))
+local function generation()
+  local found = redis.call('HMGET', state, 'resume_point', 'generation', 'state_at')
+  return found[3] == here(found[1] or '') and folded() >= first - 1 and has_all_objects() and found[2]
 end
 
 local function swept_of(wanted)
@@ -98,7 +98,7 @@ BOUNDS: Final = (
     _BEGINNING
     + """
 local found = redis.call('HMGET', state, 'resume_point', 'marks')
-return {bounds(), found[1], generation(), found[2] or "", folded() or 0}
+return {bounds(), found[1], generation(), found[2] or "", folded()}
 """
 )
 """Returns the bounds (epoch, first, last, now_ms, id of the newest notification), the resume point, and the generation
@@ -168,13 +168,13 @@ for index = 1, #over, 2 do
   end
   redis.call('ZREM', ended, object)
 end
-local seen, bytes, step_max = 0, 0, 64
+local seen, bytes, step = 0, 0, 4
 while reached < last and seen < limit and bytes < bytes_max do
-  local step = math.min(step_max, limit - seen)
+  step = math.min(2 * step, 64, limit - seen)
   local entries = redis.call('XRANGE', events, string.format('(%.0f-0', reached), '+', 'COUNT', step)
   for _, entry in ipairs(entries) do
     local fields = entry[2]
-    seen, reached, bytes = seen + 1, reached + 1, bytes + #fields[14]
+    seen, reached, bytes = seen + 1, tonumber(string.match(entry[1], '^%d+')), bytes + #fields[14]
     if types[fields[4]] then
       redis.call('ZADD', current, reached, fields[6])
       redis.call('HSET', kept, fields[6], cmsgpack.pack(fields))
@@ -195,7 +195,7 @@ types. Returns 1 if there is more to add, else 0."""
 CURRENT: Final = (
     _BEGINNING
     + """
-if epoch ~= ARGV[2] or generation() ~= ARGV[3] then return {bounds()} end
+if epoch ~= ARGV[2] or generation() ~= ARGV[3] or folded() < tonumber(ARGV[5]) then return {bounds()} end
 local after, until_, count, place, wanted = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local bytes_max = tonumber(ARGV[9])
 local narrow, channels = #ARGV > 9, {}

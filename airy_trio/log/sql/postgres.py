@@ -41,6 +41,7 @@ from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, state_values
 from airy_trio.log.sql.tables import (
     CURRENT,
+    DIGEST_BYTES,
     ENDED,
     EVENTS,
     NOW_MS,
@@ -240,7 +241,7 @@ class _Statements:
             self._in_fence,
             changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS}), "
             "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text, "
-            "folded = case when $7::text is distinct from generation then $2::int8 else folded end",
+            "folded = case when $7::text <> coalesce(generation, '') then $2::int8 else folded end",
             condition="($5::text is null or resume_point = $5::text)",
             returned="appended_at_ms",
             notified="$6::text",
@@ -263,8 +264,12 @@ class _Statements:
         )
         self.end = Statement("airy_end", note.format("select unnest($1::bytea[]), $2::int8"), frozenset({0}))
         old = (
-            f'select digest, "offset" from {names.quoted(CURRENT)} '  # noqa: S608 - names quoted
-            'join unnest($1::text[], $2::int8[]) as swept(type, upto) using (type) where "offset" <= upto'
+            f'select digest, max("offset") from (select digest, type, "offset" from {names.quoted(CURRENT)} '  # noqa: S608 - names quoted
+            f"union all select substring(sha256(convert_to(object, 'UTF8')), 1, {DIGEST_BYTES}), type, \"offset\" "
+            f'from {names.quoted(EVENTS)} where "offset" > (select folded from {self._state}) '
+            'and "offset" <= (select max(upto) from unnest($2::int8[]) as upto)) as of_state '
+            'join unnest($1::text[], $2::int8[]) as swept(type, upto) using (type) where "offset" <= upto '
+            "group by digest"
         )
         self.sweep = Statement("airy_sweep", note.format(old), frozenset({0, 1}))
         self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'

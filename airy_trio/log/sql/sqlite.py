@@ -103,7 +103,8 @@ class SqliteStore(SqlStore):
             if state is not None:
                 ended = ((digest(escaped(object_)), reached.offset) for object_ in state.ended)
                 driver.executemany(self._statements.end, ended)
-                driver.executemany(self._statements.sweep, state.swept.items())
+                swept = ({"type": type_, "upto": upto} for type_, upto in state.swept.items())
+                driver.executemany(self._statements.sweep, swept)
             return new
 
         new = await self._write(self._checked(work))

@@ -21,7 +21,7 @@ from typing import Any
 
 from airy_trio.database import DatabaseError, DatabaseUnavailable
 from airy_trio.events.destinations import Destination
-from airy_trio.log.sql.tables import FOLD_SCAN, STATE_FORM, UNLIMITED, Durable, LogTables, Step, stored
+from airy_trio.log.sql.tables import FOLD_BYTES, FOLD_SCAN, STATE_FORM, UNLIMITED, Durable, LogTables, Step, stored
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -85,23 +85,25 @@ class SqlStore:
 
         What there is to add is found without a lock. If another fold is faster, this one changes nothing.
         """
-        tables, values = self._tables, {"types": sorted(types), "limit": limit}
+        tables, values = self._tables, {"types": sorted(types), "limit": limit, "fold_bytes": FOLD_BYTES}
         steps = Step(tables.bounds), Step(tables.foldable, values), Step(tables.over, values)
-        [row], [(last, count)], over = await self._translated(self._reading(*steps))
+        [row], [(last, count, found)], over = await self._translated(self._reading(*steps))
         bounds = bounds_of(row)
         if bounds.state is None or bounds.state.generation != generation:
             return False
         low = bounds.state.folded
-        high = last if count == limit else min(bounds.last, low + FOLD_SCAN * limit)
+        high = last if count == limit or count < found else min(bounds.last, low + FOLD_SCAN * limit)
         values |= {"of": bounds.epoch, "of_generation": generation, "low": low, "high": high}
-        writes = []
-        if over:
+        if over:  # apart from the rest: an append that notes the same objects holds the row that is advanced
             values["digests"] = [digest for (digest,) in over]
-            writes += [Step(statement, values, _nothing) for statement in (tables.delete_ended, tables.forget_ended)]
+            deletes = [Step(statement, values, _nothing) for statement in (tables.delete_ended, tables.forget_ended)]
+            await self._translated(self._writing(*tables.before_fold(), *deletes))
         if high > low:
-            writes += [Step(tables.fold, values, _nothing)] * bool(count) + [Step(tables.advance_state, values)]
-        if writes:
-            await self._translated(self._writing(*tables.before_fold(), *writes))
+            adds = [Step(tables.fold, values, _nothing)] * bool(count)
+            advance = Step(tables.advance_state, values)
+            *_, moved = await self._translated(self._writing(*tables.before_fold(), *adds, advance))
+            if not moved:
+                return True
         return high < bounds.last or len(over) == limit
 
     async def read(
@@ -131,8 +133,9 @@ class SqlStore:
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
         }  # fmt: skip
         events, bounds = await self._events(self._replaying, statement, values, bytes_max, before=before)
-        known = None if bounds.state is None else bounds.state.generation
-        if (state.until.epoch, state.generation) != (bounds.epoch, known):
+        known = bounds.state
+        gone = known is None or known.generation != state.generation or known.folded < state.until.offset
+        if state.until.epoch != bounds.epoch or gone:
             message = f"the state {state.generation} up to {state.until} is gone"
             raise PositionExpired(message)
         return events
@@ -304,7 +307,8 @@ class SqlStore:
 def bounds_of(state: Sequence[Any]) -> Bounds:
     """Return what a row of ``LogTables.bounds`` says."""
     epoch, first, last, _, now_ms, generation, marks, folded, in_step, *_ = state
-    kept = StoredState(generation, marks, folded) if in_step else None
+    # An event that it lacks may have been trimmed while the state was missing.
+    kept = StoredState(generation, marks, folded) if in_step and folded is not None and folded >= first - 1 else None
     return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms, state=kept)
 
 

@@ -44,12 +44,14 @@ NOW_MS: Final = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 INDEXED_CHARS: Final = 200
 """How many characters of an id the indexes of Postgres have (migrations ``log_0004`` and ``log_0007``)."""
 DIGEST_BYTES: Final = 16
-FOLD_CLASS: Final = LOCK_CLASS + 3
+FOLD_CLASS: Final = LOCK_CLASS + 4
 """Of the advisory lock that a fold holds in Postgres."""
 ROWS_MAX: Final = 1000
 """In one statement on durable subscriptions of SQLite, which allows 32,766 parameters."""
 FOLD_SCAN: Final = 10
 """A fold looks for as many events of kept types as it may add among ten times as many."""
+FOLD_BYTES: Final = 512 * 1024
+"""Bytes of bodies after which a fold ends."""
 UNLIMITED: Final = 2**62
 """Bytes of bodies in a read without ``bytes_max``."""
 
@@ -149,8 +151,9 @@ class LogTables:
     def _prepare_fold(self) -> None:
         """Make the statements by which events are added to the current state.
 
-        ``foldable``: the last of the next ``:limit`` events of ``:types``, and their number. ``over``: digests of
-        objects whose end the state has reached. ``advance_state`` comes last, so that its row is locked only briefly.
+        ``foldable``: of the next ``:limit`` events of ``:types`` the last one that ``:fold_bytes`` has room for, how
+        many are up to there, and their number. ``over``: digests of objects whose end the state has reached.
+        ``advance_state`` comes last, so that its row is locked only briefly.
         """
         event, state, kept, ended = self.events.c, self.state.c, self.current.c, self.ended.c
         low, high = (sa.bindparam(name, type_=sa.BigInteger) for name in ("low", "high"))
@@ -159,8 +162,11 @@ class LogTables:
         some = sa.select(event.offset).where(
             event.offset > folded, event.offset <= folded + FOLD_SCAN * limit, self._of_types(event.type)
         )
-        found = some.order_by(event.offset).limit(limit).subquery()
-        self.foldable = sa.select(sa.func.max(found.c.offset), sa.func.count())
+        size = self._size(event.body)
+        before = (sa.func.sum(size).over(order_by=event.offset) - size).label("before")
+        found = some.add_columns(before).order_by(event.offset).limit(limit).subquery()
+        fits = sa.case((found.c.before < sa.bindparam("fold_bytes", type_=sa.BigInteger), found.c.offset))
+        self.foldable = sa.select(sa.func.max(fits), sa.func.count(fits), sa.func.count())
         self.over = sa.select(ended.digest).where(ended.offset <= folded).order_by(ended.offset).limit(limit)
         unmoved = sa.and_(
             state.epoch == sa.bindparam("of", type_=sa.Text),
@@ -180,7 +186,9 @@ class LogTables:
         self.advance_state = sa.update(self.state).where(unmoved).values(folded=high).returning(state.folded)
         ended_at = sa.select(ended.offset).where(ended.digest == kept.digest).scalar_subquery()
         self.delete_ended = sa.delete(self.current).where(self._among(kept.digest), kept.offset <= ended_at)
-        self.forget_ended = sa.delete(self.ended).where(self._among(ended.digest), ended.offset <= low)
+        # Rows that an append has locked stay: it writes them in another order, and both would wait for each other.
+        over = sa.select(ended.digest).where(self._among(ended.digest), ended.offset <= low)
+        self.forget_ended = sa.delete(self.ended).where(ended.digest.in_(over.with_for_update(skip_locked=True)))
 
     def before_fold(self) -> Sequence[Step]:
         """Return the steps that come before those of a fold in its transaction."""
@@ -316,6 +324,9 @@ class LogTables:
     def _digest(self, object_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return sa.func.airy_digest(object_)
 
+    def _size(self, body: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        return sa.func.length(body)
+
     def _insert_into(self, table: sa.Table) -> Any:  # noqa: ANN401 - the dialect's insert
         return sqlite_insert(table)
 
@@ -339,7 +350,7 @@ class SqliteTables(LogTables):
                 marks=sa.func.coalesce(sa.bindparam("marks"), state.marks),
                 state_at=sa.bindparam("state_at"),
                 folded=sa.case(
-                    (state.generation.is_distinct_from(sa.bindparam("generation")), last), else_=state.folded
+                    (sa.func.coalesce(state.generation, "") != sa.bindparam("generation"), last), else_=state.folded
                 ),
             )
             .values(appended_at_ms=sa.func.max(state.appended_at_ms, now_ms))
@@ -356,8 +367,13 @@ class SqliteTables(LogTables):
         self.insert = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
         ended, added = names.quoted(ENDED), 'on conflict (digest) do update set "offset" = excluded."offset"'
         self.end = f'insert into {ended} (digest, "offset") values (?, ?) {added}'  # noqa: S608 - names quoted
-        old = f'select digest, "offset" from {names.quoted(CURRENT)} where type = ? and "offset" <= ?'  # noqa: S608 - names quoted
-        self.sweep = f'insert into {ended} (digest, "offset") {old} {added} where excluded."offset" > "offset"'
+        self.sweep = (
+            f'insert into {ended} (digest, "offset") select digest, max("offset") from (select digest, "offset" '  # noqa: S608 - names quoted
+            f'from {names.quoted(CURRENT)} where type = :type and "offset" <= :upto '
+            f'union all select airy_digest(object), "offset" from {names.quoted(EVENTS)} where type = :type '
+            f'and "offset" > (select folded from {names.quoted(STATE)}) and "offset" <= :upto) '
+            f'where true group by digest {added} where excluded."offset" > "offset"'
+        )
 
     def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
         """See ``LogTables.upserts``."""
@@ -442,6 +458,9 @@ class PostgresTables(LogTables):
 
     def _digest(self, object_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return sa.func.substring(sa.func.sha256(sa.func.convert_to(object_, "UTF8")), 1, DIGEST_BYTES)
+
+    def _size(self, body: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+        return sa.func.octet_length(body)
 
     def _insert_into(self, table: sa.Table) -> Any:  # noqa: ANN401 - the dialect's insert
         return postgres_insert(table)
