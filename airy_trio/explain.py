@@ -103,6 +103,7 @@ class _Found:
     """The newest event of the object, how many of its events are retained, and the state of the store.
 
     ``kept``: the offset of the object's event in the current state. ``whole``: that has all objects of the type.
+    ``folded``: the offset up to which the state has the events of the log.
     """
 
     newest: StoredEvent | None
@@ -112,6 +113,7 @@ class _Found:
     resume_point: str | None
     kept: int | None
     whole: bool
+    folded: int
 
 
 @frozen
@@ -396,15 +398,13 @@ async def _search(store: EventStore, subject: Subject) -> _Found:
                 at = at.at(events[-1].offset)
             state = CurrentState.of(bounds, bounds.head)
             kept = await _kept(store, state, subject)
-            if newest is not None and newest.offset > state.until.offset and newest.type == TYPE_OF[subject.kind]:
-                kept = newest.offset  # not in the state yet: it is sent after it
         except PositionExpired:  # trimmed in the meantime, or another state has begun
             continue
         retained = (
             f"{bounds.first} to {bounds.last} of epoch {bounds.epoch}" if bounds.last >= bounds.first else "nothing"
         )
         whole = TYPE_OF[subject.kind] in state.whole
-        return _Found(newest, count, retained, bounds.epoch, resume_point, kept, whole)
+        return _Found(newest, count, retained, bounds.epoch, resume_point, kept, whole, state.until.offset)
 
 
 async def _kept(store: EventStore, state: CurrentState, subject: Subject) -> int | None:
@@ -432,7 +432,9 @@ def _event_lines(found: _Found) -> Iterator[str]:
 
 def _state_lines(found: _Found, settings: Settings, subject: Subject) -> Iterator[str]:
     type_ = TYPE_OF[subject.kind]
-    if found.kept is not None:
+    if type_ in settings.log.keep_current and found.newest is not None and found.newest.offset > found.folded:
+        yield f"state     not known: a server still has to add the event at {found.epoch}-{found.newest.offset}"
+    elif found.kept is not None:
         yield f"state     replay:current has it, with the event at {found.epoch}-{found.kept}"
     elif type_ not in settings.log.keep_current:
         yield f"state     replay:current does not have it: {type_} is not in log.keep_current"

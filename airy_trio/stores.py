@@ -20,7 +20,7 @@ object of some types, and how far they are ``folded``, that is, added from the l
 have ended; ``fold`` adds the events later, and ``trim`` keeps those that are not added yet.
 
 **How servers use a store.** Every server process opens the store once and calls it from one Trio event loop, several
-verbs at a time. One process, the recorder, appends and trims. All processes read, wait, and claim and acknowledge
+verbs at a time. One process, the recorder, appends and trims. All processes read, wait, fold, and claim and acknowledge
 durable subscriptions, and any may begin an epoch when it finds that the store has lost events. Run blocking calls in
 ``trio.to_thread.run_sync``. A verb may be cancelled at any checkpoint; its effect may then still happen, but completely
 or not at all. Raise ``StoreUnavailable`` if the store cannot be reached: the caller retries with growing pauses, and

@@ -357,12 +357,15 @@ def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:
     """Yield lines about the types whose current state is kept: whether it has all their objects."""
     mapped = {TYPE_OF[kind] for kind, table in settings.tables.items() if table.location(kind) is not None}
     kept = mapped.intersection(settings.log.keep_current)
-    missing = CurrentState.of(bounds, bounds.head).missing(kept)
+    state = CurrentState.of(bounds, bounds.head)
+    missing = state.missing(kept)
     if whole := ", ".join(sorted(kept - missing)):
         yield f"log.keep_current: replay:current has {whole} completely"
     if missing:
         remedy = "run: airy-trio backfill --config FILE"
-        if settings.changes.reads_only:
+        if missing <= state.filling:
+            remedy = "a backfill is under way, or a server has to add its events"
+        elif settings.changes.reads_only:
             remedy = f'with changes.capture "{settings.changes.capture}" there is no backfill'
         yield f"log.keep_current: replay:current does not have {', '.join(sorted(missing))} completely; {remedy}"
 

@@ -32,9 +32,10 @@ from typing import Final
 
 import structlog
 import trio
+from attrs import define, field
 
 from airy_trio.events.destinations import Destination, OfConversation
-from airy_trio.log.current import FOLD_EVENTS_MAX, CurrentState, Marks
+from airy_trio.log.current import CurrentState, Marks, fold
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
 from airy_trio.log.store import (
@@ -71,6 +72,14 @@ _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one 
 logger = structlog.get_logger(__name__)
 
 
+@define(eq=False)
+class _StateRead:
+    """A read of the current state that other clients wait for. ``fault``: why the store was unavailable."""
+
+    ended: trio.Event = field(factory=trio.Event)
+    fault: str | None = None
+
+
 class EventLog:
     """The store and its tail. Call ``open`` first, then run ``follow`` as a task for as long as the log is used.
 
@@ -98,7 +107,7 @@ class EventLog:
         # Each event is set when its read has ended.
         self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
-        self._reading_state = trio.Lock()
+        self._state_being_read: _StateRead | None = None
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
@@ -346,31 +355,38 @@ class EventLog:
         ``StoreUnavailable``.
         """
         while (found := self._known_state()) is None:
-            async with self._reading_state:
-                if self._known_state() is None:
-                    bounds = await self._folded()
-                    if bounds.epoch == self.epoch:
-                        # This node may not have read the newest events yet; those are sent after the state.
-                        state = CurrentState.of(bounds, min(bounds.head, self.head))
-                        self._state = trio.current_time(), state
-                        continue
-            if self._known_state() is None:
-                await self.catch_up()
+            if (other := self._state_being_read) is not None:
+                await other.ended.wait()
+                if other.fault is not None:
+                    raise StoreUnavailable(other.fault)
+                continue
+            reading = self._state_being_read = _StateRead()
+            try:
+                bounds = await self._folded()
+                if bounds.epoch == self.epoch:
+                    # This node may not have read the newest events yet; those are sent after the state.
+                    self._state = trio.current_time(), CurrentState.of(bounds, min(bounds.head, self.head))
+                else:
+                    await self.catch_up()
+            except StoreUnavailable as error:
+                reading.fault = str(error)
+                raise
+            finally:
+                self._state_being_read = None
+                reading.ended.set()
         return found
 
     async def _folded(self) -> Bounds:
         """Add all events that the store has now to its current state; return the bounds after that.
 
-        An object that has ended may have an event that is not in the state yet. A client that received the state
-        without the object, and then that event, would never learn that the object has ended.
+        Without it a client could receive the state without an object that has ended, and then an event of that object
+        which was not added yet. If deletions are not sent, nothing would correct that.
         """
         bounds = await self._bounds()
-        head = bounds.head
-        while bounds.head.epoch == head.epoch and (state := bounds.state) is not None and state.folded < head.offset:
+        head, more = bounds.head, True
+        while more and bounds.epoch == head.epoch and (state := bounds.state) and state.folded < head.offset:
             marks = Marks.parse(state.marks)
-            if marks is None:
-                break
-            await self.store.fold(state.generation, marks.kept, FOLD_EVENTS_MAX)
+            more = marks is not None and await fold(self.store, state.generation, marks.kept)
             bounds = await self._bounds()
         return bounds
 

@@ -55,7 +55,7 @@ class MemoryStore:
         self._kept: dict[int, StoredEvent] = {}  # the current state by offset
         self._kept_offsets: list[int] = []  # ascending; some are no longer in ``_kept``
         self._kept_at: dict[str, int] = {}  # the offset of each object
-        self._ended: dict[str, int] = {}  # the head at the end of each object that may still have an event up to there
+        self._ended: dict[str, int] = {}  # by object: the head when it ended; its events up to there do not count
         self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()
 

@@ -2,7 +2,7 @@
 
 A client that resumes before the tail makes the store scan its log. Many such clients at once would take the store's
 threads, its processors and this process' interpreter from the live events. So a read for a client waits here for one
-of a few places. Following the log needs no place.
+of a few places. Following the log needs no place, nor does the current state, which one task reads for all clients.
 
 Clients that come together, as after a restart, read the same part of the log at about the same time. So they read it
 in pages, the newest pages are retained, and a position within one of them needs no read. However different the

@@ -37,7 +37,7 @@ from airy_trio.errors import Unavailable
 from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions, EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault
-from airy_trio.log.current import FOLD_EVENTS_MAX, StateOptions, StateRecorder
+from airy_trio.log.current import StateOptions, StateRecorder, fold
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
 from airy_trio.log.options import LogOptions
@@ -163,17 +163,14 @@ class Recorder:
         await self._consumption.disown()
 
     async def fold(self, *, until: float) -> bool:
-        """Add what was appended to the current state, up to a time (Trio's); return whether there is more.
-
-        It pauses as long as it works, so that appends get at least half of the time of a store with one writer.
-        """
-        kept = self._options.state.kept
-        while kept and self.recording and self._folded < self._appends and trio.current_time() < until:
-            begun_at, appends = trio.current_time(), self._appends
-            if not await self._log.store.fold(self._state.generation, kept, FOLD_EVENTS_MAX):
+        """Add what was appended to the current state, up to a time (Trio's); return whether there is more."""
+        while self.recording and self._folded < self._appends:
+            if trio.current_time() >= until:
+                return True
+            appends, kept = self._appends, self._options.state.kept
+            if not kept or not await fold(self._log.store, self._state.generation, kept):
                 self._folded = appends
-            await trio.sleep(trio.current_time() - begun_at)
-        return bool(kept) and self.recording and self._folded < self._appends
+        return False
 
     async def _lead(self, starting: "_Starting") -> None:
         """Acquire the lease and record until it is lost or offered.

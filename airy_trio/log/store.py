@@ -201,7 +201,7 @@ class StateChange:
     ``generation``, ``marks``: see ``StoredState``; they replace the stored ones. A new generation begins empty, at the
     head before this append; the name of a former one is never used again.
     ``ended``: objects that no longer exist. Their events up to the new head are not part of the state.
-    ``swept``: by type, the offset up to which no event is part of the state, whether it is folded or not.
+    ``swept``: for each type an offset. Its events up to there leave the state, also those that are not folded yet.
     """
 
     generation: str
@@ -292,9 +292,11 @@ class EventStore(Protocol):
         """Add the next events of the log to the current state, about ``limit`` of them; return whether more is left.
 
         Of the objects of ``types`` the newest event replaces the one before. The recorder calls this in the background,
-        so that an append need not wait for it, and any process calls it before it reads the state for a client. Several
-        calls at once add every event once. A store with one writer should take only some milliseconds, whatever the
-        size of the events. Returns False, with nothing changed, if ``Bounds.state`` is None or of another generation.
+        so that an append need not wait for it, and any process calls it before it reads the state for a client.
+        Concurrent calls add each event exactly once. In a store with one writer, a call should block appends for a few
+        milliseconds only, however large the events are. Also deletes what the store has noted of objects that have
+        ended, if it is no longer needed. Returns False, with nothing changed, if ``Bounds.state`` is None or of another
+        generation.
         """
         ...
 

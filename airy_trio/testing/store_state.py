@@ -67,7 +67,10 @@ async def objects_end(open_store: OpenStore) -> None:
         head = await _append(store, head, "c", StateChange(generation=FIRST))
         for _ in range(2):
             await _fold(store)
-            expect(await _offsets(other, head) == [1, 4, 6], "folded events of what has ended count only after its end")
+            expect(
+                await _offsets(other, head) == [1, 4, 6],
+                "of what has ended only later events count",
+            )
         head = await _append(store, head, "e", StateChange(generation=FIRST, ended=("object:a", "object:e")))
         expect(await _offsets(other, head) == [4, 6], "an object may end with an event")
         await _fold(store)

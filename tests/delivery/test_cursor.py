@@ -55,8 +55,6 @@ class World:
     async def append(self, new: Sequence[NewEvent], *, swept: bool = False) -> None:
         newest = {event.object: event.type for event in new}
         ended = [name for name, type_ in newest.items() if type_ == DELETED]
-        if swept:
-            await self.fold(limit=100)
         change = StateChange(
             generation=str(self.generation),
             marks=str(Marks(kept=STATE_TYPES)),
@@ -66,9 +64,8 @@ class World:
         await self.log.append(self.log.head, new, "point", state=change)
 
     async def fold(self, limit: int) -> None:
-        """Add some events to the current state; with a limit of 100 all."""
-        while await self.log.store.fold(str(self.generation), STATE_TYPES, limit) and limit == 100:
-            pass
+        """Add some events to the current state."""
+        await self.log.store.fold(str(self.generation), STATE_TYPES, limit)
 
     async def send_all_again(self) -> list[NewEvent]:
         return [self.update(name) for name in tuple(self.table)]

@@ -200,7 +200,7 @@ def test_reader_knows_which_backfills_have_begun() -> None:
 def test_state_for_a_reader() -> None:
     head = bounds().head
     assert CurrentState.of(bounds(), head) == CurrentState(head)
-    made = change(begun(), backfills=[mark("a"), mark("a", ended=True)])
+    made = change(begun(), backfills=[mark("a"), mark("a", ended=True)], head=5)
     found = CurrentState.of(bounds(stored(made)), head.at(5))
     assert found == CurrentState(
         head.at(5), StateAt(made.generation, head.at(5)), frozenset({"tag.updated"}), OPTIONS.types

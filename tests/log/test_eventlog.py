@@ -11,10 +11,11 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, OfChannel, OfType
+from airy_trio.log.current import Marks
 from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, READ_BYTES_MAX, READ_EVENTS_MAX, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import Bounds, NewEvent, Position, StaleAppend, StoredEvent, StoreUnavailable
+from airy_trio.log.store import Bounds, NewEvent, Position, StaleAppend, StateChange, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
 from tests.delegating_store import Append, DelegatingStore, Read
 from tests.log.places import event
@@ -679,3 +680,65 @@ async def test_away_is_set_during_an_outage(store: Outages, nursery: trio.Nurser
         reasons.append(log.away)
     assert reasons == [None, "away", None]
     nursery.cancel_scope.cancel()
+
+
+class SlowBounds(MemoryStore):
+    """Takes a second for its bounds, or fails after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+        self.slow = self.fails = False
+
+    async def bounds(self) -> Bounds:
+        self.reads += 1
+        if self.slow:
+            await trio.sleep(1)
+        if self.fails:
+            message = "the store is away"
+            raise StoreUnavailable(message)
+        return await super().bounds()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_crowd_that_asks_for_the_state_reads_it_once(fails: bool, autojump_clock: MockClock) -> None:
+    store, results = SlowBounds(), list[str]()
+    log = await opened(store)
+
+    async def ask() -> None:
+        try:
+            await log.current_state()
+        except StoreUnavailable as error:
+            results.append(str(error))
+        else:
+            results.append("read")
+
+    store.reads, store.slow, store.fails = 0, True, fails
+    with trio.fail_after(1.5):
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(ask)
+    assert (results, store.reads) == (["the store is away" if fails else "read"] * 50, 1)
+
+
+async def test_cancelled_read_of_the_state_is_taken_over(autojump_clock: MockClock) -> None:
+    store = SlowBounds()
+    log = await opened(store)
+    store.slow = True
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0.5):
+            await log.current_state()
+        nursery.start_soon(log.current_state)
+        nursery.start_soon(log.current_state)
+    assert log._state_being_read is None  # noqa: SLF001 - the next client reads again
+
+
+async def test_node_that_lags_has_no_state_that_is_complete_later() -> None:
+    """Its state ends at its own head, and the backfill after that."""
+    store, tags = MemoryStore(), frozenset({"tag.updated"})
+    log = await opened(store)
+    marks = Marks(types=tags, kept=tags, whole={"tag.updated": 2})
+    new = [NewEvent("tag.updated", f"tag:{number}", None, None, b"") for number in range(2)]
+    await store.append(log.head, new, "point", state=StateChange(generation="first0", marks=str(marks)))
+    found = await log.current_state()
+    assert (found.until, found.missing(tags)) == (log.head, tags)

@@ -218,7 +218,7 @@ async def test_backfill_makes_the_state_whole(
 async def test_objects_without_an_event_since_the_begin_of_a_backfill_leave_the_state(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    """Their events enter the state only before the sweep: nothing else adds events in this test."""
+    """Their events are not in the state yet: nothing adds events in this test before its end."""
 
     class Swept(BackfilledFeed):
         async def read(self, after: str, limit: int) -> Batch:

@@ -35,13 +35,15 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseOptions:
 
 
 def execute(options: DatabaseOptions, statement: str) -> list[tuple[object, ...]]:
-    """Execute a statement on a connection of its own; ``{}`` is the state's table, ``{current}`` the current state."""
+    """Execute a statement on a connection of its own; ``{}`` is the state's table, the others have names."""
     names = Names.of(options.url, options.schema)
     postgres = options.url.startswith("postgres")
     engine = postgres_engine(options.url, connect_timeout_s=5) if postgres else sqlite_engine(sqlite_path(options.url))
     try:
         with engine.begin() as connection:
-            formatted = statement.format(names.quoted("log_state"), current=names.quoted("log_current"))
+            formatted = statement.format(
+                names.quoted("log_state"), current=names.quoted("log_current"), ended=names.quoted("log_ended")
+            )
             result = connection.execute(sa.text(formatted))
             return [tuple(row) for row in result] if result.returns_rows else []
     finally:
@@ -77,6 +79,17 @@ async def test_state_that_lacks_trimmed_events_counts_as_missing(options: Databa
         await store.trim(age_s=3600, keep=1, limit=10, unused_s=3600)
         await store.append(head.at(2), [event(3)], "two", state=state)
         assert (await store.bounds()).state is None
+
+
+async def test_nothing_is_left_of_objects_that_have_ended(options: DatabaseOptions) -> None:
+    async with open_sql(options) as store:
+        head, names = (await store.bounds()).head, [event(number).object for number in range(20)]
+        change = StateChange(generation="first0", ended=names)
+        await store.append(head, [event(number) for number in range(20)], "one", state=StateChange(generation="first0"))
+        await fold(store, limit=5)
+        await store.append(head.at(20), [event(number) for number in range(20)], "two", state=change)
+        await fold(store, limit=5)
+        assert [execute(options, f"select 1 from {{{table}}}") for table in ("current", "ended")] == [[], []]
 
 
 async def test_trims_delete_former_generations_in_slices(options: DatabaseOptions) -> None:

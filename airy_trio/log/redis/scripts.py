@@ -18,8 +18,8 @@ All scripts take the same keys, in this order:
 
 The hash of the state also has the current state's ``generation``, ``marks``, the offset up to which it is ``folded``,
 the number of its ``objects`` and of those that have ``ended``, ``swept`` (a generation, and the offset up to which the
-objects of each type have left it, packed), and ``state_at``: the head and the resume point that it belongs to. It
-begins with a digit that earlier versions do not write, so they do not continue our state, nor we theirs.
+objects of each type have left it, packed), and ``state_at``: the head and the resume point that it belongs to.
+``state_at`` begins with "2", which earlier versions do not write, so neither version continues the other's state.
 
 The first argument is the name of the next epoch, in case a script has to begin one. Every script first checks that
 there is a state, and that the stream has the length in the state. If not (a Redis that was emptied, or that evicts
@@ -184,7 +184,7 @@ while reached < last and seen < limit and bytes < bytes_max do
 end
 redis.call('HSET', state, 'folded', reached)
 count_objects()
-return (reached < last or #over == 2 * limit) and 1 or 0
+return (reached < last or redis.call('ZCOUNT', ended, '-inf', reached) > 0) and 1 or 0
 """
 )
 """Adds the next events of the log to the current state, and deletes those of objects whose end it has reached.

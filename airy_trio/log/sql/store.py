@@ -83,7 +83,7 @@ class SqlStore:
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         """See ``EventStore.fold``.
 
-        What there is to add is found without a lock. If another fold is faster, this one changes nothing.
+        What there is to add is found without a lock. If another fold is faster, this one adds nothing.
         """
         tables, values = self._tables, {"types": sorted(types), "limit": limit, "fold_bytes": FOLD_BYTES}
         steps = Step(tables.bounds), Step(tables.foldable, values), Step(tables.over, values)
@@ -101,10 +101,10 @@ class SqlStore:
         if high > low:
             adds = [Step(tables.fold, values, _nothing)] * bool(count)
             advance = Step(tables.advance_state, values)
-            *_, moved = await self._translated(self._writing(*tables.before_fold(), *adds, advance))
-            if not moved:
-                return True
-        return high < bounds.last or len(over) == limit
+            left = Step(tables.over, values)
+            *_, moved, over = await self._translated(self._writing(*tables.before_fold(), *adds, advance, left))
+            return high < bounds.last or not moved or bool(over)
+        return len(over) == limit
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None

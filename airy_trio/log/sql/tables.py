@@ -34,8 +34,7 @@ STATE: Final = "log_state"
 CURRENT: Final = "log_current"
 ENDED: Final = "log_ended"
 STATE_FORM: Final = "2 "
-"""Begins the head that the current state belongs to. Before ``log_0009`` nothing did, and another version of us must
-not continue our state."""
+"""The prefix of ``state_at``. Servers before ``log_0009`` write none: neither version continues the other's state."""
 COLUMNS: Final = (
     "offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms",
 )  # fmt: skip
@@ -45,11 +44,13 @@ INDEXED_CHARS: Final = 200
 """How many characters of an id the indexes of Postgres have (migrations ``log_0004`` and ``log_0007``)."""
 DIGEST_BYTES: Final = 16
 FOLD_CLASS: Final = LOCK_CLASS + 4
-"""Of the advisory lock that a fold holds in Postgres."""
+"""Class of the advisory lock that a fold holds in Postgres."""
+FOLD_LOCKS_S: Final = 5
+"""How long a fold in Postgres waits for a lock. An append that hangs holds a row of it until another append ends it."""
 ROWS_MAX: Final = 1000
 """In one statement on durable subscriptions of SQLite, which allows 32,766 parameters."""
 FOLD_SCAN: Final = 10
-"""A fold looks for as many events of kept types as it may add among ten times as many."""
+"""A fold scans at most ten times as many events as it may add."""
 FOLD_BYTES: Final = 512 * 1024
 """Bytes of bodies after which a fold ends."""
 UNLIMITED: Final = 2**62
@@ -151,9 +152,9 @@ class LogTables:
     def _prepare_fold(self) -> None:
         """Make the statements by which events are added to the current state.
 
-        ``foldable``: of the next ``:limit`` events of ``:types`` the last one that ``:fold_bytes`` has room for, how
-        many are up to there, and their number. ``over``: digests of objects whose end the state has reached.
-        ``advance_state`` comes last, so that its row is locked only briefly.
+        ``foldable``: three values about the next ``:limit`` events of ``:types``, the offset of the last one that fits
+        into ``:fold_bytes``, how many fit, and how many there are. ``over``: digests of objects whose end the state has
+        reached. ``advance_state`` comes after ``fold``, so that its row is locked only briefly.
         """
         event, state, kept, ended = self.events.c, self.state.c, self.current.c, self.ended.c
         low, high = (sa.bindparam(name, type_=sa.BigInteger) for name in ("low", "high"))
@@ -397,6 +398,7 @@ class PostgresTables(LogTables):
         self._planned_each_time = self._setting("plan_cache_mode", "force_custom_plan")
         self._by_index = self._setting("enable_sort", "off")
         self._unsynchronized = self._setting("synchronous_commit", "off")
+        self._patience = self._setting("lock_timeout", f"{FOLD_LOCKS_S}s")
         lock = sa.func.pg_advisory_xact_lock(
             FOLD_CLASS, sa.func.to_regclass(names.quoted(STATE)).cast(OID).cast(sa.Integer)
         )
@@ -408,7 +410,7 @@ class PostgresTables(LogTables):
         One fold at a time: the next one must see how far this one got. What a crash undoes of it is done again, so its
         commit does not wait for the disk.
         """
-        return [self._unsynchronized, self._in_turn]
+        return [self._unsynchronized, self._patience, self._in_turn]
 
     def before_kept(self) -> Sequence[Step]:
         """See ``LogTables.before_kept``.
