@@ -85,7 +85,7 @@ def test_default_tables_are_created_only_if_absent(any_application: Application)
         "create table labels (id text primary key, name text, color text)",
     )
     with pytest.raises(MappingError, match='there is no table "messages"'):
-        any_application.migrate(with_tables=False)
+        any_application.run_migration(with_tables=False)
     columns = 'columns = { subject = "id", key = "name", value = "color" }'
     more = f'{NO_CHANNELS}[database.tables.metadata]\nname = "labels"\n{columns}'
     assert migrate.migrate(any_application.settings(more), with_tables=True).made == ("messages",)
@@ -95,14 +95,14 @@ def test_default_tables_are_created_only_if_absent(any_application: Application)
 def test_view_of_the_same_name_is_not_replaced(any_application: Application) -> None:
     any_application.execute("create view tags as select 'a' as id")
     with pytest.raises(MappingError, match="a view cannot be watched"):
-        any_application.migrate(with_tables=True)
+        any_application.run_migration(with_tables=True)
 
 
 def test_faulty_mapping_leaves_nothing_behind(any_application: Application) -> None:
     any_application.execute("create table own (x text)")
     before = contents(any_application)
     with pytest.raises(MappingError):
-        any_application.migrate('[database.tables.tags]\ncolumns = { name = "titel" }', with_tables=True)
+        any_application.run_migration('[database.tables.tags]\ncolumns = { name = "titel" }', with_tables=True)
     assert contents(any_application) == before
 
 
@@ -124,7 +124,7 @@ def test_failed_migration_leaves_nothing_behind(any_application: Application, *,
         any_application.execute("create table tags (id text, name text, color text)")
     before = contents(any_application)
     with pytest.raises(StartError, match=r"^(database|log)\.url: the database cannot be used: "):
-        any_application.migrate("" if with_tables else ONLY_TAGS, with_tables=with_tables)
+        any_application.run_migration("" if with_tables else ONLY_TAGS, with_tables=with_tables)
     assert contents(any_application) == before
     if any_application.dialect == "sqlite":
         assert not event_file(any_application).exists()
@@ -144,7 +144,7 @@ def test_failed_trigger_leaves_nothing_behind(any_application: Application) -> N
         )
     before = contents(any_application)
     with pytest.raises(StartError, match=r"^(database|log)\.url: the database cannot be used: "):
-        any_application.migrate(ONLY_TAGS, with_tables=False)
+        any_application.run_migration(ONLY_TAGS, with_tables=False)
     assert contents(any_application) == before
 
 
@@ -158,7 +158,7 @@ def test_newest_revision_is_that_of_alembic(stream: streams.Stream) -> None:
 
 
 def test_migrations_of_the_change_log_can_be_downgraded(any_application: Application) -> None:
-    any_application.migrate()
+    any_application.run_migration()
     source = any_application.scalar(f"select source from {any_application.log_table('change_state')}")
     with any_application.engine.connect() as connection, connection.begin():
         config = streams._config(connection, "changes", any_application.names)  # noqa: SLF001 - what upgrade() uses
@@ -169,11 +169,11 @@ def test_migrations_of_the_change_log_can_be_downgraded(any_application: Applica
                 any_application.names.bare("change_state"), any_application.names.table_schema
             )
         } == {"id", "origin", "consumer_epoch", "consumer_store"}
-    any_application.migrate()
+    any_application.run_migration()
     row = f"select source || ' ' || compatible_from from {any_application.log_table('change_state')}"
     again, compatible_from = any_application.scalar(row).split(" ")
     assert (len(again), again != source, compatible_from) == (16, True, "changes_0002")
-    any_application.migrate()
+    any_application.run_migration()
     assert any_application.scalar(row) == f"{again} changes_0002"
 
 
@@ -181,7 +181,7 @@ def test_alembic_of_the_application_is_unaffected(any_application: Application) 
     any_application.execute(
         "create table alembic_version (version_num text)", "insert into alembic_version values ('theirs')"
     )
-    any_application.migrate()
+    any_application.run_migration()
     assert any_application.scalar("select version_num from alembic_version") == "theirs"
     assert any_application.scalar(
         f"select version_num from {any_application.log_table('changes_version')}"
@@ -190,7 +190,7 @@ def test_alembic_of_the_application_is_unaffected(any_application: Application) 
 
 def test_alembic_of_the_application_ignores_our_tables(any_application: Application) -> None:
     """Compare as Alembic's ``env.py`` does: the default schema on Postgres, with the documented filter on SQLite."""
-    any_application.migrate()
+    any_application.run_migration()
     found = sa.MetaData()
     found.reflect(any_application.engine, only=lambda name, _: name in THEIRS)
 
@@ -212,12 +212,12 @@ def test_file_is_created_only_with_tables_and_private(tmp_path: Path) -> None:
     application = Application(f"sqlite:///{tmp_path}/new.db")
     path = sqlite_path(application.url)
     with pytest.raises(StartError, match="does not exist"):
-        application.migrate(with_tables=False)
+        application.run_migration(with_tables=False)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(MappingError):
-        application.migrate('[database.tables.tags]\nname = "labels"', with_tables=True)
+        application.run_migration('[database.tables.tags]\nname = "labels"', with_tables=True)
     assert list(tmp_path.iterdir()) == []
-    application.migrate(with_tables=True)
+    application.run_migration(with_tables=True)
     assert sorted(tmp_path.iterdir()) == [path, event_file(application)]
     assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
     application.engine.dispose()
@@ -226,23 +226,23 @@ def test_file_is_created_only_with_tables_and_private(tmp_path: Path) -> None:
 def test_folder_or_missing_folder_is_rejected(tmp_path: Path) -> None:
     for url, words in ((f"sqlite:///{tmp_path}", "is not a file"), (f"sqlite:///{tmp_path}/no/x.db", "does not exist")):
         with pytest.raises(StartError, match=words):
-            Application(url).migrate(with_tables=False)
+            Application(url).run_migration(with_tables=False)
     with pytest.raises(StartError, match="cannot be created: No such file or directory"):
-        Application(f"sqlite:///{tmp_path}/no/x.db").migrate(with_tables=True)
+        Application(f"sqlite:///{tmp_path}/no/x.db").run_migration(with_tables=True)
 
 
 def test_existing_event_file_is_retained(sqlite_application: Application) -> None:
-    sqlite_application.migrate()
+    sqlite_application.run_migration()
     epoch = "select epoch from airy_trio_log_state"
     events = Application(f"sqlite:///{event_file(sqlite_application)}")
     before = events.scalar(epoch)
-    sqlite_application.migrate()
+    sqlite_application.run_migration()
     assert events.scalar(epoch) == before
     events.engine.dispose()
 
 
 def test_memory_store_has_no_tables(any_application: Application) -> None:
-    any_application.migrate('[log]\nstore = "memory"')
+    any_application.run_migration('[log]\nstore = "memory"')
     assert not any("event_log" in str(item) for item in contents(any_application))
     if any_application.dialect == "sqlite":
         assert not event_file(any_application).exists()
@@ -251,7 +251,7 @@ def test_memory_store_has_no_tables(any_application: Application) -> None:
 @pytest.mark.parametrize("prefix", ["postgresql://", "postgresql+psycopg://"])
 def test_same_database_by_another_spelling_is_recognised(postgres_application: Application, prefix: str) -> None:
     url = prefix + postgres_application.url.partition("://")[2]
-    postgres_application.migrate(f'[log]\nurl = "{url}"')
+    postgres_application.run_migration(f'[log]\nurl = "{url}"')
     assert postgres_application.scalar("select count(*) from airy_trio.event_log") == 0
 
 
@@ -259,19 +259,19 @@ def test_sqlite_event_log_of_a_postgres_application(postgres_application: Applic
     path = tmp_path / "events.db"
     more = f'[log]\nurl = "sqlite:///{path}"\n'
     with pytest.raises(MappingError):
-        postgres_application.migrate(more, with_tables=False)
+        postgres_application.run_migration(more, with_tables=False)
     assert not path.exists()
-    postgres_application.migrate(more)
+    postgres_application.run_migration(more)
     assert path.exists()
     assert not any("event_log" in str(item) for item in contents(postgres_application))
 
 
 def test_first_resume_point_is_not_overwritten(any_application: Application) -> None:
-    any_application.migrate()
+    any_application.run_migration()
     origin = f"select origin from {any_application.log_table('change_state')}"
     before = any_application.scalar(origin)
     any_application.tag()
-    any_application.migrate()
+    any_application.run_migration()
     assert any_application.scalar(origin) == before
 
 
@@ -341,7 +341,7 @@ def test_lock_that_is_never_free_is_reported(
     with postgres_application.engine.connect() as connection, connection.begin():
         connection.exec_driver_sql("insert into tags values ('open', 'x', 'y')")
         with pytest.raises(StartError, match="a transaction had a mapped table locked"):
-            postgres_application.migrate(ONLY_TAGS, with_tables=False)
+            postgres_application.run_migration(ONLY_TAGS, with_tables=False)
     assert contents(postgres_application) == before
 
 
@@ -354,7 +354,7 @@ def test_pending_migrations_are_reported(any_application: Application) -> None:
             return list(migrate.pending(connection, "changes", options))
 
     assert pending() == ["airy_trio has not been installed here; run: airy-trio migrate --config FILE"]
-    any_application.migrate()
+    any_application.run_migration()
     assert pending() == []
     any_application.execute(f"update {any_application.log_table('changes_version')} set version_num = 'changes_0001'")
     head = streams.head("changes")
@@ -364,7 +364,7 @@ def test_pending_migrations_are_reported(any_application: Application) -> None:
 
 
 def test_unknown_older_schema_is_one_line(any_application: Application) -> None:
-    settings = any_application.migrate()
+    settings = any_application.run_migration()
     any_application.execute(f"update {any_application.log_table('changes_version')} set version_num = 'changes_0000'")
     with pytest.raises(StartError, match=r"^airy_trio cannot be migrated: Can't locate revision") as caught:
         migrate.migrate(settings)
@@ -375,7 +375,7 @@ def test_unknown_older_schema_is_one_line(any_application: Application) -> None:
 def test_fresh_and_upgraded_schema_work_with_the_same_versions(
     any_application: Application, stream: streams.Stream
 ) -> None:
-    settings = any_application.migrate()
+    settings = any_application.run_migration()
     home = home_of(any_application, stream)
     compatible_from = f"select compatible_from from {home.log_table(STATES[stream])}"
     fresh = home.scalar(compatible_from)
@@ -399,7 +399,7 @@ digest here.
 
 
 def test_changed_triggers_come_with_a_migration(any_application: Application) -> None:
-    any_application.migrate("[events]\ndeletes = true\n")
+    any_application.run_migration("[events]\ndeletes = true\n")
     texts = (
         "select sql from sqlite_master where type = 'trigger' order by name"
         if any_application.dialect == "sqlite"
@@ -425,12 +425,14 @@ def test_path_with_special_characters_for_alembic(
     folder = tmp_path / "50% of: all, %(here)s"
     shutil.copytree(streams.migrations_folder(), folder)
     monkeypatch.setattr(streams, "migrations_folder", lambda: folder)
-    sqlite_application.migrate()
+    sqlite_application.run_migration()
 
 
 def test_names_that_need_quoting(any_application: Application) -> None:
     any_application.execute('create table "50%s a:b ""t" (id text, name text, color text)')
-    settings = any_application.migrate(ONLY_TAGS + '[database.tables.tags]\nname = "50%s a:b \\"t"', with_tables=False)
+    settings = any_application.run_migration(
+        ONLY_TAGS + '[database.tables.tags]\nname = "50%s a:b \\"t"', with_tables=False
+    )
     any_application.execute("""insert into "50%s a:b ""t" (id) values ('t1')""")
     assert any_application.scalar(f"select count(*) from {any_application.log_table('change_log')}") == 1
     if any_application.dialect == "postgresql":
@@ -512,7 +514,7 @@ def test_removing_by_a_symbolic_link_includes_the_lock_file(tmp_path: Path) -> N
     (tmp_path / "app.db").touch()
     link.symlink_to(tmp_path / "app.db")
     with application(f"sqlite:///{link}") as linked:
-        settings = linked.migrate()
+        settings = linked.run_migration()
         lock_file(link).touch()
         migrate.remove(settings)
     assert {path.name for path in tmp_path.iterdir()} == {"app.db", "link.db"}
@@ -528,7 +530,7 @@ def test_removing_includes_triggers_of_an_older_mapping(any_application: Applica
 
 
 def test_removing_retains_foreign_objects_in_our_schema(postgres_application: Application) -> None:
-    settings = postgres_application.migrate()
+    settings = postgres_application.run_migration()
     postgres_application.execute("create table airy_trio.theirs (x int)")
     migrate.remove(settings)
     assert postgres_application.scalar("select count(*) from airy_trio.theirs") == 0
@@ -538,7 +540,7 @@ def test_removing_retains_foreign_objects_in_our_schema(postgres_application: Ap
 
 
 def test_removing_retains_an_event_file_with_foreign_tables(sqlite_application: Application) -> None:
-    settings = sqlite_application.migrate()
+    settings = sqlite_application.run_migration()
     events = Application(f"sqlite:///{event_file(sqlite_application)}")
     events.execute("create table theirs (x)")
     events.engine.dispose()
@@ -556,7 +558,7 @@ def test_removing_includes_events_in_another_postgres(postgres_application: Appl
     other = Application(postgres.url(postgres.create_database()))
     more = f'[log]\nurl = "{other.url}"'
     before = contents(other)
-    settings = postgres_application.migrate(more)
+    settings = postgres_application.run_migration(more)
     assert other.scalar("select count(*) from airy_trio.log_state") == 1
     migrate.remove(settings)
     assert contents(other) == before

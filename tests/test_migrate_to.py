@@ -71,7 +71,7 @@ def test_stream_moves_step_by_step_and_alone(
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_installed_schema_moves_with_its_data(any_application: Application, stream: Stream) -> None:
-    settings = any_application.migrate()
+    settings = any_application.run_migration()
     any_application.tag()
     triggers = triggers_of(any_application)
     home = home_of(any_application, stream)
@@ -101,7 +101,7 @@ def test_installed_schema_moves_with_its_data(any_application: Application, stre
 def test_older_revision_is_an_error_and_changes_nothing(
     any_application: Application, config: str, command_line: CommandLine, stream: Stream
 ) -> None:
-    any_application.migrate()
+    any_application.run_migration()
     oldest, head = f"{stream}_0001", streams.head(stream)
 
     def assert_refused(current: str, to: str) -> None:
@@ -135,7 +135,7 @@ def test_unknown_revision_names_the_known_ones(
 def test_preview_shows_the_step_and_changes_nothing(
     any_application: Application, config: str, command_line: CommandLine, stream: Stream
 ) -> None:
-    any_application.migrate()
+    any_application.run_migration()
     home = home_of(any_application, stream)
     with home.engine.begin() as connection:
         streams.downgrade(connection, stream, home.names, f"{stream}_0001")
@@ -194,7 +194,7 @@ def test_file_is_not_created_for_it(tmp_path: Path) -> None:
 
 
 def test_step_waits_for_a_lock_in_short_tries(postgres_application: Application) -> None:
-    settings = postgres_application.migrate()
+    settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
         streams.downgrade(connection, "log", postgres_application.names, "log_0006")
     with postgres_application.engine.connect() as recording:
