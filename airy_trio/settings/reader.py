@@ -15,8 +15,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from datetime import date, datetime, time
-from functools import partial
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
@@ -104,11 +105,11 @@ class EnvironmentFault(ValueError):
 
 
 class StrictConverter(Converter):
-    """The converter for one document."""
+    """A converter for any number of documents. It generates code for each class, which takes longer than a document."""
 
-    def __init__(self, environ: Mapping[str, str], checks: Checks, contradictions: Contradictions) -> None:
+    def __init__(self, checks: Checks, contradictions: Contradictions) -> None:
         super().__init__(detailed_validation=True, forbid_extra_keys=True)
-        self._environ = environ
+        self._environ: ContextVar[Mapping[str, str]] = ContextVar("environ")
         self._checks = checks
         self._contradictions = contradictions
         for kind in (str, bool, int, float):
@@ -121,10 +122,18 @@ class StrictConverter(Converter):
         self.register_structure_hook_factory(is_sequence, lambda type_: _container(list, "an array", array(type_)))
         self.register_structure_hook_factory(attrs.has, lambda cls: _container(dict, "a table", self._section(cls)))
 
+    def read(self, document: object, cls: type[T], environ: Mapping[str, str]) -> T:
+        """Structure a document as ``cls``. Raises what cattrs raises, with our exceptions inside."""
+        before = self._environ.set(environ)
+        try:
+            return self.structure(document, cls)
+        finally:
+            self._environ.reset(before)
+
     def _scalar(self, written: Any, kind: Any) -> object:  # noqa: ANN401 - a TOML value, and its type
         value = written
         if kind in _NUMBERS and isinstance(written, str) and _REFERENCE.search(written):
-            text = expanded(written, self._environ)
+            text = expanded(written, self._environ.get())
             if not _NUMBERS[kind].fullmatch(text):
                 raise ConversionError(written, f"{_TYPES[kind]} in the environment")
             value = kind(text)
@@ -134,11 +143,11 @@ class StrictConverter(Converter):
             return float(value) if kind is float else value
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
             raise ConversionError(written, _TYPES[kind])
-        return expanded(value, self._environ) if kind is str else value
+        return expanded(value, self._environ.get()) if kind is str else value
 
     def _literal(self, value: object, type_: Any) -> object:  # noqa: ANN401 - typing has no name for it
         choices = get_args(type_)
-        text = expanded(value, self._environ) if isinstance(value, str) else None
+        text = expanded(value, self._environ.get()) if isinstance(value, str) else None
         if text not in choices:
             raise ConversionError(value, " or ".join(f'"{choice}"' for choice in choices))
         return text
@@ -182,6 +191,11 @@ class StrictConverter(Converter):
             return result
 
         return structure
+
+
+@cache
+def _converter() -> StrictConverter:
+    return StrictConverter(CHECKS, section_contradictions)
 
 
 def _of(*origins: object) -> Callable[[Any], bool]:
@@ -233,7 +247,7 @@ def read(document: Mapping[str, Any], cls: type[T], environ: Mapping[str, str]) 
     structured: T | None = None
     faults: list[str] = []
     try:
-        structured = StrictConverter(environ, CHECKS, section_contradictions).structure(document, cls)
+        structured = _converter().read(document, cls, environ)
     except (BaseValidationError, ConversionError) as error:
         faults.extend(fault_lines(error, cls))
     tables = _table(_table(document, "database"), "tables")

@@ -40,7 +40,7 @@ class Narrower(Options):
 
 def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - an instance of cls
     environ = {"NAME": "a", "PORT": "8080", "NEGATIVE": "-5", "HALF": "0.5", "LARGE": str(2**63), "EMPTY": ""}
-    return StrictConverter(environ, {}, lambda _: ()).structure(document, cls)
+    return StrictConverter({}, lambda _: ()).read(document, cls, environ)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +138,17 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, allowed: st
 
 def test_error_has_the_value_as_written() -> None:
     with pytest.raises(ClassValidationError) as caught:
-        StrictConverter({"NAME": "hunter2"}, {}, lambda _: ()).structure({"choice": "${NAME}"}, Options)
+        StrictConverter({}, lambda _: ()).read({"choice": "${NAME}"}, Options, {"NAME": "hunter2"})
     (refusal,) = caught.value.exceptions
     assert isinstance(refusal, ConversionError)
     assert refusal.written == "${NAME}"
+
+
+def test_each_document_has_its_own_environment() -> None:
+    converter = StrictConverter({}, lambda _: ())
+    assert converter.read({"text": "${NAME:-c}"}, Options, {"NAME": "a"}).text == "a"
+    assert converter.read({"text": "${NAME:-c}"}, Options, {"NAME": "b"}).text == "b"
+    assert converter.read({"text": "${NAME:-c}"}, Options, {}).text == "c"
 
 
 def test_all_errors_of_a_class_are_raised_together() -> None:
@@ -153,15 +160,15 @@ def test_all_errors_of_a_class_are_raised_together() -> None:
 
 def test_checks_apply_to_subclasses() -> None:
     checks: Checks = {(Options, "whole"): at_least(3)}
-    converter = StrictConverter({}, checks, lambda _: ())
-    assert converter.structure({"whole": 3}, Narrower).whole == 3
+    converter = StrictConverter(checks, lambda _: ())
+    assert converter.read({"whole": 3}, Narrower, {}).whole == 3
     with pytest.raises(ClassValidationError):
-        converter.structure({"whole": 2}, Narrower)
+        converter.read({"whole": 2}, Narrower, {})
     assert lineage(Narrower, "whole") == [(Narrower, "whole"), (Options, "whole"), (object, "whole")]
 
 
 def test_contradictions_are_checked_for_a_valid_class() -> None:
-    converter = StrictConverter({}, {}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
-    assert converter.structure({"whole": 6}, Options).whole == 6
+    converter = StrictConverter({}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
+    assert converter.read({"whole": 6}, Options, {}).whole == 6
     with pytest.raises(ContradictionError, match="no"):
-        converter.structure({"whole": 7}, Options)
+        converter.read({"whole": 7}, Options, {})
