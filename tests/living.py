@@ -1,8 +1,4 @@
-"""Objects that are alive without the cycle collector.
-
-Objects of earlier tests may be alive too, because a server freezes all objects at its start (``gc.freeze``). So only
-the difference counts.
-"""
+"""Objects that are alive without the cycle collector."""
 
 import gc
 from collections.abc import Iterator
@@ -13,13 +9,15 @@ from contextlib import contextmanager
 def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
     """Disable the collector for the block. Afterwards the list has the new objects that are still alive.
 
-    The block may collect by itself: cycles that are not ours.
+    All earlier objects are frozen meanwhile, because the search among them takes longer than most tests. The block may
+    collect by itself: cycles that are not ours.
     """
     left: list[object] = []
     gc.disable()
+    gc.freeze()
     try:
-        before = {id(one) for one in gc.get_objects() if isinstance(one, kinds)}
         yield left
-        left += [one for one in gc.get_objects() if isinstance(one, kinds) and id(one) not in before]
+        left += [one for one in gc.get_objects() if isinstance(one, kinds)]
     finally:
+        gc.unfreeze()
         gc.enable()
