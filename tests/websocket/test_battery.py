@@ -45,7 +45,8 @@ def frame(
     first = bytes([fin << 7 | rsv << 4 | opcode, length[0] | (mask is not None) << 7]) + length[1:]
     if mask is None:
         return first + payload
-    return first + mask + bytes(octet ^ mask[index % 4] for index, octet in enumerate(payload))
+    masks = (mask * (size // 4 + 1))[:size]
+    return first + mask + (int.from_bytes(payload) ^ int.from_bytes(masks)).to_bytes(size)
 
 
 def ask(size: int) -> bytes:
