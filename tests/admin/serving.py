@@ -39,7 +39,9 @@ class Port:
     number: int
 
     async def get(self, path: str, **headers: str) -> httpx2.Response:
-        async with httpx2.AsyncClient(base_url=f"http://{HOST}:{self.number}", timeout=TIMEOUT_S) as client:
+        url = f"http://{HOST}:{self.number}"
+        # verify: this is plain HTTP, and each client would read all certificate authorities, which takes 5 ms
+        async with httpx2.AsyncClient(base_url=url, timeout=TIMEOUT_S, verify=False) as client:
             return await client.get(path, headers=headers)
 
     async def is_open(self) -> bool:
