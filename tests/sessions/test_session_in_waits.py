@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 from trio.testing import MockClock
 
 from airy_trio.delivery import disconnects
@@ -261,10 +262,11 @@ async def waiting_subscribe(server: Server, dial: Dial) -> AsyncGenerator[StompC
     client = await connected(dial)
     gate = store.gate = trio.Event()
     await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("replay", "all"))))
-    await trio.sleep(0.05)
+    while not gate.statistics().tasks_waiting:  # noqa: ASYNC110 - an event has no event for this
+        await trio.sleep(0.001)
     yield client
     await trio.aclose_forcefully(client.stream)
-    await trio.sleep(0.05)
+    await trio.testing.wait_all_tasks_blocked(0.01)
     gate.set()
     store.gate = None
 
@@ -323,10 +325,11 @@ async def test_session_is_freed_however_it_ends(
     over_tls: bool,
     encryption: tuple[Encryption, ssl.SSLContext],
 ) -> None:
+    options = evolve(OPTIONS, connect_timeout_s=0.05) if way is no_upgrade else OPTIONS
     with trio.fail_after(30):
         log = await open_log(GatedStore())
-        async with serving(log, OPTIONS) as server, trio.open_nursery() as intake:
-            listening = await open_listening_socket(OPTIONS)
+        async with serving(log, options) as server, trio.open_nursery() as intake:
+            listening = await open_listening_socket(options)
             port = listening.getsockname()[1]
             intake.start_soon(accept, listening, server.sessions, server.connections, encryption[0])
 
@@ -337,8 +340,8 @@ async def test_session_is_freed_however_it_ends(
 
             async def all_ended() -> None:
                 while server.connections.child_tasks:  # noqa: ASYNC110 - a nursery has no event for this
-                    await trio.sleep(0.01)
-                await trio.testing.wait_all_tasks_blocked(0.05)
+                    await trio.sleep(0.001)
+                await trio.testing.wait_all_tasks_blocked(0.01)
 
             await way(server, dial)
             await all_ended()
