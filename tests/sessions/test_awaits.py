@@ -34,7 +34,6 @@ WAIT_OF_A_NURSERY = "_nested_child_finished"
 """These awaits never raise; a fault in them would break Trio itself."""
 FAULTS: Sequence[Callable[[], Exception]] = (
     lambda: RuntimeError("bug"),
-    lambda: KeyError("bug"),
     MemoryError,
     lambda: OSError(5, "Input/output error"),
     lambda: trio.BrokenResourceError("gone"),

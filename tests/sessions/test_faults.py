@@ -134,14 +134,12 @@ async def use(client: StompClient) -> None:
 
 FAULTS: Final = (
     lambda: RuntimeError("bug"),
-    lambda: ValueError("bug"),
     MemoryError,
     lambda: OSError(5, "Input/output error"),
     lambda: trio.BrokenResourceError("gone"),
     lambda: trio.ClosedResourceError("closed"),
     lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bug"),
     lambda: StalledError("stalled"),
-    lambda: KeyError("bug"),
 )
 
 
