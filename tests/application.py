@@ -1,19 +1,18 @@
 """An application's database for the tests: real SQLite or real Postgres, with the default tables and our triggers."""
 
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from attrs import evolve
 
 from airy_trio.capture import mapping
 from airy_trio.database import SQLITE, Database, DedicatedConnection, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.migrate import migrate
 from airy_trio.settings import Settings, parse
+from tests.migrated import migrate_empty
 
 MESSAGE: Mapping[str, Any] = {
     "id": "m1",
@@ -51,15 +50,11 @@ class Application:
         return parse(f'[database]\nurl = "{self.url}"\n{more}{admin}', {})
 
     def migrate(self, more: str = "", *, with_tables: bool = True) -> Settings:
-        """Migrate the database. To save time, a new SQLite file is a copy of an earlier one with the same settings.
-
-        A test of the migration itself uses ``run_migration``.
-        """
+        """Migrate the database, fast if it is empty. A test of the migration itself uses ``run_migration``."""
+        if not with_tables:
+            return self.run_migration(more, with_tables=False)
         settings = self.settings(more)
-        if self.dialect == SQLITE and with_tables and not settings.log.url and not sqlite_path(self.url).exists():
-            _copy_migrated(settings)
-        else:
-            migrate(settings, with_tables=with_tables)
+        migrate_empty(settings, self.engine)
         return settings
 
     def run_migration(self, more: str = "", *, with_tables: bool = True) -> Settings:
@@ -124,33 +119,6 @@ class Application:
             return sqlite_engine(sqlite_path(self.url), mode="rwc" if create else "rw", lenient=lenient)
         engine = postgres_engine(self.url, connect_timeout_s=5)
         return engine.execution_options(isolation_level=isolation_level) if isolation_level else engine
-
-
-_migrated: dict[str, dict[str, bytes]] = {}
-"""The files of an empty, migrated database, by the settings that decide their content. Each file by its ending."""
-
-
-def _copy_migrated(settings: Settings) -> None:
-    """Create migrated SQLite files with an identity and an epoch of their own, as a migration does."""
-    path = sqlite_path(settings.database.url)
-    key = repr((evolve(settings.database, url=""), settings.changes, settings.log, settings.logs_deletes))
-    if key not in _migrated:
-        migrate(settings, with_tables=True)
-        files = path.parent.glob(f"{path.name}*")
-        _migrated[key] = {file.name.removeprefix(path.name): file.read_bytes() for file in files}
-        return
-    names = Names(SQLITE, settings.database.schema)
-    own = {
-        "": f"update {names.quoted('change_state')} set source = lower(hex(randomblob(8)))",
-        ".airy-trio.db": f"update {names.quoted('log_state')} set epoch = lower(hex(randomblob(3)))",
-    }
-    for ending, content in _migrated[key].items():
-        copy = path.with_name(path.name + ending)
-        copy.touch(mode=0o600)
-        copy.write_bytes(content)
-        with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
-            connection.execute("pragma synchronous = off")
-            connection.execute(own[ending])
 
 
 @contextmanager
