@@ -19,7 +19,7 @@ from airy_trio.events.translate import EventsOptions, translate
 from airy_trio.explain import newest_change
 from airy_trio.settings import Settings
 from tests.application import Application, only
-from tests.capture.feeds import feed_of, read_all
+from tests.capture.feeds import NO_LOG, feed_of, read_all
 
 ANY_ID = only(tags="")
 SUBJECT = only(metadata="")
@@ -77,7 +77,7 @@ def keys(application: Application) -> list[Any]:
 def install(application: Application, create: str, *values: str, settings: str = ANY_ID) -> Settings:
     """Create a table with rows that are older than our triggers."""
     application.execute(create, *values)
-    return application.migrate(settings, with_tables=False)
+    return application.migrate(settings + NO_LOG, with_tables=False)
 
 
 TEXTS = [

@@ -13,11 +13,11 @@ from airy_trio.database import POSTGRES, SQLITE
 from airy_trio.events.models import Json, MessageUpdated
 from airy_trio.events.translate import EventsOptions, translate
 from tests.application import Application, only
-from tests.capture.feeds import feed_of, read_all
+from tests.capture.feeds import NO_LOG, feed_of, read_all
 
 
 async def read(application: Application, more: str, *statements: str) -> list[ChangedObject]:
-    settings = application.migrate(more, with_tables=False)
+    settings = application.migrate(more + NO_LOG, with_tables=False)
     async with feed_of(application, settings) as feed:
         start = await feed.origin()
         application.execute(*statements)
@@ -79,7 +79,7 @@ def note(application: Application, id_: int, thread: int = 1, *, private: bool =
 
 async def test_columns_constants_values_and_where(any_application: Application) -> None:
     any_application.execute(THREADS.format(bool="boolean"))
-    settings = any_application.migrate(THREADS_MAPPED, with_tables=False)
+    settings = any_application.migrate(THREADS_MAPPED + NO_LOG, with_tables=False)
     async with feed_of(any_application, settings) as feed:
         after = await feed.origin()
         note(any_application, 1)
@@ -115,7 +115,7 @@ async def message_of(
     application.execute(MESSAGES.format(**types))
     values = {"id": "m1", "content": "hi", "time": "2020-01-01T00:00:00Z"} | dict(values)
     casts = {name: f":{name}" if application.dialect == SQLITE else f"cast(:{name} as {types[name]})" for name in types}
-    settings = application.migrate(only(messages=more), with_tables=False)
+    settings = application.migrate(only(messages=more) + NO_LOG, with_tables=False)
     async with feed_of(application, settings) as feed:
         start = await feed.origin()
         application.execute(

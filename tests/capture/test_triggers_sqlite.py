@@ -11,7 +11,7 @@ from airy_trio.capture.feed import Tag, TagGone
 from airy_trio.capture.inspection import inspect
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.capture.feeds import feed_of, read_all
+from tests.capture.feeds import NO_LOG, feed_of, read_all
 
 OUTDATED = "has triggers of another mapping or version:"
 RUN = "; run: airy-trio migrate --config FILE"
@@ -83,7 +83,7 @@ async def test_a_row_that_replaces_another_object_logs_its_deletion(
     sqlite_application: Application, table: str, recursive: str
 ) -> None:
     sqlite_application.execute(table)
-    settings = sqlite_application.migrate()
+    settings = sqlite_application.migrate(NO_LOG)
     insert = "insert or replace into tags (id, name, color) values ('{}', '{}', 'red')"
     async with feed_of(sqlite_application, settings) as feed:
         sqlite_application.execute(f"pragma recursive_triggers = {recursive}", insert.format("a", "x"))
@@ -102,7 +102,7 @@ async def test_key_that_differs_only_by_collation_is_another_object(
     sqlite_application: Application, write: str
 ) -> None:
     sqlite_application.execute("create table tags (id text primary key collate nocase, name text, color text)")
-    settings = sqlite_application.migrate()
+    settings = sqlite_application.migrate(NO_LOG)
     async with feed_of(sqlite_application, settings) as feed:
         sqlite_application.execute("insert into tags values ('A', 'n', 'red')")
         _, after, _ = await read_all(feed, await feed.origin())
@@ -112,7 +112,7 @@ async def test_key_that_differs_only_by_collation_is_another_object(
 
 async def test_an_ignored_insert_leaves_the_other_row_present(sqlite_application: Application) -> None:
     sqlite_application.execute(UNIQUE[0])
-    settings = sqlite_application.migrate()
+    settings = sqlite_application.migrate(NO_LOG)
     async with feed_of(sqlite_application, settings) as feed:
         sqlite_application.tag("a", name="x")
         _, after, _ = await read_all(feed, await feed.origin())
@@ -122,7 +122,7 @@ async def test_an_ignored_insert_leaves_the_other_row_present(sqlite_application
 
 async def test_a_row_replaced_by_its_row_number_is_deleted(sqlite_application: Application) -> None:
     sqlite_application.execute("create table tags (number integer primary key, id text, name text, color text)")
-    settings = sqlite_application.migrate()
+    settings = sqlite_application.migrate(NO_LOG)
     async with feed_of(sqlite_application, settings) as feed:
         sqlite_application.execute("insert into tags values (1, 'a', 'x', 'red')")
         _, after, _ = await read_all(feed, await feed.origin())
