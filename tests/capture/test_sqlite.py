@@ -19,10 +19,10 @@ from tests.capture.feeds import feed_of, read_all
 @pytest.fixture(params=["wal", "delete"])
 def application(request: pytest.FixtureRequest, sqlite_application: Application) -> Application:
     """An application in either journal mode, which is a property of the file."""
+    sqlite_application.migrate()
     with sqlite3.connect(sqlite_path(sqlite_application.url)) as connection:
         connection.execute(f"pragma journal_mode = {request.param}")
     connection.close()
-    sqlite_application.migrate()
     return sqlite_application
 
 
