@@ -6,10 +6,10 @@ VENV ?= .venv
 # LOCKED=1, as in CI, installs the versions in locks/ and checks their hashes. Otherwise the newest allowed versions are
 # installed.
 LOCKED ?=
-# One more than the processors of a small machine: tests also wait, for a process to start or a time-out to pass.
+# One more than the processors of a small machine: tests also wait, for a process to start or a time-out to pass. A third
+# of the time of the quick ones is such waiting too.
 TESTS_AT_ONCE ?= 3
-# The quick tests hardly wait: as many as there are processors.
-QUICK_AT_ONCE ?= 2
+QUICK_AT_ONCE ?= $(TESTS_AT_ONCE)
 # What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'. `make drill` has the drills.
 TESTS ?= -n $(TESTS_AT_ONCE) --dist worksteal --ignore tests/drill
 # What `make demo` hands on, for example: make demo DEMO='--events 20'
