@@ -172,6 +172,7 @@ local seen, bytes, step = 0, 0, 4
 while reached < last and seen < limit and bytes < bytes_max do
   step = math.min(2 * step, 64, limit - seen)
   local entries = redis.call('XRANGE', events, string.format('(%.0f-0', reached), '+', 'COUNT', step)
+  if #entries == 0 then break end
   for _, entry in ipairs(entries) do
     local fields = entry[2]
     seen, reached, bytes = seen + 1, tonumber(string.match(entry[1], '^%d+')), bytes + #fields[14]
