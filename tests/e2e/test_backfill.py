@@ -6,7 +6,6 @@ store in memory, with tags only.
 
 import random
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +65,16 @@ async def write(writer: Writer, seed: int) -> None:
     while True:
         id_, other = (f"t{chance.randrange(ROWS):04}" for _ in range(2))
         number += 1
-        await writer.apply(
-            f"insert into tags (id, name, color) values ('t{number:04}', 'new', 'blue')",
-            f"update tags set name = 'green{number}' where id = '{id_}'",
-            f"delete from tags where id = '{other}'",
-            f"update tags set id = 'r{number}' where id = 't{number - 5:04}'",
-            f"delete from metadata where identifier = '{other}'",
-            f"update metadata set value = 'v{number}' where identifier = '{id_}' and key = 'a'",
-            f"delete from messages where id = 'm{chance.randrange(40)}'",
-        )
+        with trio.CancelScope(shield=True):  # a writer that is cancelled within a request cannot be used again
+            await writer.apply(
+                f"insert into tags (id, name, color) values ('t{number:04}', 'new', 'blue')",
+                f"update tags set name = 'green{number}' where id = '{id_}'",
+                f"delete from tags where id = '{other}'",
+                f"update tags set id = 'r{number}' where id = 't{number - 5:04}'",
+                f"delete from metadata where identifier = '{other}'",
+                f"update metadata set value = 'v{number}' where identifier = '{id_}' and key = 'a'",
+                f"delete from messages where id = 'm{chance.randrange(40)}'",
+            )
         await trio.sleep(0.02)
 
 
@@ -170,8 +170,6 @@ async def test_rows_from_before_while_the_application_writes(
                 await trio.sleep(0.2)
                 await backfill(config, "--rate", "1000")
                 nursery.cancel_scope.cancel()
-            with suppress(AssertionError):  # the answer to the statements that were cancelled
-                await writer.apply("select 1")
             await writer.apply("insert into tags (id, name, color) values ('last', 'last', 'red')")
             table = await whole(serving, any_application)
             assert ("tag", "last") in table
