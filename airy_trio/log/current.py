@@ -17,7 +17,7 @@ recorder's own appends would be stale.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final, Self
 
@@ -26,7 +26,7 @@ from attrs import evolve, field, frozen
 
 from airy_trio.capture.feed import Backfill, Kind
 from airy_trio.capture.mapping import SINGULAR
-from airy_trio.log.store import Bounds, EventStore, Position, StateAt, StateChange, new_epoch
+from airy_trio.log.store import Bounds, EventStore, NewEvent, Position, StateAt, StateChange, new_epoch
 
 FOLD_EVENTS_MAX: Final = 250
 """Events added to the state in one transaction: a few milliseconds, during which an SQLite file accepts no append."""
@@ -153,18 +153,20 @@ class StateRecorder:
 
     def unchanged(self) -> StateChange | None:
         """Return what an append without events or marks stores; None if nothing is kept."""
-        return StateChange(generation=self.generation, marks=str(self.marks)) if self._options.kept else None
+        if not self._options.kept:
+            return None
+        return StateChange(generation=self.generation, marks=str(self.marks), folds=False)
 
     def change(
         self,
         head: int,
-        count: int,
+        events: Sequence[NewEvent],
         ended: Iterable[tuple[str, str]],
         backfills: Iterable[Backfill] = (),
         *,
         continues: bool = False,
     ) -> StateChange | None:
-        """Return what an append of ``count`` events after an offset changes in the state; None if nothing is kept.
+        """Return what an append after the offset ``head`` changes in the state; None if nothing is kept.
 
         ``ended``: types and objects that no longer exist. ``backfills``: their marks in the batch, in order.
         ``continues``: see ``Batch``.
@@ -176,9 +178,10 @@ class StateRecorder:
             self.marks = evolve(self.marks, before=head)
         swept: dict[str, int] = {}
         for backfill in backfills:
-            swept |= self._mark(backfill, head + count)
+            swept |= self._mark(backfill, head + len(events))
         over = frozenset(object_ for type_, object_ in ended if type_ in kept)
-        return StateChange(generation=self.generation, marks=str(self.marks), ended=over, swept=swept)
+        folds = any(event.type in kept for event in events)
+        return StateChange(generation=self.generation, marks=str(self.marks), ended=over, swept=swept, folds=folds)
 
     def _mark(self, backfill: Backfill, head: int) -> Mapping[str, int]:
         """Note the begin or the end of a backfill in an append up to ``head``; return what it sweeps."""

@@ -244,6 +244,8 @@ class MemoryStore:
             self._ended.clear()
         else:
             folded = self._state.folded
+        if folded == head and not change.folds:
+            folded = self._bounds().last
         self._state = StoredState(change.generation, change.marks, folded)
         for type_, upto in change.swept.items():
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:

@@ -108,7 +108,7 @@ class Recorder:
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         self._rows = BatchRows(options.batch_rows_max)
         self._state = StateRecorder(options.state)
-        self._appends = self._folded = 0  # appends so far, and those of them that are in the current state
+        self._appends = self._folded = 0  # appends with something to fold, and those of them that are folded
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0, "kept": 0, "ended": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
@@ -270,13 +270,15 @@ class Recorder:
             self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
-            count = len(translated.events)
-            state = self._state.change(head.offset, count, translated.ended, batch.backfills, continues=batch.continues)
+            state = self._state.change(
+                head.offset, translated.events, translated.ended, batch.backfills, continues=batch.continues
+            )
             head = await self._log.append(
                 head, translated.events, reached, replaces=recorded, changed_at=changed_at, state=state
             )
             self.recorded = reached
-            self._appends += 1
+            if state is not None and (state.folds or state.ended or state.swept):
+                self._appends += 1
             self._count(batch, translated, state)
         return head, reached, batch.more
 

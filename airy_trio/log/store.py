@@ -202,12 +202,15 @@ class StateChange:
     head before this append; the name of a former one is never used again.
     ``ended``: objects that no longer exist. Their events up to the new head are not part of the state.
     ``swept``: for each type an offset. Its events up to there leave the state, also those that are not folded yet.
+    ``folds``: whether there are events to fold. If not, a state that is folded up to the head before this append is
+    then folded up to the new one.
     """
 
     generation: str
     marks: str = ""
     ended: Collection[str] = ()
     swept: Mapping[str, int] = field(factory=dict)
+    folds: bool = True
 
 
 @frozen(kw_only=True)

@@ -142,6 +142,8 @@ class _Model:
             self.kept.clear()
             self.ended.clear()
             self.swept.clear()
+        if folded == before and not change.folds:
+            folded = self.head.offset
         self.state = StoredState(change.generation, change.marks, folded)
         for type_, upto in change.swept.items():
             self.swept[type_] = max(upto, self.swept.get(type_, 0))
@@ -238,7 +240,8 @@ def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> St
     generation = model.state.generation if model.state and random.random() < CONTINUED else new_epoch()
     ended = [name for name in sorted({*model.kept, *(one.object for one in new)}) if random.random() < ENDED]
     swept = {random.choice(KEPT): random.randint(0, model.head.offset)} if random.random() < ENDED else {}
-    return StateChange(generation=generation, marks=str(random.random()), ended=ended, swept=swept)
+    folds = any(one.type in KEPT for one in new)
+    return StateChange(generation=generation, marks=str(random.random()), ended=ended, swept=swept, folds=folds)
 
 
 def _random_event(random: Random) -> NewEvent:

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Final
 
 import trio
+from attrs import evolve
 
 from airy_trio.events.destinations import Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.store import (
@@ -101,6 +102,25 @@ async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
             for one in (store, other, store, other):
                 nursery.start_soon(_fold, one)
         expect(await _offsets(other, head) == [46, 47, 48, head.offset - 1, head.offset], "several folds are as one")
+
+
+async def appends_with_nothing_to_fold_fold_themselves(open_store: OpenStore) -> None:
+    """A state that has all events has them still after an append without events of its types."""
+    nothing = StateChange(generation=FIRST, folds=False)
+    async with open_store() as store, open_store() as other:
+        head = (await store.bounds()).head
+        head = await _append(store, head, [event(1, type="other")], nothing)
+        expect((await other.bounds()).state == StoredState(FIRST, "", 1), "a new state too is folded by such an append")
+        head = await _append(store, head, "ab", StateChange(generation=FIRST))
+        head = await _append(store, head, [event(4, type="other")], nothing)
+        expect((await other.bounds()).state == StoredState(FIRST, "", 1), "but not if there are events before it")
+        await _fold(store)
+        head = await _append(store, head, [event(5, type="other")], evolve(nothing, ended=["object:a"]))
+        head = await _append(store, head, "", evolve(nothing, marks="one"))
+        expect((await other.bounds()).state == StoredState(FIRST, "one", 5), "also if objects end")
+        for _ in range(2):
+            expect(await _offsets(other, head) == [3], "which leave the state")
+            await _fold(store)
 
 
 async def a_type_is_swept(open_store: OpenStore) -> None:
@@ -267,6 +287,7 @@ STATE_PROMISES: Final = (
     the_state_has_the_newest_events,
     objects_end,
     the_state_is_folded_in_steps,
+    appends_with_nothing_to_fold_fold_themselves,
     a_type_is_swept,
     generations_and_epochs_end_the_state,
     states_are_read_in_pages,

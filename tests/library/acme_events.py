@@ -126,6 +126,8 @@ class AcmeStore:
             self.db.execute("delete from current")
             self.db.execute("delete from ended")
         if state is not None:
+            if not state.folds:
+                self.db.execute("update log set folded = ? where folded = ?", [last, before])
             self.db.executemany("delete from current where type = ? and id <= ?", state.swept.items())
             self.db.executemany(SWEEP, state.swept.items())
             self.db.executemany("insert or replace into ended values (?, ?)", [[one, last] for one in state.ended])

@@ -1,6 +1,6 @@
 """The recorder of the current state: generations, backfills, what becomes the state of an object, and what ends it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC
 
 import pytest
@@ -36,10 +36,10 @@ def change(
     backfills: Iterable[Backfill] = (),
     head: int = 9,
     *,
-    count: int = 0,
+    events: Sequence[NewEvent] = (),
     continues: bool = False,
 ) -> StateChange:
-    made = recorder.change(head, count, ended, backfills, continues=continues)
+    made = recorder.change(head, events, ended, backfills, continues=continues)
     assert made is not None
     return made
 
@@ -159,12 +159,17 @@ def test_marks_of_types_that_are_not_kept_are_ignored() -> None:
     assert (whole(made), made.swept) == (set(), {})
 
 
+@pytest.mark.parametrize("type_, folds", [("tag.updated", True), ("tag.deleted", False), ("message.updated", False)])
+def test_only_events_of_kept_types_are_folded(type_: str, folds: bool) -> None:
+    assert change(begun(), events=[NewEvent(type_, "a", None, None, b"")]).folds == folds
+
+
 def test_only_objects_of_kept_types_end() -> None:
     assert change(begun(), [("channel.updated", "c"), ("message.updated", "m")]).ended == {"c"}
 
 
 def test_nothing_is_kept_without_types() -> None:
-    assert begun(StateOptions()).change(9, 1, [("tag.updated", "b")]) is None
+    assert begun(StateOptions()).change(9, [tag("a")], [("tag.updated", "b")]) is None
 
 
 def test_ended_objects_of_a_translation() -> None:
@@ -212,7 +217,7 @@ def test_state_for_a_reader() -> None:
 def test_type_is_whole_once_the_events_of_its_backfill_are_in_the_state() -> None:
     recorder = begun()
     change(recorder, backfills=[mark("a")], head=2)
-    first = change(recorder, backfills=[mark("a", ended=True)], head=5, count=2)
+    first = change(recorder, backfills=[mark("a", ended=True)], head=5, events=[tag("a"), tag("b")])
     again = change(recorder, backfills=[mark("b"), mark("b", ended=True)], head=8)
     for made, folded, found in ((first, 6, set()), (first, 7, {"tag.updated"}), (again, 7, {"tag.updated"})):
         state = evolve(stored(made), folded=folded)

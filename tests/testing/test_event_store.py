@@ -196,6 +196,21 @@ class FoldsInTheAppend(DelegatingStore):
         return stored
 
 
+class FoldsNothingInAnAppend(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.state is not None:
+            call = evolve(call, state=evolve(call.state, folds=True))
+        return await super().on_append(call)
+
+
+class SkipsWhatWasNotFolded(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        stored = await super().on_append(call)
+        if call.state is not None and self._state is not None and not call.state.folds:
+            self._state = evolve(self._state, folded=self._bounds().last)
+        return stored
+
+
 class FoldsEverythingAtOnce(MemoryStore):
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         return await super().fold(generation, types, 10**6)
@@ -642,6 +657,8 @@ BROKEN: dict[type[MemoryStore], str] = {
     EndsOnlyWhatHasAnEvent: "objects_end",
     ForgetsEndsBeforeItHasTheEvents: "objects_end",
     FoldsEverythingAtOnce: "the_state_is_folded_in_steps",
+    FoldsNothingInAnAppend: "appends_with_nothing_to_fold_fold_themselves",
+    SkipsWhatWasNotFolded: "appends_with_nothing_to_fold_fold_themselves",
     FoldsAnyGeneration: "the_state_is_folded_in_steps",
     SkipsAnEvent: "the_state_is_folded_in_steps",
     TrimsWhatIsNotFolded: "the_state_is_folded_in_steps",

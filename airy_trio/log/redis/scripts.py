@@ -111,7 +111,7 @@ local point = redis.call('HGET', state, 'resume_point')
 local other = ARGV[5] ~= '' and (not point or ARGV[5] ~= '=' .. point)
 if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) or other then return {bounds()} end
 local at = math.max(now_ms, tonumber(redis.call('HGET', state, 'appended_at_ms') or 0))
-local begun, over, swept, place = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[9]), 10
+local begun, over, swept, place, before = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[9]), 11, last
 if begun ~= '' then
   if redis.call('HGET', state, 'generation') ~= begun then
     redis.call('UNLINK', current, kept, ended)
@@ -139,6 +139,7 @@ redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', AR
 if begun ~= '' then
   redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here(ARGV[4]))
   redis.call('HSET', state, 'swept', cmsgpack.pack({begun, gone}))
+  if ARGV[10] == '0' and folded() == before then redis.call('HSET', state, 'folded', last) end
   count_objects()
 else
   redis.call('HDEL', state, 'state_at')
@@ -148,9 +149,9 @@ return {bounds(), at}
 """
 )
 """Arguments: the expected epoch and last; the resume point; ``=`` and the resume point that it replaces, or empty text
-if that is not compared; the generation of the current state or empty text, and its marks; how many objects have ended
-and how many types are swept; these objects; these types, each with an offset; six values for each event. Returns the
-bounds, and the time of the append unless it was stale.
+if that is not compared; the generation of the current state or empty text, and its marks; how many objects have
+ended and how many types are swept; 0 if there is nothing to fold; these objects; these types, each with an offset;
+six values for each event. Returns the bounds, and the time of the append unless it was stale.
 """
 
 FOLD: Final = (

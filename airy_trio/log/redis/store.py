@@ -316,6 +316,7 @@ def values_of(events: Sequence[NewEvent], state: StateChange | None) -> list[str
     """Return the arguments of ``APPEND`` from the generation on."""
     change = StateChange(generation="") if state is None else state
     values: list[str | bytes | int] = [change.generation, change.marks, len(change.ended), len(change.swept)]
+    values.append(int(change.folds))
     values += change.ended
     for type_, upto in change.swept.items():
         values += (type_, upto)

@@ -76,8 +76,8 @@ POLL_S: Final = 0.05
 POLL_NOTIFIED_S: Final = 1.0
 """The same once one has."""
 
-_ARRAYS: Final = frozenset(range(9, 16))
-"""The parameters of an append that are arrays: those after nine texts."""
+_ARRAYS: Final = frozenset(range(10, 17))
+"""The parameters of an append that are arrays: those after ten others."""
 _BEGIN: Final = Statement("airy_begin", "begin")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
@@ -145,7 +145,7 @@ class PostgresStore(SqlStore):
         head = expected.at(expected.offset + len(events))
         notified = str(head) if events else None  # without events there is nothing to wake a follower for
         parameters = _texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)
-        parameters += _texts(*state_values(head, resume_point, state).values())
+        parameters += _texts(*state_values(expected.offset, head, resume_point, state).values())
         copied = len(events) >= COPY_FROM
         if not copied:
             parameters += _arrays(_APPENDED, _columns(events))
@@ -236,12 +236,13 @@ class _Statements:
     def __init__(self, names: Names, channel: str) -> None:
         self._state, self._channel = names.quoted(STATE), quote_text(channel)
         columns = ", ".join(map(quote_identifier, _APPENDED))
-        arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_APPENDED.values(), 10))
+        arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_APPENDED.values(), 11))
         append_by = partial(
             self._in_fence,
             changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS}), "
             "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text, "
-            "folded = case when $7::text <> coalesce(generation, '') then $2::int8 else folded end",
+            "folded = case when $7::text <> coalesce(generation, '') or folded = $2::int8 "
+            "then coalesce($10::int8, folded) else folded end",
             condition="($5::text is null or resume_point = $5::text)",
             returned="appended_at_ms",
             notified="$6::text",
@@ -307,8 +308,8 @@ def _arrays(types: Mapping[str, str], columns: Sequence[Sequence[Any]]) -> list[
     return [array(type_, column) for type_, column in zip(types.values(), columns, strict=True)]
 
 
-def _texts(*texts: str | None) -> list[Parameter]:
-    return [None if text is None else text.encode() for text in texts]
+def _texts(*values: str | int | None) -> list[Parameter]:
+    return [None if value is None else str(value).encode() for value in values]
 
 
 def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:

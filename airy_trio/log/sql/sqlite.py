@@ -91,7 +91,7 @@ class SqliteStore(SqlStore):
     ) -> list[StoredEvent] | None:
         reached = expected.at(expected.offset + len(events))
         head = _expected(expected, resume_point) | {"new_last": reached.offset, "replaces": replaces}
-        head |= state_values(reached, resume_point, state)
+        head |= state_values(expected.offset, reached, resume_point, state)
 
         def work(connection: sa.Connection) -> list[StoredEvent] | None:
             appended_at_ms = connection.execute(self._statements.advance, head).scalar()

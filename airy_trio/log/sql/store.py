@@ -312,11 +312,15 @@ def bounds_of(state: Sequence[Any]) -> Bounds:
     return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms, state=kept)
 
 
-def state_values(head: Position, resume_point: str, change: StateChange | None) -> dict[str, str | None]:
-    """Return the columns of the current state after an append that ends at ``head``. They name this head."""
+def state_values(before: int, head: Position, point: str, change: StateChange | None) -> dict[str, str | int | None]:
+    """Return the columns of the current state after an append that ends at ``head``. They name this head.
+
+    ``fold_to``: how far the state is folded then, if it was folded up to the offset ``before``.
+    """
     if change is None:
-        return {"generation": None, "marks": None, "state_at": None}
-    return {"generation": change.generation, "marks": change.marks, "state_at": f"{STATE_FORM}{head} {resume_point}"}
+        return {"generation": None, "marks": None, "state_at": None, "fold_to": None}
+    state_at, fold_to = f"{STATE_FORM}{head} {point}", before if change.folds else head.offset
+    return {"generation": change.generation, "marks": change.marks, "state_at": state_at, "fold_to": fold_to}
 
 
 def _position(epoch: str, offset: int) -> Position | None:

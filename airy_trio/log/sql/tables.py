@@ -339,7 +339,7 @@ class SqliteTables(LogTables):
         now_ms = sa.bindparam("now_ms", callable_=lambda: int(time.time() * 1000), type_=sa.BigInteger)
         super().__init__(names, now_ms)
         state = self.state.c
-        replaced = sa.bindparam("replaces", type_=sa.Text)
+        replaced, generation = (sa.bindparam(name, type_=sa.Text) for name in ("replaces", "generation"))
         last = sa.bindparam("expected_last", type_=sa.BigInteger)
         unmoved = sa.and_(state.epoch == sa.bindparam("expected_epoch"), state.last == last)
         self.advance = (
@@ -347,11 +347,15 @@ class SqliteTables(LogTables):
             .where(unmoved, sa.or_(replaced.is_(None), state.resume_point == replaced))
             .values(last=sa.bindparam("new_last"), resume_point=sa.bindparam("point"))
             .values(
-                generation=sa.func.coalesce(sa.bindparam("generation"), state.generation),
+                generation=sa.func.coalesce(generation, state.generation),
                 marks=sa.func.coalesce(sa.bindparam("marks"), state.marks),
                 state_at=sa.bindparam("state_at"),
                 folded=sa.case(
-                    (sa.func.coalesce(state.generation, "") != sa.bindparam("generation"), last), else_=state.folded
+                    (
+                        sa.or_(sa.func.coalesce(state.generation, "") != generation, state.folded == last),
+                        sa.func.coalesce(sa.bindparam("fold_to"), state.folded),
+                    ),
+                    else_=state.folded,
                 ),
             )
             .values(appended_at_ms=sa.func.max(state.appended_at_ms, now_ms))
