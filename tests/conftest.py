@@ -110,10 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(message)
     config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
     items[:] = quick
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()  # modules and tests stay imported: this saves a tenth of the time of quick tests
+    gc.freeze()  # modules and tests stay imported: this saves a tenth of the time
 
 
 @pytest.hookimpl(trylast=True)
