@@ -112,12 +112,8 @@ class _ServerCollector(Collector):
         words = "Whether replay:current has all objects of a type of keep_current; if not, run a backfill."
         yield _gauges("current_state_complete", words, "type", whole)
         filling = {type_: int(is_filling) for type_, is_filling in self._sources.log.state_filling.items()}
-        yield _gauges(
-            "backfill_running",
-            "Whether a backfill of a kept type is not complete yet.",
-            "type",
-            filling,
-        )
+        words = "Whether a backfill of a kept type has begun and is not complete yet."
+        yield _gauges("backfill_running", words, "type", filling)
         behind = self._sources.log.state_behind
         yield _gauge("current_state_behind_events", "Events that are not in the current state yet.", behind)
         pages = self._sources.log.state_pages

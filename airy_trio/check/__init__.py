@@ -364,7 +364,7 @@ def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:
     if missing:
         remedy = "run: airy-trio backfill --config FILE"
         if missing <= state.filling:
-            remedy = "a backfill is under way, or a server has to add its events"
+            remedy = f"a backfill has begun and is not complete yet; if none is running and a server records, {remedy}"
         elif settings.changes.reads_only:
             remedy = f'with changes.capture "{settings.changes.capture}" there is no backfill'
         yield f"log.keep_current: replay:current does not have {', '.join(sorted(missing))} completely; {remedy}"

@@ -128,8 +128,8 @@ class Recorder:
     def statistics(self) -> dict[str, int]:
         """Counts since the start: ``events`` appended, ``changes`` read, row ``faults``.
 
-        ``misfits``: metadata values that could not be converted to their declared type and became strings. ``kept``,
-        ``ended``: objects whose event entered the current state, or that left it.
+        ``misfits``: metadata values that could not be converted to their declared type and became strings. ``kept``:
+        events of types whose current state is kept. ``ended``: objects that left the current state.
         """
         return dict(self._counts)
 

@@ -10,11 +10,14 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio import app
+from airy_trio.app.build import opened_store
 from airy_trio.capture import mapping
 from airy_trio.capture.mapping import FIELDS
 from airy_trio.check import Report, check
 from airy_trio.check.servers import DURABLE
 from airy_trio.database import POSTGRES
+from airy_trio.log.current import Marks
+from airy_trio.log.store import StateChange
 from airy_trio.settings import parse
 from tests.application import Application, application
 from tests.check.fake_pooler import pooled
@@ -44,6 +47,22 @@ def test_correct_database_has_no_findings(any_application: Application) -> None:
         "watching messages, metadata, channels, tags",
         f"{NOT_COMPLETE}; run: airy-trio backfill --config FILE",
     )
+
+
+def test_backfill_that_is_not_complete_is_reported(any_application: Application) -> None:
+    settings = any_application.migrate()
+    types = frozenset({"channel.updated", "tag.updated"})
+    marks = str(Marks(types=types, kept=types, begun={"tag.updated": ("token", 0)}, whole={"channel.updated": 1}))
+
+    async def begin() -> None:
+        async with opened_store(settings, create=False) as opened:
+            head, change = (await opened.store.bounds()).head, StateChange(generation="first0", marks=marks)
+            await opened.store.append(head, [], "point", state=change)
+
+    trio.run(begin)
+    report = check(settings)
+    remedy = "if none is running and a server records, run: airy-trio backfill --config FILE"
+    assert report.of("note")[-1] == f"{NOT_COMPLETE}; a backfill has begun and is not complete yet; {remedy}"
 
 
 @pytest.mark.parametrize("partitioned", [False, True])
