@@ -102,8 +102,8 @@ class EventLog:
         self._grown: set[View] = set()
         self._any_grown = trio.Event()
         self.gate = Gate(READS_MAX)
-        """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it, except that
-        of the current state, which one task makes for all."""
+        """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it, except
+        that of the current state, which one task makes for all."""
         self._reads = Reads(store)
         # Each event is set when its read has ended.
         self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
