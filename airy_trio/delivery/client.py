@@ -16,11 +16,11 @@ The state of the connection names the only writer of events:
 ``disconnect`` leads to CLOSING from every state. The state belongs to the connection rather than to a subscription:
 two writers on one socket would need a flag for each subscription and a lock for each event.
 
-A subscription is a cursor with up to two phases. While ``state`` is set, it reads the current state up to a fixed
-position; only the send task does this, in pages of the store. Then, or at once if ``state`` is None, it reads
+A subscription is a cursor with up to two phases. While ``replay`` is set, it reads a current state or a recent window,
+up to a fixed position; only the send task does this, in pages. Then, or at once if ``replay`` is None, it reads
 everything after its position.
 
-A subscription *has work* if it is started, its view or the current state holds an event that was not sent, and its ack
+A subscription *has work* if it is started, its view or the replay holds an event that was not sent, and its ack
 window has room. A full window does not make a client BEHIND: the next ACK gives the subscription work again, and
 serves it.
 
@@ -62,7 +62,8 @@ from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.framing import Framing
 from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.store import Position, StateAt
+from airy_trio.log.reads import Replay
+from airy_trio.log.store import Position
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.retry import Backoff
@@ -292,8 +293,8 @@ class Window:
 class Subscription:
     """A cursor of one client into one view.
 
-    Every event up to ``position`` was sent or is not wanted. ``state``: the current state that is sent first, up to its
-    end; None after that. ``number``: counts the subscriptions of the client; its ack ids begin with it.
+    Every event up to ``position`` was sent or is not wanted. ``replay``: what is sent first, up to its end; None
+    after that. ``number``: counts the subscriptions of the client; its ack ids begin with it.
     ``prefix``: the bytes that all MESSAGE frames of this subscription begin with; for event streams a constant.
     ``window``: None if the client does
     not acknowledge. ``live_after``: the newest offset when it began; deliveries up to it are a replay. ``view``: of
@@ -314,7 +315,7 @@ class Subscription:
     window: Window | None = None
     live_after: int = 0
     view: View = field(init=False)
-    state: StateAt | None = None
+    replay: Replay | None = None
     resume_header: bytes = b""
     started: bool = False
     in_step: bool = False
@@ -326,7 +327,7 @@ class Subscription:
         """Whether there is an event to send, and the client has room for it."""
         return (
             self.started
-            and (self.view.last > self.position.offset or self.state is not None)
+            and (self.view.last > self.position.offset or self.replay is not None)
             and (self.window is None or self.window.room > 0)
         )
 
@@ -339,10 +340,10 @@ class Subscription:
         """Become a reader of a destination's view."""
         self.view = eventlog.attach(destination, self)
 
-    def begin_after(self, position: Position, state: StateAt | None = None, resume_header: bytes = b"") -> None:
+    def begin_after(self, position: Position, replay: Replay | None = None, resume_header: bytes = b"") -> None:
         """Set where the subscription begins, before it is started."""
         self.position = position
-        self.state = state
+        self.replay = replay
         self.resume_header = resume_header
 
     def start(self) -> None:
@@ -352,11 +353,11 @@ class Subscription:
     def skip_to(self, offset: int) -> None:
         """Move the cursor over events of other destinations."""
         self.position = self.position.at(max(self.position.offset, offset))
-        self._leave_state()
+        self._leave_replay()
 
-    def _leave_state(self) -> None:
-        if self.state is not None and self.position.offset >= self.state.until.offset:
-            self.state = None
+    def _leave_replay(self) -> None:
+        if self.replay is not None and self.position.offset >= self.replay.until.offset:
+            self.replay = None
 
     def store_answered(self) -> None:
         """Let the next read of the store begin at once."""
@@ -373,8 +374,8 @@ class Subscription:
             self.prefix = batch.prefix
         self.position = batch.position
         self.resume_header = b""
-        self._leave_state()
-        is_live = self.state is None and batch.position.offset >= self.live_after
+        self._leave_replay()
+        is_live = self.replay is None and batch.position.offset >= self.live_after
         self.in_step = self.shareable and self.started and is_live
         if self.window is not None:
             self.window.sent(batch.offsets)

@@ -210,7 +210,7 @@ class FanOut:
             client.wake()
             return None
         taken: EncodedBatch | None = None
-        if subscription.state is None and subscription.position.offset >= subscription.view.evicted:
+        if subscription.replay is None and subscription.position.offset >= subscription.view.evicted:
             batch = self._batches.next_batch(subscription)
             if client.stream.offer(batch.data, now):
                 self._batches.commit(subscription, batch, now)
@@ -412,7 +412,7 @@ async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batche
         raise PositionExpired(message)
     if not subscription.has_work:
         return False
-    if subscription.state is not None or subscription.position.offset < subscription.view.evicted:
+    if subscription.replay is not None or subscription.position.offset < subscription.view.evicted:
         return await _serve_page(subscription, eventlog, batches)
     await _send_one(subscription, eventlog, batches)
     return True
@@ -429,7 +429,7 @@ async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: B
         page = await eventlog.page(
             subscription.position,
             subscription.view.destination,
-            subscription.state,
+            subscription.replay,
             address=subscription.client.peer or "",
         )
     except StoreUnavailable:
@@ -456,7 +456,7 @@ async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Bat
             batch = None
         if batch is None:
             if page is not None:
-                if subscription.state is not None and page.completes_state:
+                if subscription.replay is not None and page.completes_state:
                     # The object of the last event has changed or ended since the previous page was read.
                     subscription.resume_header += STATE_COMPLETE
                 subscription.skip_to(page.upto)
@@ -480,7 +480,7 @@ def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
 def _has_expired(subscription: Subscription, floor: Position) -> bool:
     """Whether the next event is not in memory, nor retained by the store, which has everything after ``floor``."""
     position, view = subscription.position, subscription.view
-    reached = position if subscription.state is None else subscription.state.until
+    reached = position if subscription.replay is None else position.at(max(position.offset, subscription.replay.since))
     if reached.epoch != floor.epoch or reached.offset >= view.last:
         return False
     return reached < floor and reached.offset < view.evicted

@@ -14,7 +14,8 @@ from airy_trio.delivery.client import ReplayOptions
 from airy_trio.events.destinations import types_of
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.store import Position, PositionExpired, StateAt, StoreUnavailable
+from airy_trio.log.reads import Replay
+from airy_trio.log.store import Position, PositionExpired, StoreUnavailable
 from airy_trio.log.tail import View
 from airy_trio.retry import Backoff
 
@@ -43,7 +44,7 @@ class StartRequest:
 
 @frozen
 class Start:
-    """Where a subscription starts: with the current state after ``position`` if there is one, then everything after it.
+    """Where a subscription starts: with the replay after ``position`` if there is one, then everything after it.
 
     ``resume``: the header of the same name. ``whole``: whether the replay has all that was asked for; None if no state
     was asked for. ``until``: the end of the current state. ``missing``: the types that it does not have completely.
@@ -51,7 +52,7 @@ class Start:
 
     position: Position
     resume: str
-    state: StateAt | None = None
+    replay: Replay | None = None
     whole: bool | None = None
     until: Position | None = None
     missing: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options
     if request.replay in ("all", "current"):
         return None
     since = eventlog.since_in_tail(options.window_s)
-    return None if since is None else _recent(eventlog, since, LIVE, options)
+    return None if since is None else _recent(eventlog, view, since, LIVE, options)
 
 
 async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
@@ -110,35 +111,44 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
         if position is not None and resume == RESUMED:
             return Start(position, resume)
     if request.replay == "current":
-        return await _current(eventlog, view, resume, request.address)
+        return await _current(eventlog, view, resume, options, request.address)
     if request.replay == "none":
         return Start(eventlog.head, resume)
     if request.replay == "all":
         async with eventlog.gate.place(request.address):
             return Start(await eventlog.floor(), resume)
-    return _recent(eventlog, await eventlog.since(options.window_s, address=request.address), resume, options)
+    since = await eventlog.since(options.window_s, address=request.address)
+    return _recent(eventlog, view, since, resume, options)
 
 
-def _recent(eventlog: EventLog, since: Position, resume: str, options: ReplayOptions) -> Start:
+def _recent(eventlog: EventLog, view: View, since: Position, resume: str, options: ReplayOptions) -> Start:
     """Start where the recent window begins, or later if it would have more than ``events_max`` events."""
-    begin = max(since.offset, eventlog.head.offset - options.events_max) if options.events_max else since.offset
-    return Start(since.at(begin), resume, whole=False if begin > since.offset else None)
+    begin = _limited(since.offset, eventlog.head, options)
+    until = eventlog.recent_end()
+    replay = Replay(until=until) if begin < until.offset and eventlog.may_repeat(view, begin) else None
+    return Start(since.at(begin), resume, replay, whole=False if begin > since.offset else None)
 
 
-async def _current(eventlog: EventLog, view: View, resume: str, address: str) -> Start:
+def _limited(since: int, head: Position, options: ReplayOptions) -> int:
+    return max(since, head.offset - options.events_max) if options.events_max else since
+
+
+async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayOptions, address: str) -> Start:
     """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
-        found = await eventlog.current_state()
-        missing = tuple(sorted(found.missing(STATE_TYPES & types_of(view.destination))))
-        begin, state = found.until.at(0), found.at
-        if state is not None:
-            try:
-                page = await eventlog.page(begin, view.destination, state, address=address)
-            except PositionExpired:  # another epoch or generation has begun
-                continue
-            if page.completes_state and not page.events:
-                state = None
-        return Start(found.until if state is None else begin, resume, state, not missing, found.until, missing)
+        found = await eventlog.current_state(options.window_s)
+        types = STATE_TYPES & types_of(view.destination)
+        missing, others = tuple(sorted(found.missing(types))), types - found.kept
+        since = _limited(found.since, found.until, options) if others else found.until.offset
+        replay = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
+        begin = found.until.at(since if found.at is None else 0)
+        try:
+            page = await eventlog.page(begin, view.destination, replay, address=address)
+        except PositionExpired:  # another epoch or generation has begun
+            continue
+        if page.completes_state and not page.events:
+            return Start(found.until, resume, None, not missing, found.until, missing)
+        return Start(begin, resume, replay, not missing, found.until, missing)
 
 
 async def _verdict(eventlog: EventLog, view: View, position: Position | None, address: str) -> str:

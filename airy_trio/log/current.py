@@ -91,6 +91,7 @@ class Marks:
 class CurrentState:
     """The state for a reader: its end, the types that it has completely, and all mapped types.
 
+    ``kept``: the types that it has. ``since``: the offset after which events of other types are read from the log.
     ``at``: None if there is no state to read. ``types``: None if no recorder has said which tables are mapped.
     ``filling``: the types of which a backfill has begun, and has not ended or not all of its events are added yet.
     """
@@ -100,6 +101,8 @@ class CurrentState:
     whole: frozenset[str] = frozenset()
     types: frozenset[str] | None = None
     filling: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    since: int = 0
 
     @classmethod
     def of(cls, bounds: Bounds, until: Position) -> Self:
@@ -111,7 +114,7 @@ class CurrentState:
         at = StateAt(bounds.state.generation, until)
         whole = frozenset(type_ for type_, offset in marks.whole.items() if offset <= until.offset)
         filling = frozenset(marks.begun.keys() | marks.whole.keys() - whole)
-        return cls(until, at, whole, marks.types, filling)
+        return cls(until, at, whole, marks.types, filling, marks.kept)
 
     def missing(self, types: AbstractSet[str]) -> frozenset[str]:
         """Return those of some types that the state does not have completely. An unmapped table has no objects."""

@@ -27,17 +27,18 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from itertools import groupby
+from math import inf
 from operator import attrgetter
 from typing import Final
 
 import structlog
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from airy_trio.events.destinations import Destination, OfConversation
 from airy_trio.log.current import CurrentState, Marks, fold
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
+from airy_trio.log.reads import READS_MAX, Gate, Page, Reads, Replay
 from airy_trio.log.store import (
     Bounds,
     EventStore,
@@ -45,7 +46,6 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
-    StateAt,
     StateChange,
     StoredEvent,
     StoreUnavailable,
@@ -65,6 +65,8 @@ BOUNDS_AGE_S: Final = 5.0
 """Maximum age of the cached bounds while events arrive. Refreshing them also resynchronises the store's clock."""
 LAG_EVERY_S: Final = 1.0
 """Between two reads of the store's head, by which the lag of ``follow`` is measured."""
+COMPARED_MAX: Final = 256
+"""More events of a view than that are not searched for a second one of an object."""
 STATE_AGE_S: Final = 1.0
 """Clients that request the current state within this time get the same one."""
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
@@ -104,11 +106,12 @@ class EventLog:
         self.gate = Gate(READS_MAX)
         """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it, except
         that of the current state, which one task makes for all."""
-        self._reads = Reads(store)
+        self._reads = Reads(store, self._tail)
         # Each event is set when its read has ended.
-        self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
+        self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
         self._state_being_read: _StateRead | None = None
+        self._recent_end: tuple[float, Position] | None = None  # the same
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
@@ -302,15 +305,15 @@ class EventLog:
         return grown
 
     async def page(
-        self, after: Position, destination: Destination, state: StateAt | None = None, *, address: str = ""
+        self, after: Position, destination: Destination, replay: Replay | None = None, *, address: str = ""
     ) -> Page:
-        """Return the next events of a destination in the store, or in the current state, for a client at ``address``.
+        """Return the next events of a destination in the store, or of a replay, for a client at ``address``.
 
         A client that asks for what another one is reading gets the same page. Raises ``PositionExpired`` and
         ``StoreUnavailable``.
         """
-        key = after, destination, state
-        page = self._reads.page(after, self.head, destination, state)
+        key = after, destination, replay
+        page = self._reads.page(after, self.head, destination, replay)
         if page is not None:
             return page
         # A client waits for the read of another one only with a place of its own: else it would wait in the other's
@@ -320,13 +323,17 @@ class EventLog:
                 await other.wait()
             ended = self._pages_being_read[key] = trio.Event()
             try:
-                return await self._reads.read(after, self.head, destination, state)
+                page = await self._reads.read(after, self.head, destination, replay)
             except PositionExpired:
                 self._state = None  # a client that subscribes again must not get a state that has ended
                 raise
             finally:
                 del self._pages_being_read[key]
                 ended.set()
+            if after.epoch != self.epoch:  # it began during the read, and a replay may have read its events
+                message = f"{after} is of an epoch that has ended"
+                raise PositionExpired(message)
+            return page
 
     async def since(self, age_s: float, *, address: str = "") -> Position:
         """Return the position after which all retained events are at most ``age_s`` old.
@@ -349,8 +356,24 @@ class EventLog:
         offset = self._tail.since(self._clock.ms_before(age_s))
         return None if offset is None else self.head.at(offset)
 
-    async def current_state(self) -> CurrentState:
-        """Return the current state as of at most ``STATE_AGE_S`` ago.
+    def recent_end(self) -> Position:
+        """Return the head as of at most ``STATE_AGE_S`` ago, up to which clients read the same pages."""
+        read_at, end = self._recent_end or (-inf, self.head)
+        if trio.current_time() >= read_at + STATE_AGE_S or end.epoch != self.epoch:
+            end = self.head
+            self._recent_end = trio.current_time(), end
+        return end
+
+    def may_repeat(self, view: View, offset: int) -> bool:
+        """Return whether a view may have several events of an object after an offset; without a read of the store."""
+        try:
+            events = self._tail.after(view, offset, events_max=COMPARED_MAX, bytes_max=self._tail_bytes)
+        except LookupError:
+            return True
+        return len(events) == COMPARED_MAX or any(map(self._tail.has_newer, events))
+
+    async def current_state(self, window_s: float) -> CurrentState:
+        """Return the current state, with a recent window of this length, as of at most ``STATE_AGE_S`` ago.
 
         Clients that ask at about the same time get the same one, so that they read the same pages. Raises
         ``StoreUnavailable``.
@@ -364,9 +387,11 @@ class EventLog:
             reading = self._state_being_read = _StateRead()
             try:
                 bounds = await self._folded()
-                if bounds.epoch == self.epoch:
+                since = self.since_in_tail(window_s) or await self.store.since(window_s)
+                if bounds.epoch == since.epoch == self.epoch:
                     # This node may not have read the newest events yet; those are sent after the state.
-                    self._state = trio.current_time(), CurrentState.of(bounds, min(bounds.head, self.head))
+                    state = CurrentState.of(bounds, min(bounds.head, self.head))
+                    self._state = trio.current_time(), evolve(state, since=min(since.offset, state.until.offset))
                 else:
                     await self.catch_up()
             except StoreUnavailable as error:

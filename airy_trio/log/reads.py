@@ -16,6 +16,12 @@ SQLite 91 to 118 ms, medians of five interleaved rounds).
 
 The same holds for the newest event of a conversation, which decides whether a client may subscribe to it. A store
 without an index scans its whole log for a conversation that has no events.
+
+A client that asks for no position receives a *replay* first: the current state, a recent window of the log, or both.
+These are pages as well. Of the window, an event is left out if a newer event of its object is in memory; the client
+receives that one later. So no store needs the newest event of every object. Adding each event to the state, also those
+of types that are not kept, would cost a database 15 to 60 µs per event, next to 6 to 16 µs for its append, and a
+client that asks for the state of one channel would wait for a scan of all messages that are retained.
 """
 
 from bisect import bisect_right
@@ -26,10 +32,11 @@ from operator import attrgetter
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from airy_trio.events.destinations import Destination
 from airy_trio.log.store import EventStore, Position, PositionExpired, StateAt, StoredEvent, is_all
+from airy_trio.log.tail import Tail
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""
@@ -84,20 +91,36 @@ class Gate:
         self._free += 1
 
 
+@frozen(kw_only=True)
+class Replay:
+    """What a subscription receives first, up to the position ``until``: a current state and a recent window, or either.
+
+    ``state``: the current state. ``since``: the offset after which the log is read as well, the recent window, without
+    events that have a newer one in memory. ``types``: of the events that come from the log; None: all. ``announced``:
+    the client is informed of the end.
+    """
+
+    until: Position
+    since: int = 0
+    state: StateAt | None = None
+    types: frozenset[str] | None = None
+    announced: bool = False
+
+
 @frozen(eq=False)
 class Page:
-    """All events of one destination after a position and up to the offset ``upto``, or those of a current state."""
+    """All events of one destination after a position and up to the offset ``upto``, or those of a replay."""
 
     destination: Destination
     after: Position
     upto: int
     events: tuple[StoredEvent, ...] = ()
-    state: StateAt | None = None
+    replay: Replay | None = None
 
     @property
     def completes_state(self) -> bool:
-        """Return whether it is the last page of a current state."""
-        return self.state is not None and self.upto >= self.state.until.offset
+        """Return whether it is the last page of a replay whose end is announced."""
+        return self.replay is not None and self.replay.announced and self.upto >= self.replay.until.offset
 
     def covers(self, position: Position) -> bool:
         """Return whether no event is missing between a position and the end of the page."""
@@ -122,8 +145,10 @@ class Reads:
     Within an epoch nothing is added below the head, so what is remembered stays true until the epoch ends.
     """
 
-    def __init__(self, store: EventStore, events_max: int = PAGE_EVENTS_MAX, bytes_max: int = PAGE_BYTES_MAX) -> None:
-        self._store = store
+    def __init__(
+        self, store: EventStore, tail: Tail, events_max: int = PAGE_EVENTS_MAX, bytes_max: int = PAGE_BYTES_MAX
+    ) -> None:
+        self._store, self._tail = store, tail
         self._events_max, self._bytes_max = events_max, bytes_max
         self._pages: deque[Page] = deque(maxlen=PAGES_MAX)
         # Both are LRU caches: the destination that was used last is the last.
@@ -133,7 +158,7 @@ class Reads:
         """Pages of current states that were read from the store."""
 
     def page(
-        self, after: Position, head: Position, destination: Destination, state: StateAt | None = None
+        self, after: Position, head: Position, destination: Destination, replay: Replay | None = None
     ) -> Page | None:
         """Return a retained page that continues after a position of the ``head``'s epoch; None if there is none."""
         for page in self._pages:
@@ -141,40 +166,78 @@ class Reads:
                 page.upto > after.offset
                 and page.covers(after)
                 and page.destination == destination
-                and page.state == state
+                and page.replay == replay
             ):
                 return page if after.epoch == head.epoch else None
         return None
 
     async def read(
-        self, after: Position, head: Position, destination: Destination, state: StateAt | None = None
+        self, after: Position, head: Position, destination: Destination, replay: Replay | None = None
     ) -> Page:
         """Return the next page after a position, at most up to ``head``. Raises what ``EventStore.read`` raises.
 
-        ``head``: a position that the store has reached. ``state``: read the current state instead.
+        ``head``: a position that the store has reached. ``replay``: read a page of it.
         """
-        page = self.page(after, head, destination, state)
+        page = self.page(after, head, destination, replay)
         if page is None:
-            if state is None:
+            if replay is None:
                 page = await self._read(after, head, destination)
             else:
-                page = await self._read_state(after, destination, state)
-                self.state_pages += 1
+                page = await self._read_replay(after, destination, replay)
             self._pages.append(page)
         return page
 
-    async def _read_state(self, after: Position, destination: Destination, state: StateAt) -> Page:
-        """Read one event more than a page has, so that the last event of the state is known to be the last."""
-        limit = self._events_max + 1
-        found = list(await self._store.current(state, after, limit, destination, bytes_max=self._bytes_max))
-        upto = state.until.offset
-        if not is_all(found, limit, self._bytes_max):
-            if len(found) > 1:
-                del found[-1]
-                upto = found[-1].offset
-            elif await self._store.current(state, after.at(found[0].offset), 1, destination, bytes_max=1):
-                upto = found[0].offset
-        return Page(destination, after, upto, tuple(found), state)
+    async def _read_replay(self, after: Position, destination: Destination, replay: Replay) -> Page:
+        """Read one event more than a page has, so that the last event of the replay is known to be the last."""
+        found: list[StoredEvent] = []
+        at, upto = after, replay.until.offset
+        while at.offset < upto and (len(found) < 2 or self._has_room(found)):  # noqa: PLR2004 - one more than a page
+            if replay.state is not None and at.offset < replay.since:
+                part, at = await self._read_state(at, destination, replay.state, replay.since)
+            else:
+                part, at = await self._read_recent(at, destination, replay)
+            found += part
+            await trio.lowlevel.checkpoint()  # a part that memory has waits for nothing
+        if at.offset < upto or len(found) > self._events_max:
+            del found[min(self._events_max, len(found) - 1) :]
+            upto = found[-1].offset
+        return Page(destination, after, upto, tuple(found), replay)
+
+    async def _read_state(
+        self, after: Position, destination: Destination, state: StateAt, upto: int
+    ) -> tuple[Sequence[StoredEvent], Position]:
+        """Return the next events of a current state up to an offset, and the position that they reach."""
+        self.state_pages += 1
+        limit, until = self._events_max + 1, evolve(state, until=after.at(upto))
+        found = await self._store.current(until, after, limit, destination, bytes_max=self._bytes_max)
+        return found, after.at(upto if is_all(found, limit, self._bytes_max) else found[-1].offset)
+
+    async def _read_recent(
+        self, after: Position, destination: Destination, replay: Replay
+    ) -> tuple[Sequence[StoredEvent], Position]:
+        """Return the next events of a recent window, with those of the state, and the position that they reach."""
+        page = self._read_tail(after, replay.until, destination) or await self._read(after, replay.until, destination)
+        wanted = [event for event in page.events if replay.types is None or event.type in replay.types]
+        found = [event for event in wanted if not self._tail.has_newer(event)]
+        reached = after.at(page.upto)
+        if replay.state is not None and len(wanted) < len(page.events):
+            self.state_pages += 1
+            state = evolve(replay.state, until=reached)
+            found = sorted([*found, *await self._store.current(state, after, len(page.events), destination)])
+        return found, reached
+
+    def _read_tail(self, after: Position, until: Position, destination: Destination) -> Page | None:
+        """Return the next page from memory; None if an event may be missing there."""
+        view = self._tail.find(destination)
+        if view is None or after.epoch != until.epoch or after.offset < view.evicted:
+            return None
+        found = self._tail.after(view, after.offset, events_max=self._events_max, bytes_max=self._bytes_max)
+        events = tuple(event for event in found if event.offset <= until.offset)
+        ends = len(events) < len(found) or not events or events[-1].offset >= view.last
+        return Page(destination, after, until.offset if ends else events[-1].offset, events)
+
+    def _has_room(self, events: Sequence[StoredEvent]) -> bool:
+        return len(events) <= self._events_max and _size(events) < self._bytes_max
 
     async def _read(self, after: Position, head: Position, destination: Destination) -> Page:
         if after.epoch != head.epoch:

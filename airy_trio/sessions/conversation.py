@@ -386,7 +386,7 @@ class Conversation:
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
         has_header = begin.resume != LIVE and client.connection.has_headers
         resume_header = header("resume", begin.resume, None) if has_header else b""
-        subscription.begin_after(begin.position, begin.state, resume_header)
+        subscription.begin_after(begin.position, begin.replay, resume_header)
         if claim is not None:
             services.durables.start(claim)
             await self.inbox.unless_gone(services.durables.wait_written())

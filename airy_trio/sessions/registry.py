@@ -348,7 +348,7 @@ def _describe_subscription(subscription: Subscription) -> dict[str, Any]:
 def _unsent(subscription: Subscription) -> tuple[int, bool]:
     """Count the events still to be sent, and whether the number is exact: the tail may not hold all of them."""
     view, offset = subscription.view, subscription.position.offset
-    if subscription.state is not None:
+    if subscription.replay is not None:
         return len(view.offsets) + 1, False
     if offset >= view.last:
         return 0, True

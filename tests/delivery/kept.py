@@ -20,18 +20,21 @@ async def keep(
     swept: Mapping[str, int] | None = None,
     types: str = "",
     whole: str = "",
+    kept: str = " ".join(STATE_TYPES),
     generation: str = GENERATION,
     size: int = 0,
     folds: bool = True,
 ) -> None:
     """Append an event for each name, and add it to the current state as that of the object of that name.
 
-    ``types`` and ``whole``: those that are mapped, and those that the state has completely, separated by spaces.
+    ``types``, ``whole``, ``kept``: those that are mapped, that the state has completely, and that it has, separated by
+    spaces.
     ``folds``: whether the events are added at once.
     """
     new = [event(log.head.offset + number, obj=name, size=size) for number, name in enumerate(names, start=1)]
-    marks = Marks(kept=STATE_TYPES, types=frozenset(types.split()), whole=dict.fromkeys(whole.split(), 0))
+    known, has = frozenset(types.split()), frozenset(kept.split())
+    marks = Marks(kept=has, types=known, whole=dict.fromkeys(whole.split(), 0))
     state = StateChange(generation=generation, marks=str(marks), ended=ended, swept=swept or {})
     await log.append(log.head, new, "point", state=state)
     if folds:
-        await fold(log.store, generation)
+        await fold(log.store, generation, has)

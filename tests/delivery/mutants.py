@@ -314,15 +314,15 @@ DIRECTED = (
         lambda _clock: test_reads.test_a_page_ends_at_the_head_of_this_node(),
     ),
     (
-        Mutant("the fan-out forgets the state", FanOut, "serve", "subscription.state is None and", ""),
+        Mutant("the fan-out forgets the state", FanOut, "serve", "subscription.replay is None and", ""),
         test_state.test_fan_out_sends_nothing_before_the_state,
     ),
     (
-        Mutant("the send task forgets the state", fanout, "_serve", "subscription.state is not None or", ""),
+        Mutant("the send task forgets the state", fanout, "_serve", "subscription.replay is not None or", ""),
         partial(with_small_pages, test_state.test_state_is_sent_in_pages, 5),
     ),
     (
-        Mutant("a state completed twice", fanout, "_send_one", "subscription.state is not None and", ""),
+        Mutant("a state completed twice", fanout, "_send_one", "subscription.replay is not None and", ""),
         partial(with_small_pages, test_state.test_growth_during_the_state_completes_it_once),
     ),
     (
@@ -340,29 +340,35 @@ DIRECTED = (
         partial(with_small_pages, test_state.test_state_is_sent_in_pages, 5),
     ),
     (
-        Mutant("a state without an end", Subscription, "commit", "self._leave_state()", "pass"),
+        Mutant("a state without an end", Subscription, "commit", "self._leave_replay()", "pass"),
         partial(with_small_pages, test_state.test_growth_during_the_state_completes_it_once),
     ),
     (
-        Mutant("a state whose last event has gone has no end", Subscription, "skip_to", "self._leave_state()", "pass"),
+        Mutant("a state whose last event has gone has no end", Subscription, "skip_to", "self._leave_replay()", "pass"),
         lambda _clock: test_batches.test_a_cursor_leaves_the_state_at_its_end(),
     ),
     (
-        Mutant("no look at the event after a page", Reads, "_read_state", "del found[-1]", "pass"),
-        partial(with_small_pages, test_state.test_state_is_sent_in_pages, 3),
+        Mutant(
+            "no look at the event after a page",
+            Reads,
+            "_read_replay",
+            "min(self._events_max, len(found) - 1)",
+            "self._events_max",
+        ),
+        lambda _clock: test_reads.test_last_page_of_a_replay_has_events(100, 1),
     ),
     (
         Mutant(
             "a large event is never the last",
             Reads,
-            "_read_state",
-            "elif await self._store.current(state, after.at(found[0].offset), 1, destination, bytes_max=1):",
-            "else:",
+            "_read_replay",
+            "len(found) < 2 or self._has_room(found)",
+            "self._has_room(found)",
         ),
         partial(test_state.test_large_events_fill_pages, 2),
     ),
     (
-        Mutant("a page of the log for the state", Reads, "page", "and page.state == state", ""),
+        Mutant("a page of the log for the state", Reads, "page", "and page.replay == replay", ""),
         partial(with_small_pages, test_state.test_pages_of_the_state_are_no_pages_of_the_log),
     ),
     (
@@ -370,7 +376,7 @@ DIRECTED = (
             "a position within the state expires",
             fanout,
             "_has_expired",
-            "position if subscription.state is None else subscription.state.until",
+            "position if subscription.replay is None else position.at(max(position.offset, subscription.replay.since))",
             "position",
         ),
         partial(with_small_pages, test_state.test_position_below_the_floor_does_not_expire_within_the_state),
@@ -381,7 +387,7 @@ DIRECTED = (
             fanout,
             "_has_expired",
             "if reached.epoch != floor.epoch or",
-            "if subscription.state is not None or reached.epoch != floor.epoch or",
+            "if subscription.replay is not None or reached.epoch != floor.epoch or",
         ),
         partial(with_small_pages, test_state.test_end_of_the_state_below_the_floor_expires),
     ),

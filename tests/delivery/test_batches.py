@@ -13,8 +13,8 @@ from airy_trio.delivery.framing import StompFraming
 from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import Page
-from airy_trio.log.store import StateAt
+from airy_trio.log.reads import Page, Replay
+from airy_trio.log.store import Position, StateAt
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Subscribe
 from airy_trio.websocket.stream import FramedStream
@@ -44,6 +44,10 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
     )
     subscription.view = log.attach(EVERYTHING, subscription)
     return subscription
+
+
+def of_state(until: Position) -> Replay:
+    return Replay(until=until, since=until.offset, state=StateAt("first0", until), announced=True)
 
 
 async def test_a_batch_is_whole_messages_of_one_frame_each() -> None:
@@ -115,7 +119,7 @@ async def test_acks_and_resume_headers_are_not_shared() -> None:
 @pytest.mark.parametrize("ack", [AckMode.AUTO, AckMode.CLIENT])
 async def test_last_message_of_the_state_marks_it_as_complete(ack: AckMode) -> None:
     log = await filled(6, size=BATCH_BYTES_MAX // 2, tail_events=16)
-    state = StateAt("first0", log.head.at(5))
+    state = of_state(log.head.at(5))
     found = tuple(await log.store.read(log.head.at(0), 6))
     pages = (
         Page(EVERYTHING, log.head.at(0), 3, (found[0], found[2]), state),
@@ -131,24 +135,24 @@ async def test_last_message_of_the_state_marks_it_as_complete(ack: AckMode) -> N
             seen += [(frame.get("resume"), frame.get("state")) for frame in frames if frame]
             batches.commit(subscription, batch, 0.0)
     assert seen == [("reset-expired", None), (None, None), (None, "complete")]
-    assert (subscription.position, subscription.state) == (log.head.at(5), None)
+    assert (subscription.position, subscription.replay) == (log.head.at(5), None)
 
 
 async def test_a_cursor_leaves_the_state_at_its_end() -> None:
     log = await filled(5)
     subscription = subscribed(log)
-    subscription.begin_after(log.head.at(0), StateAt("first0", log.head.at(4)))
+    subscription.begin_after(log.head.at(0), of_state(log.head.at(4)))
     found = []
     for offset in (3, 4):
         subscription.skip_to(offset)
-        found.append(subscription.state is None)
+        found.append(subscription.replay is None)
     assert found == [False, True]
 
 
 async def test_completing_header_waits_for_its_event() -> None:
     """The same holds if the event does not fit into the batch that is being made."""
     log = await filled(2, size=BATCH_BYTES_MAX)
-    state = StateAt("first0", log.head)
+    state = of_state(log.head)
     page = Page(EVERYTHING, log.head.at(0), 2, tuple(await log.store.read(log.head.at(0), 2)), state)
     batches, subscription = Batches(log), subscribed(log)
     subscription.begin_after(log.head.at(0), state)
@@ -183,7 +187,7 @@ async def test_clients_at_one_position_of_a_page_share_its_batches() -> None:
     batch = batches.of_page(subscribed(log, 1), page)
     assert batches.of_page(subscribed(log, 1), page) is batch
     assert batches.of_page(subscribed(log, 1), evolve(page, upto=9, events=page.events[:9])) is not batch
-    assert batches.of_page(subscribed(log, 1), evolve(page, state=StateAt("first0", log.head))) is not batch
+    assert batches.of_page(subscribed(log, 1), evolve(page, replay=of_state(log.head))) is not batch
     assert batches.of_page(subscribed(log, 2), page) is not batch
     assert batches.of_page(subscribed(log, 1, id_="different"), page) is not batch
     assert batches.of_page(subscribed(log, 1, ack=AckMode.CLIENT), page) is not batch

@@ -108,7 +108,7 @@ class Viewer:
             self.table.clear()
         self.position = begin.position
         self.reader, self.received, self.complete = Reader(), [], 0
-        new.begin_after(begin.position, begin.state)
+        new.begin_after(begin.position, begin.replay)
         new.start()
 
     async def read_page(self, batches: Batches) -> bool:
@@ -146,7 +146,7 @@ class Viewer:
         """Check the table after everything was received."""
         assert self.table == self.world.table
         assert self.start is not None
-        begun = self.start.state is not None and bool(self.received)
+        begun = self.start.replay is not None and bool(self.received)
         assert self.complete == begun
 
 

@@ -7,16 +7,19 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
-from airy_trio.delivery.start import Start, StartRequest, start
+from airy_trio.delivery.start import LIVE, Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
-from airy_trio.log.event_log import STATE_AGE_S, EventLog
+from airy_trio.events.models import STATE_TYPES
+from airy_trio.log.event_log import COMPARED_MAX, STATE_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
+from airy_trio.log.reads import Replay
 from airy_trio.log.store import Bounds, StateAt, StoreUnavailable
 from tests.delivery.kept import GENERATION, keep
 from tests.sessions.serving import events, open_log
 
 OPTIONS = ReplayOptions(window_s=3600, events_max=3)
+WINDOW = ReplayOptions(window_s=3600)
 
 
 async def filled(count: int = 10, *, tail_events: int = 20_000) -> EventLog:
@@ -152,6 +155,10 @@ async def found_state(log: EventLog, destination: Destination = EVERYTHING, last
     return await start(log, log.attach(destination, log), StartRequest(last_event_id, "current"), OPTIONS)
 
 
+def state_of(found: Start) -> StateAt | None:
+    return None if found.replay is None else found.replay.state
+
+
 @pytest.mark.parametrize(
     "types, whole, destination, missing",
     [
@@ -181,7 +188,7 @@ async def test_missing_types_are_named(types: str, whole: str, destination: Dest
 async def test_without_a_recorded_state_every_type_is_missing() -> None:
     log = await filled()
     assert dict((await found_state(log)).headers) == {
-        "position": str(log.head),
+        "position": str(log.head.at(log.head.offset - 3)),
         "resume": "live",
         "state": "partial",
         "until": str(log.head),
@@ -193,9 +200,9 @@ async def test_an_empty_state_ends_where_it_begins() -> None:
     log = await filled()
     await keep(log, "ab", types=MAPPED, whole=MAPPED)
     begin = await found_state(log, OfType("tag.updated"))
-    assert (begin.state, begin.position, begin.until, begin.whole) == (None, log.head, log.head, True)
+    assert (begin.replay, begin.position, begin.until, begin.whole) == (None, log.head, log.head, True)
     begin = await found_state(log)
-    assert (begin.state, begin.position) == (StateAt(GENERATION, log.head), log.head.at(0))
+    assert (state_of(begin), begin.position) == (StateAt(GENERATION, log.head), log.head.at(0))
 
 
 async def test_resumable_position_has_precedence_over_the_state() -> None:
@@ -205,20 +212,20 @@ async def test_resumable_position_has_precedence_over_the_state() -> None:
     assert begin.headers == (("position", str(log.head.at(5))), ("resume", "resumed"))
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
     begin = await found_state(log, last_event_id=str(log.head.at(5)))
-    assert (begin.resume, begin.position.offset, begin.state) == ("reset-expired", 0, StateAt(GENERATION, log.head))
+    assert (begin.resume, begin.position.offset, state_of(begin)) == ("reset-expired", 0, StateAt(GENERATION, log.head))
 
 
 async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_clock: MockClock) -> None:
     log = await filled()
     await keep(log, "ab")
-    assert (await found_state(log)).state == StateAt(GENERATION, log.head)
+    assert state_of(await found_state(log)) == StateAt(GENERATION, log.head)
     before = log.head
     await keep(log, "c", generation="second")
     other = OfType("message.updated")  # its pages are not retained yet
-    assert (await found_state(log, other)).state == StateAt("second", log.head)
+    assert state_of(await found_state(log, other)) == StateAt("second", log.head)
     await log.begin_epoch(log.head, "point")
     begin = await found_state(log)
-    assert (begin.state, begin.until, begin.whole) == (None, log.head, False)
+    assert (begin.replay, begin.until, begin.whole) == (None, log.head, False)
     assert log.epoch != before.epoch
     await log.begin_epoch(log.head, "point")
     assert (await found_state(log)).until == log.head
@@ -243,3 +250,81 @@ async def test_the_state_ends_at_the_head_of_this_node() -> None:
     await keep(other, "bc")
     begin = await found_state(log)
     assert begin.until == log.head == other.head.at(2)
+
+
+async def recent(log: EventLog, options: ReplayOptions = WINDOW) -> Start:
+    return await start(log, log.attach(EVERYTHING, log), StartRequest(None, None), options)
+
+
+@pytest.mark.parametrize("tail_events", [20_000, 2])
+async def test_recent_window_with_repeated_objects_is_read_in_pages(
+    tail_events: int, autojump_clock: MockClock
+) -> None:
+    """Clients that come together read the same pages, up to a position that is a second old at most."""
+    log = await open_log(options=LogOptions(store="memory", tail_events=tail_events))
+    await keep(log, "abab")
+    await recent(log)
+    await keep(log, "bc")
+    found = await recent(log)
+    assert (found.position, found.replay) == (log.head.at(0), Replay(until=log.head.at(4)))
+    assert [name for name, _ in found.headers] == ["position", "resume"]
+    await trio.sleep(STATE_AGE_S)
+    assert (await recent(log)).replay == Replay(until=log.head)
+
+
+async def test_recent_window_without_repeated_objects_is_a_position(autojump_clock: MockClock) -> None:
+    log = await open_log()
+    await keep(log, "abc")
+    assert await recent(log) == Start(log.head.at(0), LIVE)
+    await keep(log, "a")
+    await trio.sleep(STATE_AGE_S)
+    assert (await recent(log)).replay is not None
+    assert (await recent(log, ReplayOptions(window_s=3600, events_max=3))).replay is None
+    await log.begin_epoch(log.head, "point")
+    assert await recent(log) == Start(log.head, LIVE)
+
+
+@pytest.mark.parametrize("count", [COMPARED_MAX - 1, COMPARED_MAX])
+async def test_large_recent_window_is_not_searched_for_repeated_objects(count: int) -> None:
+    log = await open_log()
+    await keep(log, [str(number) for number in range(count)])
+    assert ((await recent(log)).replay is None) == (count < COMPARED_MAX)
+
+
+WINDOW_TYPES = {"message.updated", "metadata.updated"}
+
+
+@pytest.mark.parametrize(
+    "destination, since, types",
+    [
+        (EVERYTHING, 8, WINDOW_TYPES),
+        (OfChannel("ch1"), 8, WINDOW_TYPES),
+        (OfType("message.updated"), 8, {"message.updated"}),
+        (OfType("tag.updated"), 10, set()),
+    ],
+)
+async def test_current_state_has_the_recent_window_of_types_that_are_not_kept(
+    destination: Destination, since: int, types: set[str]
+) -> None:
+    log = await open_log()
+    await keep(log, "abcdefghij", kept="channel.updated tag.updated")
+    options = ReplayOptions(window_s=3600, events_max=2)
+    found = await log.current_state(options.window_s)
+    assert found.at is not None
+    replay = Replay(until=log.head, since=since, state=found.at, types=frozenset(types), announced=True)
+    begun = await start(log, log.attach(destination, log), StartRequest(None, "current"), options)
+    page = await log.page(log.head.at(0), destination, replay)
+    sent = [event.offset for event in page.events]
+    assert sent == ([] if destination == OfType("tag.updated") else [9, 10])
+    assert (begun.position, begun.replay) == ((log.head.at(0), replay) if sent else (log.head, None))
+
+
+async def test_without_a_state_only_the_recent_window_is_sent() -> None:
+    log = await filled()
+    begin = await found_state(log)
+    replay = Replay(until=log.head, since=7, types=STATE_TYPES, announced=True)
+    assert (begin.position, begin.replay, begin.whole) == (log.head.at(7), replay, False)
+    await trio.sleep(0.01)
+    log, options = await open_log(log.store), ReplayOptions(window_s=0)
+    begin = await start(log, log.attach(EVERYTHING, log), StartRequest(None, "current"), options)
+    assert (begin.position, begin.replay, begin.whole) == (log.head, None, False)

@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -74,9 +74,11 @@ async def open_sql(options: DatabaseOptions, pooled: str = "") -> AsyncIterator[
             await store.aclose()
 
 
-async def fold(store: EventStore, generation: str = "first0", limit: int = 250) -> None:
-    """Add all events to the current state."""
-    while await store.fold(generation, STATE_TYPES, limit):
+async def fold(
+    store: EventStore, generation: str = "first0", types: Collection[str] = STATE_TYPES, limit: int = 250
+) -> None:
+    """Add all events of some types to the current state."""
+    while await store.fold(generation, types, limit):
         pass
 
 

@@ -208,7 +208,7 @@ def test_state_for_a_reader() -> None:
     made = change(begun(), backfills=[mark("a"), mark("a", ended=True)], head=5)
     found = CurrentState.of(bounds(stored(made)), head.at(5))
     assert found == CurrentState(
-        head.at(5), StateAt(made.generation, head.at(5)), frozenset({"tag.updated"}), OPTIONS.types
+        head.at(5), StateAt(made.generation, head.at(5)), frozenset({"tag.updated"}), OPTIONS.types, kept=KEPT
     )
     behind = evolve(stored(made), folded=3)
     assert CurrentState.of(bounds(behind), head).at == StateAt(made.generation, head.at(3))

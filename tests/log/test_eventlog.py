@@ -707,7 +707,7 @@ async def test_crowd_that_asks_for_the_state_reads_it_once(fails: bool, autojump
 
     async def ask() -> None:
         try:
-            await log.current_state()
+            await log.current_state(window_s=60)
         except StoreUnavailable as error:
             results.append(str(error))
         else:
@@ -727,9 +727,9 @@ async def test_cancelled_read_of_the_state_is_taken_over(autojump_clock: MockClo
     store.slow = True
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.5):
-            await log.current_state()
-        nursery.start_soon(log.current_state)
-        nursery.start_soon(log.current_state)
+            await log.current_state(window_s=60)
+        nursery.start_soon(log.current_state, 60)
+        nursery.start_soon(log.current_state, 60)
     assert log._state_being_read is None  # noqa: SLF001 - the next client reads again
 
 
@@ -740,5 +740,5 @@ async def test_node_that_lags_has_no_state_that_is_complete_later() -> None:
     marks = Marks(types=tags, kept=tags, whole={"tag.updated": 2})
     new = [NewEvent("tag.updated", f"tag:{number}", None, None, b"") for number in range(2)]
     await store.append(log.head, new, "point", state=StateChange(generation="first0", marks=str(marks)))
-    found = await log.current_state()
+    found = await log.current_state(window_s=60)
     assert (found.until, found.missing(tags)) == (log.head, tags)

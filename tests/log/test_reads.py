@@ -5,9 +5,10 @@ from random import Random
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, Within
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
 from airy_trio.log import reads
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
@@ -22,12 +23,24 @@ from airy_trio.log.reads import (
     Gate,
     Page,
     Reads,
+    Replay,
 )
-from airy_trio.log.store import NewEvent, Position, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.log.store import (
+    NewEvent,
+    Position,
+    PositionExpired,
+    StateAt,
+    StateChange,
+    StoredEvent,
+    StoreUnavailable,
+)
+from airy_trio.log.tail import Tail
 from tests.delegating_store import DelegatingStore, Read
 from tests.log.places import event
 
 MANY = 1 << 30
+TAG = "tag.updated"
+MESSAGE = "message.updated"
 
 
 class Scanned(DelegatingStore):
@@ -155,7 +168,7 @@ async def test_no_event_is_remembered_beyond_its_epoch() -> None:
 async def test_pages_agree_with_the_store(seed: int) -> None:
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0)
-    found = Reads(store, random.choice((1, 5, 100)), random.choice((1, 10, 1000)))
+    found = Reads(store, Tail(events_max=1, bytes_max=1), random.choice((1, 5, 100)), random.choice((1, 10, 1000)))
     destinations: list[Destination] = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
     for number in range(1, 300):
         [channel] = random.choices("abcd", (100, 10, 3, 1))
@@ -166,6 +179,83 @@ async def test_pages_agree_with_the_store(seed: int) -> None:
             everything = await store.read(after, MANY, destination)
             assert list(page.events_after(after.offset)) == [one for one in everything if one.offset <= page.upto]
             assert page.upto > after.offset or after == log.head
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("tail_events", [5, 1000])
+async def test_replays_agree_with_a_list(tail_events: int, seed: int) -> None:
+    """Of kept types the state, of others the window; an event is missing only if a newer one of its object follows."""
+    random, store = Random(seed), MemoryStore()
+    log = await opened(store, 0, tail_events=tail_events)
+    found = Reads(store, log._tail, random.choice((1, 5, 100)), random.choice((1, 10, 1000)))  # noqa: SLF001 - that of the log
+    appended: list[StoredEvent] = []
+    ended: dict[str, int] = {}
+    for number in range(60):
+        names = random.choices("abcdefgh", k=random.randint(0, 4))
+        new = [event(number, object=name, type=TAG if name < "d" else MESSAGE, channel_id=name) for name in names]
+        over = [name for name in "abcd" if random.random() < 0.05]
+        change = StateChange(generation="first0", ended=over)
+        before = log.head
+        await log.append(before, new, "point", state=change)
+        ended |= dict.fromkeys(over, log.head.offset)
+        appended += await store.read(before, MANY)
+        while await store.fold("first0", {TAG}, MANY):
+            pass
+    newest = {one.object: one.offset for one in appended}
+    until = log.head
+    since = random.randint(0, until.offset)
+    for destination in (EVERYTHING, OfType(TAG), OfType(MESSAGE), OfChannel("a"), Within(EVERYTHING, frozenset("ae"))):
+        state = Replay(
+            until=until, since=since, state=StateAt("first0", until), types=frozenset({MESSAGE}), announced=True
+        )
+        recent = Replay(until=until)
+        for replay, begin in ((state, 0), (recent, since)):
+            at, sent = until.at(begin), list[StoredEvent]()
+            while at.offset < until.offset:
+                page = await found.read(at, log.head, destination, replay)
+                assert page.completes_state == (replay.announced and page.upto == until.offset)
+                assert page.events or page.upto == until.offset
+                sent += page.events_after(at.offset)
+                at = at.at(page.upto)
+            covered = [one for one in appended if covers(destination, one)]
+            kept = [one for one in covered if newest[one.object] == one.offset > ended.get(one.object, 0)]
+            window = [one for one in covered if one.offset > since]
+            if replay is state:
+                kept = [one for one in kept if one.type == TAG]
+                window = [one for one in window if one.type == MESSAGE]
+            else:
+                kept = []
+            known = [one for one in window if newest[one.object] == one.offset]
+            assert sent == sorted(set(sent)), "each event once, in order"
+            assert {*kept, *known} <= set(sent) <= {*kept, *window}
+            if tail_events > len(appended):
+                assert set(sent) == {*kept, *known}
+
+
+@pytest.mark.parametrize("events_max, bytes_max", [(100, 1000), (2, 1000), (1, 1000), (100, 1)])
+async def test_last_page_of_a_replay_has_events(events_max: int, bytes_max: int) -> None:
+    """What follows them in the log has a newer event, or has ended."""
+    store = MemoryStore()
+    log = await opened(store, 0)
+    change = StateChange(generation="first0")
+    new = [event(1, object="t1", type=TAG), event(2, object="m1"), event(3, object="t2", type=TAG)]
+    await log.append(log.head, new, "point", state=change)
+    again = [event(4, object="m2"), event(5, object="t2", type=TAG), event(6, object="m2")]
+    await log.append(log.head, again, "point", state=evolve(change, ended=["t2"]))
+    while await store.fold("first0", {TAG}, MANY):
+        pass
+    until = log.head.at(5)
+    found = Reads(store, log._tail, events_max, bytes_max)  # noqa: SLF001 - that of the log
+    for since in (0, 2, 3):
+        replay = Replay(
+            until=until, since=since, state=StateAt("first0", until), types=frozenset({MESSAGE}), announced=True
+        )
+        at, pages = until.at(0), list[Page]()
+        while at.offset < until.offset:
+            pages.append(await found.read(at, log.head, EVERYTHING, replay))
+            at = at.at(pages[-1].upto)
+        assert [one.offset for page in pages for one in page.events] == ([1, 2] if since < 2 else [1])
+        assert [page.completes_state for page in pages if page.events][-1]
 
 
 async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -> None:

@@ -16,6 +16,7 @@ from airy_trio.delivery.client import ClientState, EncodedBatch, ReplayOptions, 
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.fanout import Batches
 from airy_trio.delivery.framing import RETRY_MS_MAX, RETRY_MS_MIN
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.current import Marks
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent, Position, StateChange
@@ -175,7 +176,7 @@ async def test_stream_cut_off_in_the_recent_window_resumes_there(server: Server,
 async def test_current_state_ends_with_an_event_for_its_end(server: Server, autojump_clock: MockClock) -> None:
     tags = frozenset({"tag.updated"})
     change = StateChange(
-        generation="state0", marks=str(Marks(kept=tags, types=tags, whole={"tag.updated": 0})), ended=["gone"]
+        generation="state0", marks=str(Marks(kept=STATE_TYPES, types=tags, whole={"tag.updated": 0})), ended=["gone"]
     )
     new = [event(1), event(2, obj="gone"), event(3)]
     await server.log.append(server.log.head, new, "point", state=change)

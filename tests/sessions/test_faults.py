@@ -16,8 +16,8 @@ from airy_trio.events.destinations import Destination, parse
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import Page
-from airy_trio.log.store import Position, PositionExpired, StateAt, StoredEvent
+from airy_trio.log.reads import Page, Replay
+from airy_trio.log.store import Position, PositionExpired, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket.stream import StalledError
@@ -117,10 +117,10 @@ class FaultyLog(EventLog):
         return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
     async def page(
-        self, after: Position, destination: Destination, state: StateAt | None = None, *, address: str = ""
+        self, after: Position, destination: Destination, replay: Replay | None = None, *, address: str = ""
     ) -> Page:
         self._use(destination)
-        return await super().page(after, destination, state, address=address)
+        return await super().page(after, destination, replay, address=address)
 
 
 async def use(client: StompClient) -> None:
