@@ -158,7 +158,7 @@ def _what_follows(settings: Settings, kinds: Sequence[Kind]) -> str:
     whole = [TYPE_OF[kind] for kind in kinds if TYPE_OF[kind] in settings.log.keep_current]
     sent = "once a server has recorded these rows, clients have received them"
     if not whole:
-        return f"{sent}; their types are not in log.keep_current, so replay:current does not have them"
+        return f"{sent}; their types are not in log.keep_current, so replay:current has them in the recent window only"
     return f"{sent}, and replay:current has {', '.join(whole)} completely; airy-trio check reports it"
 
 

@@ -437,7 +437,7 @@ def _state_lines(found: _Found, settings: Settings, subject: Subject) -> Iterato
     elif found.kept is not None:
         yield f"state     replay:current has it, with the event at {found.epoch}-{found.kept}"
     elif type_ not in settings.log.keep_current:
-        yield f"state     replay:current does not have it: {type_} is not in log.keep_current"
+        yield f"state     replay:current has it in the recent window only: {type_} is not in log.keep_current"
     elif found.whole:
         yield "state     replay:current does not have it, as there was no such row when it was recorded"
     else:

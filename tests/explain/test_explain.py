@@ -261,7 +261,9 @@ async def test_the_current_state_of_an_object_is_reported(any_application: Appli
     assert (await explain(config, "tag", "t2"))[
         "state"
     ] == f"{missing}, and not all of tag.updated: run airy-trio backfill"
-    assert (await explain(config, "message", "m1"))["state"] == f"{missing}: message.updated is not in log.keep_current"
+    assert (await explain(config, "message", "m1"))["state"] == (
+        "replay:current has it in the recent window only: message.updated is not in log.keep_current"
+    )
     async with serving(any_application, free_port()):
         assert (await run("backfill", "tags", "--config", str(config))).code == 0
         while "no such row" not in (await explain(config, "tag", "t2"))["state"]:  # noqa: ASYNC110 - another process

@@ -116,7 +116,7 @@ class LogTables:
         )
         self._now_ms = now_ms
         self._made: dict[tuple[str, ...], Any] = {}
-        event, state, durable = self.events.c, self.state.c, self.acknowledged.c
+        state, durable = self.state.c, self.acknowledged.c
         given = sa.bindparam
         head = state.epoch + "-" + sa.cast(state.last, sa.Text) + " " + sa.func.coalesce(state.resume_point, "")
         self._in_step = state.state_at == STATE_FORM + head
@@ -125,24 +125,8 @@ class LogTables:
             state.generation, state.marks, state.folded, self._in_step.label("in_step"),
         )  # fmt: skip
         self.aged = self.bounds.add_columns(self._last_before(now_ms - given("age_ms", type_=sa.BigInteger)))
-        kept = self.current.c
-        self.stale = (
-            sa.select(kept.generation).where(kept.generation != sa.select(state.generation).scalar_subquery()).limit(1)
-        )
-        # By the name of a former generation, so that a row to which an append gives the present one stays. Rows that it
-        # has locked are left for the next time, because two that delete and write in another order would be a deadlock.
-        former = sa.select(kept.digest).where(kept.generation == given("stale", type_=sa.Text))
-        some = former.limit(given("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
-        self.delete_stale = sa.delete(self.current).where(kept.digest.in_(some)).returning(kept.offset)
         self._prepare_fold()
-        self.lowest = sa.select(sa.func.min(event.offset))
-        self.delete_events = sa.delete(self.events).where(event.offset.between(given("lowest"), given("highest")))
-        self.trim_to = (
-            sa.update(self.state)
-            .where(state.epoch == given("of"), state.first < given("new_first"))
-            .values(first=given("new_first"))
-            .returning(state.first)
-        )
+        self._prepare_trim()
         self.oldest_use = sa.select(sa.func.min(durable.used_at_ms))
         self.delete_durables = sa.delete(self.acknowledged).where(durable.used_at_ms < given("unused_before_ms"))
         self.position = sa.select(durable.epoch, durable.offset).where(
@@ -190,6 +174,27 @@ class LogTables:
         # Rows that an append has locked stay: it writes them in another order, and both would wait for each other.
         over = sa.select(ended.digest).where(self._among(ended.digest), ended.offset <= low)
         self.forget_ended = sa.delete(self.ended).where(ended.digest.in_(over.with_for_update(skip_locked=True)))
+
+    def _prepare_trim(self) -> None:
+        """Make the statements that delete old events, and rows of former generations of the current state."""
+        event, state, kept = self.events.c, self.state.c, self.current.c
+        given = sa.bindparam
+        self.stale = (
+            sa.select(kept.generation).where(kept.generation != sa.select(state.generation).scalar_subquery()).limit(1)
+        )
+        # By the name of a former generation, so that a row to which a fold gives the present one stays. Rows that it
+        # has locked are left for the next time, because two that delete and write in another order would be a deadlock.
+        former = sa.select(kept.digest).where(kept.generation == given("stale", type_=sa.Text))
+        some = former.limit(given("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
+        self.delete_stale = sa.delete(self.current).where(kept.digest.in_(some)).returning(kept.offset)
+        self.lowest = sa.select(sa.func.min(event.offset))
+        self.delete_events = sa.delete(self.events).where(event.offset.between(given("lowest"), given("highest")))
+        self.trim_to = (
+            sa.update(self.state)
+            .where(state.epoch == given("of"), state.first < given("new_first"))
+            .values(first=given("new_first"))
+            .returning(state.first)
+        )
 
     def before_fold(self) -> Sequence[Step]:
         """Return the steps that come before those of a fold in its transaction."""
