@@ -24,5 +24,4 @@ def __getattr__(name: str) -> object:
         return getattr(import_module(_LAZY[name]), name)
     if name == "settings":
         return import_module("airy_trio.settings")
-    message = f"module {__name__!r} has no attribute {name!r}"
-    raise AttributeError(message)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -347,8 +347,7 @@ class TableBackfill:
     def _require(self, connection: sa.Connection, progress: Progress) -> None:
         """Lock the stored progress, and raise ``BackfillTaken`` unless it is this one."""
         if self._stored(connection).get(self._table.kind) != progress:
-            message = f"another command has continued, restarted or ended the backfill of {self._table.kind}"
-            raise BackfillTaken(message)
+            raise BackfillTaken(f"another command has continued, restarted or ended the backfill of {self._table.kind}")
 
     def _stored(self, connection: sa.Connection) -> dict[str, Progress]:
         """Return the unfinished backfills by kind, locked until the end of the transaction."""

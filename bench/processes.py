@@ -87,11 +87,9 @@ class Load:
         try:
             printed, _ = self._process.communicate(timeout=LOAD_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            message = "the load client did not end"
-            raise MeasuringFailedError(message) from None
+            raise MeasuringFailedError("the load client did not end") from None
         if self._process.returncode:
-            message = f"the load client failed ({self._process.returncode})"
-            raise MeasuringFailedError(message)
+            raise MeasuringFailedError(f"the load client failed ({self._process.returncode})")
         figures: dict[str, float] = json.loads(printed)
         return {**figures, "faults": sum(figures[name] for name in FAULTS)}
 
@@ -109,8 +107,7 @@ def loading(options: Mapping[str, int | str], pass_fds: Sequence[int] = (), *, q
     )
     try:
         if _first_line(process, CONNECT_TIMEOUT_S) != "connected":
-            message = "the load client could not connect"
-            raise MeasuringFailedError(message)
+            raise MeasuringFailedError("the load client could not connect")
         yield Load(process)
     finally:
         process.kill()
@@ -125,8 +122,7 @@ def _server(command: Sequence[str], stdin: int) -> Iterator[tuple[int, int]]:
     try:
         line = _first_line(process, START_TIMEOUT_S)
         if not line.isdigit():
-            message = f"the server did not start: {' '.join(command)}"
-            raise MeasuringFailedError(message)
+            raise MeasuringFailedError(f"the server did not start: {' '.join(command)}")
         yield int(line), process.pid
         process.wait(END_TIMEOUT_S)
     except subprocess.TimeoutExpired:

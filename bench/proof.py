@@ -35,8 +35,7 @@ def _expect(positions: Sequence[str], wanted: dict[str, int], *, together: bool 
     figures = _figures(positions, together=together)
     found = {fault: figures[fault] for fault in FAULTY if figures[fault]}
     if found != wanted:
-        message = f"the load client received {positions} and reported {found} instead of {wanted}"
-        raise MeasuringFailedError(message)
+        raise MeasuringFailedError(f"the load client received {positions} and reported {found} instead of {wanted}")
 
 
 def _figures(positions: Sequence[str], *, together: bool) -> Figures:

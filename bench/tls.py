@@ -75,8 +75,7 @@ class Reader:
             except (BlockingIOError, ssl.SSLWantReadError):
                 return
             if not data:
-                message = "the server closed a connection"
-                raise MeasuringFailedError(message)
+                raise MeasuringFailedError("the server closed a connection")
             self._check(data)
 
     def _check(self, data: bytes) -> None:
@@ -85,8 +84,7 @@ class Reader:
         for found in _NUMBER.finditer(data):
             number, end = int(found[1]), found.end()
             if self.last and number != self.last + 1:
-                message = f"event {number} came after {self.last}"
-                raise MeasuringFailedError(message)
+                raise MeasuringFailedError(f"event {number} came after {self.last}")
             self.first, self.last = self.first or number, number
         self.held = data[max(end, len(data) - 100) :]
 
@@ -124,8 +122,7 @@ def measure(clients: int, measure_s: float, files: Files | None) -> Figures:
                 reader.sock.close()
     expected = clients * RATE * measure_s
     if any(reader.first != 1 for reader in readers) or not 0.9 * expected < deliveries < 1.1 * expected:
-        message = f"{deliveries} deliveries instead of {expected:.0f}: a client did not keep up"
-        raise MeasuringFailedError(message)
+        raise MeasuringFailedError(f"{deliveries} deliveries instead of {expected:.0f}: a client did not keep up")
     return Figures(spent_s / deliveries * 1e6, connecting_s / clients * 1e3, grown_kib / clients, deliveries)
 
 
@@ -138,8 +135,7 @@ def _serving(options: Sequence[str]) -> Iterator[tuple["subprocess.Popen[bytes]"
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line.strip().isdigit():
-                message = "the server did not start"
-                raise MeasuringFailedError(message)
+                raise MeasuringFailedError("the server did not start")
             yield process, int(line)
             assert process.stdin is not None
             process.stdin.close()
@@ -168,8 +164,7 @@ def _until(sock: socket.socket, end: bytes) -> None:
     while not data.endswith(end):
         more = sock.recv(READ_BYTES)
         if not more:
-            message = f"refused: {data!r}"
-            raise MeasuringFailedError(message)
+            raise MeasuringFailedError(f"refused: {data!r}")
         data += more
 
 

@@ -106,8 +106,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     quick = [item for item in items if _is_quick(item)]
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS and len(quick) < QUICK_MIN:
-        message = f"--quick selects only {len(quick)} tests"
-        raise pytest.UsageError(message)
+        raise pytest.UsageError(f"--quick selects only {len(quick)} tests")
     config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
     items[:] = quick
     gc.freeze()  # modules and tests stay imported: this saves a tenth of the time

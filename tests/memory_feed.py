@@ -32,8 +32,7 @@ class MemoryChanges:
         """Raise ``DatabaseUnavailable`` while it is away."""
         await trio.lowlevel.checkpoint()
         if self.away:
-            message = "the database is unavailable"
-            raise DatabaseUnavailable(message)
+            raise DatabaseUnavailable("the database is unavailable")
 
     def write(self, *objects: ChangedObject) -> None:
         """Commit changes, one row of the change log for each."""
@@ -121,8 +120,7 @@ class MemoryFeed:
     def _number(self, point: str) -> int:
         history, number = map(int, point.split(":"))
         if history != self._changes.history or number < self._changes.trimmed:
-            message = f"{point} is of another history, or the changes after it were trimmed"
-            raise ResumePointLost(message)
+            raise ResumePointLost(f"{point} is of another history, or the changes after it were trimmed")
         return number
 
 

@@ -39,8 +39,7 @@ class StreamTransport:
 
     def push(self, data: bytes) -> None:
         if self._rest is not None:
-            message = "data is pending"
-            raise RuntimeError(message)
+            raise RuntimeError("data is pending")
         if data:
             self._rest = memoryview(data)
 
@@ -48,8 +47,7 @@ class StreamTransport:
         if self._rest is None:
             return
         if self._broken:
-            message = "an earlier write was cancelled"
-            raise trio.BrokenResourceError(message)
+            raise trio.BrokenResourceError("an earlier write was cancelled")
         self._broken = True
         await self._stream.send_all(self._rest[:CHUNK_BYTES])
         self._broken = False
@@ -109,8 +107,7 @@ class MemoryTransport:
     def push(self, data: bytes) -> None:
         self._check()
         if self._rest:
-            message = "data is pending"
-            raise RuntimeError(message)
+            raise RuntimeError("data is pending")
         self._take(data)
 
     async def drain(self) -> None:
@@ -176,5 +173,4 @@ class MemoryTransport:
 
     def _check(self) -> None:
         if self.closed:
-            message = "the transport is closed"
-            raise trio.ClosedResourceError(message)
+            raise trio.ClosedResourceError("the transport is closed")

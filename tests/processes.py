@@ -84,8 +84,7 @@ class Program:
             found = json_object(line)
             if found.get("event") == event and facts.items() <= found.items():
                 return found
-        message = f"ended without {event!r} {facts or ''}:\n" + "\n".join(self.err.all)
-        raise AssertionError(message)
+        raise AssertionError(f"ended without {event!r} {facts or ''}:\n" + "\n".join(self.err.all))
 
     async def terminate(self) -> int:
         """Send SIGTERM, and return the exit code."""

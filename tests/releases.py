@@ -50,8 +50,7 @@ def install_previous(folder: Path, repository: Path = ROOT) -> Path:
         with tarfile.open(folder / "source.tar") as archive:
             archive.extractall(source, filter="data")
     elif is_released((repository / "CHANGELOG.md").read_text(encoding="utf-8")):
-        message = "no tag of an earlier release, although CHANGELOG.md has one; fetch the tags"
-        raise AssertionError(message)
+        raise AssertionError("no tag of an earlier release, although CHANGELOG.md has one; fetch the tags")
     _run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(folder), str(source), at=folder)
     [wheel] = folder.glob("*.whl")
 

@@ -199,8 +199,7 @@ async def test_exception_of_the_companion_is_raised(sqlite_application: Applicat
 
     async def fail(address: app.Address) -> NoReturn:
         await trio.lowlevel.checkpoint()
-        message = f"cannot show {address.path}"
-        raise LookupError(message)
+        raise LookupError(f"cannot show {address.path}")
 
     with trio.fail_after(TIMEOUT_S), pytest.RaisesGroup(LookupError, flatten_subgroups=True):
         await app.run(settings, fail)

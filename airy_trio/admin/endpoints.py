@@ -188,8 +188,7 @@ def _number(request: PageRequest, name: str, default: int, *, least: int, most: 
     plain = text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
     if not plain or int(text) < least or (most is not None and int(text) > most):
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-        message = f"{name} must be a whole number, {allowed}"
-        raise ValueError(message)
+        raise ValueError(f"{name} must be a whole number, {allowed}")
     return int(text)
 
 

@@ -86,8 +86,7 @@ class Key:
 def bounded(data: bytes) -> bytes:
     """Return data of at most ``KEYS_BYTES_MAX``, else raise ``KeysFault``."""
     if len(data) > KEYS_BYTES_MAX:
-        message = f"larger than {KEYS_BYTES_MAX} bytes"
-        raise KeysFault(message)
+        raise KeysFault(f"larger than {KEYS_BYTES_MAX} bytes")
     return data
 
 
@@ -100,20 +99,16 @@ def secret_key(secret: str, algorithms: Iterable[str]) -> Key:
 def read_pem(data: bytes, algorithms: Collection[str]) -> tuple[Key, ...]:
     """Read the one public key, or certificate, in PEM. Raises ``KeysFault``."""
     if b"PRIVATE KEY-----" in data:
-        message = "it contains a private key; the public key is required"
-        raise KeysFault(message)
+        raise KeysFault("it contains a private key; the public key is required")
     if data.count(b"-----BEGIN ") != 1:
-        message = "not one public key or certificate in PEM (use a JWK Set, a .json file, for several)"
-        raise KeysFault(message)
+        raise KeysFault("not one public key or certificate in PEM (use a JWK Set, a .json file, for several)")
     try:
         certified = b"-----BEGIN CERTIFICATE-----" in data
         public = load_pem_x509_certificate(data).public_key() if certified else load_pem_public_key(data)
     except Exception:  # noqa: BLE001 - as in _from_jwk; and the messages may quote the data
-        message = "the text between BEGIN and END is not a public key"
-        raise KeysFault(message) from None
+        raise KeysFault("the text between BEGIN and END is not a public key") from None
     if not isinstance(public, RSAPublicKey | EllipticCurvePublicKey):
-        message = "neither an RSA key nor a key for ES256, ES384 or ES512"
-        raise KeysFault(message)
+        raise KeysFault("neither an RSA key nor a key for ES256, ES384 or ES512")
     return _usable([_key(None, public, algorithms)], algorithms)
 
 
@@ -122,18 +117,14 @@ def read_jwks(data: bytes, algorithms: Collection[str]) -> tuple[Key, ...]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
-        message = "not JSON"
-        raise KeysFault(message) from None
+        raise KeysFault("not JSON") from None
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        message = 'not a JWK Set: it has no array "keys"'
-        raise KeysFault(message)
+        raise KeysFault('not a JWK Set: it has no array "keys"')
     if len(entries) > KEYS_MAX:
-        message = f"more than {KEYS_MAX} keys"
-        raise KeysFault(message)
+        raise KeysFault(f"more than {KEYS_MAX} keys")
     if any(isinstance(entry, dict) and "d" in entry for entry in entries):
-        message = "it contains a private key; only public keys are allowed"
-        raise KeysFault(message)
+        raise KeysFault("it contains a private key; only public keys are allowed")
     return _usable([_from_jwk(entry, algorithms) for entry in entries if isinstance(entry, dict)], algorithms)
 
 
@@ -171,8 +162,7 @@ def _key(kid: str | None, public: PublicKey, algorithms: Iterable[str]) -> Key |
 def _usable(found: Iterable[Key | None], algorithms: Iterable[str]) -> tuple[Key, ...]:
     keys = tuple(key for key in found if key is not None)
     if not keys:
-        message = f"no public key for {', '.join(algorithms)} (RSA keys need at least {RSA_BITS_MIN} bits)"
-        raise KeysFault(message)
+        raise KeysFault(f"no public key for {', '.join(algorithms)} (RSA keys need at least {RSA_BITS_MIN} bits)")
     return keys
 
 
@@ -385,8 +375,7 @@ async def _response_body(stream: trio.abc.ReceiveStream, http: h11.Connection) -
             case h11.NEED_DATA:
                 http.receive_data(bytes(await stream.receive_some(_RECEIVE_BYTES_MAX)))
             case h11.Response(status_code=status) if status != HTTP_OK:
-                message = f"the server of the keys answered with status {status}"
-                raise KeysFault(message)
+                raise KeysFault(f"the server of the keys answered with status {status}")
             case h11.Data(data=part):
                 data = bounded(data + bytes(part))
             case h11.EndOfMessage():

@@ -152,8 +152,7 @@ def _texts(claims: Mapping[str, Any], name: str) -> list[str] | None:
         return None
     texts = claims[name]
     if not isinstance(texts, list) or not all(isinstance(text, str) and is_encodable(text) for text in texts):
-        message = f"the claim {name} is not a list of texts"
-        raise GrantError(message)
+        raise GrantError(f"the claim {name} is not a list of texts")
     return texts
 
 

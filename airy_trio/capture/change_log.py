@@ -97,8 +97,7 @@ class _Point:
                 return cls(**values)
         except (AttributeError, TypeError, ValueError):
             pass
-        message = "the recorded resume point was written for another kind of database"
-        raise ResumePointLost(message)
+        raise ResumePointLost("the recorded resume point was written for another kind of database")
 
     def __str__(self) -> str:
         return json.dumps({"format": POINT_FORMAT, **asdict(self)}, separators=(",", ":"))
@@ -180,14 +179,11 @@ class PostgresPoint(_Point):
     def require_history_of(self, now: Self) -> None:
         """Raise ``ResumePointLost`` unless this point lies in the past of ``now``."""
         if (self.system, self.timeline) != (now.system, now.timeline):
-            message = "the database is in another cluster than was recorded, or in a restored one"
-            raise ResumePointLost(message)
+            raise ResumePointLost("the database is in another cluster than was recorded, or in a restored one")
         if self.place and self.place != now.place:
-            message = "the change log is not the one that was recorded; a dump may have been restored"
-            raise ResumePointLost(message)
+            raise ResumePointLost("the change log is not the one that was recorded; a dump may have been restored")
         if self.next_transaction > now.next_transaction:
-            message = "the database is in an older state than was recorded"
-            raise ResumePointLost(message)
+            raise ResumePointLost("the database is in an older state than was recorded")
 
 
 @frozen(kw_only=True)
@@ -211,19 +207,16 @@ class History:
         A point before the origin comes from an older copy of an event log: changes after it have been trimmed.
         """
         if point.source and point.source != self.source:
-            message = "the change log belongs to another database than was recorded"
-            raise ResumePointLost(message)
+            raise ResumePointLost("the change log belongs to another database than was recorded")
         if isinstance(point, PostgresPoint):
             origin = PostgresPoint.parse(self.origin)
             trimmed = origin.system == point.system and not point.has_read(origin)
         else:
             trimmed = point.seq < SqlitePoint.parse(self.origin).seq
         if trimmed:
-            message = "changes after the recorded resume point have been trimmed from the change log"
-            raise ResumePointLost(message)
+            raise ResumePointLost("changes after the recorded resume point have been trimmed from the change log")
         if point.mark and point.mark not in (self.mark, *self.replaced_mark.split()):
-            message = "the database or the event log has been restored to an older state"
-            raise ResumePointLost(message)
+            raise ResumePointLost("the database or the event log has been restored to an older state")
 
 
 def first_point(connection: sa.Connection, log: str) -> str:

@@ -154,8 +154,7 @@ class FileLease:
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            message = f"the lock file {self._path} cannot be opened: {error.strerror}"
-            raise DatabaseRefused(message) from None
+            raise DatabaseRefused(f"the lock file {self._path} cannot be opened: {error.strerror}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -163,8 +162,7 @@ class FileLease:
             return False
         except OSError as error:
             os.close(file)
-            message = f"the lock file {self._path} cannot be locked: {error.strerror}"
-            raise DatabaseUnavailable(message) from None
+            raise DatabaseUnavailable(f"the lock file {self._path} cannot be locked: {error.strerror}") from None
         self._file = file
         return True
 

@@ -133,8 +133,7 @@ class Watermarks:
             identity = Identity(found["identity"], found.get("source", ""))
             return cls(identity=identity, life=found["life"], serial=int(found["serial"]), marks=marks)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            message = 'what was recorded is of another way of capture than "updated_at"'
-            raise ResumePointLost(message) from None
+            raise ResumePointLost('what was recorded is of another way of capture than "updated_at"') from None
 
     def __str__(self) -> str:
         found = {
@@ -297,8 +296,7 @@ class UpdatedAtFeed(InspectedFeed):
         # A file that was moved is the same file, and points of older versions have no source.
         is_same = file is not None or point.identity.source in {"", identity.source}
         if point.identity.history != identity.history or not is_same:
-            message = "the database is another one, or another file, than the one that was recorded"
-            raise ResumePointLost(message)
+            raise ResumePointLost("the database is another one, or another file, than the one that was recorded")
         self._trim_returned(point)
         now_us = time.time_ns() // 1000 if file is not None else connection.execute(_NOW).scalar_one()
         poll = _Poll(connection=connection, limit=limit, now_us=now_us)

@@ -156,8 +156,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         rows = self._page.rows(connection, {"seq": point.seq, "limit": limit + 1 if point.seq else limit})
         if point.seq:
             if not rows or (rows[0][_SEQ], rows[0][_TOKEN]) != (point.seq, point.token):
-                message = f"the change log has no row {point.seq} with the token that was recorded"
-                raise ResumePointLost(message)
+                raise ResumePointLost(f"the change log has no row {point.seq} with the token that was recorded")
             del rows[0]
         following = evolve(point, seq=rows[-1][_SEQ], token=rows[-1][_TOKEN]) if rows else point
         return Batch(

@@ -45,8 +45,7 @@ def load_settings(config: Path | None) -> "Settings":
     Raises ``click.UsageError`` if no file was given.
     """
     if config is None:
-        message = "Missing option '--config FILE'."
-        raise click.UsageError(message)
+        raise click.UsageError("Missing option '--config FILE'.")
     from airy_trio import settings
 
     loaded = exit_on_error(lambda: settings.load(config, os.environ))
@@ -365,11 +364,9 @@ def migrate(  # noqa: PLR0913 - one for each option
     others = with_tables or grant is not None or firing is not None or then_backfill or (preview and to is None)
     if alone and (others or len(alone) > 1):
         but = " except --sql" if alone == ["--to"] else ""
-        message = f"{alone[0]} cannot be combined with other options{but}"
-        raise click.UsageError(message)
+        raise click.UsageError(f"{alone[0]} cannot be combined with other options{but}")
     if preview and then_backfill:
-        message = "--sql and --backfill exclude each other"
-        raise click.UsageError(message)
+        raise click.UsageError("--sql and --backfill exclude each other")
     if to is not None:
         _require_revision(to)
     settings = load_settings(config)
@@ -454,14 +451,11 @@ def tail(  # noqa: PLR0913 - one for each option
       AIRY_TRIO_TOKEN=... airy-trio tail --url wss://chat.example.org/ws.communication
     """  # noqa: D301 - click's mark for lines that it must not wrap
     if (since is not None) + everything + current > 1:
-        message = "--since, --all and --current exclude each other"
-        raise click.UsageError(message)
+        raise click.UsageError("--since, --all and --current exclude each other")
     if current and url is None:
-        message = "--current needs --url"
-        raise click.UsageError(message)
+        raise click.UsageError("--current needs --url")
     if url is not None and config is not None:
-        message = "--config and --url exclude each other"
-        raise click.UsageError(message)
+        raise click.UsageError("--config and --url exclude each other")
     settings = load_settings(config) if url is None else None
     wanted, begin = _destination(destination), None if since is None else _position(since)
     from airy_trio import tail as implementation
@@ -503,8 +497,7 @@ def _position(text: str) -> "Position":
 
     position = Position.parse(text)
     if position is None:
-        message = f"{text!r} is not a position, which looks like k7f3q9-1042"
-        raise click.BadParameter(message, param_hint="--since")
+        raise click.BadParameter(f"{text!r} is not a position, which looks like k7f3q9-1042", param_hint="--since")
     return position
 
 

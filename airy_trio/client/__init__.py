@@ -230,8 +230,7 @@ class _Loop:
             case "reset-expired" | "reset-epoch":
                 await self._sending.send(Reset(verdict=verdict, position=str(position)))
             case _:
-                message = f"the server does not say where the subscription begins: resume={verdict!r}"
-                raise BadAnswer(message)
+                raise BadAnswer(f"the server does not say where the subscription begins: resume={verdict!r}")
         self._position = position
 
     async def deliver(self, message: Frame) -> None:
@@ -412,8 +411,7 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
 def _position(text: str | None) -> Position:
     position = None if text is None else Position.parse(text)
     if position is None:
-        message = f"the server sent no position: {text!r}"
-        raise BadAnswer(message)
+        raise BadAnswer(f"the server sent no position: {text!r}")
     return position
 
 

@@ -96,8 +96,7 @@ class ServerAddress:
         """Parse a URL. ``tls``: the certificates to trust; None: those of the system. Raises ``ValueError``."""
         parts = urlsplit(url)
         if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-            message = "the URL is not of the form ws://HOST/PATH or wss://HOST/PATH"
-            raise ValueError(message)
+            raise ValueError("the URL is not of the form ws://HOST/PATH or wss://HOST/PATH")
         tls = None if parts.scheme == "ws" else tls or ssl.create_default_context()
         port = parts.port or (443 if tls else 80)
         path = PATH if parts.path in {"", "/"} else parts.path
@@ -141,8 +140,7 @@ async def connected(address: ServerAddress, token: str | None) -> AsyncGenerator
             opening.deadline = float("inf")
             yield connection
             return
-    message = f"no connection within {OPEN_TIMEOUT_S:g} s"
-    raise Lost(message)
+    raise Lost(f"no connection within {OPEN_TIMEOUT_S:g} s")
 
 
 @asynccontextmanager
@@ -177,8 +175,7 @@ async def _upgraded(nursery: trio.Nursery, stream: _AnyStream, address: ServerAd
             receive_buffer_size=_RECEIVE_BYTES,
         )
     if (rejected := reader.rejected) is None:
-        message = "the connection ended before the upgrade to WebSocket"
-        raise Lost(message)
+        raise Lost("the connection ended before the upgrade to WebSocket")
     retry_after = {name.lower(): value for name, value in rejected.headers}.get(b"retry-after", b"")
     wait_s = min(int(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdigit() else None
     raise Refused(str(rejected.status_code), _prose(rejected.body or b""), wait_s)
@@ -228,12 +225,10 @@ class ServerConnection:
         await self.send(Frame("CONNECT", tuple(headers)))
         answer = await self.receive("CONNECTED")
         if answer.get("version") != Version.V1_2.value:
-            message = f"the server speaks version {answer.get('version')!r} of STOMP instead of 1.2"
-            raise BadAnswer(message)
+            raise BadAnswer(f"the server speaks version {answer.get('version')!r} of STOMP instead of 1.2")
         sends, wants = (answer.get("heart-beat") or "0,0").partition(",")[::2]
         if not (sends.isdecimal() and wants.isdecimal()):
-            message = "the header heart-beat of the server is not two numbers of milliseconds"
-            raise BadAnswer(message)
+            raise BadAnswer("the header heart-beat of the server is not two numbers of milliseconds")
         if int(sends):
             self._silence_s = max(int(sends), HEART_BEAT_MS) / 1000 * SILENT_INTERVALS
         if int(wants):
@@ -256,18 +251,15 @@ class ServerConnection:
                     data = await self._websocket.get_message()
                     self._frames = self._decoder.feed(data.encode() if isinstance(data, str) else data)
                 if waiting.cancelled_caught:
-                    message = f"the server was silent for {self._silence_s:g} s"
-                    raise Lost(message)
+                    raise Lost(f"the server was silent for {self._silence_s:g} s")
         except ConnectionClosed as closed:
             raise _ending(closed) from None
         except RemoteProtocolError as fault:
-            message = f"the server does not speak STOMP: {fault}"
-            raise BadAnswer(message) from fault
+            raise BadAnswer(f"the server does not speak STOMP: {fault}") from fault
         if frame.command == "ERROR":
             raise Refused(frame.get("message") or "", _prose(frame.body))
         if frame.command != command:
-            message = f"the server sent {frame.command!r} instead of {command}"
-            raise BadAnswer(message)
+            raise BadAnswer(f"the server sent {frame.command!r} instead of {command}")
         return frame
 
     @trio.lowlevel.enable_ki_protection

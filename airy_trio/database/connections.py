@@ -166,8 +166,7 @@ class DedicatedConnection:
         closings, pipeline = self._closings, None
         try:
             if self._connection is None:
-                message = "the connection is closed"
-                raise DatabaseUnavailable(message)
+                raise DatabaseUnavailable("the connection is closed")
             if self._pipeline is None:
                 driver: Any = self._connection.connection.driver_connection
                 self._pipeline = Pipeline(driver)

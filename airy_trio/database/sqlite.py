@@ -280,8 +280,7 @@ class FileVersions:
         try:
             file = self.watch.path.stat()
         except OSError as error:
-            message = f"the SQLite file {self.watch.path} is gone: {error.strerror}"
-            raise DatabaseUnavailable(message) from None
+            raise DatabaseUnavailable(f"the SQLite file {self.watch.path} is gone: {error.strerror}") from None
         known_data = None if known is None or known.generation != self._connection.generation else known.data
         while (data := driver.execute("PRAGMA data_version").fetchone()[0]) == known_data and time.monotonic() < until:
             time.sleep(LOOK_EVERY_S)

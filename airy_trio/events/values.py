@@ -235,19 +235,16 @@ class InvalidJsonError(ValueError):
 def check(text: str, nesting_max: int = NESTING_MAX) -> Json:
     """Return the text if it is one valid JSON value that is not nested too deep. Raises ``InvalidJsonError``."""
     if is_deeper(text, nesting_max):
-        message = f"is nested deeper than {nesting_max}"
-        raise InvalidJsonError(message)
+        raise InvalidJsonError(f"is nested deeper than {nesting_max}")
     value = text.strip(_SPACE)
     try:
         is_whole = _DECODER.raw_decode(value)[1] == len(value)
     except ValueError:
         is_whole = False
     except RecursionError:  # a small recursion limit, or a caller with a deep stack
-        message = "is nested deeper than this interpreter can read"
-        raise InvalidJsonError(message) from None
+        raise InvalidJsonError("is nested deeper than this interpreter can read") from None
     if not is_whole:
-        message = "is not valid JSON"
-        raise InvalidJsonError(message)
+        raise InvalidJsonError("is not valid JSON")
     return Json(text)
 
 

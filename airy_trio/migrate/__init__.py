@@ -120,8 +120,7 @@ def stream_of(revision: str) -> Stream:
         if revision in revisions(stream):
             return stream
     known = ", ".join(each for stream in _SETTINGS for each in revisions(stream))
-    message = f"{revision!r} is not a revision of this version; known are {known}"
-    raise ValueError(message)
+    raise ValueError(f"{revision!r} is not a revision of this version; known are {known}")
 
 
 def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:

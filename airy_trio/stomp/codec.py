@@ -61,8 +61,7 @@ def escape(text: str, version: Version | None) -> str:
     if not _SPECIAL.search(text):
         return text
     if _UNWRITABLE[version].search(text):
-        message = "a header contains a character that this version of STOMP cannot write"
-        raise LocalProtocolError(message)
+        raise LocalProtocolError("a header contains a character that this version of STOMP cannot write")
     return text.translate(_ESCAPING[version])
 
 
@@ -91,12 +90,10 @@ def encode(frame: Frame, version: Version | None) -> bytes:
     end at another place: one with a NUL but without ``content-length``, or with a wrong ``content-length``.
     """
     if not _COMMAND.fullmatch(frame.command):
-        message = "not a command"
-        raise LocalProtocolError(message)
+        raise LocalProtocolError("not a command")
     length = frame.get("content-length")
     if length != str(len(frame.body)) and (length is not None or NUL in frame.body):
-        message = "the body does not have the length that content-length states"
-        raise LocalProtocolError(message)
+        raise LocalProtocolError("the body does not have the length that content-length states")
     rules = None if frame.command in UNESCAPED_COMMANDS else version
     head = b"".join(header(name, value, rules) for name, value in frame.headers)
     return frame.command.encode() + EOL + head + EOL + frame.body + NUL
@@ -115,8 +112,7 @@ def header(name: str, value: str, version: Version | None) -> bytes:
     """Encode one header line with its end. Raises ``LocalProtocolError`` if the version cannot write it."""
     written = escape(name, version)
     if not written or ":" in written:
-        message = "not a header name"
-        raise LocalProtocolError(message)
+        raise LocalProtocolError("not a header name")
     return f"{written}:{escape(value, version)}\n".encode()
 
 
@@ -144,8 +140,7 @@ def plain(value: str) -> str:
     Allowed is printable ASCII without space, colon or backslash, not empty (wire contract, "How it is written").
     """
     if not _PLAIN_VALUE.fullmatch(value):
-        message = f"not a header value that every client can read: {value!a}"
-        raise LocalProtocolError(message)
+        raise LocalProtocolError(f"not a header value that every client can read: {value!a}")
     return value
 
 

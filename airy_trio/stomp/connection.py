@@ -302,17 +302,14 @@ class Connection:
 
     def _agreed_version(self) -> Version:
         if self.version is None:
-            message = "no version is agreed"
-            raise LocalProtocolError(message)
+            raise LocalProtocolError("no version is agreed")
         return self.version
 
     def _expect(self, *allowed: Handshake) -> None:
         if self.state is ConnectionState.CLOSED:
-            message = "nothing may be written after ERROR"
-            raise LocalProtocolError(message)
+            raise LocalProtocolError("nothing may be written after ERROR")
         if self._handshake not in allowed:
-            message = f"this frame may not be written while the handshake is {self._handshake.name}"
-            raise LocalProtocolError(message)
+            raise LocalProtocolError(f"this frame may not be written while the handshake is {self._handshake.name}")
 
 
 Step = Callable[[Connection, Frame], Request]

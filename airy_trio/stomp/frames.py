@@ -77,8 +77,7 @@ def negotiate(client_header: str | None, server_ms: int) -> HeartBeat:
         return HeartBeat()
     numbers = _HEADER.fullmatch(client_header)
     if numbers is None:
-        message = "not two numbers of milliseconds"
-        raise ValueError(message)
+        raise ValueError("not two numbers of milliseconds")
     can_send_ms, wants_ms = int(numbers[1]), int(numbers[2])
     return HeartBeat(outgoing_s=_interval_s(server_ms, wants_ms), incoming_s=_interval_s(can_send_ms, server_ms))
 

@@ -153,8 +153,7 @@ class FramedStream:
                 await self.transport.drain()
             if patience.cancelled_caught:
                 self.stalled = True
-                message = f"nothing was taken for {self._send_timeout_s} s"
-                raise StalledError(message)
+                raise StalledError(f"nothing was taken for {self._send_timeout_s} s")
             self.written_at = self.drained_at = trio.current_time()
 
     async def upgrade(self, answer: bytes, message_bytes_max: int) -> None:
@@ -174,8 +173,7 @@ class FramedStream:
         """
         frames = self._frames
         if frames is None:
-            message = "the connection was not upgraded"
-            raise RuntimeError(message)
+            raise RuntimeError("the connection was not upgraded")
         while True:
             await self._answer()
             found = None

@@ -114,8 +114,7 @@ class TlsTransport:
 
     def push(self, data: bytes) -> None:
         if self.pending:
-            message = "data is pending"
-            raise RuntimeError(message)
+            raise RuntimeError("data is pending")
         self._accept(data)
 
     async def drain(self) -> None:
@@ -274,8 +273,7 @@ class TlsTransport:
 
     def _check_usable(self) -> None:
         if self._closed:
-            message = "the transport is closed"
-            raise trio.ClosedResourceError(message)
+            raise trio.ClosedResourceError("the transport is closed")
         if self._broken is not None:
             raise trio.BrokenResourceError(self._broken)
 

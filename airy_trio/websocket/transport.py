@@ -109,8 +109,7 @@ class SocketTransport:
 
     def push(self, data: bytes) -> None:
         if self.pending:
-            message = "data is pending"
-            raise RuntimeError(message)
+            raise RuntimeError("data is pending")
         self._set_rest(memoryview(data)[self._try_send(data) :])
 
     async def drain(self) -> None:
@@ -175,8 +174,7 @@ class SocketTransport:
 
     def _check_open(self) -> None:
         if self._socket.fileno() == -1:
-            message = "the socket is closed"
-            raise trio.ClosedResourceError(message)
+            raise trio.ClosedResourceError("the socket is closed")
 
     def _close(self) -> None:
         self._set_rest(_NOTHING)

@@ -58,8 +58,7 @@ def large(_request: PageRequest) -> Answer:
 
 
 def failing(_request: PageRequest) -> Answer:
-    message = "a page that is broken"
-    raise LookupError(message)
+    raise LookupError("a page that is broken")
 
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"

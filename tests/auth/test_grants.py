@@ -56,8 +56,7 @@ class Store(MemoryStore):
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
         self.calls += 1
         if self.away:
-            message = "away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away")
         return await super().newest(until, destination)
 
 

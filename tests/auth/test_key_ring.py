@@ -44,8 +44,7 @@ class Source:
         self.asked_at.append(trio.current_time())
         await trio.sleep(self.delay_s)
         if self.keys is None:
-            message = "away"
-            raise KeysFault(message)
+            raise KeysFault("away")
         return self.keys
 
 
@@ -76,8 +75,7 @@ async def test_unexpected_error_leaves_the_keys(autojump_clock: MockClock) -> No
     class Broken(Source):
         async def load(self) -> tuple[Key, ...]:
             await super().load()
-            message = "never-shown"
-            raise RuntimeError(message)
+            raise RuntimeError("never-shown")
 
     source = Broken(keys_of(FIRST))
     ring = KeyRing(keys_of(SECOND), source)

@@ -331,12 +331,10 @@ class FailingStore(DelegatingStore):
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         self.appends += 1
         if self.appends == 2 and not self._after:
-            message = "away before"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away before")
         stored = await super().on_append(call)
         if self.appends == 2:
-            message = "away after"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away after")
         return stored
 
 

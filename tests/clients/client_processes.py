@@ -57,14 +57,12 @@ class Client(Program):
         while len(found := self.reported(event)) < count:
             number = max(number, len(self.err.all))
             if await self.err.line(number) is None:
-                message = f"ended after {len(found)} {event!r}:\n" + "\n".join(self.err.all)
-                raise AssertionError(message)
+                raise AssertionError(f"ended after {len(found)} {event!r}:\n" + "\n".join(self.err.all))
         return found
 
     def _message(self, number: int) -> Received:
         if number >= len(self.out.all):
-            message = f"the client ended after {number} messages:\n" + "\n".join(self.err.all)
-            raise AssertionError(message)
+            raise AssertionError(f"the client ended after {number} messages:\n" + "\n".join(self.err.all))
         return Received(**json.loads(self.out.all[number]))
 
 

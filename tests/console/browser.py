@@ -130,8 +130,7 @@ class Tab:
             ends_at = time.monotonic() + PATIENCE_MS / 1000
             while not page.evaluate(script):
                 if time.monotonic() > ends_at:
-                    message = f"not within {PATIENCE_MS} ms: {script}\n{page.inner_text('body')[:2000]}"
-                    raise AssertionError(message)
+                    raise AssertionError(f"not within {PATIENCE_MS} ms: {script}\n{page.inner_text('body')[:2000]}")
                 page.wait_for_timeout(POLL_MS)
 
         await self.do(wait)

@@ -78,8 +78,7 @@ def _section(path: str, cls: type) -> Iterator[str]:
         yield f"{reason}\n" if reason else ""
     missing = options.keys() - documented
     if missing:
-        message = f"[{path}] {sorted(missing)}: not in config/example.toml"
-        raise AssertionError(message)
+        raise AssertionError(f"[{path}] {sorted(missing)}: not in config/example.toml")
 
 
 def _groups(section: str) -> Iterator[tuple[str, list[str]]]:

@@ -194,8 +194,7 @@ class UnclosableTransport(StreamTransport):
 
     async def abort(self) -> None:
         await super().abort()
-        message = "bug"
-        raise RuntimeError(message)
+        raise RuntimeError("bug")
 
 
 async def test_a_fault_while_aborting_affects_no_other_session(autojump_clock: MockClock) -> None:

@@ -53,8 +53,7 @@ async def test_reading_ahead_is_bounded(autojump_clock: MockClock) -> None:
 async def test_an_exception_of_the_work_is_not_wrapped(autojump_clock: MockClock) -> None:
     async def fail() -> None:
         await trio.sleep(1)
-        message = "away"
-        raise LookupError(message)
+        raise LookupError("away")
 
     with pytest.raises(LookupError, match="away"):
         await Inbox(Client(0).receive, trio.lowlevel.checkpoint, bytes_max=200).unless_gone(fail())

@@ -290,8 +290,7 @@ class BrokenStore(MemoryStore):
     """A store whose ``bounds``, which ``replay:all`` needs, has a bug."""
 
     async def bounds(self) -> NoReturn:
-        message = "bug"
-        raise RuntimeError(message)
+        raise RuntimeError("bug")
 
 
 async def test_a_failure_in_one_session_ends_only_that_session(
@@ -453,8 +452,7 @@ class AwayStore(MemoryStore):
         if self.mood == "silent":
             await trio.sleep_forever()
         if self.mood == "away":
-            message = "away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away")
         return await super().bounds()
 
 

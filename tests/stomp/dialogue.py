@@ -57,8 +57,7 @@ def fault_of(connection: Connection, data: bytes | str) -> RemoteProtocolError:
         requests = connection.receive(data)
     except RemoteProtocolError as fault:
         return fault
-    message = f"no fault, but {requests}"
-    raise AssertionError(message)
+    raise AssertionError(f"no fault, but {requests}")
 
 
 def token_of(connection: Connection, data: bytes | str) -> str:

@@ -136,8 +136,7 @@ async def test_fault_with_a_cancelled_turn_leaves_no_cycle(autojump_clock: MockC
 
         async def receive_some(self, bytes_max: int) -> bytes:
             if self.broken:
-                message = "reset"
-                raise trio.BrokenResourceError(message)
+                raise trio.BrokenResourceError("reset")
             return await super().receive_some(bytes_max)
 
     async def turn() -> None:
