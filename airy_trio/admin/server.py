@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -33,6 +32,7 @@ from attrs import define, field, frozen
 
 from airy_trio.errors import StartError
 from airy_trio.options import between, matching, more_than, satisfying
+from airy_trio.websocket.admission import is_loopback
 
 logger = structlog.get_logger(__name__)
 
@@ -314,14 +314,6 @@ def _token_of(request: PageRequest) -> str:
         return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
     except ValueError:  # not base64, not ASCII, or not UTF-8
         return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address, without brackets and port, is loopback."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _host_of(value: str) -> str:

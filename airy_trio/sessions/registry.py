@@ -44,9 +44,6 @@ SPREAD_S: Final = 0.01
 # How often `leave_unread_store` checks how long the event store has been unavailable.
 CHECK_STORE_EVERY_S: Final = 1.0
 
-
-# Connections in one page.
-PAGE_MAX: Final = 200
 # Clients may choose longer destinations; the rest is not shown.
 DESTINATION_CHARS_MAX: Final = 128
 # Clients that are listed as recipients; all are counted.
@@ -65,8 +62,8 @@ class SessionStatistics:
     """What there is now, and the counts since the start.
 
     Now: ``clients``; their ``subscriptions``; clients ``behind``, which have a send task; ``durables`` that clients
-    have claimed; those with acknowledgements that the store does not have yet (``durables_unwritten``); ``visitors``,
-    the connections that have a slot, and the ``addresses`` that they are counted by.
+    have claimed; those with acknowledgements that the store does not have yet (``durables_unwritten``); the
+    ``addresses`` that the connections are counted by.
 
     Since the start: ``waited``, how often a client had to wait in the fair queue; ``deliveries`` and ``bytes``
     (``Batches``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
@@ -79,7 +76,6 @@ class SessionStatistics:
     behind: int
     durables: int
     durables_unwritten: int
-    visitors: int
     addresses: int
     waited: int
     deliveries: int
@@ -126,7 +122,6 @@ class Sessions:
             behind=behind,
             durables=durables.claimed,
             durables_unwritten=durables.unwritten,
-            visitors=admission.connections,
             addresses=admission.addresses,
             waited=self.fair_queue.waited,
             deliveries=batches.deliveries,
@@ -156,7 +151,7 @@ class Sessions:
         for client in self._clients:
             if client.number <= after or (behind and not _is_behind(client)):
                 continue
-            if len(found) == min(limit, PAGE_MAX):
+            if len(found) == limit:
                 return {"connections": found, "next": last}
             found.append(_describe(client, now))
             last = client.number

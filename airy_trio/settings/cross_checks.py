@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from attrs import Attribute, fields
 from sqlalchemy.exc import ArgumentError
 
-from airy_trio.admin.server import AdminOptions, is_loopback
+from airy_trio.admin.server import AdminOptions
 from airy_trio.auth.keys import SECRET_BYTES_MIN, KeyUrl
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
@@ -159,7 +159,7 @@ def section_contradictions(options: object) -> Iterator[str | NotAllowedError]:
             yield f"only {'tls_certificate' if options.tls_certificate else 'tls_key'} is set, but TLS needs both"
         case AuthOptions():
             yield from _auth_contradictions(options)
-        case AdminOptions() if options.port and not options.token and not is_loopback(options.host):
+        case AdminOptions() if options.port and not options.token and not admission.is_loopback(options.host):
             yield "host is not a loopback address, so set a token: every client that reaches the port could read it"
         case _:
             return

@@ -13,11 +13,11 @@ import trio
 import yaml
 
 import airy_trio
-from airy_trio.admin.server import PROBES, AdminOptions, is_loopback
+from airy_trio.admin.server import PROBES, AdminOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.settings import Settings, load, parse
-from airy_trio.websocket.admission import Admission
+from airy_trio.websocket.admission import Admission, is_loopback
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import read_head, upgrade_in
 from tests.locks import pins

@@ -199,7 +199,7 @@ async def test_a_session_that_cannot_begin_ends_nothing_else(autojump_clock: Moc
             assert await plugged.ending.wait() is disconnects.INTERNAL
         assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
         assert await plugged.client.stream.receive_some() == b""
-        assert server.sessions.statistics().visitors == 0
+        assert server.sessions.admission.connections == 0
         await server.append(1, 1)
         assert (await bystander.receive()).command == "MESSAGE"
         await bystander.disconnect()

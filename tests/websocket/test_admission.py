@@ -67,12 +67,13 @@ async def test_beyond_the_total_is_503_until_a_connection_ends() -> None:
             assert rejected.value.status == 503
             assert b"\r\nRetry-After: 5\r\n" in await answer_to(server, head())
             found = server.sessions.statistics()
-            assert (found.clients, found.visitors, found.turned_away["connections_max"]) == (2, 2, 2)
+            assert (found.clients, server.sessions.admission.connections) == (2, 2)
+            assert found.turned_away["connections_max"] == 2
         assert [line["event"] for line in logs] == ["connections turned away"]
         assert logs[0]["setting"] == "listener.connections_max"
         await server.ended()
         async with await server.dial():
-            assert server.sessions.statistics().visitors == 1
+            assert server.sessions.admission.connections == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives every machine the addresses 127.0.0.0/8")
@@ -85,11 +86,8 @@ async def test_address_beyond_its_limit_alone_gets_503() -> None:
         assert rejected.value.status == 503
         async with await dial_from(server, "127.0.0.3"):
             found = server.sessions.statistics()
-            assert (found.visitors, found.addresses, found.turned_away["connections_per_address_max"]) == (
-                3,
-                2,
-                1,
-            )
+            assert (server.sessions.admission.connections, found.addresses) == (3, 2)
+            assert found.turned_away["connections_per_address_max"] == 1
 
 
 @pytest.mark.slow
@@ -282,7 +280,7 @@ async def test_refused_client_is_no_longer_counted() -> None:
         async with await connect(HOST, server.port):
             pass
         await server.ended()
-        assert server.sessions.statistics().visitors == 0
+        assert server.sessions.admission.connections == 0
         assert server.sessions.statistics().addresses == 0
 
 
