@@ -339,8 +339,7 @@ class Wakeup:
         self._connection = connection
         key = f"{WAKEUP_CLASS}, cast(cast(to_regclass({quote_text(names.quoted(TABLE))}) as oid) as int)"
         self._lock = Statement(
-            "airy_lock",
-            f"select current_setting('max_prepared_transactions') = '0' and pg_try_advisory_lock({key})",
+            "airy_lock", f"select current_setting('max_prepared_transactions') = '0' and pg_try_advisory_lock({key})"
         )
         self._unlock = Statement("airy_unlock", f"select pg_advisory_unlock({key})")
         self._listen = Statement("airy_listen", f"listen {quote_identifier(_channel(names))}")

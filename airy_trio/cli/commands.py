@@ -504,11 +504,7 @@ def _position(text: str) -> "Position":
 @click.command(short_help="Prove on your database that nothing is lost.")
 @CONFIG
 @click.option(
-    "--seconds",
-    type=click.IntRange(SECONDS_MIN, SECONDS_MAX),
-    default=20,
-    show_default=True,
-    help="How long to write.",
+    "--seconds", type=click.IntRange(SECONDS_MIN, SECONDS_MAX), default=20, show_default=True, help="How long to write."
 )
 def verify(config: Path | None, seconds: int) -> None:
     """Write to your own database with commits, rollbacks and lost connections, and count what a client receives.

@@ -287,11 +287,7 @@ class Follower:
         self._loop: _Loop | None = None
 
     def events(
-        self,
-        destination: str = "/events",
-        *,
-        position: PositionStore | str | None = None,
-        begin: Begin = "next",
+        self, destination: str = "/events", *, position: PositionStore | str | None = None, begin: Begin = "next"
     ) -> Events:
         """Return the events of a destination, for ``async for``.
 

@@ -166,11 +166,7 @@ def _tables(inspector: Inspector, schema: str | None, names: Mapping[str, bool])
         primary = keys[place]["constrained_columns"] if keys.get(place) else []
         singles = [one["column_names"][0] for one in unique.get(place, ()) if len(one["column_names"]) == 1]
         yield FoundTable(
-            schema=schema,
-            name=place[1],
-            visible=names[place[1]],
-            columns=found,
-            key=_key(primary, singles),
+            schema=schema, name=place[1], visible=names[place[1]], columns=found, key=_key(primary, singles)
         )
 
 

@@ -90,12 +90,7 @@ class RemoteProtocolError(Exception):
     """
 
     def __init__(
-        self,
-        token: str,
-        prose: str,
-        *,
-        receipt_id: str | None = None,
-        headers: Iterable[tuple[str, str]] = (),
+        self, token: str, prose: str, *, receipt_id: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
         super().__init__(f"{token}: {prose}")
         self.token = token

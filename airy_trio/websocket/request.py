@@ -141,12 +141,7 @@ def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
     if line is None:
         raise RequestRefusedError(_BAD, "This is not an HTTP/1.1 request that this server accepts.")
     path, _, query = line[2].decode("ascii").partition("?")
-    return Request(
-        method=line[1].decode("ascii"),
-        path=path,
-        query=query,
-        headers=_headers(data[line.end() : end]),
-    )
+    return Request(method=line[1].decode("ascii"), path=path, query=query, headers=_headers(data[line.end() : end]))
 
 
 def upgrade_in(request: Request) -> Upgrade:

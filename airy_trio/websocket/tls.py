@@ -63,12 +63,7 @@ class TlsTransport:
     more than anything else that a client can cause.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        context: ssl.SSLContext,
-        turn: Turn = trio.lowlevel.checkpoint,
-    ) -> None:
+    def __init__(self, transport: Transport, context: ssl.SSLContext, turn: Turn = trio.lowlevel.checkpoint) -> None:
         self._transport = transport
         self._turn = turn
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
