@@ -76,10 +76,7 @@ class Results:
         return self.compare((name, contender), (name, other), lambda ours, theirs: ours[figure] / (theirs[figure] or 1))
 
     def compare(
-        self,
-        ours: tuple[str, Contender],
-        theirs: tuple[str, Contender],
-        how: Callable[[Figures, Figures], float],
+        self, ours: tuple[str, Contender], theirs: tuple[str, Contender], how: Callable[[Figures, Figures], float]
     ) -> float:
         """Return the median of a comparison of two cases, round by round."""
         pairs = zip(self.rounds[ours[0], ours[1].name], self.rounds[theirs[0], theirs[1].name], strict=True)

@@ -54,12 +54,7 @@ class MeasuringFailedError(Exception):
 
 
 def measure(
-    contender: Contender,
-    pace: Pace,
-    load: Mapping[str, int | str],
-    *,
-    server: Sequence[str] = (),
-    bystanders: int = 0,
+    contender: Contender, pace: Pace, load: Mapping[str, int | str], *, server: Sequence[str] = (), bystanders: int = 0
 ) -> Figures:
     """Start a server, load it, and return the figures.
 

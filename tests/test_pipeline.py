@@ -52,9 +52,7 @@ async def test_statements_without_begin_are_one_transaction(connection: Monitore
     assert await pipeline.run((XID, [])) != [first]
 
 
-async def test_transaction_spans_round_trips_and_the_driver_continues(
-    connection: MonitoredConnection,
-) -> None:
+async def test_transaction_spans_round_trips_and_the_driver_continues(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     _, first = await pipeline.run((BEGIN, []), (XID, []))
     second, _ = await pipeline.run((XID, []), (COMMIT, []))
@@ -143,9 +141,7 @@ def connect_again(connection: MonitoredConnection) -> MonitoredConnection:
     return MonitoredConnection.opened(connection.info.dsn)
 
 
-async def test_connection_lost_while_idle_is_detected(
-    connection: MonitoredConnection,
-) -> None:
+async def test_connection_lost_while_idle_is_detected(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     assert not pipeline.lost()
     await trio.to_thread.run_sync(cut, connection)

@@ -169,8 +169,7 @@ def test_other_console_is_accepted(url: str, sqlite_application: Application) ->
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["", "b:8081", "javascript:alert(1)", "ws://b/", "http://a b/", "http://u:p@b/", "http://b:65536", "http://"],
+    "url", ["", "b:8081", "javascript:alert(1)", "ws://b/", "http://a b/", "http://u:p@b/", "http://b:65536", "http://"]
 )
 def test_invalid_other_console_is_refused(url: str, sqlite_application: Application) -> None:
     with pytest.raises(SettingsError, match=r"admin\.others: .*http://HOST:PORT"):

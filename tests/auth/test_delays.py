@@ -64,9 +64,7 @@ async def test_an_expired_web_token_waits_too(autojump_clock: MockClock) -> None
             assert (answer, round(waited_s, 3)) == ("401-token-expired", expected)
 
 
-async def test_delayed_refusal_outlasts_connect_timeout_but_not_shutdown(
-    autojump_clock: MockClock,
-) -> None:
+async def test_delayed_refusal_outlasts_connect_timeout_but_not_shutdown(autojump_clock: MockClock) -> None:
     options = ListenerOptions(port=0, connect_timeout_s=0.05)
     async with serving(auth=TOKENS, options=options, listen=False) as server:
         assert (await seconds_to_answer(server, "wrong"))[0] == "401-unauthorized"

@@ -194,9 +194,7 @@ async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
 
 
 @pytest.mark.slow
-async def test_keys_added_to_and_removed_from_a_file_take_effect(
-    tmp_path: Path,
-) -> None:
+async def test_keys_added_to_and_removed_from_a_file_take_effect(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
     authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path)))

@@ -26,11 +26,7 @@ KEYS = (secret_key(SECRET, ["HS256"]),)
 
 def options(*algorithms: str, audience: str = "", issuer: str = "") -> AuthOptions:
     return AuthOptions(
-        mode="jwt",
-        jwt_key="keys.json",
-        jwt_algorithms=list(algorithms),
-        jwt_audience=audience,
-        jwt_issuer=issuer,
+        mode="jwt", jwt_key="keys.json", jwt_algorithms=list(algorithms), jwt_audience=audience, jwt_issuer=issuer
     )
 
 

@@ -188,7 +188,7 @@ def test_text_of_the_mapping_that_the_event_log_cannot_store(postgres: Postgres)
                 constants.delivery_state = "delivered"
                 constants.from_contact = true
                 values.channel_id = { web = "é", phone = "☎" }
-                """,
+                """
             )
         ).tables
         with latin.engine.begin() as connection:

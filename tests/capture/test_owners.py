@@ -45,8 +45,7 @@ def test_owners_of_many_conversations_need_no_index(any_application: Application
     any_application.migrate()
     insert = INSERT.format(conversations=CONVERSATIONS)
     any_application.execute(
-        "drop index messages_conversation",
-        MANY[any_application.dialect].format(insert=insert, messages=MESSAGES),
+        "drop index messages_conversation", MANY[any_application.dialect].format(insert=insert, messages=MESSAGES)
     )
     tables = inspected(any_application)
     began_at = time.monotonic()

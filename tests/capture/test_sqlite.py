@@ -116,9 +116,7 @@ async def test_missing_file_is_unavailable_until_it_is_back(application: Applica
         assert ids((await read_all(feed, start))[0]) == ["t1"]
 
 
-async def test_reading_does_not_lock_out_an_impatient_application(
-    sqlite_application: Application,
-) -> None:
+async def test_reading_does_not_lock_out_an_impatient_application(sqlite_application: Application) -> None:
     """With a busy time-out of 0 it would fail at once with "database is locked". In WAL mode readers lock nothing."""
     commits = 300
     hasty = sqlite3.connect(

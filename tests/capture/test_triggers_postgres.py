@@ -107,9 +107,7 @@ def test_moving_many_keys_does_not_take_quadratic_time(application: Application)
     assert len(logged(application)) == 40_000
 
 
-async def test_truncate_logs_messages_only_if_their_deletion_matters(
-    postgres_application: Application,
-) -> None:
+async def test_truncate_logs_messages_only_if_their_deletion_matters(postgres_application: Application) -> None:
     kept = '[log]\nkeep_current = ["message.updated"]'
     for deletes, more in ((False, ""), (True, "[events]\ndeletes = true"), (True, kept)):
         settings = postgres_application.migrate(more)

@@ -238,10 +238,7 @@ async def test_impossible_times_are_skipped_and_hide_no_changes(any_application:
         watched.tag("t1", START_US)
         objects, after, _ = await read_all(feed, after)
         assert ("t1", "flag") in names(objects)
-        assert {name for name, _ in names(objects)} <= {
-            "t1",
-            "no-3",
-        }  # for SQLite 'NaN' is text and 1e300 a time
+        assert {name for name, _ in names(objects)} <= {"t1", "no-3"}  # for SQLite 'NaN' is text and 1e300 a time
         watched.tag("t2", START_US + 1000)
         assert ("t2", "flag") in names((await read_all(feed, after))[0])
 

@@ -139,9 +139,7 @@ async def test_recorder_polls_while_a_transaction_will_not_notify(application: A
         assert (await next_batch(feed, after)).changes == 1
 
 
-async def test_transaction_that_writes_during_the_sleep_notifies_at_its_commit(
-    application: Application,
-) -> None:
+async def test_transaction_that_writes_during_the_sleep_notifies_at_its_commit(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         after = await asleep(feed, await feed.origin())
         with application.engine.connect() as connection, connection.begin():

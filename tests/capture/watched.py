@@ -92,11 +92,7 @@ def feed_by_updated_at(
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables, watermarks=True)
     return UpdatedAtFeed(
-        application.reading(),
-        application.dialect,
-        tables,
-        overlap_s=overlap_s,
-        from_the_beginning=from_the_beginning,
+        application.reading(), application.dialect, tables, overlap_s=overlap_s, from_the_beginning=from_the_beginning
     )
 
 

@@ -189,10 +189,7 @@ def test_unreachable_postgres_shows_no_password(postgres: Postgres) -> None:
 def stranger(postgres_application: Application) -> Iterator[str]:
     """Return the URL of a migrated database for a role that may only read the application's tables."""
     postgres_application.migrate()
-    postgres_application.execute(
-        f"create role {ROLE} login",
-        f"grant select on all tables in schema public to {ROLE}",
-    )
+    postgres_application.execute(f"create role {ROLE} login", f"grant select on all tables in schema public to {ROLE}")
     yield sa.make_url(postgres_application.url).set(username=ROLE).render_as_string(hide_password=False)
     postgres_application.execute(f"drop owned by {ROLE}", f"drop role {ROLE}")
 

@@ -94,11 +94,7 @@ def message_of(finished: Finished, code: int) -> str:
 )
 @pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
 def test_wrong_settings(
-    text: str,
-    message: str,
-    command: tuple[str, ...],
-    here: Here,
-    command_line: CommandLine,
+    text: str, message: str, command: tuple[str, ...], here: Here, command_line: CommandLine
 ) -> None:
     assert message in message_of(command_line(*command, "--config", here.config(text)), 2)
 

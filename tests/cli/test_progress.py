@@ -52,11 +52,7 @@ class Terminal:
 def running(*arguments: str, stdin: bool = False) -> Iterator[tuple[Terminal, "subprocess.Popen[str]"]]:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [*AIRY_TRIO, *arguments],
-        stdin=theirs if stdin else None,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
+        [*AIRY_TRIO, *arguments], stdin=theirs if stdin else None, stdout=subprocess.PIPE, stderr=theirs, text=True
     ) as process:
         os.close(theirs)
         late = threading.Timer(END_S, process.kill)

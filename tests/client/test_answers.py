@@ -49,12 +49,7 @@ async def first(url: str) -> client.Event | client.Reset | client.State:
     ],
 )
 async def test_bad_answer_is_one_error(  # noqa: PLR0917 - the first four are of a case
-    connected: str,
-    receipt: str,
-    message: str,
-    error: str,
-    autojump_clock: MockClock,
-    monkeypatch: pytest.MonkeyPatch,
+    connected: str, receipt: str, message: str, error: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "MESSAGE_BYTES_MAX", 1000)
 

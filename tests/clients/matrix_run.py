@@ -106,14 +106,7 @@ def start(
     real: RealClient, url: str, *, last_event_id: str = "", count: int = 0
 ) -> AbstractAsyncContextManager[Client]:
     """Start a client's program."""
-    return client(
-        real.program,
-        url,
-        last_event_id=last_event_id,
-        count=count,
-        token=TOKEN,
-        heartbeat_ms=HEARTBEAT_MS,
-    )
+    return client(real.program, url, last_event_id=last_event_id, count=count, token=TOKEN, heartbeat_ms=HEARTBEAT_MS)
 
 
 async def run_step(

@@ -152,9 +152,7 @@ async def test_closing_frees_a_thread_that_waits_for_a_lock(
         assert ended.is_set()
 
 
-async def test_closing_frees_the_thread_of_an_unresponsive_server(
-    closable: Database | DedicatedConnection,
-) -> None:
+async def test_closing_frees_the_thread_of_an_unresponsive_server(closable: Database | DedicatedConnection) -> None:
     pid, ended = await hang(closable.run, "select pg_sleep(60)")
     with stopped(pid), trio.fail_after(10):
         await closable.aclose()

@@ -123,9 +123,7 @@ async def test_pipeline_needs_an_open_connection(postgres_application: Applicati
         await session.run_pipeline(ask)
 
 
-async def test_failed_or_cancelled_pipeline_closes_the_connection(
-    postgres_application: Application,
-) -> None:
+async def test_failed_or_cancelled_pipeline_closes_the_connection(postgres_application: Application) -> None:
     session = postgres_application.reading()
 
     async def divide(pipeline: Pipeline) -> None:

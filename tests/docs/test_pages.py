@@ -16,9 +16,7 @@ from tests.docs.pages import FOLDER, ROOT, Step, pages, steps
 from tests.docs.runner import follow
 
 PAGE_TIMEOUT_S = 100.0
-NOT_RUN: Final = {
-    ("explanation/architecture.md", "text"): "a diagram of the task tree",
-}
+NOT_RUN: Final = {("explanation/architecture.md", "text"): "a diagram of the task tree"}
 """Blocks that no test reads, by page and language."""
 FILES: Final = {
     ("how-to/event-streams.md", "kept.html"): "test_load_then_live.py",

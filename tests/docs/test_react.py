@@ -84,8 +84,7 @@ async def compiled(folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "hook,url",
-    [("use-events.js", "http://localhost:8080"), ("use-stomp.js", "ws://localhost:8080/ws.communication")],
+    "hook,url", [("use-events.js", "http://localhost:8080"), ("use-stomp.js", "ws://localhost:8080/ws.communication")]
 )
 async def test_component_shows_what_the_database_has(
     hook: str, url: str, sqlite_application: Application, tmp_path: Path

@@ -211,10 +211,7 @@ async def test_another_mapping_begins_the_state_again(sqlite_application: Applic
     config = configure(sqlite_application, tmp_path)
     sqlite_application.tag()
     found = []
-    changes = (
-        '[database.tables.messages.columns]\nsource = "id"\n',
-        '[database.tables.tags.columns]\nname = "id"\n',
-    )
+    changes = ('[database.tables.messages.columns]\nsource = "id"\n', '[database.tables.tags.columns]\nname = "id"\n')
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving:
             await backfill(config)

@@ -105,16 +105,9 @@ async def test_airy_settings(any_application: Application, tmp_path: Path) -> No
             ),
             (
                 "metadata.updated",
-                {
-                    "subject": "conversation",
-                    "identifier": "c1",
-                    "metadata": {"contact": {"displayName": "Grace"}},
-                },
+                {"subject": "conversation", "identifier": "c1", "metadata": {"contact": {"displayName": "Grace"}}},
             ),
-            (
-                "channel.updated",
-                {"id": "ch1", "source": "facebook", "source_channel_id": "page-1", "connected": True},
-            ),
+            ("channel.updated", {"id": "ch1", "source": "facebook", "source_channel_id": "page-1", "connected": True}),
             ("tag.updated", {"id": "t1", "name": "flag", "color": "tag-red"}),
         ],
     )

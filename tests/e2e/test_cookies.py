@@ -101,10 +101,7 @@ async def test_cookie_of_a_page_authenticates_its_websocket(
 @pytest.mark.parametrize("mode", MODES)
 async def test_page_without_a_cookie_is_rejected(sqlite_application: Application, tmp_path: Path, mode: str) -> None:
     with trio.fail_after(TIMEOUT_S):
-        async with (
-            serving_page(sqlite_application, tmp_path, mode, "not at all") as (_, page),
-            browsing() as tab,
-        ):
+        async with serving_page(sqlite_application, tmp_path, mode, "not at all") as (_, page), browsing() as tab:
             await tab.open(page)
             await tab.until("window.code !== undefined")
             assert await tab.evaluate("window.code") == 4401

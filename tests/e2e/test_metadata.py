@@ -62,10 +62,7 @@ ONE_BY_ONE = (  # the events after each transaction
     ([row("channel", "a.c", "again", at_s=3)], [body("channel", '{"unread":0,"a":{"c":"again"}}')]),
     (["delete from metadata where key = 'a.c'"], [body("channel", '{"unread":0,"a":"scalar"}')]),
     # a value that does not fit its type is a string
-    (
-        ["update metadata set value = 'many' where key = 'unread'"],
-        [body("channel", '{"unread":"many","a":"scalar"}')],
-    ),
+    (["update metadata set value = 'many' where key = 'unread'"], [body("channel", '{"unread":"many","a":"scalar"}')]),
     # a changed key is a delete of the old and an update of the new
     (
         ["update metadata set identifier = '2' where subject = 'channel' and key = 'a'"],

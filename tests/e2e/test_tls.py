@@ -108,10 +108,7 @@ async def test_alpn_selects_http_1(sqlite_application: Application, tmp_path: Pa
 async def test_sighup_renews_the_certificate_without_disconnects(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
-    async with (
-        speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
-        await our_client(serving) as old,
-    ):
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _), await our_client(serving) as old:
         issue(tmp_path)
         serving.process.send_signal(signal.SIGHUP)
         await serving.record("settings renewed")
@@ -123,10 +120,7 @@ async def test_sighup_renews_the_certificate_without_disconnects(
 
 
 async def test_sighup_with_a_faulty_file_only_logs_a_line(sqlite_application: Application, tmp_path: Path) -> None:
-    async with (
-        speaking_tls(sqlite_application, tmp_path) as (serving, files, config),
-        await our_client(serving) as old,
-    ):
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, files, config), await our_client(serving) as old:
         config.write_text(config.read_text().replace("port = 0", "port = {}", 1))
         serving.process.send_signal(signal.SIGHUP)
         line = await serving.record("settings not renewed")
@@ -243,10 +237,7 @@ async def test_truncated_stream_is_a_disconnected_client(sqlite_application: App
 
 
 async def test_shutdown_ends_with_close_notify(sqlite_application: Application, tmp_path: Path) -> None:
-    async with (
-        speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
-        await our_client(serving) as found,
-    ):
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _), await our_client(serving) as found:
         serving.process.terminate()
         assert (await found.receive()).get("message") == "503-shutting-down"
         with pytest.raises(Closed) as closed:

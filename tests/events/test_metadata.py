@@ -268,9 +268,7 @@ def test_tree_equals_assignment_in_order(entries: list[MetadataEntry]) -> None:
     assert strictly_read(nested(*entries).metadata) == root
 
 
-@given(
-    st.lists(st.builds(MetadataEntry, key=ANY_VALUE, value=ANY_VALUE, value_type=ANY_VALUE, updated_at=ANY_VALUE)),
-)
+@given(st.lists(st.builds(MetadataEntry, key=ANY_VALUE, value=ANY_VALUE, value_type=ANY_VALUE, updated_at=ANY_VALUE)))
 def test_any_rows_make_an_object(entries: list[MetadataEntry]) -> None:
     result = nested(*entries)
     assert isinstance(strictly_read(result.metadata.encode()), dict)

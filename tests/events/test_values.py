@@ -191,8 +191,7 @@ def test_a_json_column_that_is_too_deep() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "value,problem",
-    [(b"{}", "is not UTF-8 text"), ('["\ud800"]', "is not UTF-8 text"), (HUGE, "has too many digits")],
+    "value,problem", [(b"{}", "is not UTF-8 text"), ('["\ud800"]', "is not UTF-8 text"), (HUGE, "has too many digits")]
 )
 def test_content_that_is_not_text(value: Value, problem: str, form: ContentForm) -> None:
     with pytest.raises(UnfitValueError) as caught:

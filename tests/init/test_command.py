@@ -199,9 +199,7 @@ def test_row_security_names_the_remedy(
     postgres_application: Application, postgres: Postgres, tmp_path: Path, command_line: CommandLine
 ) -> None:
     postgres_application.execute(
-        MESSAGES,
-        "alter table messages enable row level security",
-        f'grant select on messages to "{PASSWORD_ROLE}"',
+        MESSAGES, "alter table messages enable row level security", f'grant select on messages to "{PASSWORD_ROLE}"'
     )
     url = postgres.password_url(postgres_application.url.rpartition("/")[2])
     line = failed(command_line("init", url, str(tmp_path / "a.toml")), 1)

@@ -13,13 +13,7 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.fanout import Batches, Senders
 from airy_trio.delivery.framing import StompFraming
-from airy_trio.sessions.heartbeats import (
-    PING_EVERY_S,
-    SLOT_S,
-    UNANSWERED_MAX_S,
-    ClientTimers,
-    TimerWheel,
-)
+from airy_trio.sessions.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S, ClientTimers, TimerWheel
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import HeartBeat
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn

@@ -321,9 +321,7 @@ def encryption(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encryption, ss
 @pytest.mark.parametrize("over_tls", [False, True], ids=["tcp", "tls"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_session_is_freed_however_it_ends(
-    way: Callable[[Server, Dial], Awaitable[None]],
-    over_tls: bool,
-    encryption: tuple[Encryption, ssl.SSLContext],
+    way: Callable[[Server, Dial], Awaitable[None]], over_tls: bool, encryption: tuple[Encryption, ssl.SSLContext]
 ) -> None:
     options = evolve(OPTIONS, connect_timeout_s=0.05) if way is no_upgrade else OPTIONS
     with trio.fail_after(30):

@@ -797,9 +797,7 @@ async def test_destination_not_granted_is_refused(autojump_clock: MockClock) -> 
             assert (error.get("message"), code) == ("403-destination", 4403)
 
 
-async def test_empty_conversation_is_accepted(
-    autojump_clock: MockClock,
-) -> None:
+async def test_empty_conversation_is_accepted(autojump_clock: MockClock) -> None:
     auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
     headers = [("passcode", issuer("HS256").token(airy_channels=["ch2"]))]
     async with serving(options=OPTIONS, auth=auth, listen=False) as server:

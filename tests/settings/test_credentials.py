@@ -69,14 +69,8 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
         ('mode = "jwt"\njwt_key = "hunter2"\njwt_algorithms = ["HS256", "RS256"]', "jwt_algorithms: HS* with others"),
         ('mode = "jwt"\njwt_key = "hunter2"\njwt_algorithms = ["HS256"]', "HS256 needs at least 32 bytes"),
         (f'mode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256", "HS512"]', "at least 64 bytes"),
-        (
-            'mode = "jwt"\njwt_key = "https://hunter2/"\njwt_algorithms = ["HS256"]',
-            "HS* needs the secret itself",
-        ),
-        (
-            'mode = "jwt"\njwt_key = "-----BEGIN hunter2"\njwt_algorithms = ["HS256"]',
-            "HS* needs the secret itself",
-        ),
+        ('mode = "jwt"\njwt_key = "https://hunter2/"\njwt_algorithms = ["HS256"]', "HS* needs the secret itself"),
+        ('mode = "jwt"\njwt_key = "-----BEGIN hunter2"\njwt_algorithms = ["HS256"]', "HS* needs the secret itself"),
         ('mode = "jwt"\njwt_key = "-----BEGIN hunter2"', "jwt_key: this is a key; put it in a file"),
         ('mode = "jwt"\njwt_key = "http://hunter2/keys"', "jwt_key: keys are fetched over https:// only"),
         ('mode = "jwt"\njwt_key = "https://"', "jwt_key: not a valid https:// URL"),

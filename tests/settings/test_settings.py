@@ -200,14 +200,8 @@ def test_database_must_be_a_table() -> None:
         ("[events]\ndeletes = 1", "events.deletes: found integer 1, expected true or false"),
         ("[log]\nstore = 'Redis'", f'log.store: found string "Redis", expected {STORE_WORDS}'),
         ("[log]\nurl = []", "log.url: found an array, expected a string"),
-        (
-            "[changes]\ncapture = 'wal'",
-            'changes.capture: found string "wal", expected "triggers" or "updated_at"',
-        ),
-        (
-            "[database.tables.tags]\ncolumns = ['a']",
-            "database.tables.tags.columns: found an array, expected a table",
-        ),
+        ("[changes]\ncapture = 'wal'", 'changes.capture: found string "wal", expected "triggers" or "updated_at"'),
+        ("[database.tables.tags]\ncolumns = ['a']", "database.tables.tags.columns: found an array, expected a table"),
         (
             "[database.tables.tags]\ncolumns = { name = 5 }",
             "database.tables.tags.columns.name: found integer 5, expected a string",
@@ -223,10 +217,7 @@ def test_database_must_be_a_table() -> None:
                 "expected a string, an integer, true or false, a finite number"
             ),
         ),
-        (
-            "[database.tables.tags]\nname = ['a', 5]",
-            "database.tables.tags.name[1]: found integer 5, expected a string",
-        ),
+        ("[database.tables.tags]\nname = ['a', 5]", "database.tables.tags.name[1]: found integer 5, expected a string"),
         ("[database.tables]\ntags = 'labels'", 'database.tables.tags: found string "labels", expected a table'),
     ],
 )

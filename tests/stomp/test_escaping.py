@@ -42,8 +42,7 @@ def test_an_undefined_escape_is_fatal(version: Version, text: str) -> None:
 
 @pytest.mark.parametrize("version", ESCAPED)
 @pytest.mark.parametrize(
-    "escaped, text",
-    [("\\\\n", "\\n"), ("\\\\c", "\\c"), ("\\\\\\n", "\\\n"), ("\\\\\\\\c", "\\\\c")],
+    "escaped, text", [("\\\\n", "\\n"), ("\\\\c", "\\c"), ("\\\\\\n", "\\\n"), ("\\\\\\\\c", "\\\\c")]
 )
 def test_a_backslash_before_a_letter_is_read_from_the_left(version: Version, escaped: str, text: str) -> None:
     assert unescape(escaped, version) == text

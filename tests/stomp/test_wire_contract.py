@@ -9,17 +9,7 @@ import pytest
 from airy_trio.stomp.codec import EOL, NUL, Limits, message_head
 from airy_trio.stomp.connection import Connection, ConnectionState
 from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, HeartBeat, Subscribe, Unsubscribe, Version
-from tests.stomp.dialogue import (
-    VERSIONS,
-    connect_frame,
-    fault_of,
-    opened,
-    options,
-    read,
-    request_of,
-    sent,
-    token_of,
-)
+from tests.stomp.dialogue import VERSIONS, connect_frame, fault_of, opened, options, read, request_of, sent, token_of
 
 LATER = [Version.V1_1, Version.V1_2]
 
@@ -49,10 +39,7 @@ def test_lines_end_with_lf_or_crlf_in_every_version(version: Version, eol: str) 
     frame = sent("SUBSCRIBE", "destination:/events", "id:0").replace("\n", eol)
     assert [
         type(request) for request in connection.receive(eol * 3 + frame + eol + frame.replace(":0", ":1") + eol)
-    ] == [
-        Subscribe,
-        Subscribe,
-    ]
+    ] == [Subscribe, Subscribe]
 
 
 # Line 2: frames and messages

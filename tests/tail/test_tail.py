@@ -171,10 +171,7 @@ async def test_waits_for_an_unavailable_database(own_postgres: Postgres, tmp_pat
 @pytest.mark.parametrize(
     "more, message",
     [
-        (
-            '[log]\nstore = "memory"\n',
-            'log.store: "memory" is inside the server process and cannot be read',
-        ),
+        ('[log]\nstore = "memory"\n', 'log.store: "memory" is inside the server process and cannot be read'),
         ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server creates it)"),
     ],
 )

@@ -162,11 +162,7 @@ async def test_rejections_at_one_time_are_bounded(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_rejected_client_that_stays_is_cut() -> None:
-    async with (
-        limited(total=1) as server,
-        await server.dial(),
-        await trio.open_tcp_stream(HOST, server.port) as stays,
-    ):
+    async with limited(total=1) as server, await server.dial(), await trio.open_tcp_stream(HOST, server.port) as stays:
         await stays.send_all(head())
         assert (await stays.receive_some()).startswith(b"HTTP/1.1 503 ")
         with trio.fail_after(5):
@@ -176,11 +172,7 @@ async def test_rejected_client_that_stays_is_cut() -> None:
 
 @pytest.mark.slow
 async def test_rejected_client_that_requests_nothing_is_cut() -> None:
-    async with (
-        limited(total=1) as server,
-        await server.dial(),
-        await trio.open_tcp_stream(HOST, server.port) as silent,
-    ):
+    async with limited(total=1) as server, await server.dial(), await trio.open_tcp_stream(HOST, server.port) as silent:
         with pytest.raises(trio.BrokenResourceError):
             await silent.receive_some()
 

@@ -171,9 +171,7 @@ class Answering(StreamTransport):
         super().push(data)
 
 
-async def test_crowd_is_answered_over_many_passes_without_delaying_events(
-    autojump_clock: MockClock,
-) -> None:
+async def test_crowd_is_answered_over_many_passes_without_delaying_events(autojump_clock: MockClock) -> None:
     crowd, requests = 100, 20
     turns = Turns()
     async with serving(listen=False) as server:

@@ -100,9 +100,7 @@ async def drain_all(transport: Transport) -> None:
         await transport.drain()
 
 
-async def test_data_the_socket_does_not_take_is_pending(
-    ends: Ends,
-) -> None:
+async def test_data_the_socket_does_not_take_is_pending(ends: Ends) -> None:
     transport = ends.transport
     assert transport.offer(LARGE)
     assert transport.pending
