@@ -330,9 +330,12 @@ def test_one_clear_line_and_the_right_exit_code(
     assert case.words in ended.err
     assert "Traceback" not in ended.err
     assert PASSWORD not in ended.err + ended.out
+    assert not (world.folder / "absent.db").exists()
     lines = [line for line in ended.err.splitlines() if not line.startswith("{")]  # log lines are JSON
     assert lines
     assert len(lines) == len(set(lines))
+    if case.code == 2:  # the command has done nothing
+        assert (len(lines), ended.out) == (1, "")
     assert [line for line in lines if not re.match(r"airy-trio: \S", line)] == []
 
 

@@ -4,36 +4,8 @@ import pytest
 import trio
 
 from airy_trio.sessions.session import BYTES_BEFORE_CONNECT_MAX
-from airy_trio.stomp.frames import Frame
-from airy_trio.testing.client import Closed
 from tests.sessions.serving import HOST, serving
 from tests.websocket.test_battery import BINARY, CONNECT, CONTINUATION, PING, TEXT, Peer, frame
-
-UNSUBSCRIBE = Frame("UNSUBSCRIBE", (("id", "9"), ("receipt", "r")))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        (("x", "y" * 4_000),),  # the frame
-        (("x", "y" * 3_100),),  # one line
-        tuple((f"x{number}", "y") for number in range(40)),  # their number
-    ],
-    ids=["frame", "line", "headers"],
-)
-async def test_frame_limits_are_larger_after_connect(more: tuple[tuple[str, str], ...]) -> None:
-    with trio.fail_after(20):
-        async with serving() as server:
-            async with await server.dial_raw() as early:
-                await early.upgrade()
-                assert (await early.connect(headers=more)).get("message").startswith("413-")  # type: ignore[union-attr]
-                with pytest.raises(Closed) as closed:
-                    await early.receive()
-                assert closed.value.code == 1009
-            async with await server.dial() as late:
-                await late.send(Frame("UNSUBSCRIBE", (*UNSUBSCRIBE.headers, *more)))
-                assert (await late.receive()).command == "RECEIPT"
-
 
 MANY = (BYTES_BEFORE_CONNECT_MAX // len(frame(PING, b"x" * 100))) * [frame(PING, b"x" * 100)]
 FLOODS = {

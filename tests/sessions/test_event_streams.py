@@ -535,35 +535,6 @@ async def test_page_of_an_allowed_origin_may_read_stream_and_refusal() -> None:
                     assert answer.headers["vary"] == "Origin"
 
 
-@pytest.mark.parametrize(
-    "headers, status",
-    [
-        ([("Origin", "https://other.example")], 403),
-        ([("Origin", "null")], 403),
-        ([("Sec-Fetch-Mode", "no-cors")], 403),
-        ([("Sec-Fetch-Mode", "cors")], 200),
-        ([("Sec-Fetch-Mode", "navigate")], 200),
-        ([("Content-Length", "0")], 200),
-        ([("Last-Event-ID", "a"), ("Last-Event-ID", "b")], 400),
-        ([("Origin", ORIGIN), ("Origin", ORIGIN)], 400),
-    ],
-)
-async def test_headers_that_are_refused(headers: Headers, status: int) -> None:
-    async with serving(options=OPTIONS) as server:
-        with trio.fail_after(20):
-            async with requesting(server.port, headers=headers) as answer:
-                assert answer.status == status
-
-
-async def test_host_is_checked_as_for_an_upgrade() -> None:
-    async with serving(options=OPTIONS) as server:
-        with trio.fail_after(20):
-            for host, status in (("rebound.example", 403), ("a b", 400), ("localhost", 200)):
-                stream = EventStream(await trio.open_tcp_stream("127.0.0.1", server.port))
-                async with stream.stream:
-                    assert (await stream.request(host=host)).status == status
-
-
 async def test_longest_path_and_one_beyond(server: Server, autojump_clock: MockClock) -> None:
     longest = "/events/channel/" + "x" * (512 - len("/channel/"))
     await (await get(server, longest)).subscribed()

@@ -24,7 +24,7 @@ from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
-from airy_trio.testing.client import Closed, Rejected, StompClient
+from airy_trio.testing.client import Closed, StompClient
 from tests.memory_transport import StreamTransport
 from tests.sessions.serving import Server, open_log, serving
 
@@ -70,26 +70,6 @@ async def test_two_subscriptions_to_one_destination_have_a_cursor_each(
     assert got == {("a", f"{epoch}-2"), ("b", f"{epoch}-1"), ("b", f"{epoch}-2")}
 
 
-async def test_a_websocket_violation_is_closed_with_its_code(server: Server, autojump_clock: MockClock) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.stream.send_all(b"\x83\x80abcd")  # opcode 3 does not exist
-    with pytest.raises(Closed) as closed:
-        await plugged.client.receive()
-    assert closed.value.code == 1002
-    assert (await plugged.ending.wait()).name == disconnects.PROTOCOL_ERROR.name
-
-
-async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: MockClock) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.close()
-    with pytest.raises(Closed) as closed:
-        await plugged.client.receive()
-    assert closed.value.code == 1000
-    await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() is disconnects.GONE
-    await server.ended()
-
-
 async def test_a_vanished_client_leaves_nothing_behind(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.subscribe()
@@ -104,41 +84,11 @@ async def test_connect_deadline_does_not_end_a_connected_session(server: Server,
     assert (await client.subscribe()).command == "RECEIPT"
 
 
-@pytest.mark.parametrize(
-    "what, answered, reason",
-    [
-        (b"", b"", "gone"),
-        (b"\x16\x03\x01junk", b"HTTP/1.1 400 ", "refused"),
-        (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 404 ", "refused"),
-    ],
-)
-async def test_input_that_is_not_an_upgrade_ends_at_once(
-    server: Server, what: bytes, answered: bytes, reason: str, autojump_clock: MockClock
-) -> None:
-    plugged = server.plug()
-    if what:
-        await plugged.client.stream.send_all(what)
-        assert (await plugged.client.stream.receive_some()).startswith(answered)
-    await plugged.client.stream.aclose()
-    assert (await plugged.ending.wait()).name == reason
-    assert plugged.ending.at < 1
-    await server.ended()
-
-
 async def test_a_missing_upgrade_ends_with_the_connect_timeout(server: Server, autojump_clock: MockClock) -> None:
     plugged = server.plug()
     await plugged.client.stream.send_all(b"GET /ws.communication HTTP/1.1\r\n")
     await plugged.ending.wait()
     assert plugged.ending.at == pytest.approx(OPTIONS.connect_timeout_s)
-
-
-async def test_another_path_is_not_found(server: Server, autojump_clock: MockClock) -> None:
-    plugged = server.plug()
-    with pytest.raises(Rejected) as rejected:
-        await plugged.client.upgrade(path="/ws.communication/")
-    assert rejected.value.status == 404
-    await plugged.client.stream.aclose()
-    await server.ended()
 
 
 @pytest.mark.parametrize(

@@ -452,7 +452,10 @@ REQUESTS: Final = [
     (head().replace(b"\r\n", b"\n"), 400),
     (head() + head(), 400),
     (head() + frame(TEXT, CONNECT), 400),
+    (head("Sec-WebSocket-Protocol: \xfc"), 400),
+    (head(changed={"Host": "\xff.example"}), 400),
     (head(f"Cookie: {'x' * 20_000}"), 431),
+    (head(line=f"GET /{'x' * 70_000} HTTP/1.1"), 431),
     (head(*(f"X-{number}: a" for number in range(200))), 431),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
@@ -486,6 +489,7 @@ async def test_every_request_is_answered_as_listed_and_its_connection_ends() -> 
                         wrong[request] = found
                     if status != 101:
                         assert await Peer(stream).end() == b"", request
+            await server.ended()
     assert wrong == {}
     assert [line for line in logs if line["log_level"] in {"warning", "error"}] == []
 

@@ -89,6 +89,8 @@ CASES: Final = {
     request("Origin: http://attacker.example", line="OPTIONS /events HTTP/1.1"): 403,
     request("Origin: http://localhost"): 200,
     request("Sec-Fetch-Mode: no-cors", "Sec-Fetch-Site: cross-site"): 403,
+    request("Sec-Fetch-Mode: cors"): 200,
+    request("Sec-Fetch-Mode: navigate"): 200,
     request("Last-Event-ID: a", "Last-Event-ID: b"): 400,
     request("Last-Event-ID: \xe4\xff"): 200,
     request("Last-Event-ID: " + "9" * 10_000): 200,
