@@ -388,26 +388,6 @@ async def test_one_line_for_each_fault(any_application: Application, name: str) 
     assert words in caught.value.faults[0]
 
 
-async def test_pending_migration_is_one_line(any_application: Application) -> None:
-    settings = any_application.migrate()
-    version = any_application.log_table("changes_version")
-    any_application.execute(f"update {version} set version_num = 'changes_0002'")
-    with pytest.raises(FaultsError) as caught:
-        await backfill(settings, BackfillOptions(), Lines())
-    assert len(caught.value.faults) == 1
-    assert "run: airy-trio migrate --config FILE" in caught.value.faults[0]
-
-
-async def test_missing_trigger_is_one_line(any_application: Application) -> None:
-    settings = any_application.migrate(TAGS)
-    on = "" if any_application.dialect == SQLITE else " on tags"
-    any_application.execute(f"drop trigger airy_trio_tags_delete{on}")
-    with pytest.raises(FaultsError) as caught:
-        await backfill(settings, BackfillOptions(), Lines())
-    assert len(caught.value.faults) == 1
-    assert "trigger" in caught.value.faults[0]
-
-
 async def test_missing_right_is_one_line(postgres_application: Application) -> None:
     with_tags(postgres_application, 1)
     role = "airy_backfill_without_rights"

@@ -113,7 +113,9 @@ def store_in_memory(world: World) -> Path:
 
 
 def unreachable_redis(world: World) -> Path:
-    return world.on(world.migrated(), f'[log]\nstore = "redis"\nurl = "redis://127.0.0.1:{world.closed_port}/0"\n')
+    return world.on(
+        world.migrated(), f'[log]\nstore = "redis"\nurl = "redis://u:{PASSWORD}@127.0.0.1:{world.closed_port}/0"\n'
+    )
 
 
 def missing_table(world: World) -> Path:

@@ -15,20 +15,6 @@ def tag(id_: str) -> str:
     return f"insert into tags values ('{id_}', 'name', 'red')"
 
 
-async def test_early_write_with_late_commit_is_delivered(postgres_application: Application, tmp_path: Path) -> None:
-    config = configure(postgres_application, tmp_path)
-    with trio.fail_after(TIMEOUT_S):
-        async with server(config) as serving, writing(postgres_application) as application, listening(serving) as ours:
-            await application.apply("begin", tag("of the first"), session="first")
-            await application.apply("begin", tag("of the second"), "commit", session="second")
-            second = await ours.next()  # while the first is still open
-            await application.apply("commit", session="first")
-            first = await ours.next()
-            await application.end()
-            assert await ours.upto_end() == []
-    assert (second.payload["id"], first.payload["id"]) == ("of the second", "of the first")
-
-
 async def test_open_transaction_outlives_the_server(postgres_application: Application, tmp_path: Path) -> None:
     config = configure(postgres_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):

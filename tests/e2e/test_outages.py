@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from airy_trio.migrate import migrate
-from airy_trio.testing.client import Closed, connect
+from airy_trio.testing.client import connect
 from tests.application import Application, application
 from tests.e2e.route import HOST, Listening, assert_in_order, configure, listening
 from tests.postgres import PASSWORD_ROLE, Postgres
@@ -90,20 +90,6 @@ async def test_clients_stay_connected_during_a_long_outage(own_postgres: Postgre
     assert [event.offset for event in ours.events] == [1, 2, 3]
     for event in ("recording interrupted", "recording again", "event store unavailable", "event store available again"):
         assert count(serving, event) == 1, event
-
-
-async def test_dropped_change_log_ends_the_server(sqlite_application: Application, tmp_path: Path) -> None:
-    with trio.fail_after(TIMEOUT_S):
-        async with server(configure(sqlite_application, tmp_path)) as serving, listening(serving) as ours:
-            sqlite_application.execute(f"drop table {sqlite_application.log_table('change_log')}")
-            assert (await ours.client.receive()).get("message") == "500-internal"
-            with pytest.raises(Closed) as closed:
-                await ours.client.receive()
-            assert closed.value.code == 1011
-            assert await serving.wait() == 1
-    [message] = [line for line in serving.err.all if not json_object(line)]
-    assert message.startswith("airy-trio: ")
-    assert "change_log" in message
 
 
 async def test_row_level_security_ends_the_server_and_is_reported(

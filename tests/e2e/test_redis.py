@@ -2,11 +2,9 @@
 
 from functools import partial
 
-import pytest
 import trio
 
 from airy_trio import app
-from airy_trio.errors import StartError
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.redis_server import OUTAGES, RedisServer
@@ -62,16 +60,3 @@ async def test_clients_stay_connected_and_miss_nothing(any_application: Applicat
     assert [tag for _, tag in got[0]] == [b"t%d" % number for number in range(CHANGES)]
     epoch = str(got[0][0][0]).partition("-")[0]
     assert [position for position, _ in got[0]] == [f"{epoch}-{offset}" for offset in range(1, CHANGES + 1)]
-
-
-async def test_unavailable_redis_at_the_start_is_reported(
-    sqlite_application: Application, own_redis: RedisServer
-) -> None:
-    own_redis.kill()
-    settings = sqlite_application.migrate(
-        f'connect_timeout_s = 0.5\n[log]\nstore = "redis"\nurl = "redis://u:hunter2@127.0.0.1:{own_redis.port}"\n'
-    )
-    with trio.fail_after(TIMEOUT_S), pytest.raises(StartError) as refused:
-        await app.serve(settings)
-    assert str(refused.value).startswith("log.url: ")
-    assert "hunter2" not in str(refused.value)

@@ -2,8 +2,6 @@
 
 import os
 import re
-import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +17,7 @@ from tests.certificates import Files, issue, trusting
 from tests.clients.client_processes import client
 from tests.clients.matrix import CLIENTS, Capability, RealClient
 from tests.event_stream import EventStream
-from tests.processes import Server, run, server
+from tests.processes import Server, server
 
 TIMEOUT_S = 40.0
 EVENTS = 20
@@ -52,11 +50,6 @@ async def our_client(serving: Server) -> StompClient:
     found = await connect("localhost", serving.port, tls=trusting())
     assert (await found.subscribe()).command == "RECEIPT"
     return found
-
-
-def serial(found: StompClient) -> object:
-    assert isinstance(found.stream, trio.SSLStream)
-    return found.stream.getpeercert()["serialNumber"]
 
 
 @pytest.mark.parametrize("real", CLIENTS, ids=lambda real: real.package)
@@ -103,40 +96,6 @@ async def test_alpn_selects_http_1(sqlite_application: Application, tmp_path: Pa
         alpn, answer = await trio.to_thread.run_sync(talk)
         assert alpn == "http/1.1"
         assert answer.startswith("CONNECTED\n")
-
-
-async def test_sighup_renews_the_certificate_without_disconnects(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
-    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _), await our_client(serving) as old:
-        issue(tmp_path)
-        serving.process.send_signal(signal.SIGHUP)
-        await serving.record("settings renewed")
-        async with await our_client(serving) as new:
-            assert serial(old) != serial(new)
-            sqlite_application.tag()
-            assert [(await one.receive()).command for one in (old, new)] == ["MESSAGE"] * 2
-        assert await serving.terminate() == 0
-
-
-async def test_sighup_with_a_faulty_file_only_logs_a_line(sqlite_application: Application, tmp_path: Path) -> None:
-    async with speaking_tls(sqlite_application, tmp_path) as (serving, files, config), await our_client(serving) as old:
-        config.write_text(config.read_text().replace("port = 0", "port = {}", 1))
-        serving.process.send_signal(signal.SIGHUP)
-        line = await serving.record("settings not renewed")
-        assert line["faults"] == ["listener.port: found a table, expected an integer"]
-        files.key.unlink()
-        configure(sqlite_application, tmp_path, files)
-        serving.process.send_signal(signal.SIGHUP)
-        [fault] = (await serving.record("settings not renewed", faults=[missing(files)]))["faults"]
-        assert fault == missing(files)
-        async with await our_client(serving) as new:
-            assert serial(old) == serial(new)
-        assert "Traceback" not in "\n".join(serving.err.all)
-
-
-def missing(files: Files) -> str:
-    return f"listener.tls_key: {files.key}: the file cannot be read: No such file or directory"
 
 
 async def test_reload_with_nothing_to_renew_has_no_effect(sqlite_application: Application, tmp_path: Path) -> None:
@@ -194,13 +153,6 @@ async def read_to_end(stream: trio.SocketStream) -> None:
         pass
 
 
-async def test_port_probe_is_not_a_failed_handshake(sqlite_application: Application, tmp_path: Path) -> None:
-    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
-        await (await trio.open_tcp_stream("127.0.0.1", serving.port)).aclose()
-        assert (await serving.record("connection closed"))["disconnect"] == "gone"
-        assert not any("TLS handshake failed" in line for line in serving.err.all)
-
-
 async def test_slow_handshake_times_out_and_delays_no_other(sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path, "connect_timeout_s = 2") as (serving, _, _):
         silent = await trio.open_tcp_stream("127.0.0.1", serving.port)
@@ -227,15 +179,6 @@ async def test_excess_connection_is_rejected_over_tls(sqlite_application: Applic
         assert answer.startswith(b"HTTP/1.1 503 ")
 
 
-async def test_truncated_stream_is_a_disconnected_client(sqlite_application: Application, tmp_path: Path) -> None:
-    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
-        found = await our_client(serving)
-        assert isinstance(found.stream, trio.SSLStream)
-        found.stream.transport_stream.socket.shutdown(socket.SHUT_WR)  # no close_notify
-        assert (await serving.record("connection closed"))["disconnect"] == "gone"
-        await trio.aclose_forcefully(found.stream)
-
-
 async def test_shutdown_ends_with_close_notify(sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _), await our_client(serving) as found:
         serving.process.terminate()
@@ -246,17 +189,6 @@ async def test_shutdown_ends_with_close_notify(sqlite_application: Application, 
         assert await found.stream.receive_some() == b""  # SSLStream raises if close_notify is missing
         await found.stream.aclose()
         assert await serving.wait() == 0
-
-
-async def test_check_and_start_report_the_same_faults(sqlite_application: Application, tmp_path: Path) -> None:
-    files = issue(tmp_path)
-    config = configure(sqlite_application, tmp_path, files)
-    files.key.unlink()
-    for command in (["--config", str(config)], ["check", "--config", str(config)]):
-        finished = await run(*command)
-        assert finished.code == 1
-        assert f"airy-trio: {missing(files)}\n" in finished.err
-        assert "Traceback" not in finished.err
 
 
 async def test_event_stream_over_tls(sqlite_application: Application, tmp_path: Path) -> None:

@@ -99,12 +99,6 @@ async def test_role_with_select_only_is_enough(postgres_application: Application
     assert objects(writing) == before
 
 
-def test_event_log_in_the_same_database_is_an_error(reader: str, tmp_path: Path, command_line: CommandLine) -> None:
-    done = command_line("--config", str(config_for(reader, "", tmp_path)))
-    assert done.code == 2
-    assert "log.url: changes.capture" in done.err
-
-
 def test_table_without_updated_at_is_an_error(
     postgres_application: Application, tmp_path: Path, command_line: CommandLine
 ) -> None:

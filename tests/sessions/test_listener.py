@@ -33,15 +33,6 @@ async def server() -> AsyncGenerator[Server]:
             yield server
 
 
-async def test_a_client_gets_events(server: Server) -> None:
-    async with await server.dial() as client:
-        await client.subscribe()
-        await server.append(1, 3)
-        assert [(await client.receive()).command for _ in range(3)] == ["MESSAGE"] * 3
-        assert (await client.disconnect()).code == 1000
-    await server.ended()
-
-
 async def test_an_error_arrives_despite_unread_input(server: Server) -> None:
     async with await server.dial() as client:
         await client.send(Frame("SEND", (("destination", "/x"),)))
@@ -132,13 +123,6 @@ async def test_the_port_is_free_again_after_the_listener() -> None:
             pass
     async with serving(options=ListenerOptions(port=port)) as server, await server.dial() as client:
         assert (await client.subscribe()).command == "RECEIPT"
-
-
-async def test_a_port_in_use_is_reported_clearly(server: Server) -> None:
-    with pytest.raises(StartError) as error:
-        await open_listening_socket(ListenerOptions(port=server.port))
-    assert f"{HOST}:{server.port}" in str(error.value)
-    assert "in use" in str(error.value)
 
 
 async def test_a_foreign_host_is_reported_clearly() -> None:

@@ -70,6 +70,17 @@ async def test_two_subscriptions_to_one_destination_have_a_cursor_each(
     assert got == {("a", f"{epoch}-2"), ("b", f"{epoch}-1"), ("b", f"{epoch}-2")}
 
 
+async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: MockClock) -> None:
+    plugged = await server.plug_connected()
+    await plugged.client.close()
+    with pytest.raises(Closed) as closed:
+        await plugged.client.receive()
+    assert closed.value.code == 1000
+    await plugged.client.stream.aclose()
+    assert await plugged.ending.wait() is disconnects.GONE
+    await server.ended()
+
+
 async def test_a_vanished_client_leaves_nothing_behind(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.subscribe()

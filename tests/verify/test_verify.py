@@ -1,6 +1,5 @@
 """``airy-trio verify`` as a process: next to a server, with wrong feeds, killed, interrupted."""
 
-import os
 import re
 import shlex
 import signal
@@ -167,12 +166,3 @@ def test_missing_right_is_reported_with_the_grant(
         f'airy-trio: database.url: role "{PASSWORD_ROLE}" may not create the scratch schema of verify; '
         f'as the owner: GRANT CREATE ON DATABASE "postgres" TO "{PASSWORD_ROLE}"\n'
     )
-
-
-def test_missing_file_is_reported(tmp_path: Path, command_line: CommandLine) -> None:
-    config = tmp_path / "airy-trio.toml"
-    config.write_text(f'[database]\nurl = "sqlite:///{tmp_path}/absent.db"\n')
-    ended = command_line("verify", "--config", str(config))
-    assert (ended.code, ended.out) == (1, "")
-    assert f"the SQLite file {tmp_path}/absent.db does not exist" in ended.err
-    assert os.listdir(tmp_path) == ["airy-trio.toml"]  # noqa: PTH208 - only the names are compared
