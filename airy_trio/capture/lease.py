@@ -12,6 +12,7 @@ is the harder case, because its session stays open and a stopped leader would ke
 a recorder sets ``SESSION_TIMEOUTS``, with which Postgres ends a session that is idle for a second. A working recorder
 uses its session more often than that.
 """
+# ruff: noqa: D102 - the port documents each method
 
 import fcntl
 import os
@@ -144,7 +145,6 @@ class FileLease:
         return self._file is not None or await trio.to_thread.run_sync(self._try_lock)
 
     async def release(self) -> None:
-        """See ``Lease.release``."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -171,12 +171,10 @@ class OwnLease:
     """``Lease`` that this process always holds, because the event log is in its memory."""
 
     async def try_acquire(self) -> bool:
-        """See ``Lease.try_acquire``."""
         await trio.lowlevel.checkpoint()
         return True
 
     async def release(self) -> None:
-        """See ``Lease.release``."""
         await trio.lowlevel.checkpoint()
 
 

@@ -25,6 +25,7 @@ number are forgotten. If it reads after a point of another feed (another ``life`
 
 This capture is best effort; ``feed.CANNOT_SEE`` lists what it misses, and the server logs it at its start.
 """
+# ruff: noqa: D102 - the port documents each method
 
 import json
 import secrets
@@ -228,15 +229,12 @@ class UpdatedAtFeed(InspectedFeed):
         return await self._reading.run(begin)
 
     async def restart(self) -> str:
-        """See ``ChangeFeed.restart``: now."""
         return await self.origin()
 
     async def is_foreign(self, point: str) -> bool:
-        """See ``ChangeFeed.is_foreign``."""
         return is_foreign(point, await self._reading.run(Identity.of), self._dialect)
 
     async def identified(self, point: str) -> str:
-        """See ``ChangeFeed.identified``."""
         found = Watermarks.parse(point)
         if found.identity.source:
             return point
@@ -244,24 +242,20 @@ class UpdatedAtFeed(InspectedFeed):
         return str(evolve(found, identity=evolve(found.identity, source=ours.source)))
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database
-        """See ``ChangeFeed.seal``: return the point unchanged."""
         return upto
 
     async def settle(self, point: str) -> None:
         """See ``ChangeFeed.settle``: nothing to do."""
 
     async def trim(self, upto: str, limit: int) -> int:  # noqa: ARG002 - there is no change log
-        """See ``ChangeFeed.trim``: there is nothing to delete."""
         await trio.lowlevel.checkpoint()
         return 0
 
     async def consumer(self) -> Consumer | None:
-        """See ``ChangeFeed.consumer``: always None, because nothing is stored next to the changes."""
         await trio.lowlevel.checkpoint()
         return None
 
     async def adopt(self, consumer: Consumer) -> None:  # noqa: ARG002 - the same
-        """See ``ChangeFeed.adopt``: nothing to do."""
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:

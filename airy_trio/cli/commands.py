@@ -368,7 +368,9 @@ def migrate(  # noqa: PLR0913 - one for each option
     if preview and then_backfill:
         raise click.UsageError("--sql and --backfill exclude each other")
     if to is not None:
-        _require_revision(to)
+        from airy_trio.migrate import stream_of
+
+        _require_valid(stream_of, to, "--to")
     settings = load_settings(config)
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
@@ -396,15 +398,6 @@ def migrate(  # noqa: PLR0913 - one for each option
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)
-
-
-def _require_revision(text: str) -> None:
-    from airy_trio.migrate import stream_of
-
-    try:
-        stream_of(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--to") from None
 
 
 def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
@@ -467,18 +460,19 @@ def tail(  # noqa: PLR0913 - one for each option
     if settings is not None:
         work = partial(implementation.tail, settings, options, output)
     else:
-        work = partial(implementation.follow, _url(url or ""), token, options, output)
+        from airy_trio.client.connection import ServerAddress
+
+        address = url or ""
+        _require_valid(partial(ServerAddress.parse, tls=None), address, "--url")
+        work = partial(implementation.follow, address, token, options, output)
     exit_on_error(lambda: run_until_signalled(work))
 
 
-def _url(text: str) -> str:
-    from airy_trio.client.connection import ServerAddress
-
+def _require_valid(parse: Callable[[str], object], text: str, option: str) -> None:
     try:
-        ServerAddress.parse(text, None)
+        parse(text)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--url") from None
-    return text
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 def _destination(text: str) -> "Destination":
