@@ -140,18 +140,6 @@ def test_input_after_disconnect_is_ignored() -> None:
     assert connection.held_bytes == 0
 
 
-def test_frames_may_follow_connect_before_connected_is_sent() -> None:
-    connection = Connection(options(), "s-1")
-    first, second = connection.receive(
-        connect_frame(Version.V1_2) + sent("SUBSCRIBE", "id:a\\cb", "destination:/events", "filler:" + "x" * 5000)
-    )
-    assert isinstance(first, Connect)
-    assert isinstance(second, Subscribe)
-    assert second.id == "a:b"
-    assert read(connection.connected()).command == "CONNECTED"
-    assert connection.message_prefix(second) == b"MESSAGE\ndestination:/events\nsubscription:a\\cb\n"
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_frame_after_connect_uses_the_agreed_version(version: Version) -> None:
     connection = Connection(options(), "s-1")
@@ -253,12 +241,6 @@ def test_the_receipt_of_disconnect_may_be_written() -> None:
     assert read(connection.receipt("r")).headers == (("receipt-id", "r"),)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_ack_header_is_omitted_before_1_2(version: Version) -> None:
-    needed = version is Version.V1_2
-    assert opened(version).message_ack(1, "k7f3q9-12") == (b"ack:1.k7f3q9-12\n" if needed else b"")
-
-
 @pytest.mark.parametrize("ack", ["client", "client-individual"])
 def test_value_of_the_ack_header_can_be_acknowledged(ack: str) -> None:
     connection = opened()
@@ -282,14 +264,6 @@ def test_line_ends_are_not_requests() -> None:
     connection = opened()
     assert connection.receive("\n") == connection.receive("\r\n") == connection.receive("") == []
     assert connection.state is ConnectionState.OPEN
-
-
-def test_open_subscriptions_and_transactions_are_counted() -> None:
-    connection = prepared(ConnectionState.OPEN)
-    connection.receive(FRAMES["SUBSCRIBE"] + sent("ACK", "id:1.k-1", "transaction:open") + "ACK\nid:")
-    held = connection.transactions
-    assert (len(connection.subscriptions), len(held), held.acks_held) == (1, 1, 1)
-    assert connection.held_bytes == len("id:")
 
 
 # Any frames in any order: the result is always one that the docstring of the module lists.

@@ -5,15 +5,6 @@ import pytest
 from airy_trio.stomp.frames import Frame
 
 
-def test_first_of_a_repeated_header_counts() -> None:
-    frame = Frame("MESSAGE", (("foo", "World"), ("bar", "x"), ("foo", "Hello")))
-    assert frame.get("foo") == "World"
-
-
-def test_header_names_are_case_sensitive() -> None:
-    assert Frame("MESSAGE", (("Foo", "World"),)).get("foo") is None
-
-
 def test_an_empty_value_is_a_value() -> None:
     assert Frame("SUBSCRIBE", (("id", ""),)).get("id") == ""
 

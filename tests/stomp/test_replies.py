@@ -5,21 +5,7 @@ import pytest
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.errors import LocalProtocolError
 from airy_trio.stomp.frames import Version
-from tests.stomp.dialogue import VERSIONS, connect_frame, opened, options, read
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_connected_has_four_headers_in_every_version(version: Version) -> None:
-    connection = Connection(options(heartbeat_ms=5), "s-1")
-    connection.receive(connect_frame(version))
-    frame = read(connection.connected(), version)
-    assert frame.command == "CONNECTED"
-    assert frame.headers == (
-        ("version", version.value),
-        ("session", "s-1"),
-        ("server", "airy-trio/0.1.0"),
-        ("heart-beat", "5,5"),
-    )
+from tests.stomp.dialogue import opened, options, read
 
 
 def test_receipt_escapes_its_id_as_the_version_does() -> None:

@@ -13,9 +13,7 @@ from airy_trio.stomp.frames import (
     AckMode,
     Acknowledge,
     Frame,
-    HeartBeat,
     Subscribe,
-    Unsubscribe,
     Version,
 )
 from tests.stomp.dialogue import VERSIONS, options
@@ -92,12 +90,6 @@ def test_secrets_do_not_show() -> None:
     assert "hush" not in repr(request)
 
 
-def test_version_1_0_has_no_heart_beats() -> None:
-    for header in ("10000,10000", "rubbish"):
-        request = connection.connect(session(None), frame("CONNECT", heart_beat=header))
-        assert request.heartbeat == HeartBeat()
-
-
 def test_subscribe_has_all_headers() -> None:
     headers = {"ack": "client", "prefetch-count": "7", "last-event-id": "k7f3q9-1", "replay": "all", "durable": "d"}
     assert subscribed(session(), receipt="r", **headers) == Subscribe(
@@ -111,17 +103,6 @@ def test_subscribe_has_all_headers() -> None:
         durable="d",
         receipt="r",
     )
-
-
-def test_subscribe_without_further_headers_has_the_defaults() -> None:
-    request = subscribed(session(prefetch_default=99))
-    assert (request.ack, request.prefetch) == (AckMode.AUTO, 99)
-    assert (request.last_event_id, request.replay, request.durable, request.receipt) == (None, None, None, None)
-
-
-@pytest.mark.parametrize("value, ack", [(mode.value, mode) for mode in AckMode])
-def test_the_ack_modes(value: str, ack: AckMode) -> None:
-    assert subscribed(session(), ack=value).ack is ack
 
 
 @pytest.mark.parametrize(
@@ -150,31 +131,6 @@ def test_prefetch_counts_within_the_limits(value: str, prefetch: int) -> None:
     assert subscribed(session(), ack="client-individual", prefetch_count=value).prefetch == prefetch
 
 
-def test_the_prefetch_count_is_ignored_with_auto() -> None:
-    assert subscribed(session(), prefetch_count="rubbish").prefetch == 256
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_unsubscribe_by_id(version: Version) -> None:
-    ours = session(version)
-    subscribed(ours, id="a")
-    subscribed(ours, id="b")
-    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", id="b", receipt="r")) == Unsubscribe(
-        numbers=(2,), receipt="r"
-    )
-    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", id="b")).numbers == ()
-    assert ours.subscriptions.number_of("a") == 1
-
-
-def test_unsubscribe_by_destination_in_1_0_ends_all_its_subscriptions() -> None:
-    ours = session(Version.V1_0)
-    for headers in ({}, {"id": "x"}):
-        connection.subscribe(ours, frame("SUBSCRIBE", destination="/events", **headers))
-    connection.subscribe(ours, frame("SUBSCRIBE", destination="/other"))
-    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == (1, 2)
-    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == ()
-
-
 @pytest.mark.parametrize("version", [Version.V1_1, Version.V1_2])
 def test_destination_does_not_unsubscribe_from_1_1_on(version: Version) -> None:
     ours = session(version)
@@ -182,12 +138,6 @@ def test_destination_does_not_unsubscribe_from_1_1_on(version: Version) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         connection.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events"))
     assert caught.value.token == "400-missing-header"
-
-
-@pytest.mark.parametrize("command, accepted", [("ACK", True), ("NACK", False)])
-@pytest.mark.parametrize("version", VERSIONS)
-def test_ack_accepts_and_nack_does_not(version: Version, command: str, accepted: bool) -> None:
-    assert acks_of(session(version), command, id="7.k-1") == Ack(number=7, message_id="k-1", accepted=accepted)
 
 
 ACKS: list[tuple[dict[str, str], int | None, str]] = [
@@ -237,37 +187,9 @@ def test_missing_header_is_a_fault(step: connection.Step, given: dict[str, str],
     assert caught.value.token == token
 
 
-def test_acks_count_at_commit() -> None:
-    ours = session()
-    nothing = Acknowledge(acks=(), receipt="r")
-    assert connection.begin(ours, frame("BEGIN", transaction="t", receipt="r")) == nothing
-    assert connection.acknowledge(ours, frame("ACK", id="1.k7f3q9-2", transaction="t", receipt="r")) == nothing
-    assert connection.acknowledge(ours, frame("NACK", id="1.k7f3q9-1", transaction="t", receipt="r")) == nothing
-    committed = connection.commit(ours, frame("COMMIT", transaction="t", receipt="r"))
-    assert committed.receipt == "r"
-    assert list(committed.acks) == [
-        Ack(number=1, message_id="k7f3q9-2", accepted=True),
-        Ack(number=1, message_id="k7f3q9-1", accepted=False),
-    ]
-
-
-def test_ack_outside_a_transaction_takes_effect_at_once() -> None:
-    ours = session()
-    connection.begin(ours, frame("BEGIN", transaction="t"))
-    assert acks_of(ours, id="1.a").message_id == "a"
-    assert not connection.commit(ours, frame("COMMIT", transaction="t")).acks
-
-
 def test_abort_drops_acknowledgements() -> None:
     ours = session()
     connection.begin(ours, frame("BEGIN", transaction="t"))
     connection.acknowledge(ours, frame("ACK", id="1.a", transaction="t"))
     assert connection.abort(ours, frame("ABORT", transaction="t", receipt="r")) == Acknowledge(acks=(), receipt="r")
     assert ours.transactions.acks_held == 0
-
-
-def test_disconnect_drops_open_transactions() -> None:
-    ours = session()
-    connection.begin(ours, frame("BEGIN", transaction="t"))
-    assert connection.disconnect(ours, frame("DISCONNECT", receipt="r")).receipt == "r"
-    assert len(ours.transactions) == 0

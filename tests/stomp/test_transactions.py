@@ -21,14 +21,6 @@ def token_of(caught: pytest.ExceptionInfo[RemoteProtocolError]) -> str:
     return caught.value.token
 
 
-def test_acknowledgements_keep_their_order() -> None:
-    ours = transactions(acks_max=3)
-    ours.begin("t")
-    for ack in (SECOND, FIRST, THIRD):
-        ours.add("t", ack)
-    assert tuple(ours.end("t")) == (SECOND, FIRST, THIRD)
-
-
 def test_transactions_do_not_mix() -> None:
     ours = transactions()
     ours.begin("t")
@@ -37,26 +29,6 @@ def test_transactions_do_not_mix() -> None:
     ours.add("u", SECOND)
     assert tuple(ours.end("u")) == (SECOND,)
     assert tuple(ours.end("t")) == (FIRST,)
-
-
-def test_name_can_be_reused_after_the_end() -> None:
-    ours = transactions()
-    ours.begin("t")
-    with pytest.raises(RemoteProtocolError) as caught:
-        ours.begin("t")
-    assert token_of(caught) == "400-transaction-begun-twice"
-    ours.end("t")
-    ours.begin("t")
-    assert len(ours) == 1
-
-
-def test_transactions_are_bounded_in_number() -> None:
-    ours = transactions(transactions_max=2)
-    ours.begin("t")
-    ours.begin("u")
-    with pytest.raises(RemoteProtocolError) as caught:
-        ours.begin("v")
-    assert token_of(caught) == "400-too-many-transactions"
 
 
 def test_acks_are_bounded_over_all_transactions() -> None:
@@ -71,25 +43,6 @@ def test_acks_are_bounded_over_all_transactions() -> None:
     ours.end("u")
     ours.add("t", THIRD)
     assert ours.acks_held == 2
-
-
-def test_unknown_transaction_is_a_fault() -> None:
-    ours = transactions()
-    with pytest.raises(RemoteProtocolError) as added:
-        ours.add("t", FIRST)
-    with pytest.raises(RemoteProtocolError) as ended:
-        ours.end("t")
-    assert token_of(added) == token_of(ended) == "400-unknown-transaction"
-
-
-def test_clear_drops_all() -> None:
-    ours = transactions()
-    ours.begin("t")
-    ours.add("t", FIRST)
-    ours.clear()
-    assert (len(ours), ours.acks_held) == (0, 0)
-    ours.begin("t")
-    assert tuple(ours.end("t")) == ()
 
 
 @pytest.mark.parametrize("number", [None, NO_SUBSCRIPTION, 1, 2**32 - 2])
