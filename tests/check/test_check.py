@@ -24,7 +24,6 @@ from tests.check.fake_pooler import pooled
 from tests.pgbouncer import through
 from tests.postgres import Postgres
 
-PASSWORD = "correct-horse-battery"
 ROLE: Final = "check_role"
 TIMEOUT_S = 30.0
 NOT_COMPLETE = "log.keep_current: replay:current does not have channel.updated, tag.updated completely"
@@ -148,14 +147,6 @@ def test_missing_triggers(any_application: Application) -> None:
     assert missing.startswith('table "tags" (tags) has no trigger')
 
 
-def test_missing_sqlite_file_is_not_created(tmp_path: Path) -> None:
-    path = tmp_path / "absent.db"
-    report = check(parse(f'[database]\nurl = "sqlite:///{path}"\n', {}))
-    assert problems(report) == (f"database.url: the SQLite file {path} does not exist (and is not created)",)
-    assert report.of("note") == (f"log.url: the SQLite file {path}.airy-trio.db does not exist; the server creates it",)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_missing_sqlite_log_file_is_a_note(sqlite_application: Application, tmp_path: Path) -> None:
     settings = sqlite_application.migrate()
     log = tmp_path / "app.db.airy-trio.db"
@@ -176,13 +167,6 @@ def test_sqlite_file_without_write_permission(sqlite_application: Application, t
     assert finding == (
         "database.url: the database cannot be used: OperationalError: attempt to write a readonly database"
     )
-
-
-def test_unreachable_postgres_shows_no_password(postgres: Postgres) -> None:
-    url = postgres.password_url("postgres", PASSWORD)
-    report = check(parse(f'[database]\nurl = "{url}"\nconnect_timeout_s = 0.1\n', {}))
-    assert [line.partition(":")[0] for line in problems(report)] == ["database.url", "log.url"]
-    assert all("password authentication failed" in line and PASSWORD not in line for line in problems(report))
 
 
 @pytest.fixture
@@ -348,11 +332,3 @@ def test_stores_that_are_not_sql(sqlite_application: Application) -> None:
     assert 'log.store: "memory" ends with the process; after each start clients must reload' in memory.of("note")
     (finding,) = problems(check(sqlite_application.settings('[log]\nstore = "absent"\n')))
     assert finding.startswith('log.store: there is no event store "absent"')
-
-
-def test_unreachable_store_is_a_problem(sqlite_application: Application, postgres: Postgres) -> None:
-    sqlite_application.migrate()
-    url = postgres.url("absent")
-    (finding,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
-    assert finding.startswith("log.url: the database cannot be used: ")
-    assert 'database "absent" does not exist' in finding
