@@ -1,13 +1,7 @@
 """The events: their type names, and the identity of their objects."""
 
-from typing import get_args
-
-import pytest
-
 from airy_trio.events.models import (
-    TYPES,
     ChannelUpdated,
-    Event,
     Json,
     MessageDeleted,
     MessageUpdated,
@@ -33,23 +27,6 @@ def about(subject: str, identifier: str) -> MetadataUpdated:
     return MetadataUpdated(
         subject=subject, identifier=identifier, metadata=Json("{}"), conversation_id=None, channel_id=None
     )
-
-
-def test_every_event_has_the_type_of_the_wire_contract() -> None:
-    assert tuple(event.type for event in get_args(Event)) == TYPES
-    assert set(TYPES) == {
-        "message.updated",
-        "message.deleted",
-        "metadata.updated",
-        "channel.updated",
-        "tag.updated",
-        "tag.deleted",
-    }
-
-
-def test_events_do_not_change() -> None:
-    with pytest.raises(AttributeError):
-        UPDATED.id = "2"  # type: ignore[misc]
 
 
 def test_update_and_delete_have_the_same_object() -> None:

@@ -3,11 +3,9 @@
 from datetime import UTC, date, datetime, time
 from typing import Any
 
-from attrs import field, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.options import at_least
 from airy_trio.settings import Settings
 from airy_trio.settings.reader import dotted, options_of, read
 
@@ -24,17 +22,6 @@ TOML_VALUES = st.recursive(
 OPTIONS = tuple(options_of(Settings))
 
 
-@frozen(kw_only=True)
-class Inner:
-    number: int = field(default=1, validator=at_least(1))
-
-
-@frozen(kw_only=True)
-class Outer:
-    inner: Inner = Inner()
-    text: str = ""
-
-
 def document_of(items: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
     """Make a document with these values at these paths; a value on the path of a deeper one is replaced."""
     document: dict[str, Any] = {"database": {"url": "sqlite:///a.db"}}
@@ -47,25 +34,6 @@ def document_of(items: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
             table = child
         table[str(path[-1])] = value
     return document
-
-
-def test_valid_document_gives_options() -> None:
-    assert read({"inner": {"number": 2}, "text": "x"}, Outer, {}) == (Outer(inner=Inner(number=2), text="x"), [])
-
-
-def test_invalid_document_gives_all_faults() -> None:
-    assert read({"inner": {"number": 0, "numbr": 1}, "text": 5}, Outer, {}) == (
-        None,
-        [
-            "inner.number: found integer 0, expected a number of at least 1",
-            "inner.numbr: unknown setting; did you mean inner.number?",
-            "text: found integer 5, expected a string",
-        ],
-    )
-
-
-def test_options_are_listed_with_their_paths() -> None:
-    assert list(options_of(Outer)) == [("inner",), ("inner", "number"), ("text",)]
 
 
 @given(st.dictionaries(st.sampled_from(OPTIONS), TOML_VALUES, max_size=4))
