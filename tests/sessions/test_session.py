@@ -81,27 +81,6 @@ async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: 
     await server.ended()
 
 
-async def test_a_vanished_client_leaves_nothing_behind(server: Server, autojump_clock: MockClock) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.subscribe()
-    await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() is disconnects.GONE
-    await server.ended()
-
-
-async def test_connect_deadline_does_not_end_a_connected_session(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    await trio.sleep(OPTIONS.connect_timeout_s * 10)
-    assert (await client.subscribe()).command == "RECEIPT"
-
-
-async def test_a_missing_upgrade_ends_with_the_connect_timeout(server: Server, autojump_clock: MockClock) -> None:
-    plugged = server.plug()
-    await plugged.client.stream.send_all(b"GET /ws.communication HTTP/1.1\r\n")
-    await plugged.ending.wait()
-    assert plugged.ending.at == pytest.approx(OPTIONS.connect_timeout_s)
-
-
 @pytest.mark.parametrize(
     "offered, chosen",
     [
@@ -183,21 +162,6 @@ async def test_disconnect_and_immediate_close_get_a_close_frame(
     await plugged.client.stream.aclose()
     assert await plugged.ending.wait() in (disconnects.DONE, disconnects.GONE)
     assert plugged.ending.at < CLOSE_TIMEOUT_S
-    await server.ended()
-
-
-async def test_a_close_frame_in_two_pieces_ends_the_close_handshake(server: Server, autojump_clock: MockClock) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.send_text("NONSENSE\n\n\0")
-    await trio.testing.wait_all_tasks_blocked()
-    answer = Connection(ConnectionType.CLIENT).send(CloseConnection(code=1002, reason="ä" * 60))
-    for piece in (answer[:1], answer[1:50], answer[50:]):
-        await plugged.client.stream.send_all(piece)
-        await trio.testing.wait_all_tasks_blocked()
-    while await plugged.client.stream.receive_some():
-        pass
-    assert trio.current_time() == 0, "the server ends the stream once it has the answer"
-    await plugged.client.stream.aclose()
     await server.ended()
 
 
