@@ -19,7 +19,7 @@ STARTS = {"recording", "recording again"}
 STOPS = {
     "recording interrupted",
     "the lease was lost: another server may record",
-    "recording is left to the process that does nothing else",
+    "lease offered to the recorder process",
 }
 EPOCHS = ("new epoch", "the event store has lost events")
 """The beginnings of log events about a new epoch."""
@@ -38,7 +38,6 @@ class Node:
 
     name: str
     lives: int = 0
-    failed_starts: int = 0
     port: int = 0
     recording: bool = False
     recorder: Name = None
@@ -82,10 +81,9 @@ class Node:
         event, worker = record.get("event"), record.get("worker")
         if event == "worker started":
             self._starting[worker] = record["pid"]
-        elif event == "a worker has ended: it is started again":
+        elif event == "worker exited; restarting":
             failed = record["exit_code"] != -signal.SIGKILL
             assert not failed or (record["exit_code"] == 1 and worker not in self.workers), record
-            self.failed_starts += failed
             self.ended(worker)
         elif event == "listening":
             self.port = record["port"]
@@ -149,7 +147,6 @@ class Nodes:
             if code != -signal.SIGKILL:
                 assert code == 1, "\n".join(server.err.all[-50:])
                 assert not listened, "\n".join(server.err.all[-50:])
-                node.failed_starts += 1
             self._notify()
 
     async def wait(self, condition: Callable[[Node], object]) -> list[Node]:

@@ -9,7 +9,6 @@ import ssl
 import struct
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
 
 import trio
 import trio.testing
@@ -36,12 +35,6 @@ class Kind(IntEnum):
     ALERT = 21
     HANDSHAKE = 22
     DATA = 23
-
-
-class Sealing(Protocol):
-    """Makes records in one direction."""
-
-    def seal(self, kind: Kind, content: bytes) -> bytes: ...
 
 
 class Direction:
