@@ -248,7 +248,9 @@ class Reads:
             known = Page(destination, after, after.offset)
         else:
             self._known.move_to_end(destination)
-        found, upto = known.events_after(after.offset), known.upto
+        # A replay ends before the newest events, which an earlier read may have found.
+        found = tuple(event for event in known.events_after(after.offset) if event.offset <= head.offset)
+        upto = min(known.upto, head.offset)
         left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)
         if upto < head.offset and left > 0 and bytes_left > 0:
             stored = await self._store.read(after.at(upto), left, destination, bytes_max=bytes_left)
