@@ -137,8 +137,11 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
     """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
         found = await eventlog.current_state(options.window_s)
-        types = STATE_TYPES & types_of(view.destination)
-        missing, others = tuple(sorted(found.missing(types))), types - found.kept
+        types = types_of(view.destination)
+        missing = tuple(sorted(found.missing(STATE_TYPES & types)))
+        # With the deletions: the memory of this node may reach back less far than the window, so that it sends the
+        # event before a deletion as well.
+        others = frozenset(type_ for type_ in types if type_.replace(".deleted", ".updated") not in found.kept)
         since = _limited(found.since, found.until, options) if others else found.until.offset
         replay = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
         begin = found.until.at(since if found.at is None else 0)

@@ -9,14 +9,14 @@ from trio.testing import MockClock
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.delivery.start import LIVE, Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
-from airy_trio.events.models import STATE_TYPES
+from airy_trio.events.models import TYPES
 from airy_trio.log.event_log import COMPARED_MAX, STATE_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Replay
 from airy_trio.log.store import Bounds, StateAt, StoreUnavailable
 from tests.delivery.kept import GENERATION, keep
-from tests.sessions.serving import events, open_log
+from tests.sessions.serving import event, events, open_log
 
 OPTIONS = ReplayOptions(window_s=3600, events_max=3)
 WINDOW = ReplayOptions(window_s=3600)
@@ -291,7 +291,7 @@ async def test_large_recent_window_is_not_searched_for_repeated_objects(count: i
     assert ((await recent(log)).replay is None) == (count < COMPARED_MAX)
 
 
-WINDOW_TYPES = {"message.updated", "metadata.updated"}
+WINDOW_TYPES = {"message.updated", "message.deleted", "metadata.updated"}
 
 
 @pytest.mark.parametrize(
@@ -300,6 +300,7 @@ WINDOW_TYPES = {"message.updated", "metadata.updated"}
         (EVERYTHING, 8, WINDOW_TYPES),
         (OfChannel("ch1"), 8, WINDOW_TYPES),
         (OfType("message.updated"), 8, {"message.updated"}),
+        (OfType("message.deleted"), 8, {"message.deleted"}),
         (OfType("tag.updated"), 10, set()),
     ],
 )
@@ -315,14 +316,26 @@ async def test_current_state_has_the_recent_window_of_types_that_are_not_kept(
     begun = await start(log, log.attach(destination, log), StartRequest(None, "current"), options)
     page = await log.page(log.head.at(0), destination, replay)
     sent = [event.offset for event in page.events]
-    assert sent == ([] if destination == OfType("tag.updated") else [9, 10])
+    assert sent == ([9, 10] if "message.updated" in types else [])
     assert (begun.position, begun.replay) == ((log.head.at(0), replay) if sent else (log.head, None))
+
+
+@pytest.mark.parametrize("tail_events, sent", [(20_000, [2, 3]), (1, [1, 2, 3])])
+async def test_window_within_the_current_state_ends_with_the_deletion(tail_events: int, sent: list[int]) -> None:
+    """If the deletion is not in memory any more, the event before it is sent as well."""
+    log = await open_log(options=LogOptions(store="memory", tail_events=tail_events))
+    kinds = [("a", "message.updated"), ("a", "message.deleted"), ("b", "message.updated")]
+    new = [event(number, obj=name, kind=kind) for number, (name, kind) in enumerate(kinds, start=1)]
+    await log.append(log.head, new, "point")
+    begin = await start(log, log.attach(EVERYTHING, log), StartRequest(None, "current"), WINDOW)
+    page = await log.page(begin.position, EVERYTHING, begin.replay)
+    assert [event.offset for event in page.events] == sent
 
 
 async def test_without_a_state_only_the_recent_window_is_sent() -> None:
     log = await filled()
     begin = await found_state(log)
-    replay = Replay(until=log.head, since=7, types=STATE_TYPES, announced=True)
+    replay = Replay(until=log.head, since=7, types=frozenset(TYPES), announced=True)
     assert (begin.position, begin.replay, begin.whole) == (log.head.at(7), replay, False)
     await trio.sleep(0.01)
     log, options = await open_log(log.store), ReplayOptions(window_s=0)
