@@ -366,9 +366,10 @@ def acknowledged_position(subscription: Subscription, head: Position) -> Positio
     oldest = None if window is None else window.oldest
     if oldest is not None:
         return position.at(oldest - 1)
-    if subscription.replay is not None and not position.offset:
+    replay = subscription.replay
+    if replay is not None and replay.state is not None and not position.offset:
         return NOWHERE
-    if subscription.replay is None and position.epoch == head.epoch and subscription.view.last <= position.offset:
+    if replay is None and position.epoch == head.epoch and subscription.view.last <= position.offset:
         return max(position, head)
     return position
 

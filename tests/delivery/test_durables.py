@@ -402,6 +402,17 @@ async def test_interrupted_state_is_not_taken_for_an_earlier_position(
     assert offsets(await take(plugged.client, 10 - acknowledged)) == list(range(acknowledged + 1, 11))
 
 
+@pytest.mark.parametrize("replay", ["recent", "current"])
+async def test_recent_window_at_the_begin_of_the_log_can_be_resumed(
+    store: Store, autojump_clock: MockClock, replay: str
+) -> None:
+    """It is a position like any other, also if its node crashes before an event of it is acknowledged."""
+    async with node(store) as server:
+        await server.log.append(server.log.head, [event(1, obj="a"), event(2, obj="a")], "point")
+        await connect_and_claim(server, ("replay", replay))
+        assert await store.acknowledged("ann", "inbox") == server.log.head.at(0)
+
+
 async def test_each_user_and_name_has_a_position_of_its_own(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
