@@ -188,17 +188,24 @@ class Reads:
         return page
 
     async def _read_replay(self, after: Position, destination: Destination, replay: Replay) -> Page:
-        """Read one event more than a page has, so that the last event of the replay is known to be the last."""
+        """Read one event more than a page has if the end is announced, so that the last event is known to be the last.
+
+        Else a page is one part of the window, however much is left out of it: a read of many parts would keep its place
+        for long, and begin again whenever the store is unavailable for one of them.
+        """
         found: list[StoredEvent] = []
-        at, upto = after, replay.until.offset
-        while at.offset < upto and (len(found) < 2 or self._has_room(found)):  # noqa: PLR2004 - one more than a page
+        at = after
+        while at.offset < replay.until.offset:
             if replay.state is not None and at.offset < replay.since:
                 part, at = await self._read_state(at, destination, replay.state, replay.since)
             else:
                 part, at = await self._read_recent(at, destination, replay)
             found += part
             await trio.lowlevel.checkpoint()  # a part that memory has waits for nothing
-        if at.offset < upto or len(found) > self._events_max:
+            if len(found) > 1 or not replay.announced:
+                break
+        upto = at.offset
+        if replay.announced and (upto < replay.until.offset or len(found) > self._events_max):
             del found[min(self._events_max, len(found) - 1) :]
             upto = found[-1].offset
         return Page(destination, after, upto, tuple(found), replay)
@@ -235,9 +242,6 @@ class Reads:
         events = tuple(event for event in found if event.offset <= until.offset)
         ends = len(events) < len(found) or not events or events[-1].offset >= view.last
         return Page(destination, after, until.offset if ends else events[-1].offset, events)
-
-    def _has_room(self, events: Sequence[StoredEvent]) -> bool:
-        return len(events) <= self._events_max and _size(events) < self._bytes_max
 
     async def _read(self, after: Position, head: Position, destination: Destination) -> Page:
         if after.epoch != head.epoch:
