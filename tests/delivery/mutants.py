@@ -310,8 +310,20 @@ DIRECTED = (
         lambda _clock: test_reads.test_pages_agree_with_the_store(1),
     ),
     (
-        Mutant("a page reaches beyond the head", Reads, "_read", "if event.offset <= head.offset", "if True"),
+        Mutant(
+            "a page reaches beyond the head", Reads, "_read", "in stored if event.offset <= head.offset", "in stored"
+        ),
         lambda _clock: test_reads.test_a_page_ends_at_the_head_of_this_node(),
+    ),
+    (
+        Mutant(
+            "a replay reaches beyond its end",
+            Reads,
+            "_read",
+            "(after.offset) if event.offset <= head.offset)",
+            "(after.offset))",
+        ),
+        lambda _clock: test_reads.test_a_replay_has_no_events_after_its_end_that_an_earlier_read_has_found(),
     ),
     (
         Mutant("the fan-out forgets the state", FanOut, "serve", "subscription.replay is None and", ""),
