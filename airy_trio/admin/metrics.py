@@ -91,7 +91,7 @@ class _ServerCollector(Collector):
         yield _counters("events_recorded", "Events appended by this server.", "type", recorder.events_by_type())
         yield _counter("changes_read", "Rows of the change log that were read.", found["changes"])
         yield _counter("row_faults", "Rows that could not become an event.", found["faults"])
-        yield _counter("metadata_value_faults", "Metadata values that did not fit their type.", found["misfits"])
+        yield _counter("metadata_value_faults", "Metadata values that did not fit their type.", found["value_faults"])
         changes = {"kept": found["kept"], "ended": found["ended"]}
         words = "Events recorded for the current state, and objects that left it because they ended."
         yield _counters("current_state_updates", words, "outcome", changes)

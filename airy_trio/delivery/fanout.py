@@ -93,8 +93,7 @@ class Batches:
         batch = self._shared.get(key)
         if batch is None:
             if position.offset < view.evicted:
-                message = f"{position} is before the tail"
-                raise LookupError(message)
+                raise LookupError(f"{position} is before the tail")
             batch = self._from_tail(subscription, after=position, prefix=subscription.prefix)
             _remember(self._shared, key, batch, SHARED_BATCHES_MAX)
         return batch
@@ -408,8 +407,7 @@ async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None
 async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
     """Send one batch, or one page of the store; False if there is nothing to do now."""
     if subscription.started and subscription.position.epoch != eventlog.epoch:
-        message = f"{subscription.position} is of an epoch that has ended"
-        raise PositionExpired(message)
+        raise PositionExpired(f"{subscription.position} is of an epoch that has ended")
     if not subscription.has_work:
         return False
     if subscription.replay is not None or subscription.position.offset < subscription.view.evicted:

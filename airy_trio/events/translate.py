@@ -58,13 +58,13 @@ class EventsOptions:
 class Translation:
     """The events in the order of their objects, and the faults of skipped rows.
 
-    ``misfits``: the number of metadata values that became strings because they did not fit their ``value_type``.
+    ``value_faults``: the number of metadata values that became strings because they did not fit their ``value_type``.
     ``ended``: objects that no longer exist, by the type of their updates, whether or not a deletion is sent.
     """
 
     events: tuple[Event, ...]
     faults: tuple[RowFault, ...]
-    misfits: int
+    value_faults: int
     ended: tuple[tuple[str, str], ...] = ()
 
 
@@ -73,7 +73,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
     events: list[Event] = []
     faults: list[RowFault] = []
     ended: list[tuple[str, str]] = []
-    misfits = 0
+    value_faults = 0
     for changed in objects:
         try:
             if isinstance(changed, MessageGone | ChannelGone | TagGone):
@@ -86,14 +86,14 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
                 event, nested = _metadata(changed)
                 events.append(event)
                 faults.extend(nested.faults)
-                misfits += nested.misfits
+                value_faults += nested.value_faults
             elif isinstance(changed, Unreadable):
                 faults.append(_fault(changed, changed.reason))
             elif (found := _event(changed, options)) is not None:
                 events.append(found)
         except UnfitValueError as error:
             faults.append(_fault(changed, str(error)))
-    return Translation(events=tuple(events), faults=tuple(faults), misfits=misfits, ended=tuple(ended))
+    return Translation(events=tuple(events), faults=tuple(faults), value_faults=value_faults, ended=tuple(ended))
 
 
 def _event(
@@ -219,7 +219,7 @@ class Nested:
 
     metadata: Json
     faults: tuple[RowFault, ...]
-    misfits: int
+    value_faults: int
 
 
 def nest(entries: Iterable[MetadataEntry], time_zone: tzinfo, pair: str) -> Nested:
@@ -238,11 +238,11 @@ def nest(entries: Iterable[MetadataEntry], time_zone: tzinfo, pair: str) -> Nest
             faults.append(RowFault(table="metadata", key=key, reason=str(error)))
     rows.sort()
     tree: Tree = {}
-    misfits = 0
+    value_faults = 0
     for _, _, key, value, fits in rows:
         _plant(tree, key.split("."), value)
-        misfits += not fits
-    return Nested(metadata=_written(tree), faults=tuple(faults), misfits=misfits)
+        value_faults += not fits
+    return Nested(metadata=_written(tree), faults=tuple(faults), value_faults=value_faults)
 
 
 def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:

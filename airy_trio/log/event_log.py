@@ -129,8 +129,7 @@ class EventLog:
     def head(self) -> Position:
         """The newest position that this node has."""
         if self._head is None:
-            message = "open() comes first"
-            raise RuntimeError(message)
+            raise RuntimeError("open() comes first")
         return self._head
 
     @property
@@ -331,8 +330,7 @@ class EventLog:
                 del self._pages_being_read[key]
                 ended.set()
             if after.epoch != self.epoch:  # it began during the read, and a replay may have read its events
-                message = f"{after} is of an epoch that has ended"
-                raise PositionExpired(message)
+                raise PositionExpired(f"{after} is of an epoch that has ended")
             return page
 
     async def since(self, age_s: float, *, address: str = "") -> Position:

@@ -75,8 +75,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self._check_head(expected)
         if replaces is not None and replaces != self._resume_point:
-            message = "the stored resume point is not the one that the writer replaces"
-            raise StaleAppend(message)
+            raise StaleAppend("the stored resume point is not the one that the writer replaces")
         now_ms = self._appended_at_ms = max(self._now_ms(), self._appended_at_ms)
         stored = stored_after(expected, events, now_ms)
         self._events += stored
@@ -134,8 +133,7 @@ class MemoryStore:
         known = self._state
         gone = known is None or known.generation != state.generation or known.folded < state.until.offset
         if state.until.epoch != self._epoch or gone:
-            message = f"the state {state.generation} up to {state.until} is gone"
-            raise PositionExpired(message)
+            raise PositionExpired(f"the state {state.generation} up to {state.until} is gone")
         wanted = EVERYTHING if destination is None else destination
         start = bisect_right(self._kept_offsets, after.offset)
         offsets = takewhile(lambda offset: offset <= state.until.offset, islice(self._kept_offsets, start, None))
@@ -146,8 +144,7 @@ class MemoryStore:
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
         await trio.lowlevel.checkpoint()
         if until.epoch != self._epoch:
-            message = f"{until} is not of epoch {self._epoch}"
-            raise PositionExpired(message)
+            raise PositionExpired(f"{until} is not of epoch {self._epoch}")
         newest_first = reversed(range(min(until.offset - self._trimmed, len(self._events))))
         until_now = map(self._events.__getitem__, newest_first)
         return next((event for event in until_now if covers(destination, event)), None)
@@ -262,13 +259,11 @@ class MemoryStore:
     def _check_head(self, expected: Position) -> None:
         head = self._bounds().head
         if expected != head:
-            message = f"the head is {head}, not {expected}"
-            raise StaleAppend(message)
+            raise StaleAppend(f"the head is {head}, not {expected}")
 
     def _check_retained(self, after: Position) -> None:
         if after.epoch != self._epoch or after.offset < self._trimmed:
-            message = f"events after {after} are gone"
-            raise PositionExpired(message)
+            raise PositionExpired(f"events after {after} are gone")
 
     def _wake(self) -> None:
         self._changed.set()

@@ -245,8 +245,7 @@ class Reads:
 
     async def _read(self, after: Position, head: Position, destination: Destination) -> Page:
         if after.epoch != head.epoch:
-            message = f"{after} is of an epoch that has ended"
-            raise PositionExpired(message)
+            raise PositionExpired(f"{after} is of an epoch that has ended")
         known = self._known.get(destination)
         if known is None or not known.covers(after):
             known = Page(destination, after, after.offset)

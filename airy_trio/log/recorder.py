@@ -109,7 +109,7 @@ class Recorder:
         self._rows = BatchRows(options.batch_rows_max)
         self._state = StateRecorder(options.state)
         self._appends = self._folded = 0  # appends with something to fold, and those of them that are folded
-        self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0, "kept": 0, "ended": 0})
+        self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "value_faults": 0, "kept": 0, "ended": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
         self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
@@ -128,8 +128,8 @@ class Recorder:
     def statistics(self) -> dict[str, int]:
         """Counts since the start: ``events`` appended, ``changes`` read, row ``faults``.
 
-        ``misfits``: metadata values that could not be converted to their declared type and became strings. ``kept``:
-        events of types whose current state is kept. ``ended``: objects that left the current state.
+        ``value_faults``: metadata values that could not be converted to their declared type and became strings.
+        ``kept``: events of types whose current state is kept. ``ended``: objects that left the current state.
         """
         return dict(self._counts)
 
@@ -311,7 +311,7 @@ class Recorder:
         self._counts["changes"] += batch.changes
         self._counts["events"] += len(translated.events)
         self._types.update(map(_TYPE, translated.events))
-        self._counts["misfits"] += translated.misfits
+        self._counts["value_faults"] += translated.value_faults
         if state is not None:
             self._counts["kept"] += sum(event.type in self._options.state.kept for event in translated.events)
             self._counts["ended"] += len(state.ended)
@@ -340,13 +340,13 @@ class _Starting:
 class TranslatedBatch:
     """The events of a batch and the rows that could not become one.
 
-    ``misfits``: metadata values that became strings. ``size``: bytes of the bodies. ``share``: how much of the batch
-    fits into an append; 1 if all of it, and only then are the events complete. ``ended``: see ``Translation``.
+    ``value_faults``: metadata values that became strings. ``size``: bytes of the bodies. ``share``: how much of the
+    batch fits into an append; 1 if all of it, and only then are the events complete. ``ended``: see ``Translation``.
     """
 
     events: Sequence[NewEvent]
     faults: Sequence[RowFault]
-    misfits: int
+    value_faults: int
     size: int
     share: float
     ended: Sequence[tuple[str, str]] = ()
@@ -357,13 +357,13 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
     events: list[NewEvent] = []
     faults: list[RowFault] = []
     ended: list[tuple[str, str]] = []
-    size = misfits = done = 0
+    size = value_faults = done = 0
     while done < len(batch.objects) and (size <= BATCH_BYTES_MAX or batch.changes <= 1):
         if done:
             await trio.lowlevel.checkpoint()
         translation = translate(batch.objects[done : done + SLICE_OBJECTS], options)
         done = min(done + SLICE_OBJECTS, len(batch.objects))
-        misfits += translation.misfits
+        value_faults += translation.value_faults
         faults += translation.faults
         ended += translation.ended
         for event in translation.events:
@@ -377,7 +377,7 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
                 size += len(body)
     whole = batch.changes <= 1 or size <= BATCH_BYTES_MAX
     share = 1.0 if whole else min(done / len(batch.objects), BATCH_BYTES_MAX / size)
-    return TranslatedBatch(events=events, faults=faults, misfits=misfits, size=size, share=share, ended=ended)
+    return TranslatedBatch(events=events, faults=faults, value_faults=value_faults, size=size, share=share, ended=ended)
 
 
 class BatchRows:

@@ -71,8 +71,7 @@ class Position:
 
     def _comparable(self, other: "Position") -> "Position":
         if self.epoch != other.epoch:
-            message = f"{self} and {other} are of different epochs"
-            raise ForeignEpochError(message)
+            raise ForeignEpochError(f"{self} and {other} are of different epochs")
         return other
 
 

@@ -146,8 +146,7 @@ class Tail:
             if offset <= last:
                 continue
             if offset != last + 1:
-                message = f"event {offset} does not follow {last}"
-                raise ValueError(message)
+                raise ValueError(f"event {offset} does not follow {last}")
             last = offset
             self._events.append(event)
             newest[event.object] = offset
@@ -184,8 +183,7 @@ class Tail:
         Raises ``LookupError`` if the view has lost an event after ``offset``.
         """
         if offset < view.evicted:
-            message = f"offset {offset} of {view.destination} is before the tail"
-            raise LookupError(message)
+            raise LookupError(f"offset {offset} of {view.destination} is before the tail")
         found: list[StoredEvent] = []
         size = 0
         for event in self._events_after(view, offset, events_max):

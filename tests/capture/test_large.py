@@ -106,7 +106,7 @@ async def test_long_metadata_value_is_no_fault(any_application: Application, val
     [entry] = metadata.entries
     assert TEXT_CHARS_MAX < len(str(entry.value)) <= OCTETS_A_CHARACTER_MAX * (TEXT_CHARS_MAX + 1)
     translation = translate([metadata], EventsOptions())
-    assert (translation.misfits, translation.faults) == (0, ())
+    assert (translation.value_faults, translation.faults) == (0, ())
     body, truncated = encode(translation.events[0], TEXT_CHARS_MAX)
     assert truncated
     assert b'"metadata":{"truncated":true}' in body

@@ -40,8 +40,7 @@ class MoodyStore(DelegatingStore):
     async def _mood(self) -> None:
         await trio.sleep(self.moods.uniform(0, self.delay_s))
         if self.moods.random() < self.away_share:
-            message = "away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away")
 
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         if call.destination is not None:

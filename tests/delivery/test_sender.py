@@ -224,8 +224,7 @@ async def test_subscribe_waits_for_an_unavailable_store(
 
     async def away() -> Bounds:
         await trio.lowlevel.checkpoint()
-        message = "away"
-        raise StoreUnavailable(message)
+        raise StoreUnavailable("away")
 
     async with rigged(log, MemoryTransport()) as rig:
         monkeypatch.setattr(kept, "bounds", away)

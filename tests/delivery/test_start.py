@@ -138,8 +138,7 @@ async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, mon
     async def away() -> Bounds:
         read_at.append(trio.current_time())
         if len(read_at) < 8:
-            message = "away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away")
         return await bounds()
 
     monkeypatch.setattr(log.store, "bounds", away)

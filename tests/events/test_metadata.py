@@ -25,7 +25,7 @@ def written(*entries: MetadataEntry) -> str:
 
 
 def test_no_rows_are_an_empty_object() -> None:
-    assert nested() == Nested(metadata=values.check("{}"), faults=(), misfits=0)
+    assert nested() == Nested(metadata=values.check("{}"), faults=(), value_faults=0)
 
 
 def test_dots_nest() -> None:
@@ -88,7 +88,7 @@ def test_every_part_of_a_key_is_a_name(key: Value, expected: str) -> None:
 )
 def test_values_that_fit_their_type(value: Value, value_type: Value, expected: str) -> None:
     result = nested(entry("k", value, value_type))
-    assert result == Nested(metadata=values.check(f'{{"k":{expected}}}'), faults=(), misfits=0)
+    assert result == Nested(metadata=values.check(f'{{"k":{expected}}}'), faults=(), value_faults=0)
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_values_that_fit_their_type(value: Value, value_type: Value, expected: s
 def test_value_that_does_not_fit_becomes_a_counted_string(value: str, value_type: Value) -> None:
     result = nested(entry("k", value, value_type), entry("other", "1", "number"))
     assert strictly_read(result.metadata) == {"k": value, "other": "1"}
-    assert (result.misfits, result.faults) == (1, ())
+    assert (result.value_faults, result.faults) == (1, ())
 
 
 @pytest.mark.parametrize("value,expected", [(math.inf, "inf"), (math.nan, "nan"), (True, "true")])
 def test_invalid_json_number(value: Value, expected: str) -> None:
     result = nested(entry("k", value, "number"))
-    assert (strictly_read(result.metadata), result.misfits) == ({"k": expected}, 1)
+    assert (strictly_read(result.metadata), result.value_faults) == ({"k": expected}, 1)
 
 
 def test_a_later_scalar_replaces_an_earlier_object() -> None:
@@ -210,9 +210,9 @@ def test_the_nesting_limit_counts_key_and_value_together() -> None:
     parts = NESTING_MAX - 1
     deep = "x" + ".x" * (parts - 1)
     fits = nested(entry(deep, "[]", "array"))
-    assert (fits.misfits, values.check(fits.metadata)) == (0, fits.metadata)
+    assert (fits.value_faults, values.check(fits.metadata)) == (0, fits.metadata)
     beyond = nested(entry(deep, "[[]]", "array"))
-    assert (beyond.misfits, beyond.metadata) == (1, '{"x":' * parts + '"[[]]"' + "}" * parts)
+    assert (beyond.value_faults, beyond.metadata) == (1, '{"x":' * parts + '"[[]]"' + "}" * parts)
     deepest = nested(entry(deep + ".x", "1", "number"))
     assert (deepest.faults, values.check(deepest.metadata)) == ((), deepest.metadata)
 
@@ -272,4 +272,4 @@ def test_tree_equals_assignment_in_order(entries: list[MetadataEntry]) -> None:
 def test_any_rows_make_an_object(entries: list[MetadataEntry]) -> None:
     result = nested(*entries)
     assert isinstance(strictly_read(result.metadata.encode()), dict)
-    assert len(result.faults) + result.misfits <= len(entries)
+    assert len(result.faults) + result.value_faults <= len(entries)

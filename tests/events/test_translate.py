@@ -1,4 +1,4 @@
-"""From changed objects to events: deletes, counted misfits, row faults."""
+"""From changed objects to events: deletes, counted value_faults, row faults."""
 
 import math
 from typing import Any
@@ -44,7 +44,7 @@ DELETES = EventsOptions(deletes=True)
 
 def event_of(changed: ChangedObject, options: EventsOptions = SILENT) -> Event:
     translation = translate([changed], options)
-    assert (translation.faults, translation.misfits) == ((), 0)
+    assert (translation.faults, translation.value_faults) == ((), 0)
     (event,) = translation.events
     return event
 
@@ -128,7 +128,7 @@ def test_deleted_messages_and_tags_with_deletes() -> None:
 )
 def test_deleted_messages_and_tags_without_deletes(gone: ChangedObject) -> None:
     translation = translate([gone], SILENT)
-    assert evolve(translation, ended=()) == Translation(events=(), faults=(), misfits=0)
+    assert evolve(translation, ended=()) == Translation(events=(), faults=(), value_faults=0)
     assert dict(translation.ended).keys() <= {"message.updated", "tag.updated"}
 
 
@@ -156,13 +156,13 @@ def test_metadata_of_unknown_subject_has_no_owner() -> None:
     assert (event.conversation_id, event.channel_id) == (None, None)
 
 
-def test_misfits_are_counted_over_the_batch() -> None:
+def test_value_faults_are_counted_over_the_batch() -> None:
     pairs = [
         altered(METADATA, identifier="c1", entries=(entry("a", "x", "number"), entry("b", "x", "bool"))),
         altered(METADATA, identifier="c2", entries=(entry("a", "1", "number"), entry("b", "x", "what"))),
     ]
     translation = translate(pairs, SILENT)
-    assert (translation.misfits, translation.faults) == (3, ())
+    assert (translation.value_faults, translation.faults) == (3, ())
     assert len(translation.events) == 2
 
 
@@ -248,7 +248,7 @@ def test_a_fault_stops_neither_its_batch_nor_its_order() -> None:
 
 
 def test_nothing_altered() -> None:
-    assert translate([], DELETES) == Translation(events=(), faults=(), misfits=0)
+    assert translate([], DELETES) == Translation(events=(), faults=(), value_faults=0)
 
 
 SHAPES: dict[str, object] = {

@@ -40,8 +40,7 @@ class MoodyStore(DelegatingStore):
         if self.moods is not None:
             await trio.sleep(self.moods.uniform(0, 0.3))
         if self.away or (moody and self.moods is not None and self.moods.random() < self.away_share):
-            message = "the store is away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("the store is away")
 
     async def bounds(self) -> Bounds:
         await self._mood(moody=False)

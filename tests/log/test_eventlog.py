@@ -40,8 +40,7 @@ class Outages(DelegatingStore):
 
     def _reach(self) -> None:
         if self.away:
-            message = "away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("away")
 
     async def bounds(self) -> Bounds:
         self.calls["bounds"] += 1
@@ -695,8 +694,7 @@ class SlowBounds(MemoryStore):
         if self.slow:
             await trio.sleep(1)
         if self.fails:
-            message = "the store is away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("the store is away")
         return await super().bounds()
 
 

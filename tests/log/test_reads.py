@@ -61,8 +61,7 @@ class Scanned(DelegatingStore):
             self.scans.append(call.after)
             await self.go_on.wait()
             if self.away:
-                message = "away"
-                raise StoreUnavailable(message)
+                raise StoreUnavailable("away")
         return await super().on_read(call)
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:

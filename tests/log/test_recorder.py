@@ -50,7 +50,14 @@ async def test_changes_are_recorded_in_order(
     changes.write(*map(tag, range(1, 26)))
     await until(lambda: one.log.head.offset == 25)
     assert await recorded(one.log.store) == tags(1, 25)
-    assert one.recorder.statistics() == {"events": 25, "changes": 25, "faults": 0, "misfits": 0, "kept": 0, "ended": 0}
+    assert one.recorder.statistics() == {
+        "events": 25,
+        "changes": 25,
+        "faults": 0,
+        "value_faults": 0,
+        "kept": 0,
+        "ended": 0,
+    }
     assert one.recorder.events_by_type() == {**dict.fromkeys(TYPES, 0), "tag.updated": 25}
     assert one.recorder.recording
     nursery.cancel_scope.cancel()
@@ -379,7 +386,7 @@ async def test_row_faults_are_counted_and_skipped(
         await until(lambda: one.log.head.offset == 2)
     assert await recorded(one.log.store) == ["tag:t1", "tag:t3"]
     assert one.recorder.statistics() == {
-        "events": 2, "changes": 3, "faults": 1, "misfits": 0, "kept": 0, "ended": 0,
+        "events": 2, "changes": 3, "faults": 1, "value_faults": 0, "kept": 0, "ended": 0,
     }  # fmt: skip
     assert [(line["event"], line["table"]) for line in logs] == [("row fault", "tags")]
     nursery.cancel_scope.cancel()
@@ -486,8 +493,7 @@ async def test_append_whose_answer_was_lost_is_not_repeated(
 class LosesAnswers(DelegatingStore):
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         await super().on_append(call)
-        message = "the answer was lost"
-        raise StoreUnavailable(message)
+        raise StoreUnavailable("the answer was lost")
 
 
 async def test_server_with_another_store_fails_to_start(

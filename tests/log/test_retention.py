@@ -27,8 +27,7 @@ class Limited(MoodyStore):
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         if self.trims_fail:
-            message = "the store is away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("the store is away")
         assert limit == TRIM_EVENTS_MAX
         self.trimmed.append(await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s))
         return self.trimmed[-1]
@@ -91,8 +90,7 @@ class Folding(Limited):
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         assert limit == FOLD_EVENTS_MAX
         if self.folds_fail:
-            message = "the store is away"
-            raise StoreUnavailable(message)
+            raise StoreUnavailable("the store is away")
         more = await super().fold(generation, types, limit)
         self.folded.append(self._state.folded if self._state else -1)
         return more

@@ -119,8 +119,7 @@ class IgnoresReplaces(DelegatingStore):
 class ComparesResumePointsTooEarly(DelegatingStore):
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         if call.replaces is not None and call.replaces != self._resume_point:
-            message = "the resume point is another one"
-            raise StaleAppend(message)
+            raise StaleAppend("the resume point is another one")
         await trio.lowlevel.checkpoint()
         return await super().on_append(evolve(call, replaces=None))
 

@@ -163,8 +163,7 @@ class RedisStore:
             arguments = (after.offset, state.until.offset, count, place, wanted, scan_bytes, *channels)
             _, *scanned = await self._run(scripts.CURRENT, state.until.epoch, state.generation, *arguments)
             if not scanned:
-                message = f"the state {state.generation} up to {state.until} is gone"
-                raise PositionExpired(message)
+                raise PositionExpired(f"the state {state.generation} up to {state.until} is gone")
             more, reached, entries = scanned
             events = [read_entry(*entry) for entry in entries]
             found += events
@@ -193,8 +192,7 @@ class RedisStore:
         points = [] if resume_point is None else [resume_point]
         bounds, begun = await self._run(scripts.BEGIN_EPOCH, expected.epoch, expected.offset, *points)
         if not begun:
-            message = f"the head is {read_bounds(bounds).head}, not {expected}"
-            raise StaleAppend(message)
+            raise StaleAppend(f"the head is {read_bounds(bounds).head}, not {expected}")
         return read_bounds(bounds)
 
     async def wait(self, after: Position) -> None:
@@ -244,8 +242,7 @@ class RedisStore:
         arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, scan_bytes, *channels)
         bounds, *found = await self._run(scripts.SCAN, *arguments)
         if not found:
-            message = f"the events after {position} are gone"
-            raise PositionExpired(message)
+            raise PositionExpired(f"the events after {position} are gone")
         more, reached, entries = found
         return (
             read_bounds(bounds),

@@ -376,8 +376,7 @@ class Notifications:
             logger.debug("the connection for notifications of the event log was lost", reason=str(error))
             self._notified, self.head = False, ""
             if was_open:
-                message = f"the connection that listens was lost: {error}"
-                raise StoreUnavailable(message) from None
+                raise StoreUnavailable(f"the connection that listens was lost: {error}") from None
             await trio.sleep(POLL_S)  # the caller's next look at the store finds out whether the database is away
         finally:
             self._busy = False

@@ -114,8 +114,7 @@ class SqlStore:
         run = self._reading if destination is None else self._replaying
         events, bounds = await self._events(run, statement, values, bytes_max)
         if after.epoch != bounds.epoch or after < bounds.floor:
-            message = f"the events after {after} are gone"
-            raise PositionExpired(message)
+            raise PositionExpired(f"the events after {after} are gone")
         return events
 
     async def current(
@@ -136,8 +135,7 @@ class SqlStore:
         known = bounds.state
         gone = known is None or known.generation != state.generation or known.folded < state.until.offset
         if state.until.epoch != bounds.epoch or gone:
-            message = f"the state {state.generation} up to {state.until} is gone"
-            raise PositionExpired(message)
+            raise PositionExpired(f"the state {state.generation} up to {state.until} is gone")
         return events
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
@@ -145,8 +143,7 @@ class SqlStore:
         values |= {"epoch": until.epoch, "until": until.offset}
         events, bounds = await self._events(self._replaying, statement, values, None)
         if until.epoch != bounds.epoch:
-            message = f"{until} is not of epoch {bounds.epoch}"
-            raise PositionExpired(message)
+            raise PositionExpired(f"{until} is not of epoch {bounds.epoch}")
         return events[0] if events else None
 
     async def since(self, age_s: float) -> Position:
