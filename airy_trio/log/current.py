@@ -91,9 +91,10 @@ class Marks:
 class CurrentState:
     """The state for a reader: its end, the types that it has completely, and all mapped types.
 
-    ``kept``: the types that it has. ``since``: the offset after which events of other types are read from the log.
-    ``at``: None if there is no state to read. ``types``: None if no recorder has said which tables are mapped.
-    ``filling``: the types of which a backfill has begun, and has not ended or not all of its events are added yet.
+    ``kept``: the types that it has, completely or not. ``since``: the offset after which the recent window begins; the
+    window has the events of the other types. ``at``: None if there is no state to read. ``types``: None if no recorder
+    has stored which tables are mapped. ``filling``: the types of which a backfill has begun, and has not ended or not
+    all of its events are added yet.
     """
 
     until: Position

@@ -66,7 +66,7 @@ BOUNDS_AGE_S: Final = 5.0
 LAG_EVERY_S: Final = 1.0
 """Between two reads of the store's head, by which the lag of ``follow`` is measured."""
 COMPARED_MAX: Final = 256
-"""More events of a view than that are not searched for a second one of an object."""
+"""If a recent window has this many events, they are not compared: it is assumed that an object occurs twice."""
 STATE_AGE_S: Final = 1.0
 """Clients that request the current state within this time get the same one."""
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
@@ -111,7 +111,7 @@ class EventLog:
         self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
         self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
         self._state_being_read: _StateRead | None = None
-        self._recent_end: tuple[float, Position] | None = None  # the same
+        self._recent_end: tuple[float, Position] | None = None  # and when it was read, in Trio's time
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
@@ -306,9 +306,9 @@ class EventLog:
     async def page(
         self, after: Position, destination: Destination, replay: Replay | None = None, *, address: str = ""
     ) -> Page:
-        """Return the next events of a destination in the store, or of a replay, for a client at ``address``.
+        """Return the next events of a destination from the store, or those of a replay, for a client at ``address``.
 
-        A client that asks for what another one is reading gets the same page. Raises ``PositionExpired`` and
+        Clients that ask for the same page at the same time share one read. Raises ``PositionExpired`` and
         ``StoreUnavailable``.
         """
         key = after, destination, replay
@@ -329,7 +329,7 @@ class EventLog:
             finally:
                 del self._pages_being_read[key]
                 ended.set()
-            if after.epoch != self.epoch:  # it began during the read, and a replay may have read its events
+            if after.epoch != self.epoch:  # a new epoch began during the read: a replay may have read events of it
                 raise PositionExpired(f"{after} is of an epoch that has ended")
             return page
 
@@ -355,7 +355,10 @@ class EventLog:
         return None if offset is None else self.head.at(offset)
 
     def recent_end(self) -> Position:
-        """Return the head as of at most ``STATE_AGE_S`` ago, up to which clients read the same pages."""
+        """Return the end of a recent window: the head as of at most ``STATE_AGE_S`` ago.
+
+        Clients that subscribe at about the same time get the same end, so that they read the same pages.
+        """
         read_at, end = self._recent_end or (-inf, self.head)
         if trio.current_time() >= read_at + STATE_AGE_S or end.epoch != self.epoch:
             end = self.head
@@ -363,7 +366,7 @@ class EventLog:
         return end
 
     def may_repeat(self, view: View, offset: int) -> bool:
-        """Return whether a view may have several events of an object after an offset; without a read of the store."""
+        """Return whether an event of a view after an offset may have a newer one of its object. Reads only the tail."""
         try:
             events = self._tail.after(view, offset, events_max=COMPARED_MAX, bytes_max=self._tail_bytes)
         except LookupError:
@@ -371,7 +374,7 @@ class EventLog:
         return len(events) == COMPARED_MAX or any(map(self._tail.has_newer, events))
 
     async def current_state(self, window_s: float) -> CurrentState:
-        """Return the current state, with a recent window of this length, as of at most ``STATE_AGE_S`` ago.
+        """Return the current state as of at most ``STATE_AGE_S`` ago, and where its recent window begins.
 
         Clients that ask at about the same time get the same one, so that they read the same pages. Raises
         ``StoreUnavailable``.

@@ -17,11 +17,12 @@ SQLite 91 to 118 ms, medians of five interleaved rounds).
 The same holds for the newest event of a conversation, which decides whether a client may subscribe to it. A store
 without an index scans its whole log for a conversation that has no events.
 
-A client that asks for no position receives a *replay* first: the current state, a recent window of the log, or both.
-These are pages as well. Of the window, an event is left out if a newer event of its object is in memory; the client
-receives that one later. So no store needs the newest event of every object. Adding each event to the state, also those
-of types that are not kept, would cost a database 15 to 60 µs per event, next to 6 to 16 µs for its append, and a
-client that asks for the state of one channel would wait for a scan of all messages that are retained.
+A client that does not resume at a position may receive a *replay* first: the current state, a recent window of the
+log, or both. A replay is read in pages as well. An event of the window is left out if a newer event of the same object
+is in memory; the client receives the newer one later, unless it belongs to another destination. So a store does not
+have to find the newest event of every object. The alternative would be to add every event to the state, including
+events of types that are not kept. That would cost a database 15 to 60 µs per event, while appending the event costs 6
+to 16 µs. A client that asks for the state of one channel would then wait for a scan of all retained messages.
 """
 
 from bisect import bisect_right
@@ -93,11 +94,12 @@ class Gate:
 
 @frozen(kw_only=True)
 class Replay:
-    """What a subscription receives first, up to the position ``until``: a current state and a recent window, or either.
+    """What a subscription receives first, up to the position ``until``: a current state, a recent window, or both.
 
-    ``state``: the current state. ``since``: the offset after which the log is read as well, the recent window, without
-    events that have a newer one in memory. ``types``: of the events that come from the log; None: all. ``announced``:
-    the client is informed of the end.
+    ``state``: the current state; None if there is only a window. ``since``: if there is a state, the offset after which
+    the window begins. Its events are read from the log; those that have a newer event of the same object in memory are
+    left out. ``types``: the types of the events from the log; None: all. ``announced``: the client is notified of the
+    end (``state:complete``).
     """
 
     until: Position
@@ -119,7 +121,7 @@ class Page:
 
     @property
     def completes_state(self) -> bool:
-        """Return whether it is the last page of a replay whose end is announced."""
+        """Return whether it is the last page of a replay with an announced end."""
         return self.replay is not None and self.replay.announced and self.upto >= self.replay.until.offset
 
     def covers(self, position: Position) -> bool:
@@ -176,7 +178,7 @@ class Reads:
     ) -> Page:
         """Return the next page after a position, at most up to ``head``. Raises what ``EventStore.read`` raises.
 
-        ``head``: a position that the store has reached. ``replay``: read a page of it.
+        ``head``: a position that the store has reached. ``replay``: return a page of this replay instead of the log.
         """
         page = self.page(after, head, destination, replay)
         if page is None:
@@ -188,10 +190,14 @@ class Reads:
         return page
 
     async def _read_replay(self, after: Position, destination: Destination, replay: Replay) -> Page:
-        """Read one event more than a page has if the end is announced, so that the last event is known to be the last.
+        """Read the next page of a replay, in parts: a part is what one read of the state or of the window returns.
 
-        Else a page is one part of the window, however much is left out of it: a read of many parts would keep its place
-        for long, and begin again whenever the store is unavailable for one of them.
+        If the end is announced, one event more than the page has is read. Only then is it known whether the last event
+        of the page is the last one of the replay. A part may have fewer than two events, so this may take several.
+
+        If the end is not announced, the page is one part, even if all of its events are left out. A read of many parts
+        would hold its place in the gate for a long time, and would begin again whenever the store is unavailable for
+        one of them.
         """
         found: list[StoredEvent] = []
         at = after
@@ -201,7 +207,7 @@ class Reads:
             else:
                 part, at = await self._read_recent(at, destination, replay)
             found += part
-            await trio.lowlevel.checkpoint()  # a part that memory has waits for nothing
+            await trio.lowlevel.checkpoint()  # a read of the tail has none
             if len(found) > 1 or not replay.announced:
                 break
         upto = at.offset
@@ -213,7 +219,7 @@ class Reads:
     async def _read_state(
         self, after: Position, destination: Destination, state: StateAt, upto: int
     ) -> tuple[Sequence[StoredEvent], Position]:
-        """Return the next events of a current state up to an offset, and the position that they reach."""
+        """Return the next events of a current state up to an offset, and the position up to which none is missing."""
         self.state_pages += 1
         limit, until = self._events_max + 1, evolve(state, until=after.at(upto))
         found = await self._store.current(until, after, limit, destination, bytes_max=self._bytes_max)
@@ -222,7 +228,7 @@ class Reads:
     async def _read_recent(
         self, after: Position, destination: Destination, replay: Replay
     ) -> tuple[Sequence[StoredEvent], Position]:
-        """Return the next events of a recent window, with those of the state, and the position that they reach."""
+        """Return the next events of a recent window and of the state, and the position up to which none is missing."""
         page = self._read_tail(after, replay.until, destination) or await self._read(after, replay.until, destination)
         wanted = [event for event in page.events if replay.types is None or event.type in replay.types]
         found = [event for event in wanted if not self._tail.has_newer(event)]
@@ -234,7 +240,7 @@ class Reads:
         return found, reached
 
     def _read_tail(self, after: Position, until: Position, destination: Destination) -> Page | None:
-        """Return the next page from memory; None if an event may be missing there."""
+        """Return the next page from the tail; None if the tail may lack an event of it."""
         view = self._tail.find(destination)
         if view is None or after.epoch != until.epoch or after.offset < view.evicted:
             return None
@@ -251,7 +257,7 @@ class Reads:
             known = Page(destination, after, after.offset)
         else:
             self._known.move_to_end(destination)
-        # A replay ends before the newest events, which an earlier read may have found.
+        # If ``head`` is the end of a replay, an earlier read may have found events after it.
         found = tuple(event for event in known.events_after(after.offset) if event.offset <= head.offset)
         upto = min(known.upto, head.offset)
         left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)

@@ -20,8 +20,9 @@ channels if they have fewer events (``_candidates``). Only its ``last`` and ``ev
 fan-out compares them with cursors; for that an event finds the narrow views that it belongs to by its own channel. It
 costs nothing for readers of other channels, however many there are. Readers with the same rights share one view.
 
-**Newer events.** For each object of an event in memory the tail knows the offset of the newest one. By that a recent
-window leaves out events that a newer one replaces, also those that are read from the store. It costs 0.2 µs per event.
+**Newest events.** For each object with an event in memory, the tail holds the offset of the newest one. A recent window
+compares its events with these offsets, including events that are read from the store, and leaves out those that a newer
+one has replaced. Maintaining the offsets costs 0.2 µs per event.
 
 **Ages.** The latency of an event counts from the change behind it. Three clocks are involved: the application's
 database, which made the change; the event store, which stamps each event with its own time and stores the age that the
@@ -87,7 +88,7 @@ class Tail:
         self._bytes_max = bytes_max
         self._events: list[StoredEvent] = []
         self._viewed: list[tuple[View, ...]] = []  # the views of each event, so that eviction need not find them again
-        self._newest: dict[str, int] = {}  # by object
+        self._newest: dict[str, int] = {}  # the offset of the newest event of each object
         self._bytes = 0
         self._views: dict[Destination, View] = {}
         # Two indexes of the same views. With them most events find theirs without making a destination for each
