@@ -16,13 +16,13 @@ The state of the connection names the only writer of events:
 ``disconnect`` leads to CLOSING from every state. The state belongs to the connection rather than to a subscription:
 two writers on one socket would need a flag for each subscription and a lock for each event.
 
-A subscription is a cursor with up to two phases. While ``replay`` is set, it reads a current state or a recent window,
-up to a fixed position; only the send task does this, in pages. Then, or at once if ``replay`` is None, it reads
-everything after its position.
+A subscription is a cursor with up to two phases. While ``replay`` is set, it receives a current state, a recent window,
+or both, up to a fixed position. Only the send task reads these, in pages. After that, or from the beginning if
+``replay`` is None, the subscription receives everything after its position.
 
-A subscription *has work* if it is started, its view or the replay holds an event that was not sent, and its ack
-window has room. A full window does not make a client BEHIND: the next ACK gives the subscription work again, and
-serves it.
+A subscription *has work* if it is started, its ack window has room, and there is something to send: its replay has not
+ended, or its view has an event that was not sent. A full ack window does not make a client BEHIND: the next ACK gives
+the subscription work again, and serves it.
 
 These invariants hold; ``tests/delivery/test_invariants.py`` lists the tests and the mutants for each.
 
@@ -293,13 +293,12 @@ class Window:
 class Subscription:
     """A cursor of one client into one view.
 
-    Every event up to ``position`` was sent or is not wanted. ``replay``: what is sent first, up to its end; None
-    after that. ``number``: counts the subscriptions of the client; its ack ids begin with it.
-    ``prefix``: the bytes that all MESSAGE frames of this subscription begin with; for event streams a constant.
-    ``window``: None if the client does
-    not acknowledge. ``live_after``: the newest offset when it began; deliveries up to it are a replay. ``view``: of
-    its destination, since ``attach``. ``started``: the RECEIPT was written. ``resume_header``: a header line for the
-    next MESSAGE, or empty.
+    Every event up to ``position`` was sent or is not wanted. ``replay``: what is sent first; None after its end, or if
+    there is none. ``number``: counts the subscriptions of the client; its ack ids begin with it. ``prefix``: the bytes
+    that all MESSAGE frames of this subscription begin with; for event streams a constant. ``window``: None if the
+    client does not acknowledge. ``live_after``: the newest offset when it began; events up to it are not live.
+    ``view``: of its destination, since ``attach``. ``started``: the RECEIPT was written. ``resume_header``: a header
+    line for the next MESSAGE, or empty.
 
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
     true after a batch of live events, while it needs no acks.

@@ -44,10 +44,11 @@ class StartRequest:
 
 @frozen
 class Start:
-    """Where a subscription starts: with the replay after ``position`` if there is one, then everything after it.
+    """Where a subscription starts: after ``position``, with the replay if there is one, then with all later events.
 
-    ``resume``: the header of the same name. ``whole``: whether the replay has all that was asked for; None if no state
-    was asked for. ``until``: the end of the current state. ``missing``: the types that it does not have completely.
+    ``resume``: the header of the same name. ``whole``: whether the replay has all that was asked for; None if the
+    RECEIPT has no header ``state``. ``until``: the end of the current state. ``missing``: the types that the state does
+    not have completely.
     """
 
     position: Position
@@ -122,7 +123,7 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
 
 
 def _recent(eventlog: EventLog, view: View, since: Position, resume: str, options: ReplayOptions) -> Start:
-    """Start where the recent window begins, or later if it would have more than ``events_max`` events."""
+    """Start where the recent window begins, or later if the window would have more than ``events_max`` events."""
     begin = _limited(since.offset, eventlog.head, options)
     until = eventlog.recent_end()
     replay = Replay(until=until) if begin < until.offset and eventlog.may_repeat(view, begin) else None
@@ -139,8 +140,8 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
         found = await eventlog.current_state(options.window_s)
         types = types_of(view.destination)
         missing = tuple(sorted(found.missing(STATE_TYPES & types)))
-        # With the deletions: the memory of this node may reach back less far than the window, so that it sends the
-        # event before a deletion as well.
+        # Deletions are included. If the window begins before the tail of this node, the replay may have an event of an
+        # object that was deleted later, and the client must receive the deletion too.
         others = frozenset(type_ for type_ in types if type_.replace(".deleted", ".updated") not in found.kept)
         since = _limited(found.since, found.until, options) if others else found.until.offset
         replay = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
