@@ -68,7 +68,7 @@ LAG_EVERY_S: Final = 1.0
 COMPARED_MAX: Final = 256
 """If a recent window has this many events, they are not compared: it is assumed that an object occurs twice."""
 STATE_AGE_S: Final = 1.0
-"""Clients that request the current state within this time get the same one."""
+"""Clients that request the current state within this time get the same one; their recent windows end together."""
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
 
 logger = structlog.get_logger(__name__)
