@@ -93,8 +93,8 @@ class CurrentState:
 
     ``kept``: the types that it has, completely or not. ``since``: the offset after which the recent window begins; the
     window has the events of the other types. ``at``: None if there is no state to read. ``types``: None if no recorder
-    has stored which tables are mapped. ``filling``: the types of which a backfill has begun, and has not ended or not
-    all of its events are added yet.
+    has stored which tables are mapped. ``filling``: the types with an unfinished backfill: it has not ended, or some of
+    its events are not in the state yet.
     """
 
     until: Position
