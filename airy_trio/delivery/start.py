@@ -126,7 +126,7 @@ def _recent(eventlog: EventLog, view: View, since: Position, resume: str, option
     """Start where the recent window begins, or later if the window would have more than ``events_max`` events."""
     begin = _limited(since.offset, eventlog.head, options)
     until = eventlog.recent_end()
-    replay = Replay(until=until) if begin < until.offset and eventlog.may_repeat(view, begin) else None
+    replay = Replay(until=until) if begin < until.offset and eventlog.may_have_replaced(view, begin) else None
     return Start(since.at(begin), resume, replay, whole=False if begin > since.offset else None)
 
 

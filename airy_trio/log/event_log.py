@@ -365,7 +365,7 @@ class EventLog:
             self._recent_end = trio.current_time(), end
         return end
 
-    def may_repeat(self, view: View, offset: int) -> bool:
+    def may_have_replaced(self, view: View, offset: int) -> bool:
         """Return whether an event of a view after an offset may have a newer one of its object. Reads only the tail."""
         try:
             events = self._tail.after(view, offset, events_max=COMPARED_MAX, bytes_max=self._tail_bytes)
