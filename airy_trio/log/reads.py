@@ -242,7 +242,7 @@ class Reads:
     def _read_tail(self, after: Position, until: Position, destination: Destination) -> Page | None:
         """Return the next page from the tail; None if the tail may lack an event of it."""
         view = self._tail.find(destination)
-        if view is None or after.epoch != until.epoch or after.offset < view.evicted:
+        if view is None or after.offset < view.evicted:
             return None
         found = self._tail.after(view, after.offset, events_max=self._events_max, bytes_max=self._bytes_max)
         events = tuple(event for event in found if event.offset <= until.offset)

@@ -269,6 +269,9 @@ async def test_recent_window_with_repeated_objects_is_read_in_pages(
     assert [name for name, _ in found.headers] == ["position", "resume"]
     await trio.sleep(STATE_AGE_S)
     assert (await recent(log)).replay == Replay(until=log.head)
+    await log.begin_epoch(log.head, "point")
+    await keep(log, "aa")
+    assert (await recent(log)).replay == Replay(until=log.head)
 
 
 async def test_recent_window_without_repeated_objects_is_a_position(autojump_clock: MockClock) -> None:

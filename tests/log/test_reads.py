@@ -255,6 +255,22 @@ async def test_a_page_of_the_recent_window_is_one_read_of_the_store() -> None:
     assert (page.events, page.upto, len(store.scans)) == ((), 2, 1)
 
 
+async def test_a_replay_has_no_events_of_the_next_epoch() -> None:
+    """The new epoch begins while the read waits for its place, and the tail has events at the same offsets."""
+    log = await opened(MemoryStore(), 3)
+    begin, replay = log.head.at(0), Replay(until=log.head)
+
+    async def read() -> None:
+        with pytest.raises(PositionExpired):
+            await log.page(begin, EVERYTHING, replay)
+
+    async with trio.open_nursery() as nursery, log.gate.place("first"), log.gate.place("second"):
+        nursery.start_soon(read)
+        await wait_all_tasks_blocked()
+        head = await log.begin_epoch(log.head, "point")
+        await log.append(head, [event(number) for number in range(1, 4)], "point")
+
+
 @pytest.mark.parametrize("events_max, bytes_max", [(100, 1000), (2, 1000), (1, 1000), (100, 1)])
 async def test_last_page_of_a_replay_has_events(events_max: int, bytes_max: int) -> None:
     """What follows them in the log has a newer event, or has ended."""

@@ -169,6 +169,17 @@ def test_events_since_a_time_are_unknown_after_start_after() -> None:
     assert (tail.since(80), tail.since(81)) == (None, 8)
 
 
+def test_newer_events_are_known_while_they_are_in_memory() -> None:
+    tail = Tail(events_max=2, bytes_max=10_000)
+    first, second = (stored(offset, object="a") for offset in (1, 2))
+    tail.extend([first, second])
+    assert (tail.has_newer(first), tail.has_newer(second)) == (True, False)
+    tail.extend(stored(offset, object=f"{offset}") for offset in (3, 4))
+    assert not tail.has_newer(first)
+    tail.start_after(4)
+    assert not tail.has_newer(stored(0, object="4"))
+
+
 def test_the_newest_event_of_a_conversation_is_found() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, conversation_id=f"c{number % 2}") for number in range(1, 20))
