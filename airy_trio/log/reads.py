@@ -142,7 +142,7 @@ class _Newest:
 
 
 class Reads:
-    """The events of single destinations, from a store and from what earlier reads of it have found.
+    """The events of single destinations, from a store, from memory and from what earlier reads have found.
 
     Within an epoch nothing is added below the head, so what is remembered stays true until the epoch ends.
     """
