@@ -162,7 +162,10 @@ class Reads:
     def page(
         self, after: Position, head: Position, destination: Destination, replay: Replay | None = None
     ) -> Page | None:
-        """Return a retained page that continues after a position of the ``head``'s epoch; None if there is none."""
+        """Return the next page after a position of the ``head``'s epoch if the store need not be read; else None.
+
+        It is a retained page, or one of a recent window in memory.
+        """
         for page in self._pages:
             if (
                 page.upto > after.offset
@@ -171,7 +174,14 @@ class Reads:
                 and page.replay == replay
             ):
                 return page if after.epoch == head.epoch else None
-        return None
+        if replay is None or replay.announced or after.epoch != head.epoch:
+            return None
+        recent = self._read_tail(after, replay.until, destination)
+        if recent is not None:
+            found = tuple(event for event in recent.events if not self._tail.has_newer(event))
+            recent = evolve(recent, events=found, replay=replay)
+            self._pages.append(recent)
+        return recent
 
     async def read(
         self, after: Position, head: Position, destination: Destination, replay: Replay | None = None

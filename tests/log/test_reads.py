@@ -244,6 +244,16 @@ async def test_replays_agree_with_a_list(tail_events: int, seed: int) -> None:
                 assert set(sent) == {*kept, *known}
 
 
+async def test_a_recent_window_in_memory_waits_for_no_read() -> None:
+    """Two reads of a store that does not answer hold all places."""
+    log = await opened(MemoryStore(), 0)
+    await log.append(log.head, [event(number, object="a") for number in (1, 2)], "point")
+    async with log.gate.place("first"), log.gate.place("second"):
+        with trio.fail_after(1):
+            page = await log.page(log.head.at(0), EVERYTHING, Replay(until=log.head))
+    assert ([one.offset for one in page.events], page.upto) == ([2], 2)
+
+
 async def test_a_page_of_the_recent_window_is_one_read_of_the_store() -> None:
     """Also if nothing of it is sent, so that a client gets on with a store that is unavailable again and again."""
     store = Scanned()
@@ -258,7 +268,7 @@ async def test_a_page_of_the_recent_window_is_one_read_of_the_store() -> None:
 async def test_a_replay_has_no_events_of_the_next_epoch() -> None:
     """The new epoch begins while the read waits for its place, and the tail has events at the same offsets."""
     log = await opened(MemoryStore(), 3)
-    begin, replay = log.head.at(0), Replay(until=log.head)
+    begin, replay = log.head.at(0), Replay(until=log.head, announced=True)
 
     async def read() -> None:
         with pytest.raises(PositionExpired):
