@@ -22,7 +22,8 @@ log, or both. A replay is read in pages as well. An event of the window is left 
 is in memory; the client receives the newer one later, unless it belongs to another destination. So a store does not
 have to find the newest event of every object. The alternative would be to add every event to the state, including
 events of types that are not kept. That would cost a database 15 to 60 µs per event, while appending the event costs 6
-to 16 µs. A client that asks for the state of one channel would then wait for a scan of all retained messages.
+to 16 µs. A client that asks for the state of one channel would then wait for a scan of all retained messages. A window
+that is in memory needs no place: it must not wait for a store that does not answer.
 """
 
 from bisect import bisect_right
