@@ -248,7 +248,8 @@ class MemoryStore:
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
                 self._end(event.object)
             unfolded = self._events[folded - self._trimmed : max(0, upto - self._trimmed)]
-            self._ended |= {event.object: event.offset for event in unfolded if event.type == type_}
+            for event in (one for one in unfolded if one.type == type_):
+                self._ended[event.object] = max(event.offset, self._ended.get(event.object, 0))
         self._ended |= dict.fromkeys(change.ended, self._bounds().last)
 
     def _end(self, object_: str) -> None:

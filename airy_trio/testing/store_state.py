@@ -148,6 +148,12 @@ async def a_type_is_swept(open_store: OpenStore) -> None:
         for _ in range(2):
             await _fold(store)
             expect(await _offsets(store, head) == [5, 7, 11], "it stays swept when it is folded, up to the offset")
+        head = await _append(store, head, "hh", StateChange(generation=FIRST))
+        head = await _append(store, head, "", StateChange(generation=FIRST, ended=["object:h"]))
+        head = await _append(store, head, "", StateChange(generation=FIRST, swept={"message.updated": 12}))
+        for _ in range(2):
+            expect(await _offsets(store, head) == [5, 7], "an end counts up to the later of its two offsets")
+            await _fold(store)
 
 
 async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:

@@ -44,8 +44,9 @@ APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
 BEGIN_EPOCH = """update log set epoch = ?, trimmed = 0, last = 0, point = ?, generation = null
     where epoch = ? and last = ? returning epoch"""
 INSERT = "insert or replace into {} values (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-SWEEP = """insert or replace into ended select object, max(events.id) from events, log
-    where type = ? and events.id <= ? and events.id > folded group by object"""
+SWEEP = """insert into ended select object, max(events.id) from events, log
+    where type = ? and events.id <= ? and events.id > folded group by object
+    on conflict do update set id = max(id, excluded.id)"""
 OVER = "select * from ended where ended.object = current.object and ended.id >= current.id"
 CLAIM = """insert into durables values (?, ?, ?, null, null, ?) on conflict
     do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
