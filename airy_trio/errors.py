@@ -68,8 +68,13 @@ def single_error(group: BaseExceptionGroup[Any]) -> BaseException:
     if ours is None or others is not None:
         return group
     first, *more = _leaves(ours)
-    faults = dict.fromkeys(line for error in (first, *more) for line in _lines(error))
-    return SeveralErrors(first, faults) if len(faults) > len(_lines(first)) else first
+    faults = dict.fromkeys(line for error in (first, *more) for line in lines(error))
+    return SeveralErrors(first, faults) if len(faults) > len(lines(first)) else first
+
+
+def lines(error: AiryTrioError) -> tuple[str, ...]:
+    """Return the message of an error, one line for each fault."""
+    return error.faults if isinstance(error, FaultsError) else (str(error),)
 
 
 def _leaves(error: BaseException) -> Iterator[AiryTrioError]:
@@ -78,7 +83,3 @@ def _leaves(error: BaseException) -> Iterator[AiryTrioError]:
             yield from _leaves(one)
     elif isinstance(error, AiryTrioError):
         yield error
-
-
-def _lines(error: AiryTrioError) -> tuple[str, ...]:
-    return error.faults if isinstance(error, FaultsError) else (str(error),)

@@ -15,7 +15,9 @@ from airy_trio.app.build import opened_store
 from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
+from airy_trio.migrate import migrate
 from airy_trio.testing.client import Closed, StompClient, connect
+from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application
 
 TIMEOUT_S = 20.0
@@ -153,6 +155,33 @@ async def test_dropped_change_log_ends_the_server(any_application: Application) 
             drop = f"drop table {any_application.log_table('change_log')}"
             await trio.to_thread.run_sync(any_application.execute, drop)  # which waits for a read that has begun
             await trio.sleep_forever()
+
+
+async def test_renamed_column_interrupts_recording_only(any_application: Application) -> None:
+    settings = any_application.migrate(admin(free_port()))
+    with trio.fail_after(TIMEOUT_S):
+        async with serving_all(settings) as (address, port), await client_of(address) as client:
+            any_application.execute("alter table tags rename column color to colour")
+            any_application.execute("insert into tags (id, name, colour) values ('t1', 'flag', 'tag-red')")
+            await port.until_not_ready("feed", 'database.tables.tags: the table "tags" is without its columns color')
+            any_application.execute("alter table tags rename column colour to color")
+            assert b'"id":"t1"' in (await client.receive()).body
+            await port.until_ready()
+
+
+async def test_server_with_the_new_mapping_records_after_a_column_was_renamed(any_application: Application) -> None:
+    settings = any_application.migrate(LISTENER)
+    mapped = any_application.settings(f'[database.tables.tags.columns]\ncolor = "colour"\n{LISTENER}')
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            address: app.Address = await nursery.start(app.serve, settings)
+            async with await client_of(address) as client:
+                any_application.execute("alter table tags rename column color to colour")
+                await trio.to_thread.run_sync(migrate, mapped)
+                await nursery.start(app.serve, mapped)
+                any_application.execute("insert into tags (id, name, colour) values ('t1', 'flag', 'tag-red')")
+                assert b'"id":"t1"' in (await client.receive()).body
+            nursery.cancel_scope.cancel()
 
 
 async def test_migrates_at_start_if_set(sqlite_application: Application) -> None:

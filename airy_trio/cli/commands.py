@@ -15,7 +15,7 @@ import trio
 from click.shell_completion import get_completion_class
 
 from airy_trio.cli.logs import configure_logging
-from airy_trio.errors import AiryTrioError, FaultsError
+from airy_trio.errors import AiryTrioError, lines
 from airy_trio.terminal import Stdout, one_line
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def exit_on_error(work: Callable[[], T]) -> T:
     try:
         return work()
     except AiryTrioError as error:
-        lines = error.faults if isinstance(error, FaultsError) else (str(error),)
-        for line in lines:
+        for line in lines(error):
             click.echo(f"airy-trio: {line}", err=True)
         sys.exit(error.exit_code)
 

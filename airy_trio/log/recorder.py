@@ -33,7 +33,7 @@ import trio
 from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Batch, ChangeFeed, Lease, ResumePointLost
-from airy_trio.errors import Unavailable
+from airy_trio.errors import MappingError, Unavailable, lines
 from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions, EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault
@@ -142,19 +142,24 @@ class Recorder:
 
         Reports that it has started when another server is known to write our log, or when the first batch is recorded.
 
-        Error handling: an outage is logged once, and retried until it is over. Errors that waiting does not resolve are
-        raised; ``ForeignConsumerError``, ``ForeignLogError`` and an ``Unavailable`` only before it has started.
+        Error handling: an outage is logged once, and retried until it is over. So is a mapped table or column that was
+        dropped or renamed after the start: the changes wait in the change log, and the clients stay connected. The
+        lease is released then, because a server with a new mapping can record. Before the start these errors are
+        raised; errors that waiting does not resolve always are.
         """
         starting = _Starting(task_status)
         while True:
             try:
                 await self._lead(starting)
-            except (Unavailable, StaleAppend, ForeignLogError) as error:
+            except (Unavailable, StaleAppend, ForeignLogError, MappingError) as error:
                 if not (starting.done or isinstance(error, StaleAppend)):
                     raise
-                self.recording, self.interruption = False, str(error)
+                self.recording, self.interruption = False, "; ".join(lines(error))
                 self._mark_behind()
-                await trio.sleep(self._outage.begin(str(error)))
+                pause_s = self._outage.begin(self.interruption)
+                if isinstance(error, MappingError):
+                    await self._lease.release()
+                await trio.sleep(pause_s)
             finally:
                 self.recording = False
 
