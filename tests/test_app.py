@@ -9,6 +9,7 @@ from typing import NoReturn
 import pytest
 import sqlalchemy as sa
 import trio
+from structlog.testing import capture_logs
 
 from airy_trio import app
 from airy_trio.app.build import opened_store
@@ -16,6 +17,7 @@ from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
 from airy_trio.migrate import migrate
+from airy_trio.settings.cross_checks import warnings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application
@@ -125,6 +127,15 @@ async def test_start_error_is_plain(sqlite_application: Application) -> None:
             await nursery.start(app.serve, settings)
     with pytest.raises(MappingError):
         await app.run(settings)
+
+
+async def test_warnings_about_settings_are_logged_at_the_start(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(f'{LISTENER}[auth]\nmode = "tokens"\ntokens = {{ a = "1" }}\n')
+    with trio.fail_after(TIMEOUT_S), capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            nursery.cancel_scope.cancel()
+    assert [line["event"] for line in logs if "tokens" in line["event"]] == list(warnings(settings)) != []
 
 
 async def test_only_the_command_starts_workers(sqlite_application: Application) -> None:

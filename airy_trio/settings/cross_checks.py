@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from airy_trio.settings import Settings
 
 PORT_MAX: Final = 65535
+TOKEN_CHARS_MIN: Final = 16
+"""Of a client's token, without a warning."""
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
 _URL_WORDS: Final = BUILT_IN["sql"].url
 _LOG_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
@@ -286,9 +288,24 @@ def contradictions(settings: "Settings") -> Iterator[str]:
             )
 
 
+def warnings(settings: "Settings") -> Iterator[str]:
+    """Yield a line for options that are allowed, but let others read events. Each line names all of them."""
+    auth, host = settings.auth, settings.listener.host
+    if auth.mode == "none" and not admission.is_loopback(host):
+        yield (
+            f'auth.mode is "none" and listener.host is "{host}", not a loopback address: every client that reaches the '
+            "port receives all events"
+        )
+    short = [name for name, token in auth.tokens.items() if len(token) < TOKEN_CHARS_MIN]
+    if short:
+        yield f"auth.tokens: shorter than {TOKEN_CHARS_MIN} characters, so others may guess them: {', '.join(short)}"
+
+
 def _worker_contradictions(listener: ListenerOptions, log: LogOptions, admin: AdminOptions) -> Iterator[str]:
     workers, port, last = listener.workers, admin.port, listener.processes - 1
     if workers == 1:
+        if port and (admin.host, port) == (listener.host, listener.port):
+            yield f"listener.port, admin.port: both are {port}, on the same host"
         return
     if log.store == "memory":
         yield f'listener.workers is {workers}, but log.store is "memory", which belongs to one process'

@@ -56,6 +56,21 @@ def test_unavailable_key_server_is_a_warning(sqlite_application: Application) ->
     assert "hunter2" not in finding
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "chat.example.org"])  # noqa: S104 - nothing listens
+def test_events_for_everyone_are_a_warning(sqlite_application: Application, host: str) -> None:
+    (finding,) = check(sqlite_application.migrate(f'[listener]\nhost = "{host}"')).of("warning")
+    assert finding == (
+        f'auth.mode is "none" and listener.host is "{host}", not a loopback address: every client that reaches '
+        "the port receives all events"
+    )
+
+
+def test_tokens_that_can_be_guessed_are_a_warning(sqlite_application: Application) -> None:
+    auth = f'[auth]\nmode = "tokens"\ntokens = {{ a = "1", b = "{"x" * 16}", c = "{"y" * 15}" }}\n'
+    report = check(sqlite_application.migrate(f'[listener]\nhost = "::"\n{auth}'))
+    assert report.of("warning") == ("auth.tokens: shorter than 16 characters, so others may guess them: a, c",)
+
+
 def test_tokens_without_grants_are_a_warning(sqlite_application: Application) -> None:
     text = f'[auth]\nmode = "jwt"\njwt_key = "{"x" * 32}"\njwt_algorithms = ["HS256"]\njwt_channels_claim = "inboxes"\n'
     (finding,) = check(sqlite_application.migrate(text)).of("warning")

@@ -14,6 +14,12 @@ def faults(text: str) -> tuple[str, ...]:
     return error.value.faults
 
 
+def test_both_ports_of_one_process_are_different() -> None:
+    assert faults("[admin]\nport = 8080") == ("listener.port, admin.port: both are 8080, on the same host",)
+    assert parse(f'{URL}[listener]\nhost = "127.0.0.2"\n[admin]\nport = 8080', {}).admin.port == 8080
+    assert parse(f"{URL}[listener]\nport = 0\n[admin]\nport = 0", {}).admin.port == 0
+
+
 def test_workers_share_a_store() -> None:
     assert faults('[log]\nstore = "memory"\n[listener]\nworkers = 2') == (
         'listener.workers is 2, but log.store is "memory", which belongs to one process',
