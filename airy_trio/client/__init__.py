@@ -340,7 +340,7 @@ class _Connector:
             except Lost as lost:
                 least_s, reason = 0.0, str(lost)
             level = logging.DEBUG if self._lost else logging.WARNING
-            logger.log(level, "connection to %s lost; retrying: %s", self._address.host_header, reason)
+            logger.log(level, "no connection to %s; retrying: %s", self._address.host_header, reason)
             self._lost = True
             await trio.sleep(least_s + random.uniform(0, self._backoff.next_s()))  # noqa: S311 - jitter
 
@@ -354,7 +354,7 @@ class _Connector:
             await connection.send(loop.subscribe())
             await loop.subscribed(await connection.receive("RECEIPT"))
             if self._lost:
-                logger.info("connection to %s restored", self._address.host_header)
+                logger.info("connected to %s", self._address.host_header)
                 self._lost = False
             while True:
                 message = await connection.receive("MESSAGE")

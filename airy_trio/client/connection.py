@@ -6,6 +6,7 @@ use.
 """
 
 import logging
+import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -109,7 +110,7 @@ class ServerAddress:
         try:
             plain = await trio.open_tcp_stream(self.host, self.port)
         except OSError as error:
-            raise Lost(str(error)) from error
+            raise Lost(_reason(error)) from error
         try:
             if self.tls is None:
                 yield plain
@@ -269,6 +270,15 @@ class ServerConnection:
             while self._beat_s:
                 await trio.sleep(self._beat_s)
                 await self._websocket.send_message("\n")
+
+
+def _reason(error: OSError) -> str:
+    """Return why a host could not be reached; if it has several addresses, the reason of the first one."""
+    cause: BaseException | None = error.__cause__
+    while isinstance(cause, BaseExceptionGroup):  # Trio's error says only that all attempts have failed
+        cause = cause.exceptions[0]
+    number = cause.errno if isinstance(cause, OSError) else None
+    return str(error) if number is None else os.strerror(number)
 
 
 def _ending(closed: ConnectionClosed) -> Exception:

@@ -68,7 +68,7 @@ NOT_FOUND: Final = DisconnectReason(
     "404-unknown-destination",
     4404,
     Reconnect.NO,
-    "There is no such destination; destinations are /events and those below it.",
+    "There is no such destination; allowed are /events, /events/TYPE, /events/channel/ID and /events/conversation/ID.",
 )
 SILENT: Final = DisconnectReason(
     "silent",
