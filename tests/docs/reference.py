@@ -169,7 +169,10 @@ def _failures() -> Iterator[str]:
     """Yield the table of failures, from the cases of the tests."""
     yield "## When a command fails"
     yield ""
-    yield "One line for each fault, starting with `airy-trio: `. *serving* is `airy-trio --config FILE`."
+    yield (
+        "One line for each fault, starting with `airy-trio: `; a wrong option or argument is reported with the usage "
+        "instead.\n*serving* is `airy-trio --config FILE`."
+    )
     yield ""
     yield "| fault | commands | exit code | the message contains |"
     yield "|---|---|---|---|"

@@ -17,6 +17,7 @@ PROGRAMS: Final = "airy-trio|curl|docker|make|npm|pip|python3?|systemctl"
 INLINE: Final = re.compile(rf"(?<!`)`((?:{PROGRAMS}) [^`]*)`(?!`)")
 BLOCK: Final = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 OTHERS: Final = {
+    "curl -N http://127.0.0.1:8080/events": "tests/e2e/test_curl.py reads an event stream with curl",
     "pip install '.[redis]'": "`make newcomer` runs it, from the comment in the systemd unit",
     "python -m tests.clients.table --write": "it changes a page; tests/clients compares the page with its source",
     "systemctl reload": "CI runs no systemd; tests/e2e/test_tls.py runs the unit's ExecReload",
