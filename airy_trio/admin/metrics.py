@@ -63,6 +63,8 @@ class _ServerCollector(Collector):
         tasks = trio.lowlevel.current_statistics().tasks_living
         yield _gauge("tasks", "Tasks of the server's event loop, about one for each connection.", tasks)
         yield _gauge("subscriptions", "Subscriptions of all connections.", found.subscriptions)
+        words = "Subscriptions started, by the header resume of their RECEIPT."
+        yield _counters("subscriptions_started", words, "resume", found.started)
         yield _gauge("connections_behind", "Connections with events still to be sent.", found.behind)
         yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", found.durables)
         unstored = found.durables_unwritten

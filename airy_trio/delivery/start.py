@@ -26,6 +26,7 @@ LIVE: Final = "live"
 RESUMED: Final = "resumed"
 RESET_EXPIRED: Final = "reset-expired"
 RESET_EPOCH: Final = "reset-epoch"
+RESUMES: Final = (LIVE, RESUMED, RESET_EXPIRED, RESET_EPOCH)
 
 
 @frozen

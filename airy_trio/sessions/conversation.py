@@ -33,7 +33,7 @@ from airy_trio.delivery.disconnects import (
 )
 from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables
 from airy_trio.delivery.fanout import Batches, FanOut, Senders
-from airy_trio.delivery.start import LIVE, Start, StartRequest, start, start_at_once, until_available
+from airy_trio.delivery.start import LIVE, RESUMES, Start, StartRequest, start, start_at_once, until_available
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Position
@@ -118,7 +118,10 @@ class SampledLog:
 
 
 class Services:
-    """The parts of a process that all of its sessions share. ``requests_refused``: by HTTP status."""
+    """The parts of a process that all of its sessions share.
+
+    ``requests_refused``: by HTTP status. ``started``: subscriptions, by the ``resume`` of their RECEIPT.
+    """
 
     def __init__(
         self,
@@ -147,6 +150,7 @@ class Services:
         self.fair_queue = FairQueue()
         # Counters begin at 0: an alert on the rate of a counter misses an increase that creates the counter.
         self.requests_refused = Counter({status.value: 0 for status in STATUSES})
+        self.started = Counter(dict.fromkeys(RESUMES, 0))
         self.sampled_log = SampledLog()
 
 
@@ -384,6 +388,7 @@ class Conversation:
             claim = services.durables.claim(subscription, client.user.name, request.durable)
             await self.inbox.unless_gone(claim.claimed.wait())
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
+        services.started[begin.resume] += 1
         has_header = begin.resume != LIVE and client.connection.has_headers
         resume_header = header("resume", begin.resume, None) if has_header else b""
         subscription.begin_after(begin.position, begin.replay, resume_header)

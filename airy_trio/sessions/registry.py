@@ -68,7 +68,8 @@ class SessionStatistics:
     Since the start: ``waited``, how often a client had to wait in the fair queue; ``deliveries`` and ``bytes``
     (``Batches``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
     name of their disconnect reason (``disconnects``), and those that a client's fault has ended by its token
-    (``client_faults``); ``requests_refused`` by HTTP status; connections ``turned_away`` by the limit.
+    (``client_faults``); ``requests_refused`` by HTTP status; connections ``turned_away`` by the limit; subscriptions
+    ``started`` by the ``resume`` of their RECEIPT.
     """
 
     clients: int
@@ -86,6 +87,7 @@ class SessionStatistics:
     client_faults: Mapping[str, int]
     requests_refused: Mapping[int, int]
     turned_away: Mapping[str, int]
+    started: Mapping[str, int]
 
 
 class Sessions:
@@ -132,6 +134,7 @@ class Sessions:
             client_faults=dict(self._client_faults),
             requests_refused=dict(self._services.requests_refused),
             turned_away=dict(admission.turned_away),
+            started=dict(self._services.started),
         )
 
     @property

@@ -10,6 +10,7 @@ from airy_trio import __version__
 from airy_trio.backfill import BackfillOptions, backfill
 from airy_trio.capture.feed import Kind
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS
+from airy_trio.delivery.start import RESUMES
 from airy_trio.events.models import TYPES
 from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.stomp.frames import Frame
@@ -73,6 +74,7 @@ async def test_labelled_counters_exist_from_the_start(sqlite_application: Applic
         "http_requests_refused": {str(status.value) for status in STATUSES},
         "frames_refused": CLIENT_FAULT_TOKENS,
         "events_recorded": set(TYPES),
+        "subscriptions_started": set(RESUMES),
     }.items():
         assert labelled(samples, f"airy_trio_{name}_total") == dict.fromkeys(labels, 0)
 
@@ -197,6 +199,18 @@ async def test_client_faults_are_counted_by_token_and_reason(sqlite_application:
         "403-send-not-allowed": 1, "400-unknown-command": 2
     }  # fmt: skip
     assert counted(samples, "airy_trio_disconnects_total") == {"forbidden": 1, "protocol error": 2}
+
+
+async def test_started_subscriptions_are_counted(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    async with serving_all(settings) as (address, port), await connect(address.host, address.port) as client:
+        position = str((await client.subscribe()).get("position"))
+        for number, known in enumerate((position, "000000-7", position), 1):
+            headers = [("last-event-id", known)]
+            await client.subscribe("/events/tag.updated", subscription=str(number), headers=headers)
+        samples = await port.samples()
+    started = counted(samples, "airy_trio_subscriptions_started_total")
+    assert started == {"live": 1, "resumed": 2, "reset-epoch": 1}
 
 
 async def test_refused_connections_are_counted(sqlite_application: Application) -> None:
