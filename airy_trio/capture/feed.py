@@ -40,8 +40,8 @@ class Message(NamedTuple):
 
     ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, in ``time_zone`` if the text names no zone.
 
-    A named tuple, because a bulk change makes one per row and a frozen class takes eight times as long to make. It
-    begins with the fields of ``mapping.FIELDS``, in that order.
+    A named tuple, as all rows are, because a bulk change makes one per row and a frozen class takes eight times as long
+    to make.
     """
 
     id: Value
@@ -66,8 +66,7 @@ class MessageGone:
     channel_id: Value
 
 
-@frozen(kw_only=True)
-class MetadataEntry:
+class MetadataEntry(NamedTuple):
     """A row of the metadata table: one key of one (subject, identifier) pair. ``value_type`` None: all text."""
 
     key: Value
@@ -92,8 +91,7 @@ class Metadata:
     channel_id: Value = None
 
 
-@frozen(kw_only=True)
-class Channel:
+class Channel(NamedTuple):
     """A row of the channels table."""
 
     id: Value
@@ -111,8 +109,7 @@ class ChannelGone:
     source_channel_id: Value
 
 
-@frozen(kw_only=True)
-class Tag:
+class Tag(NamedTuple):
     """A row of the tags table."""
 
     id: Value

@@ -11,7 +11,7 @@ belong to the application from then on.
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -202,6 +202,8 @@ class Table:
     zone: ZoneInfo = field(init=False)
     key_fields: tuple[str, ...] = field(init=False)
     """The fields that identify an object and have a column: one or two."""
+    keys: tuple[Column, ...] = field(init=False)
+    """The columns of ``key_fields``."""
 
     @zone.default
     def _zone(self) -> ZoneInfo:
@@ -211,15 +213,9 @@ class Table:
     def _key_fields(self) -> tuple[str, ...]:
         return tuple(f.name for f in FIELDS[self.kind] if f.key and f.name in self.columns)
 
-    @property
-    def keys(self) -> tuple[Column, ...]:
-        """The columns of ``key_fields``."""
+    @keys.default
+    def _keys(self) -> tuple[Column, ...]:
         return tuple(self.columns[name] for name in self.key_fields)
-
-    def key_of(self, row: Mapping[str, Value]) -> Key:
-        """Return the key of a row as read, which equals its key in the change log."""
-        names = self.key_fields
-        return row[names[0]], row[names[1]] if len(names) > 1 else None
 
     @property
     def carried(self) -> tuple[Column | None, ...]:
@@ -242,14 +238,6 @@ class Table:
         """Return whether the mapping's ``values`` of a field list a raw value, on either side."""
         listed = self.values.get(name, {})
         return _as_written(raw) in listed or raw in listed.values()
-
-    def fields(self, raw: Mapping[str, Value]) -> dict[str, Any]:
-        """Return all fields of a row: the columns read, with ``values`` applied, and the constants."""
-        found = {**self.constants, **raw}
-        for name in self.values:
-            if name in raw:
-                found[name] = self.value(name, raw[name])
-        return found
 
 
 Tables = Mapping[Kind, Table]

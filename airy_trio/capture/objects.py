@@ -62,11 +62,26 @@ UNKNOWN_KIND: Final = "which a newer version of airy-trio captures and this one 
 
 Answers = Sequence[Rows]
 """The answers to the queries of a ``Reading``, in their order."""
+ObjectRow = Message | MetadataEntry | Channel | Tag
+"""A row of a mapped table, under our field names."""
+ReadRow = tuple[Key, Any, bool]
+"""An object's key as stored in the database, its ``ObjectRow``, and whether the mapping's ``where`` includes that."""
 _Role = tuple[Literal["rows", "state"] | Subject, Kind]
 """The purpose of a query (a subject: its owners), and the table that it reads."""
 _SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
 _NO_ROWS: Final = Rows()
+_ROWS: Final[Mapping[Kind, type[ObjectRow]]] = {
+    "messages": Message,
+    "metadata": MetadataEntry,
+    "channels": Channel,
+    "tags": Tag,
+}
 _GONE: Final[Mapping[Kind, type[Gone]]] = {"messages": MessageGone, "channels": ChannelGone, "tags": TagGone}
+_AS_TEXT: Final[Mapping[Kind, Mapping[str, Value]]] = {
+    "messages": {"content_form": "text"},
+    "metadata": {"value_type": None},
+}
+"""What a row of these kinds says of its ``unbounded`` field if that is text."""
 
 
 class Change(NamedTuple):
@@ -111,7 +126,7 @@ class Objects:
     def __init__(self, dialect: str, tables: Tables, text_chars_max: int = TEXT_CHARS_MAX) -> None:
         self._tables = tables
         self._text_chars_max = text_chars_max
-        self._messages = MessageColumns(tables["messages"], text_chars_max) if "messages" in tables else None
+        self._rows = {kind: ObjectRows(table, text_chars_max) for kind, table in tables.items()}
         self._queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}
 
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
@@ -161,41 +176,25 @@ class Objects:
         found: dict[Kind, dict[Key, ChangedObject]] = {}
         for kind in keys:
             answer = answered.get(("rows", kind), _NO_ROWS)
+            read = self._rows[kind].read(answer.rows)
             if kind == "metadata":
-                found[kind] = self._metadata(pairs, answer.rows, self._owners(pairs.values(), answered))
-            elif kind == "messages" and self._messages is not None:
-                found[kind] = self._messages.objects(answer.rows)
+                found[kind] = self._metadata(pairs, read, self._owners(pairs.values(), answered))
             else:
-                found[kind] = self._single_rows(self._tables[kind], answer.rows)
+                found[kind] = {key: row if included else _gone(kind, row) for key, row, included in read}
             if answer.refused:
                 found[kind] |= self._unreadable(kind, answer.refused)
         objects = (found[kind].get(key) or self._gone(newest[kind, key]) for kind, key in newest if kind in found)
         return tuple(changed for changed in objects if changed is not None)
 
-    def _single_rows(self, table: Table, rows: Iterable[Row]) -> dict[Key, ChangedObject]:
-        found: dict[Key, ChangedObject] = {}
-        for row in rows:
-            raw = named(table, row)
-            fields = table.fields(raw)
-            found[table.key_of(raw)] = _present(table, fields) if row[-1] else _absent(table.kind, fields)
-        return found
-
     def _metadata(
-        self, pairs: Mapping[Key, Key], rows: Iterable[Row], owners: Mapping[Key, Key | str]
+        self, pairs: Mapping[Key, Key], rows: Iterable[ReadRow], owners: Mapping[Key, Key | str]
     ) -> dict[Key, ChangedObject]:
         """The metadata pairs. If ``owners`` has a text for a pair, it is the reason why the pair is unreadable."""
         table = self._tables["metadata"]
-        entries: dict[Key, list[MetadataEntry]] = {key: [] for key in pairs}
-        for row in rows:
-            raw = named(table, row)
-            found = entries.get(table.key_of(raw))
-            if row[-1] and found is not None:  # a collation may match more than the wanted key
-                fields = table.fields(raw)
-                if _is_cut(fields["value"], self._text_chars_max):
-                    fields |= {"value": _whole_characters(fields["value"]), "value_type": None}
-                found.append(
-                    MetadataEntry(**{name: fields[name] for name in ("key", "value", "value_type", "updated_at")})
-                )
+        entries: dict[Key, list[Any]] = {key: [] for key in pairs}
+        for key, entry, included in rows:
+            if included and key in entries:  # a collation may match more than the wanted key
+                entries[key].append(entry)
         made: dict[Key, ChangedObject] = {}
         for key, about in pairs.items():
             owner = owners.get(about, (None, None))
@@ -245,15 +244,17 @@ class Objects:
 
     def _gone(self, change: Change) -> ChangedObject | None:
         """The object of a change for which there is no row. None: its deletion will be in a later batch."""
-        table = self._tables[change.kind]
-        id_ = change.key[0]
-        if not self._queries[change.kind].can_find(change.key):  # an impossible key, which translation reports
-            return _present(table, dict.fromkeys((f.name for f in FIELDS[change.kind]), None) | {"id": id_})
+        kind, id_ = change.kind, change.key[0]
+        if not self._queries[kind].can_find(change.key):  # an impossible key, which translation reports
+            made: Any = _ROWS[kind]
+            nothing: ChangedObject = made._make(id_ if name == "id" else None for name in made._fields)
+            return nothing
         if change.operation != DELETED:
             return None
-        carried = (f.name for f in FIELDS[change.kind] if f.carried)
-        raw = {name: old for name, old in zip(carried, change.old, strict=False) if name in table.columns}
-        return _absent(change.kind, table.fields({"id": id_, **raw}))
+        carried = (f.name for f in FIELDS[kind] if f.carried)
+        known = {"id": id_, **dict(zip(carried, change.old, strict=False))}
+        [(_, row, _)] = self._rows[kind].read([(*map(known.get, self._tables[kind].columns), False)])
+        return _gone(kind, row)
 
 
 _SUBJECT: Final = itemgetter(Change._fields.index("kind"), Change._fields.index("key"))
@@ -277,42 +278,39 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
     return newest
 
 
-class MessageColumns:
-    """Makes messages from rows, by position, because a bulk change has one row for each message.
+class ObjectRows:
+    """Makes objects from the rows of one table, by position, because a bulk change has one row for each object.
 
     A row is one of ``Queries.rows``: the mapped columns, and last whether ``where`` includes it.
     """
 
     def __init__(self, table: Table, text_chars_max: int) -> None:
-        self._text_chars_max = text_chars_max
-        read = tuple(table.columns)
-        fields = (field.name for field in FIELDS["messages"])
-        constants = {name: table.constants.get(name) for name in fields if name not in table.columns}
-        self._added = (*constants.values(), _content_form(table), table.zone)
-        names = (*read, "included", *constants, "content_form", "time_zone")
-        self._message: itemgetter[Any] = itemgetter(*map(names.index, Message._fields))
-        self._key, self._included = read.index("id"), len(read)
-        self._translated = tuple(name for name in table.values if name in table.columns)
         self._table = table
+        self._text_chars_max = text_chars_max
+        self._made: Any = _ROWS[table.kind]
+        constants = {**table.constants, "content_form": _content_form(table), "time_zone": table.zone, "no key": None}
+        self._constants = tuple(constants.values())
+        places = (*table.columns, "included", *constants).index
+        self._fields: itemgetter[Any] = itemgetter(*map(places, self._made._fields))
+        self._key: itemgetter[Key] = itemgetter(*map(places, (*table.key_fields, "no key")[:2]))
+        self._included = len(table.columns)
+        self._translated = tuple(name for name in table.values if name in table.columns)
+        unbounded = (self._made._fields.index(field.name) for field in FIELDS[table.kind] if field.unbounded)
+        self._unbounded = next(unbounded, None)
 
-    def objects(self, rows: Iterable[Row]) -> dict[Key, ChangedObject]:
-        """The messages by key. A message that the mapping's ``where`` excludes is gone."""
-        key, included, added, chars_max = self._key, self._included, self._added, self._text_chars_max
-        found: dict[Key, ChangedObject] = {}
-        for row in rows:
-            message = Message._make(self._message(row + added))
+    def read(self, rows: Iterable[Row]) -> Iterator[ReadRow]:
+        """Yield for each row the key of its object, the row, and whether the mapping's ``where`` includes it."""
+        make, fields, key, constants = self._made._make, self._fields, self._key, self._constants
+        included, unbounded, chars_max = self._included, self._unbounded, self._text_chars_max
+        for raw in rows:
+            values = raw + constants
+            row = make(fields(values))
             if self._translated:
-                values = {name: self._table.value(name, getattr(message, name)) for name in self._translated}
-                message = message._replace(**values)  # type: ignore[arg-type]
-            if _is_cut(message.content, chars_max):
-                message = message._replace(content=_whole_characters(message.content), content_form="text")
-            changed: ChangedObject = message
-            if not row[included]:
-                changed = MessageGone(
-                    id=message.id, conversation_id=message.conversation_id, channel_id=message.channel_id
-                )
-            found[row[key], None] = changed
-        return found
+                row = row._replace(**{name: self._table.value(name, getattr(row, name)) for name in self._translated})
+            if unbounded is not None and _is_cut(row[unbounded], chars_max):
+                name, text = row._fields[unbounded], _whole_characters(row[unbounded])
+                row = row._replace(**{name: text, **_AS_TEXT[self._table.kind]})
+            yield key(values), row, raw[included]
 
 
 def _is_cut(value: Value, chars_max: int) -> bool:
@@ -340,21 +338,14 @@ def pair(table: Table, key: Key) -> Key:
     has_both = "identifier" not in raw and table.constants.get("identifier") is None
     if has_both and isinstance(subject, str) and ":" in subject:
         raw["subject"], _, raw["identifier"] = subject.rpartition(":")
-    fields = table.fields(raw)
+    fields = {**table.constants, **{name: table.value(name, value) for name, value in raw.items()}}
     return fields["subject"], fields["identifier"]
 
 
-def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
-    """The object of a row. Never metadata, whose pairs have several rows."""
-    if table.kind == "messages":
-        return Message(**fields, content_form=_content_form(table), time_zone=table.zone)
-    return Channel(**fields) if table.kind == "channels" else Tag(**fields)
-
-
-def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
+def _gone(kind: Kind, row: ObjectRow) -> ChangedObject:
     """An object whose row is gone or excluded. Never metadata: a pair without rows is an empty pair."""
     made = _GONE[kind]
-    return made(**{name: fields[name] for name in fields_dict(made)})
+    return made(**{name: getattr(row, name) for name in fields_dict(made)})
 
 
 def _content_form(table: Table) -> ContentForm:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import trio
-from attrs import evolve
 
 from airy_trio.capture.feed import Batch, Tag
 from airy_trio.events.translate import EventsOptions
@@ -31,12 +30,12 @@ class Weighed(DelegatingStore):
 
 
 def batch(changes: int, *, name_length: int = 4) -> Batch:
-    objects = tuple(evolve(tag(number), name="n" * name_length) for number in range(changes))
+    objects = tuple(tag(number)._replace(name="n" * name_length) for number in range(changes))
     return Batch(objects=objects, resume_point="point", changes=changes, more=False)
 
 
 def large(number: int) -> Tag:
-    return evolve(tag(number), name="n" * LARGE)
+    return tag(number)._replace(name="n" * LARGE)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ async def test_batch_too_large_to_append_is_read_again_in_parts(nursery: trio.Nu
 async def test_single_change_is_appended_whatever_its_size(nursery: trio.Nursery) -> None:
     store, changes = Weighed(), MemoryChanges()
     one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=100 * LARGE))
-    changes.write(*(evolve(tag(number), name="n" * 50 * LARGE) for number in range(3)))
+    changes.write(*(tag(number)._replace(name="n" * 50 * LARGE) for number in range(3)))
     await until(lambda: one.log.head.offset == 3, limit_s=10)
     assert [count for count, _ in store.appends if count] == [1, 1, 1]
     nursery.cancel_scope.cancel()
