@@ -38,18 +38,18 @@ from airy_trio.database import (
 )
 from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, array, copied_rows
 from airy_trio.log.reads import READS_MAX
-from airy_trio.log.sql.store import SqlStore, state_values
+from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import (
     CURRENT,
     DIGEST_BYTES,
     ENDED,
     EVENTS,
+    MARK,
     NOW_MS,
+    NUL,
     STATE,
     PostgresTables,
     Step,
-    all_escaped,
-    digest,
     escaped,
 )
 from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable, stored_after
@@ -134,14 +134,16 @@ class PostgresStore(SqlStore):
         parts = self._notifications, self._pool, self._replays, *self._databases
         await close_all(*(part.aclose for part in parts))
 
-    async def _append(
+    async def append(
         self,
         expected: Position,
         events: Sequence[NewEvent],
         resume_point: str,
-        replaces: str | None,
-        state: StateChange | None,
-    ) -> list[StoredEvent] | None:
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.append``."""
         head = expected.at(expected.offset + len(events))
         notified = str(head) if events else None  # without events there is nothing to wake a follower for
         parameters = _texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)
@@ -157,8 +159,8 @@ class PostgresStore(SqlStore):
             types, offsets = list(state.swept), list(state.swept.values())
             following.append((self._statements.sweep, [array("text", types), array("int8", offsets)]))
         rows = partial(_rows, expected, events) if copied else None
-        moved = await self._move_head(self._statements.append[copied], parameters, following, rows)
-        return None if moved is None else stored_after(expected, events, moved)
+        moving = self._move_head(self._statements.append[copied], parameters, following, rows)
+        return stored_after(expected, events, await self._unless_stale(expected, moving))
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
         parameters = [*_texts(expected.epoch, str(expected.offset), epoch, resume_point)]
@@ -315,8 +317,14 @@ def _texts(*values: str | int | None) -> list[Parameter]:
 def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:
     columns: list[Sequence[Any]] = list(zip(*events, strict=True)) or [()] * len(_APPENDED)
     for number in (1, 2, 3):
-        columns[number] = all_escaped(columns[number])
+        columns[number] = _all_escaped(columns[number])
     return columns
+
+
+def _all_escaped(texts: Sequence[str | None]) -> Sequence[str | None]:
+    """Return texts as they are stored. One search in all of them takes a tenth of the time of one in each."""
+    joined = "".join(filter(None, texts))
+    return list(map(escaped, texts)) if NUL in joined or MARK in joined else texts
 
 
 def _rows(expected: Position, events: Sequence[NewEvent], moved_at_ms: int) -> Iterator[bytes]:

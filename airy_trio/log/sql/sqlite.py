@@ -23,8 +23,8 @@ from airy_trio.database import Database, DatabaseError, DedicatedConnection, Nam
 from airy_trio.database.sqlite import LOOK_FIRST_S, SPARING, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
 from airy_trio.log.reads import READS_MAX
-from airy_trio.log.sql.store import Run, SqlStore, state_values
-from airy_trio.log.sql.tables import SqliteTables, Step, digest, escaped, row_of
+from airy_trio.log.sql.store import Run, SqlStore, digest, state_values
+from airy_trio.log.sql.tables import SqliteTables, Step, escaped
 from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent, StoreReplaced, is_all, stored_after
 
 WRITER_LOOK_S: Final = 0.05
@@ -81,14 +81,16 @@ class SqliteStore(SqlStore):
         """Close files and connections. Idempotent."""
         await close_all(self._notifications.aclose, *(pool.aclose for pool in self._pools))
 
-    async def _append(
+    async def append(
         self,
         expected: Position,
         events: Sequence[NewEvent],
         resume_point: str,
-        replaces: str | None,
-        state: StateChange | None,
-    ) -> list[StoredEvent] | None:
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.append``."""
         reached = expected.at(expected.offset + len(events))
         head = _expected(expected, resume_point) | {"new_last": reached.offset, "replaces": replaces}
         head |= state_values(expected.offset, reached, resume_point, state)
@@ -99,7 +101,7 @@ class SqliteStore(SqlStore):
                 return None
             new = stored_after(expected, events, appended_at_ms)
             driver: Any = connection.connection.driver_connection  # SQLAlchemy would take three times as long
-            driver.executemany(self._statements.insert, map(row_of, new))
+            driver.executemany(self._statements.insert, map(_row_of, new))
             if state is not None:
                 ended = ((digest(escaped(object_)), reached.offset) for object_ in state.ended)
                 driver.executemany(self._statements.end, ended)
@@ -107,9 +109,8 @@ class SqliteStore(SqlStore):
                 driver.executemany(self._statements.sweep, swept)
             return new
 
-        new = await self._write(self._checked(work))
-        if new is not None:
-            self._appended = reached
+        new = await self._unless_stale(expected, self._write(self._checked(work)))
+        self._appended = reached
         return new
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
@@ -157,6 +158,15 @@ class SqliteStore(SqlStore):
             "the next start begins a new epoch, and clients reload"
         )
         raise StoreReplaced(message)
+
+
+def _row_of(event: StoredEvent) -> Sequence[Any]:
+    """Return the row of an event, in the order of the columns, which is the order of its own fields."""
+    # Printable text needs no escaping, and nearly all is: one test for three fields.
+    if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():
+        return event
+    texts = escaped(event.object), escaped(event.conversation_id), escaped(event.channel_id)
+    return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated, event.age_ms
 
 
 def _expected(head: Position, resume_point: str | None) -> dict[str, Any]:

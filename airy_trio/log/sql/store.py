@@ -17,16 +17,26 @@ rows that were read before.
 # ruff: noqa: D102 - the port documents each method
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any
+from hashlib import sha256
+from typing import Any, TypeVar
 
 from airy_trio.database import DatabaseError, DatabaseUnavailable
 from airy_trio.events.destinations import Destination
-from airy_trio.log.sql.tables import FOLD_BYTES, FOLD_SCAN, STATE_FORM, UNLIMITED, Durable, LogTables, Step, stored
+from airy_trio.log.sql.tables import (
+    DIGEST_BYTES,
+    FOLD_BYTES,
+    FOLD_SCAN,
+    STATE_FORM,
+    UNLIMITED,
+    Durable,
+    LogTables,
+    Step,
+    stored,
+)
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
     Claim,
-    NewEvent,
     Position,
     PositionExpired,
     StaleAppend,
@@ -39,6 +49,8 @@ from airy_trio.log.store import (
     up_to_bytes,
 )
 
+T = TypeVar("T")
+
 _NO_EPOCH = ""  # of a row that was claimed and has no acknowledgement yet
 
 
@@ -47,7 +59,7 @@ Run = Callable[..., Awaitable[Any]]
 
 
 class SqlStore:
-    """``EventStore`` in SQL, without ``wait``, ``_append`` and ``_begin_epoch``, which each dialect has in its own way.
+    """``EventStore`` in SQL, without ``wait``, ``append`` and ``_begin_epoch``, which each dialect has in its own way.
 
     ``replaying``: for reads on behalf of clients, as many as there may be at once (``READS_MAX``). The reads that
     follow the log must not wait for their scans.
@@ -63,22 +75,6 @@ class SqlStore:
     async def bounds(self) -> Bounds:
         [[state]] = await self._translated(self._reading(Step(self._tables.bounds)))
         return bounds_of(state)
-
-    async def append(
-        self,
-        expected: Position,
-        events: Sequence[NewEvent],
-        resume_point: str,
-        *,
-        replaces: str | None = None,
-        state: StateChange | None = None,
-    ) -> Sequence[StoredEvent]:
-        appended: list[StoredEvent] | None = await self._translated(
-            self._append(expected, events, resume_point, replaces, state)
-        )
-        if appended is None:
-            raise await self._stale(expected)
-        return appended
 
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         """See ``EventStore.fold``.
@@ -160,9 +156,7 @@ class SqlStore:
         Offsets go on from the head, so that all old rows are below ``first``, and nothing reads or appends there.
         """
         epoch = new_epoch()
-        now_ms = await self._translated(self._begin_epoch(expected, epoch, resume_point))
-        if now_ms is None:
-            raise await self._stale(expected)
+        now_ms = await self._unless_stale(expected, self._begin_epoch(expected, epoch, resume_point))
         return Bounds(epoch=epoch, first=expected.offset + 1, last=expected.offset, now_ms=now_ms)
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
@@ -212,17 +206,6 @@ class SqlStore:
         ]
         kept = {tuple(row) for row in await self._upsert(self._tables.acknowledge, rows)}
         return [one.claim for one in acknowledgements if (one.claim.owner, one.claim.name) not in kept]
-
-    async def _append(
-        self,
-        expected: Position,
-        events: Sequence[NewEvent],
-        resume_point: str,
-        replaces: str | None,
-        state: StateChange | None,
-    ) -> list[StoredEvent] | None:
-        """Append, and return the events as stored; None, with nothing written, if the append is stale."""
-        raise NotImplementedError
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
         """Begin an epoch, and return the time; None, with nothing written, if the head is not ``expected``."""
@@ -294,11 +277,15 @@ class SqlStore:
                 raise StoreUnavailable(str(error)) from None
             raise
 
-    async def _stale(self, expected: Position) -> StaleAppend:
+    async def _unless_stale(self, expected: Position, answer: Awaitable[T | None]) -> T:
+        """Await what changes the head. Raises ``StaleAppend`` if it returns None: nothing was written."""
+        found: T | None = await self._translated(answer)
+        if found is not None:
+            return found
         head = (await self.bounds()).head
         if head == expected:
-            return StaleAppend("the resume point is not the one that the writer expects")
-        return StaleAppend(f"the head is {head}, not {expected}")
+            raise StaleAppend("the resume point is not the one that the writer expects")
+        raise StaleAppend(f"the head is {head}, not {expected}")
 
 
 def bounds_of(state: Sequence[Any]) -> Bounds:
@@ -318,6 +305,14 @@ def state_values(before: int, head: Position, point: str, change: StateChange | 
         return {"generation": None, "marks": None, "state_at": None, "fold_to": None}
     state_at, fold_to = f"{STATE_FORM}{head} {point}", before if change.folds else head.offset
     return {"generation": change.generation, "marks": change.marks, "state_at": state_at, "fold_to": fold_to}
+
+
+def digest(stored_object: str) -> bytes:
+    """Return the key of an object in the current state, of its ``escaped`` text.
+
+    A digest, because Postgres limits the size of index entries, and one that Postgres can compute.
+    """
+    return sha256(stored_object.encode()).digest()[:DIGEST_BYTES]
 
 
 def _position(epoch: str, offset: int) -> Position | None:
