@@ -194,14 +194,25 @@ return (reached < last or redis.call('ZCOUNT', ended, '-inf', reached) > 0) and 
 Arguments: the generation; how many entries are scanned at most, and after how many bytes of bodies the scan ends; the
 types. Returns 1 if there is more to add, else 0."""
 
+_MATCHING: Final = """
+local function matching(place_at)
+  local place, wanted, narrow, channels = tonumber(ARGV[place_at]), ARGV[place_at + 1], #ARGV > place_at + 1, {}
+  for argument = place_at + 2, #ARGV do channels[ARGV[argument]] = true end
+  return function(fields)
+    return (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]])
+  end
+end
+""".replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
+"""Returns whether an event is of a destination. The last arguments of a script name it (``match_arguments``): the index
+of the value in an entry's fields that is compared, 0 for none; the value that it must have; the channels that an event
+may be of, none for all."""
+
 CURRENT: Final = (
     _BEGINNING
+    + _MATCHING
     + """
-if epoch ~= ARGV[2] or generation() ~= ARGV[3] or folded() < tonumber(ARGV[5]) then return {bounds()} end
-local after, until_, count, place, wanted = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local bytes_max = tonumber(ARGV[9])
-local narrow, channels = #ARGV > 9, {}
-for argument = 10, #ARGV do channels[ARGV[argument]] = true end
+if epoch ~= ARGV[2] or generation() ~= ARGV[3] or folded() < tonumber(ARGV[4]) then return {bounds()} end
+local until_, after, count, bytes_max, matches = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), matching(8)
 local gone = swept_of(ARGV[3])
 local scanned = redis.call('ZRANGEBYSCORE', current, '(' .. after, until_, 'WITHSCORES', 'LIMIT', 0, count)
 local found, bytes, reached, more = {}, 0, 0, #scanned == 2 * count
@@ -213,8 +224,7 @@ for index = 1, #scanned, 2 do
     redis.call('ZREM', current, object)
     redis.call('HDEL', kept, object)
     redis.call('HINCRBY', state, 'objects', -1)
-  elseif (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]])
-    and tonumber(redis.call('ZSCORE', ended, object) or 0) < reached then
+  elseif matches(fields) and tonumber(redis.call('ZSCORE', ended, object) or 0) < reached then
     found[#found + 1] = {string.format('%.0f-0', reached), fields}
   end
   if bytes >= bytes_max and index + 1 < #scanned then
@@ -223,7 +233,7 @@ for index = 1, #scanned, 2 do
   end
 end
 return {bounds(), more and 1 or 0, string.format('%.0f-0', reached), found}
-""".replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
+"""
 )
 """Scans events of the current state and returns those that match and have not ended; deletes those that were swept.
 
@@ -231,8 +241,8 @@ Swept events are deleted here and not by an append, because an append would have
 one script. With 300,000 objects of other types that took 1.6 s on an idle machine, and Redis served no other connection
 meanwhile.
 
-Arguments: the epoch and the generation; the offsets after which the scan begins and at which it ends; then as for
-``SCAN``, from the number of entries on, without the direction. Returns the same as ``SCAN``."""
+Arguments: the epoch and the generation; the offset at which the scan ends; then as for ``SCAN``, from the offset on.
+Returns the same as ``SCAN``."""
 
 BEGIN_EPOCH: Final = (
     _BEGINNING
@@ -249,13 +259,11 @@ the epoch began."""
 
 SCAN: Final = (
     _BEGINNING
+    + _MATCHING
     + """
-local from, count, backwards = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
-local place, wanted = tonumber(ARGV[6]), ARGV[7]
+local backwards, from, count, bytes_max = ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 if epoch ~= ARGV[2] or (not backwards and from < first - 1) then return {bounds()} end
-local bytes_max, step_max = tonumber(ARGV[8]), 64
-local narrow, channels = #ARGV > 8, {}
-for argument = 9, #ARGV do channels[ARGV[argument]] = true end
+local step_max, matches = 64, matching(7)
 local command, at, last_id = 'XRANGE', string.format('(%.0f-0', from), '+'
 if backwards then command, at, last_id = 'XREVRANGE', string.format('%.0f-0', from), '-' end
 local found, seen, bytes, reached, more = {}, 0, 0, false, 1
@@ -265,10 +273,7 @@ while more == 1 and seen < count and bytes < bytes_max do
   if #entries < step then more = 0 end
   for place_of_entry, entry in ipairs(entries) do
     seen, reached, bytes = seen + 1, entry[1], bytes + #entry[2][14]
-    local fields = entry[2]
-    if (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]]) then
-      found[#found + 1] = entry
-    end
+    if matches(entry[2]) then found[#found + 1] = entry end
     if bytes >= bytes_max then
       if place_of_entry < #entries then more = 1 end
       break
@@ -277,13 +282,12 @@ while more == 1 and seen < count and bytes < bytes_max do
   if reached then at = '(' .. reached end
 end
 return {bounds(), more, reached, found}
-""".replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
+"""
 )
 """Scans entries from a position and returns those that match.
 
-Arguments: the epoch; the offset after which (backwards: from which) the scan begins; how many entries are scanned at
-most; 1 for backwards; the index of the value in an entry's fields that is compared, 0 for none; the value that it must
-have; the bytes of scanned bodies after which the scan ends; the channels that an event may be of, none for all.
+Arguments: the epoch; 1 for backwards; the offset after which (backwards: from which) the scan begins; how many entries
+are scanned at most; the bytes of scanned bodies after which the scan ends; the destination (``_MATCHING``).
 
 Returns the bounds, whether there may be more (1 or 0), the id of the last scanned entry, and the entries that match;
 only the bounds if the position has expired."""

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar, assert_never
 
 import coredis
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 from coredis.commands import Script
 from coredis.exceptions import AuthenticationError, ClusterDownError, ReadOnlyError, RedisError, TryAgainError
 from coredis.exceptions import ConnectionError as RedisConnectionError
@@ -91,11 +91,9 @@ class RedisStore:
 
     def __init__(self, client: "coredis.Redis[bytes]", name: str) -> None:
         self._client = client
-        self._notifications = f"{{{name}}}:bell"
-        self._acknowledged = f"{{{name}}}:acknowledged"
-        others = (f"{{{name}}}:used", f"{{{name}}}:holders")
-        self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._notifications, self._acknowledged, *others]
-        self._keys += [f"{{{name}}}:current", f"{{{name}}}:kept", f"{{{name}}}:ended"]
+        parts = ("events", "state", "bell", "acknowledged", "used", "holders", "current", "kept", "ended")
+        self._keys = [f"{{{name}}}:{part}" for part in parts]
+        _, _, self._notifications, self._acknowledged, *_ = self._keys
         self._scripts: dict[str, Script[bytes]] = {}
 
     async def bounds(self) -> Bounds:
@@ -132,17 +130,8 @@ class RedisStore:
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        found: list[StoredEvent] = []
-        size, scans, more = 0, 0, True
-        while more and len(found) < limit and (bytes_max is None or size < bytes_max):
-            bytes_left = None if bytes_max is None else bytes_max - size
-            count, scan_bytes = _scan_limits(destination, scans, limit - len(found), bytes_left)
-            scans += 1
-            _, more, reached, events = await self._scan(after, count, scan_bytes, destination)
-            found += events
-            size += sum(len(event.body) for event in events)
-            after = after.at(reached)
-        return list(up_to_bytes(found[:limit], bytes_max))
+        scan = _Scan(scripts.SCAN, (after.epoch, 0), destination, f"the events after {after} are gone")
+        return await self._read(scan, after.offset, limit, bytes_max)
 
     async def current(
         self,
@@ -153,31 +142,18 @@ class RedisStore:
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        found: list[StoredEvent] = []
-        size, scans, more = 0, 0, True
-        place, wanted, *channels = match_arguments(destination)
-        while more and len(found) < limit and (bytes_max is None or size < bytes_max):
-            bytes_left = None if bytes_max is None else bytes_max - size
-            count, scan_bytes = _scan_limits(destination, scans, limit - len(found), bytes_left)
-            scans += 1
-            arguments = (after.offset, state.until.offset, count, place, wanted, scan_bytes, *channels)
-            _, *scanned = await self._run(scripts.CURRENT, state.until.epoch, state.generation, *arguments)
-            if not scanned:
-                raise PositionExpired(f"the state {state.generation} up to {state.until} is gone")
-            more, reached, entries = scanned
-            events = [read_entry(*entry) for entry in entries]
-            found += events
-            size += sum(len(event.body) for event in events)
-            after = after.at(offset_of(reached))
-        return list(up_to_bytes(found[:limit], bytes_max))
+        begin = (state.until.epoch, state.generation, state.until.offset)
+        gone = f"the state {state.generation} up to {state.until} is gone"
+        return await self._read(_Scan(scripts.CURRENT, begin, destination, gone), after.offset, limit, bytes_max)
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        more = True
-        while more and until.offset > 0:
-            _, more, reached, events = await self._scan(until, SCAN_EVENTS, SCAN_BYTES, destination, backwards=True)
+        scan = _Scan(scripts.SCAN, (until.epoch, 1), destination, f"the events after {until} are gone")
+        more, offset = True, until.offset
+        while more and offset > 0:
+            more, reached, events = await self._scan(scan, offset, SCAN_EVENTS, SCAN_BYTES)
             if events:
                 return events[0]
-            until = until.at(reached - 1)
+            offset = reached - 1
         return None
 
     async def since(self, age_s: float) -> Position:
@@ -224,38 +200,51 @@ class RedisStore:
         lost = await self._run(scripts.ACKNOWLEDGE, *known)
         return [acknowledgements[index].claim for index in lost]
 
+    async def _read(self, scan: "_Scan", offset: int, limit: int, bytes_max: int | None) -> list[StoredEvent]:
+        """Scan after an offset until enough events are found."""
+        found: list[StoredEvent] = []
+        size, scans, more = 0, 0, True
+        while more and len(found) < limit and (bytes_max is None or size < bytes_max):
+            bytes_left = None if bytes_max is None else bytes_max - size
+            count, scan_bytes = _scan_limits(scan.destination, scans, limit - len(found), bytes_left)
+            scans += 1
+            more, offset, events = await self._scan(scan, offset, count, scan_bytes)
+            found += events
+            size += sum(len(event.body) for event in events)
+        return list(up_to_bytes(found[:limit], bytes_max))
+
     async def _scan(
-        self,
-        position: Position,
-        count: int,
-        scan_bytes: int,
-        destination: Destination | None,
-        *,
-        backwards: bool = False,
-    ) -> tuple[Bounds, bool, int, list[StoredEvent]]:
+        self, scan: "_Scan", offset: int, count: int, scan_bytes: int
+    ) -> tuple[bool, int, list[StoredEvent]]:
         """Scan the next events, up to a count and to bytes of bodies.
 
-        Returns the bounds, whether there may be more events, the offset of the last scanned one, and the events of the
-        destination.
+        Returns whether there may be more events, the offset of the last scanned one, and those of the destination.
         """
-        place, wanted, *channels = match_arguments(destination)
-        arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, scan_bytes, *channels)
-        bounds, *found = await self._run(scripts.SCAN, *arguments)
+        limits = (count, scan_bytes)
+        _, *found = await self._run(scan.script, *scan.begin, offset, *limits, *match_arguments(scan.destination))
         if not found:
-            raise PositionExpired(f"the events after {position} are gone")
+            raise PositionExpired(scan.gone)
         more, reached, entries = found
-        return (
-            read_bounds(bounds),
-            more == 1,
-            offset_of(reached) if reached else 0,
-            [read_entry(*entry) for entry in entries],
-        )
+        return more == 1, offset_of(reached) if reached else 0, [read_entry(*entry) for entry in entries]
 
     async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script returns
         script = self._scripts.get(source)
         if script is None:
             script = self._scripts[source] = self._client.register_script(source)
         return await answered(script(self._keys, [new_epoch(), *arguments]))
+
+
+@frozen
+class _Scan:
+    """A scan of the log or of the current state, by ``SCAN`` or ``CURRENT``.
+
+    ``begin``: the script's arguments before the offset. ``gone``: the message of ``PositionExpired``.
+    """
+
+    script: str
+    begin: tuple[str | int, ...]
+    destination: Destination | None
+    gone: str
 
 
 class RedisRefusedError(AiryTrioError):
@@ -371,7 +360,7 @@ def durable_key(owner: str, name: str) -> str:
 
 
 def match_arguments(destination: Destination | None) -> tuple[int | str, ...]:
-    """Return the arguments of ``SCAN`` for a destination: the index of a field, its value, and the channels."""
+    """Return the arguments of a scan for a destination: the index of a field, its value, and the channels."""
     match destination:
         case None | Everything():
             return 0, ""
