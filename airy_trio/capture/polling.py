@@ -50,7 +50,6 @@ from airy_trio.database.sqlite import FileVersion, FileVersions
 SECOND_US: Final = 1_000_000
 POLL_S: Final = 0.1
 POLL_MAX_S: Final = 0.4  # less than the idle time-out of a recorder's connection, which must be used to be kept
-FILE_POLL_S: Final = 0.005
 REST_SHARE: Final = 2.0  # the pause between two reads, as a multiple of the time that a read takes
 PAGE_ROWS: Final = 500
 AHEAD_MAX_US: Final = 60 * SECOND_US  # the clocks of the application and the database may differ by this much
@@ -196,7 +195,7 @@ class UpdatedAtFeed(InspectedFeed):
         super().__init__(reading, dialect, tables, text_chars_max)
         self._from_the_beginning = from_the_beginning
         self._overlap_us = round(overlap_s * SECOND_US)
-        self._file = None if dialect == POSTGRES else FileVersions(reading)
+        self._file = None if dialect == POSTGRES else FileVersions(reading, self.aclose)
         self._file_version: FileVersion | None = None
         self._pause_s = POLL_S
         self._life = secrets.token_hex(8)
@@ -211,15 +210,13 @@ class UpdatedAtFeed(InspectedFeed):
         The pause grows with the time that a read takes. An unchanged file delays the return by ``POLL_MAX_S`` at most.
         """
         await trio.sleep(self._pause_s)
-        if self._file is None:
-            return
-        with trio.move_on_after(POLL_MAX_S):
-            while await self._query_version() == self._file_version:  # noqa: ASYNC110 - SQLite does not notify
-                await trio.sleep(FILE_POLL_S)
+        if self._file is not None:
+            with trio.move_on_after(POLL_MAX_S):
+                await self._file.another(self._file_version)
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``: now, or for some tables the beginning. Other rows that exist are not sent."""
-        version = self._file_version = await self._query_version()
+        version = self._file_version = await self._file.ask() if self._file else None
 
         def begin(connection: sa.Connection) -> str:
             identity = Identity.of(connection, version)
@@ -267,19 +264,9 @@ class UpdatedAtFeed(InspectedFeed):
         super().use(tables)
         self._scans = {kind: TableScan(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
-    async def _query_version(self) -> FileVersion | None:
-        """The version of an SQLite file, opened again if another file has taken its place. None on Postgres."""
-        if self._file is None:
-            return None
-        version = await self._file.ask()
-        if self._file_version is not None and version.file != self._file_version.file:
-            await self._reading.aclose()
-            version = await self._file.ask()
-        return version
-
     async def _read_once(self, after: str, limit: int) -> Batch:
         point = Watermarks.parse(after)
-        version = self._file_version = await self._query_version()
+        version = self._file_version = await self._file.ask() if self._file else None
         begun_at = trio.current_time()
         batch = await self._reading.run(lambda connection: self._read(connection, point, limit, version))
         self._pause_s = min(max(POLL_S, REST_SHARE * (trio.current_time() - begun_at)), POLL_MAX_S)

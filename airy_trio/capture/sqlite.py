@@ -52,14 +52,14 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         )
         self._version: FileVersion | None = None  # the newest one that was queried
         self._woken = False  # ``wait`` has just queried it
-        self._file = FileVersions(source.reading)
+        self._file = FileVersions(source.reading, self.aclose)
         self._names = source.names
         self._newer_schema = source.newer_schema
         self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         if self._version is None or not self._woken:
-            self._version = await self._query_version()
+            self._version = await self._file.ask()
         self._woken = False
         if self._checked_schema != (self._version.file, self._version.schema):
             await self._restore_triggers()
@@ -72,12 +72,8 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         Raises ``DatabaseUnavailable`` if the file is locked for longer than ``READER_BUSY_TIMEOUT_S``.
         """
         self._file.watch.begin()
-        while True:
-            await self._file.watch.pause(after_s=0.0)
-            version = await self._query_version(other_than=self._version)
-            if version != self._version:
-                self._version, self._woken = version, True  # the next read sees at least this version
-                return
+        self._version = await self._file.another(self._version, after_s=0.0)
+        self._woken = True  # the next read sees at least this version
 
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``. The newest recorded row remains, for its token."""
@@ -103,19 +99,6 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
     async def _mark(self, statement: sa.TextClause, **marks: str) -> None:
         await self._writing.write(lambda connection: connection.execute(statement, marks))
-
-    async def _query_version(self, *, other_than: FileVersion | None = None) -> FileVersion:
-        """The file's version, which changes with every commit by another connection. See ``FileVersions.ask``.
-
-        If another file has taken its place, all connections are opened again. Raises ``DatabaseUnavailable`` if there
-        is no file.
-        """
-        version = await self._file.ask(other_than=other_than)
-        if self._version is not None and version.file != self._version.file:
-            await self._reading.aclose()
-            await self._writing.aclose()
-            version = await self._file.ask()
-        return version
 
     async def _restore_triggers(self) -> None:
         """Install triggers again that were dropped with their table.

@@ -19,7 +19,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -251,10 +251,16 @@ class FileVersion:
 
 
 class FileVersions:
-    """Reads the version of the file that a connection has open."""
+    """Reads the version of the file that a connection has open.
 
-    def __init__(self, connection: DedicatedConnection, pace: Pace = EAGER) -> None:
+    ``close``: closes this connection and all others to the file. They are opened again when they are used.
+    """
+
+    def __init__(
+        self, connection: DedicatedConnection, close: Callable[[], Awaitable[object]], pace: Pace = EAGER
+    ) -> None:
         self._connection = connection
+        self._close = close
         self.watch = SqliteWatch(pace)
         """When to ask; it has the path from the first answer on."""
         self._last: FileVersion | None = None
@@ -262,16 +268,27 @@ class FileVersions:
     async def ask(self, *, other_than: FileVersion | None = None) -> FileVersion:
         """Return the version, which changes with every commit by others.
 
-        ``other_than``: wait for another one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable``
-        if the file is gone.
+        If another file has taken its place, return the version of that one, after ``close``. ``other_than``: wait for
+        another one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable`` if the file is gone.
         """
         closely_s = 0.0 if other_than is None else self.watch.closely_s
         ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
         version = await self._connection.run(ask, transaction=False)
         before, self._last = self._last, version
+        if before is not None and version.file != before.file:
+            await self._close()
+            return await self.ask()
         same_connection = before is not None and before.generation == version.generation
         self.watch.looked(changed=same_connection and before != version)
         return version
+
+    async def another(self, known: FileVersion | None, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
+        """Wait for another version than ``known``, and return it. ``after_s``: see ``SqliteWatch.pause``."""
+        while True:
+            await self.watch.pause(after_s=after_s)
+            version = await self.ask(other_than=known)
+            if version != known:
+                return version
 
     def _ask(self, connection: sa.Connection, known: FileVersion | None, until: float) -> FileVersion:
         driver: Any = connection.connection.driver_connection

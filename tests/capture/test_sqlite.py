@@ -246,7 +246,7 @@ async def test_other_changes_of_the_schema_are_ignored(
 
 async def test_write_is_noticed_without_a_thread(application: Application) -> None:
     session = application.reading()
-    version = sqlite.FileVersions(session)
+    version = sqlite.FileVersions(session, session.aclose)
     assert version.watch.touched()  # its path is not yet known
     await version.ask()
     assert version.watch.touched()

@@ -23,7 +23,7 @@ class Follower:
 
     def __init__(self, path: Path) -> None:
         self._connection = DedicatedConnection(sqlite_engine(path))
-        self.versions = FileVersions(self._connection)
+        self.versions = FileVersions(self._connection, self._connection.aclose)
         self._seen: FileVersion | None = None
         self.looks = 0
 

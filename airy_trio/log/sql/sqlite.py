@@ -178,7 +178,7 @@ class FileNotifications:
 
     def __init__(self, path: Path) -> None:
         self._connection = DedicatedConnection(sqlite_engine(path))
-        self._versions = FileVersions(self._connection, SPARING)
+        self._versions = FileVersions(self._connection, self.aclose, SPARING)
         self._seen: FileVersion | None = None
 
     async def wait(self, *, seldom: bool = False) -> None:
