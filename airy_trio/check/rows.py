@@ -48,7 +48,7 @@ _BAD_VALUE: Final = "22"
 
 _CLOSED: Final[Mapping[str, Callable[[Value], object]]] = {
     "delivery_state": values.delivery_state,
-    "from_contact": partial(values.flag, column="from_contact"),
+    "from_contact": values.from_contact,
     "connected": values.connected,
     "subject": values.subject,
 }

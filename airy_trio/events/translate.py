@@ -149,7 +149,7 @@ def _message(row: Message) -> MessageUpdated:
         values.identity(channel_id, "channel_id"),
         values.content(content, content_form),
         values.delivery_state(delivery_state),
-        values.flag(from_contact, "from_contact"),
+        values.from_contact(from_contact),
         wire_time(sent_at, time_zone, "sent_at"),
         values.text(source, "source"),
         values.sender(sender_id),

@@ -113,13 +113,13 @@ def sender(value: Value) -> str:
     return ANONYMOUS if value is None else text(value, "sender_id")
 
 
-def flag(value: Value, column: str) -> bool:
+def from_contact(value: Value) -> bool:
     """Read a boolean, 0 or 1, or the text 0, 1, f, t, false or true in any case."""
-    return _flag(value, column, _FLAGS)
+    return _flag(value, "from_contact", _FLAGS)
 
 
 def connected(value: Value) -> bool:
-    """Read a flag, or ``CONNECTED`` or ``DISCONNECTED`` in any case."""
+    """Read the same as ``from_contact``, or ``CONNECTED`` or ``DISCONNECTED`` in any case."""
     return _flag(value, "connected", _CONNECTED)
 
 
@@ -178,17 +178,9 @@ def content(value: Value, form: ContentForm) -> Json:
 
 def raw_text(value: Value, column: str) -> str:
     """Return any value but NULL as text, numbers and booleans as JSON writes them."""
-    match value:
-        case str():
-            return text(value, column)
-        case bool():
-            return "true" if value else "false"
-        case float():
-            return repr(value)
-        case int():
-            return _decimal(value, column)
-        case _:
-            return text(value, column)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else text(value, column)
 
 
 def _flag(value: Value, column: str, words: dict[str, bool]) -> bool:

@@ -85,28 +85,28 @@ NO_FLAGS: list[Value] = [2, -1, 1.0, 0.0, "", "2", "yes", "on", " true", b"1", m
 
 @pytest.mark.parametrize("value,expected", [*((one, True) for one in TRUE), *((one, False) for one in FALSE)])
 def test_flags(value: Value, *, expected: bool) -> None:
-    assert values.flag(value, "from_contact") is expected
+    assert values.from_contact(value) is expected
     assert values.connected(value) is expected
 
 
 @pytest.mark.parametrize("value", NO_FLAGS)
 def test_invalid_flags(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^from_contact is not a boolean$"):
-        values.flag(value, "from_contact")
+        values.from_contact(value)
     with pytest.raises(UnfitValueError, match=r"^connected is not a boolean$"):
         values.connected(value)
 
 
 def test_a_flag_that_is_null() -> None:
     with pytest.raises(UnfitValueError, match=r"^from_contact is NULL$"):
-        values.flag(None, "from_contact")
+        values.from_contact(None)
 
 
 @pytest.mark.parametrize("word,expected", [("CONNECTED", True), ("Connected", True), ("DISCONNECTED", False)])
 def test_connected_and_disconnected_as_words(word: str, *, expected: bool) -> None:
     assert values.connected(word) is expected
     with pytest.raises(UnfitValueError):
-        values.flag(word, "from_contact")
+        values.from_contact(word)
 
 
 @pytest.mark.parametrize("written", ["pending", "failed", "delivered", "PENDING", "Failed"])
