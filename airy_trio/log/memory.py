@@ -52,9 +52,8 @@ class MemoryStore:
         self._appended_at_ms = 0
         self._resume_point: str | None = None
         self._state: StoredState | None = None
-        self._kept: dict[int, StoredEvent] = {}  # the current state by offset
-        self._kept_offsets: list[int] = []  # ascending; some are no longer in ``_kept``
-        self._kept_at: dict[str, int] = {}  # the offset of each object
+        self._kept: dict[str, StoredEvent] = {}  # the current state by object, in the order of the events
+        self._kept_events: list[StoredEvent] | None = None  # the same, made by the first read after a change
         self._ended: dict[str, int] = {}  # by object: the head when it ended; its events up to there do not count
         self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()
@@ -95,17 +94,14 @@ class MemoryStore:
         start = self._state.folded - self._trimmed
         events = self._events[start : start + limit]
         for event in (one for one in events if one.type in types):
-            self._end(event.object)
-            self._kept[event.offset] = event
-            self._kept_offsets.append(event.offset)
-            self._kept_at[event.object] = event.offset
+            self._kept.pop(event.object, None)  # so that it moves to the end
+            self._kept[event.object] = event
         folded = self._state.folded + len(events)
         for object_, offset in [(object_, offset) for object_, offset in self._ended.items() if offset <= folded]:
-            if self._kept_at.get(object_, 0) <= offset:
-                self._end(object_)
+            if object_ in self._kept and self._kept[object_].offset <= offset:
+                del self._kept[object_]
             del self._ended[object_]
-        if len(self._kept_offsets) > 2 * len(self._kept) + 1000:
-            self._kept_offsets = list(self._kept)
+        self._kept_events = None
         self._state = evolve(self._state, folded=folded)
         return folded < self._bounds().last
 
@@ -135,9 +131,11 @@ class MemoryStore:
         if state.until.epoch != self._epoch or gone:
             raise PositionExpired(f"the state {state.generation} up to {state.until} is gone")
         wanted = EVERYTHING if destination is None else destination
-        start = bisect_right(self._kept_offsets, after.offset)
-        offsets = takewhile(lambda offset: offset <= state.until.offset, islice(self._kept_offsets, start, None))
-        kept = (self._kept[offset] for offset in offsets if offset in self._kept)
+        if self._kept_events is None:
+            self._kept_events = list(self._kept.values())
+        start = bisect_right(self._kept_events, after.offset, key=attrgetter("offset"))
+        following = islice(self._kept_events, start, None)
+        kept = takewhile(lambda event: event.offset <= state.until.offset, following)
         events = (event for event in kept if self._ended.get(event.object, 0) < event.offset)
         return list(up_to_bytes(islice((event for event in events if covers(wanted, event)), limit), bytes_max))
 
@@ -236,8 +234,6 @@ class MemoryStore:
         folded = head
         if self._state is None or self._state.generation != change.generation:
             self._kept.clear()
-            self._kept_offsets.clear()
-            self._kept_at.clear()
             self._ended.clear()
         else:
             folded = self._state.folded
@@ -246,16 +242,12 @@ class MemoryStore:
         self._state = StoredState(change.generation, change.marks, folded)
         for type_, upto in change.swept.items():
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
-                self._end(event.object)
+                del self._kept[event.object]
             unfolded = self._events[folded - self._trimmed : max(0, upto - self._trimmed)]
             for event in (one for one in unfolded if one.type == type_):
                 self._ended[event.object] = max(event.offset, self._ended.get(event.object, 0))
         self._ended |= dict.fromkeys(change.ended, self._bounds().last)
-
-    def _end(self, object_: str) -> None:
-        offset = self._kept_at.pop(object_, None)
-        if offset is not None:
-            del self._kept[offset]
+        self._kept_events = None
 
     def _check_head(self, expected: Position) -> None:
         head = self._bounds().head

@@ -42,7 +42,8 @@ class EndsAfterTheFirstRead(Counting):
 
     async def on_current(self, call: Current) -> Sequence[StoredEvent]:
         found = await super().on_current(call)
-        self._end("o1")
+        self._kept.pop("o1", None)
+        self._kept_events = None
         return found
 
 

@@ -222,11 +222,9 @@ class FoldsAnyGeneration(MemoryStore):
 
 class KeepsTheOldestEvents(MemoryStore):
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
-        kept, kept_at = dict(self._kept), dict(self._kept_at)
+        kept = dict(self._kept)
         more = await super().fold(generation, types, limit)
-        for object_, offset in kept_at.items():
-            self._end(object_)
-            self._kept[offset], self._kept_at[object_] = kept[offset], offset
+        self._kept = kept | {object_: event for object_, event in self._kept.items() if object_ not in kept}
         return more
 
 
@@ -241,7 +239,7 @@ class SkipsAnEvent(MemoryStore):
 class ForgetsEndsBeforeItHasTheEvents(MemoryStore):
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         for object_ in self._ended:
-            self._end(object_)
+            self._kept.pop(object_, None)
         self._ended.clear()
         return await super().fold(generation, types, limit)
 
@@ -335,8 +333,8 @@ class KeepsTheStateOfTheOldEpoch(MemoryStore):
 class TrimsTheState(MemoryStore):
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         count = await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s)
-        for event in [one for one in self._kept.values() if one.offset <= self._trimmed]:
-            self._end(event.object)
+        self._kept = {object_: one for object_, one in self._kept.items() if one.offset > self._trimmed}
+        self._kept_events = None
         return count
 
 
