@@ -338,9 +338,8 @@ async def test_wait_cancelled_while_connecting_still_listens_later(postgres_data
         nursery.start_soon(notifications.wait)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
+    await until(other, f"select count(*) {OURS}", 1)  # opened by a thread that nothing waits for
     with trio.fail_after(5):
-        while not notifications.is_open:  # noqa: ASYNC110 - opened by a thread that nothing waits for
-            await trio.sleep(0.01)
         while await notifications.wait() != "there":
             other.execute("notify here, 'there'")
     await notifications.aclose()

@@ -17,7 +17,7 @@ has arrived, rarely after that. A follower that begins to listen notifies once, 
 reach it; behind a pooler they do not.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -150,7 +150,7 @@ class PostgresStore(SqlStore):
         parameters += _texts(*state_values(expected.offset, head, resume_point, state).values())
         copied = len(events) >= COPY_FROM
         if not copied:
-            parameters += _arrays(_APPENDED, _columns(events))
+            parameters += map(array, _APPENDED.values(), _columns(events))
         following: list[tuple[Statement, Sequence[Parameter]]] = []
         if state is not None and state.ended:
             over = array("bytea", [digest(escaped(object_)) for object_ in set(state.ended)])
@@ -306,10 +306,6 @@ class _Statements:
         )
 
 
-def _arrays(types: Mapping[str, str], columns: Sequence[Sequence[Any]]) -> list[Parameter]:
-    return [array(type_, column) for type_, column in zip(types.values(), columns, strict=True)]
-
-
 def _texts(*values: str | int | None) -> list[Parameter]:
     return [None if value is None else str(value).encode() for value in values]
 
@@ -350,11 +346,6 @@ class Notifications:
         self._listening_in: int | None = None  # generation of the connection
         self.head = ""
         self._busy = self._notified = self._stale = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a connection. It may have been lost without notice."""
-        return self._connection.is_open
 
     async def wait(self) -> str:
         """Wait for a notification and return the head that it names; return empty text when it is time to look.

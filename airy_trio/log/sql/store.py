@@ -105,7 +105,7 @@ class SqlStore:
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        statement, values = self._tables.read(destination)
+        statement, values = self._tables.of(destination, self._tables.read)
         values |= {"epoch": after.epoch, "after": after.offset, "limit": limit}
         run = self._reading if destination is None else self._replaying
         events, bounds = await self._events(run, statement, values, bytes_max)
@@ -122,7 +122,7 @@ class SqlStore:
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        statement, values = self._tables.kept(destination)
+        statement, values = self._tables.of(destination, self._tables.kept)
         before = self._tables.before_kept()
         values |= {
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
@@ -135,7 +135,7 @@ class SqlStore:
         return events
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        statement, values = self._tables.newest(destination)
+        statement, values = self._tables.of(destination, self._tables.newest)
         values |= {"epoch": until.epoch, "until": until.offset}
         events, bounds = await self._events(self._replaying, statement, values, None)
         if until.epoch != bounds.epoch:

@@ -201,31 +201,16 @@ class LogTables:
         """Return the steps that come before those of a fold in its transaction."""
         return ()
 
-    def read(self, destination: Destination | None) -> tuple[Any, dict[str, Any]]:
-        """Return the statement for the next ``:limit`` events of a destination, and the destination's parameters.
-
-        They are those after the offset ``:after`` of ``:epoch``, with up to ``:bytes_max`` bytes of bodies. There are
-        none if the position has expired.
-        """
-        values = values_of(destination)
-        return self._once(("read", *values), lambda: self._read(values)), values
-
-    def kept(self, destination: Destination | None) -> tuple[Any, dict[str, Any]]:
-        """Return the statement for the next ``:limit`` events of the current state of a destination, and so on.
-
-        They are those between the offsets ``:after`` and ``:until``, of ``:generation``, with up to ``:bytes_max``.
-        """
-        values = values_of(destination)
-        return self._once(("kept", *values), lambda: self._kept(values)), values
-
     def before_kept(self) -> Sequence[Step]:
         """Return the steps that come before ``kept`` in its transaction."""
         return ()
 
-    def newest(self, destination: Destination) -> tuple[Any, dict[str, Any]]:
-        """Return the statement for the newest event of a destination up to ``:until`` of ``:epoch``, and so on."""
+    def of(
+        self, destination: Destination | None, make: Callable[[Iterable[str]], "sa.Select[Any]"]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the statement that ``read``, ``kept`` or ``newest`` makes for a destination, and its parameters."""
         values = values_of(destination)
-        return self._once(("newest", *values), lambda: self._newest(values)), values
+        return self._once((make.__name__, *values), lambda: make(values)), values
 
     def claim(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
         """Return the upsert that stores claims and returns owner, name, and the position of each."""
@@ -262,7 +247,7 @@ class LogTables:
             "type": lambda: columns.type == sa.bindparam("type"),
             "channel": lambda: self._is_id(columns.channel_id, "channel"),
             "conversation": lambda: self._is_id(columns.conversation_id, "conversation"),
-            "channels": lambda: self._is_any_id(columns.channel_id, "channels"),
+            "channels": lambda: self._is_any_id(columns.channel_id),
         }
         return sa.and_(sa.true(), *(conditions[name]() for name in values))
 
@@ -271,14 +256,23 @@ class LogTables:
             self._made[key] = make()
         return self._made[key]
 
-    def _read(self, values: Iterable[str]) -> "sa.Select[Any]":
+    def read(self, values: Iterable[str]) -> "sa.Select[Any]":
+        """Return the statement for the next ``:limit`` events after the offset ``:after`` of ``:epoch``.
+
+        They have up to ``:bytes_max`` bytes of bodies. There are none if the position has expired. ``values``: the
+        names of the parameters of a destination (``values_of``).
+        """
         event, state = self.events.c, self.state.c
         after = sa.bindparam("after", type_=sa.BigInteger)
         retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first - 1 <= after)
         wanted = sa.select(self.events).where(event.offset > after, self.belongs_to(values), retained)
         return self._limited(wanted.limit(sa.bindparam("limit")), self.events)
 
-    def _kept(self, values: Iterable[str]) -> "sa.Select[Any]":
+    def kept(self, values: Iterable[str]) -> "sa.Select[Any]":
+        """Return the statement for the next ``:limit`` events of the current state of ``:generation``.
+
+        They are those between the offsets ``:after`` and ``:until``, with up to ``:bytes_max``.
+        """
         table = self.current
         event = table.c
         after, until = (sa.bindparam(name, type_=sa.BigInteger) for name in ("after", "until"))
@@ -289,7 +283,8 @@ class LogTables:
         )
         return self._limited(wanted.limit(sa.bindparam("limit")), table)
 
-    def _newest(self, values: Iterable[str]) -> "sa.Select[Any]":
+    def newest(self, values: Iterable[str]) -> "sa.Select[Any]":
+        """Return the statement for the newest event up to ``:until`` of ``:epoch``."""
         event, state = self.events.c, self.state.c
         retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first <= event.offset)
         upto = event.offset <= sa.bindparam("until", type_=sa.BigInteger)
@@ -317,8 +312,8 @@ class LogTables:
         """Return the condition that a column has the id that is given as the parameter ``name``."""
         return column == sa.bindparam(name)
 
-    def _is_any_id(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-        return self._is_any(column, name)
+    def _is_any_id(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return self._is_any(column, "channels")
 
     def _is_any(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
         """Return the condition that a column has one of the values that are given as the parameter ``name``."""
@@ -448,8 +443,8 @@ class PostgresTables(LogTables):
         id_ = sa.bindparam(name, type_=sa.Text)
         return sa.and_(_beginning(column) == _beginning(id_), column == id_)
 
-    def _is_any_id(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-        ids = sa.bindparam(name, type_=ARRAY(sa.Text))
+    def _is_any_id(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        ids = sa.bindparam("channels", type_=ARRAY(sa.Text))
         begins = sa.func.array(
             sa.select(_beginning(sa.func.unnest(ids).column_valued("id"))).scalar_subquery(), type_=ARRAY(sa.Text)
         )
