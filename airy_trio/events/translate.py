@@ -10,11 +10,11 @@ without change.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import tzinfo
 from json.encoder import encode_basestring as quoted
-from typing import assert_never
+from typing import Final, assert_never
 
 from attrs import evolve, frozen
 
@@ -45,6 +45,10 @@ from airy_trio.events.models import (
     TagUpdated,
 )
 from airy_trio.events.values import RowFault, UnfitValueError, instant, printable, wire_time
+
+_NAMES: Final[Mapping[type[Gone], str]] = {MessageGone: "message", ChannelGone: "channel", TagGone: "tag"}
+"""The first parts of the types and identities of the objects' events."""
+_TABLES: Final = {"message": "messages", "metadata": "metadata", "channel": "channels", "tag": "tags"}
 
 
 @frozen(kw_only=True)
@@ -77,8 +81,10 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
     for changed in objects:
         try:
             if isinstance(changed, MessageGone | ChannelGone | TagGone):
+                name = _NAMES[type(changed)]
                 with suppress(UnfitValueError):  # an object without a fit id has no state
-                    ended.append(_ended(changed))  # before the event, which may have a fault or be left out
+                    # Before the event, which may have a fault or be left out.
+                    ended.append((f"{name}.updated", f"{name}:{values.identity(changed.id, 'id')}"))
             if isinstance(changed, Metadata):
                 if not changed.entries:
                     subject, id_ = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
@@ -121,20 +127,6 @@ def _event(
             return TagDeleted(id=values.identity(changed.id, "id")) if options.deletes else None
         case _:
             assert_never(changed)
-
-
-def _ended(gone: Gone) -> tuple[str, str]:
-    """Return the event type for updates of an object, and the identity of the object as in ``models``."""
-    id_ = values.identity(gone.id, "id")
-    match gone:
-        case MessageGone():
-            return MessageUpdated.type, f"message:{id_}"
-        case ChannelGone():
-            return ChannelUpdated.type, f"channel:{id_}"
-        case TagGone():
-            return TagUpdated.type, f"tag:{id_}"
-        case _:
-            assert_never(gone)
 
 
 def _message(row: Message) -> MessageUpdated:
@@ -394,16 +386,9 @@ def _flag(*, value: bool) -> str:
 
 
 def _too_large(event: Event, body_bytes_max: int) -> RowFault:
-    match event:
-        case MessageUpdated() | MessageDeleted():
-            table, key = "messages", printable(event.id)
-        case MetadataUpdated():
-            table, key = "metadata", f"{event.subject}:{printable(event.identifier)}"
-        case ChannelUpdated():
-            table, key = "channels", printable(event.id)
-        case TagUpdated() | TagDeleted():
-            table, key = "tags", printable(event.id)
-        case _:
-            assert_never(event)
+    if isinstance(event, MetadataUpdated):
+        key = f"{event.subject}:{printable(event.identifier)}"
+    else:
+        key = printable(event.id)
     reason = f"its event is larger than {body_bytes_max} bytes, even without content and metadata"
-    return RowFault(table=table, key=key, reason=reason)
+    return RowFault(table=_TABLES[event.type.partition(".")[0]], key=key, reason=reason)
