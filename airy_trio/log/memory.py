@@ -177,13 +177,9 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         now_ms = self._now_ms()
         before_ms, unused_before_ms = now_ms - age_s * 1000, now_ms - unused_s * 1000
-        count, retained = 0, len(self._events)
-        if self._state is not None:
-            retained = self._state.folded - self._trimmed
-        while count < min(limit, retained):
-            if len(self._events) - count <= keep and self._events[count].appended_at_ms >= before_ms:
-                break
-            count += 1
+        older = bisect_left(self._events, before_ms, key=attrgetter("appended_at_ms"))
+        retained = len(self._events) if self._state is None else self._state.folded - self._trimmed
+        count = min(limit, retained, max(older, len(self._events) - keep))
         del self._events[:count]
         self._trimmed += count
         for key in [key for key, durable in self._durables.items() if durable.used_at_ms < unused_before_ms]:
