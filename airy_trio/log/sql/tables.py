@@ -46,8 +46,6 @@ FOLD_CLASS: Final = LOCK_CLASS + 4
 """Class of the advisory lock that a fold holds in Postgres."""
 FOLD_LOCKS_S: Final = 5
 """How long a fold in Postgres waits for a lock. An append that hangs holds a row of it until another append ends it."""
-ROWS_MAX: Final = 1000
-"""In one statement on durable subscriptions of SQLite, which allows 32,766 parameters."""
 FOLD_SCAN: Final = 10
 """A fold scans at most ten times as many events as it may add."""
 FOLD_BYTES: Final = 512 * 1024
@@ -373,10 +371,10 @@ class SqliteTables(LogTables):
 
     def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
         """See ``LogTables.upserts``."""
-        for start in range(0, len(rows), ROWS_MAX):
-            given = [dict(zip(_GIVEN, row, strict=True)) for row in rows[start : start + ROWS_MAX]]
-            insert = self._insert(self.acknowledged)
-            yield Step(make(insert.values([{**row, "used_at_ms": self._now_ms} for row in given])))
+        given: dict[str, Any] = {name: sa.bindparam(name, type_=type_) for name, type_ in _GIVEN.items()}
+        given["used_at_ms"] = self._now_ms
+        upsert = self._once((make.__name__,), lambda: make(self._insert(self.acknowledged).values(given)))
+        return (Step(upsert, dict(zip(_GIVEN, row, strict=True))) for row in rows)
 
 
 class PostgresTables(LogTables):
