@@ -217,10 +217,13 @@ class Table:
     def _keys(self) -> tuple[Column, ...]:
         return tuple(self.columns[name] for name in self.key_fields)
 
-    @property
-    def carried(self) -> tuple[Column | None, ...]:
-        """The columns of the ``carried`` fields, in the order of the fields; None for a constant."""
-        return tuple(self.columns.get(f.name) for f in FIELDS[self.kind] if f.carried)
+    def logged(self, operation: str) -> tuple[Column | None, ...]:
+        """The columns of two keys and two carried fields in a row of the change log; None for each that is missing.
+
+        Only a deletion carries fields, because its event cannot have them from anywhere else.
+        """
+        carried = (self.columns.get(f.name) for f in FIELDS[self.kind] if f.carried and operation == "D")
+        return (*(*self.keys, None)[:2], *(*carried, None, None)[:2])
 
     @property
     def quoted(self) -> str:

@@ -104,11 +104,11 @@ def _body(names: Names, statement: str, condition: str = "found") -> str:
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
     """Return an insert into the change log for each of ``rows``; a deletion also logs what its event needs."""
-    columns = _columns(table, operation)
-    values = ", ".join(_value("airy_row", column) for column in columns)
+    columns = table.logged(operation)
+    values = ", ".join(map(_value, columns))
     return (
         f"{_insert(names)} select {quote_text(table.kind)}, {quote_text(operation)}, {values} "  # noqa: S608 - quoted
-        f"from {_source(columns, rows, 'airy_row')}"
+        f"from {_source(columns, rows)}"
     )
 
 
@@ -117,18 +117,18 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
 
     It tests with ``if exists`` first, because few updates change a key.
     """
-    columns, keys = _columns(table, "D"), _columns(table, "U")[:2]
+    columns, keys = table.logged("D"), table.logged("U")[:2]
     logged = ("key_1", "key_2", "old_1", "old_2")
-    was = ", ".join(f"{_value('airy_row', column)} as {name}" for column, name in zip(columns, logged, strict=True))
+    was = ", ".join(f"{_value(column)} as {name}" for column, name in zip(columns, logged, strict=True))
     before, after = (
-        f"select {', '.join(_value('airy_row', key) for key in keys)} from {_source(keys, rows, 'airy_row')}"  # noqa: S608 - names quoted
+        f"select {', '.join(map(_value, keys))} from {_source(keys, rows)}"  # noqa: S608 - names quoted
         for rows in (old, new)
     )
     gone = f"{before} except {after}"
     same = " and ".join(f"airy_gone.{name} = airy_was.{name}" for name, _ in zip(logged, table.keys, strict=False))
     return (
         f"if exists ({gone}) then {_insert(names)} select {quote_text(table.kind)}, 'D', airy_was.* "  # noqa: S608 - quoted
-        f"from (select {was} from {_source(columns, old, 'airy_row')}) as airy_was "
+        f"from (select {was} from {_source(columns, old)}) as airy_was "
         f"join ({gone}) as airy_gone(key_1, key_2) on {same}; end if;"
     )
 
@@ -137,24 +137,18 @@ def _insert(names: Names) -> str:
     return f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2)"
 
 
-def _columns(table: Table, operation: str) -> tuple[Column | None, ...]:
-    """Return the columns of two keys and two carried fields; None for each that does not exist."""
-    carried = table.carried if operation == "D" else ()
-    return (*(*table.keys, None)[:2], *(*carried, None, None)[:2])
-
-
-def _source(columns: Sequence[Column | None], rows: str, alias: str) -> str:
-    """Return ``rows`` joined with one row of NULLs, which has every name that ``_value`` may look up."""
+def _source(columns: Sequence[Column | None], rows: str) -> str:
+    """Return ``rows`` as ``airy_row``, joined with a row of NULLs that has every name that ``_value`` may look up."""
     wanted = dict.fromkeys(column.name for column in columns if column is not None)
     nulls = ", ".join(f"null::text as {quote_identifier(name)}" for name in wanted)
-    return f"{rows} as {alias} cross join (select {nulls}) as airy_none"
+    return f"{rows} as airy_row cross join (select {nulls}) as airy_none"
 
 
-def _value(alias: str, column: Column | None) -> str:
-    """Return an expression for a column of a row: NULL if the row has no such column (see the module's docstring)."""
+def _value(column: Column | None) -> str:
+    """Return an expression for a column of ``airy_row``: NULL if it has no such column (see the module's docstring)."""
     if column is None:
         return "null::text"
-    return f"(select {quote_identifier(column.name)}::text from (select {alias}.*) as airy_found)"  # noqa: S608 - quoted
+    return f"(select {quote_identifier(column.name)}::text from (select airy_row.*) as airy_found)"  # noqa: S608 - quoted
 
 
 _ROOT = sa.text("select cast(to_regclass(:name) as oid)")

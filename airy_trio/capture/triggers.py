@@ -19,7 +19,7 @@ from attrs import frozen
 from airy_trio.capture import postgres_triggers
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import Kind
-from airy_trio.capture.mapping import KINDS, Column, Table, Tables, quoted_name
+from airy_trio.capture.mapping import KINDS, Table, Tables, quoted_name
 from airy_trio.capture.postgres_triggers import Trigger
 from airy_trio.database import POSTGRES, Names, escape_colons, quote_identifier, quote_text
 
@@ -271,8 +271,7 @@ def _differ(table: Table, one: str, other: str) -> str:
 
 def _logged(table: Table, names: Names, operation: str, row: str) -> str:
     """Return an insert of the keys of ``row`` into the change log; a deletion also logs what its event needs."""
-    carried = table.carried if operation == "D" else ()
-    columns: list[Column | None] = [*(*table.keys, None)[:2], *(*carried, None, None)[:2]]
+    columns = table.logged(operation)
     values = ["null" if column is None else f"{row}.{quote_identifier(column.name)}" for column in columns]
     return (
         f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2, at, token) "
