@@ -20,11 +20,11 @@ from airy_trio.database.postgres import MonitoredConnection, Pipeline, Statement
 from tests.certificates import issue
 from tests.tls_proxy import RECORD_BYTES_MAX, tls_proxy
 
-ECHO = Statement("echo", "select $1::text, $2::bytea", frozenset({1}))
-BEGIN, COMMIT = Statement("begin", "begin"), Statement("commit", "commit")
+ECHO = Statement("select $1::text, $2::bytea", frozenset({1}))
+BEGIN, COMMIT = Statement("begin"), Statement("commit")
 ROW_BYTES = 11
 """The size of a row with one column, without its content."""
-XID = Statement("xid", "select pg_current_xact_id()::text")
+XID = Statement("select pg_current_xact_id()::text")
 
 
 def connect(database: str, **options: Any) -> MonitoredConnection:  # noqa: ANN401 - the driver's own
@@ -62,16 +62,16 @@ async def test_transaction_spans_round_trips_and_the_driver_continues(connection
 
 async def test_failing_statement_raises_and_undoes_the_others(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
-    make = Statement("make", "create table made (x int)")
+    make = Statement("create table made (x int)")
     with pytest.raises(psycopg.errors.DivisionByZero) as caught:
-        await pipeline.run((make, []), (Statement("divide", "select 1 / $1::int8"), [b"0"]), (ECHO, [b"x", b"y"]))
+        await pipeline.run((make, []), (Statement("select 1 / $1::int8"), [b"0"]), (ECHO, [b"x", b"y"]))
     assert caught.value.sqlstate == "22012"
     assert connection.execute("select to_regclass('made')").fetchone() == (None,)
 
 
 async def test_connection_is_usable_after_an_error(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
-    divide, rollback = Statement("divide", "select 1 / $1::int8"), Statement("rollback", "rollback")
+    divide, rollback = Statement("select 1 / $1::int8"), Statement("rollback")
     for _ in range(2):  # what the server skipped was not prepared
         with pytest.raises(psycopg.errors.DivisionByZero):
             await pipeline.run((BEGIN, []), (divide, [b"0"]), (ECHO, [b"x", b"y"]), (COMMIT, []))
@@ -83,13 +83,13 @@ async def test_connection_is_usable_after_an_error(connection: MonitoredConnecti
 async def test_query_larger_than_the_socket_buffer_is_sent(connection: MonitoredConnection) -> None:
     large = b"x" * 20_000_000
     [[(length,)]] = await Pipeline(connection).run(
-        (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
+        (Statement("select octet_length($1::bytea)", frozenset({0})), [large])
     )
     assert length == len(large)
 
 
 async def test_large_result_before_a_large_parameter_is_no_deadlock(connection: MonitoredConnection) -> None:
-    rows = Statement("rows", "select repeat('x', $1::int)")
+    rows = Statement("select repeat('x', $1::int)")
     with trio.fail_after(20):
         found = await Pipeline(connection).run((rows, [b"40000000"]), (ECHO, [b"y" * 40_000_000, b""]))
     assert [len(first) for [(first, *_)] in found] == [40_000_000, 40_000_000]
@@ -99,7 +99,7 @@ async def test_server_that_works_before_it_reads_on_is_waited_for(
     connection: MonitoredConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "answer_timeout_s", 0.5)
-    sleep = Statement("sleep", "select pg_sleep(2)::text")
+    sleep = Statement("select pg_sleep(2)::text")
     with trio.fail_after(20):
         _, [(text, _)] = await Pipeline(connection).run((sleep, []), (ECHO, [b"y" * 40_000_000, b""]))
     assert len(text) == 40_000_000
@@ -113,7 +113,7 @@ async def test_rest_of_a_large_tls_record_is_read(postgres_database: str, tmp_pa
     context.load_cert_chain(files.certificate, files.key)
     with connect(postgres_database) as direct:
         port = direct.info.port
-    rows = Statement("rows", "select repeat('x', $1::int) from generate_series(1, $2::int)")
+    rows = Statement("select repeat('x', $1::int) from generate_series(1, $2::int)")
     async with tls_proxy(port, context, first_bytes) as proxy:
         database = sa.make_url(postgres_database).update_query_dict({"host": "127.0.0.1", "port": str(proxy)})
         shown = database.render_as_string(hide_password=False)
@@ -133,8 +133,8 @@ async def test_other_tasks_run_during_a_query(connection: MonitoredConnection) -
         other.execute("select pg_advisory_lock(7)")
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(Pipeline(connection).run, (Statement("wait", "select pg_advisory_lock(7)"), []))
-                await Pipeline(other).run((Statement("let", "select pg_advisory_unlock(7)"), []))
+                nursery.start_soon(Pipeline(connection).run, (Statement("select pg_advisory_lock(7)"), []))
+                await Pipeline(other).run((Statement("select pg_advisory_unlock(7)"), []))
 
 
 def connect_again(connection: MonitoredConnection) -> MonitoredConnection:
@@ -155,7 +155,7 @@ async def test_connection_lost_while_idle_is_detected(connection: MonitoredConne
 @pytest.mark.parametrize("terminated_at", ["before", "during"])
 async def test_reason_for_the_end_of_a_session_is_raised(connection: MonitoredConnection, terminated_at: str) -> None:
     pipeline = Pipeline(connection)
-    end = Statement("end", "select pg_terminate_backend(pg_backend_pid())")
+    end = Statement("select pg_terminate_backend(pg_backend_pid())")
     if terminated_at == "before":
         await trio.to_thread.run_sync(cut, connection)
     with trio.fail_after(10), pytest.raises(psycopg.errors.AdminShutdown):
@@ -215,7 +215,7 @@ def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
 async def test_connection_lost_during_a_query_raises(connection: MonitoredConnection) -> None:
     with trio.fail_after(10), pytest.RaisesGroup(psycopg.OperationalError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Pipeline(connection).run, (Statement("sleep", "select pg_sleep(60)"), []))
+            nursery.start_soon(Pipeline(connection).run, (Statement("select pg_sleep(60)"), []))
             await trio.to_thread.run_sync(cut, connection)
 
 
@@ -226,7 +226,7 @@ def cut(connection: MonitoredConnection) -> None:
 
 async def test_notification_is_returned_once(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
-    listen, notify = Statement("listen", "listen here"), Statement("notify", "notify here, 'ü'")
+    listen, notify = Statement("listen here"), Statement("notify here, 'ü'")
     assert pipeline.notifications() == []
     await pipeline.run((listen, []))
     await pipeline.run((notify, []))

@@ -82,7 +82,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement
+from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, texts
 
 FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
@@ -104,15 +104,15 @@ HEARTBEAT_S: Final = 0.4  # less than the idle time-out of a recorder's connecti
 WAKEUP_CLASS: Final = LOCK_CLASS + 1  # the first half of the key of the advisory lock
 FREQUENT_S: Final = 0.01  # notifying more often would slow the application: its commits wait for each other
 
-_BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read read only")
-_BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
-_COMMIT: Final = Statement("airy_commit", "commit")
-_SAVEPOINT: Final = Statement("airy_savepoint", "savepoint airy_query")
-_ROLLBACK_QUERY: Final = Statement("airy_rollback_query", "rollback to savepoint airy_query")
+_BEGIN: Final = Statement("begin isolation level repeatable read read only")
+_BEGIN_WRITING: Final = Statement("begin isolation level read committed read write")
+_COMMIT: Final = Statement("commit")
+_SAVEPOINT: Final = Statement("savepoint airy_query")
+_ROLLBACK_QUERY: Final = Statement("rollback to savepoint airy_query")
 _ONE_SNAPSHOT: Final = sa.text("set transaction isolation level repeatable read")
 # Whatever the server's default is: a standby that is away must not delay this, and a standby that takes over has
 # another timeline.
-_ON_DISK: Final = Statement("airy_on_disk", "set local synchronous_commit = local")
+_ON_DISK: Final = Statement("set local synchronous_commit = local")
 # After a crash, trimmed rows may be back, together with the origin of that time. The application's disk is spared.
 _NOT_YET_ON_DISK: Final = sa.text("set local synchronous_commit = off")
 _MOMENT: Final = sa.text(f"select {MOMENT}")
@@ -144,7 +144,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         self._pause_s = 0.0
         # The generation of the connection in which ``_verify`` has run, and the point that it has returned.
         self._verified: tuple[int, PostgresPoint] | None = None
-        self._compiled = CompiledStatements("airy_feed")
+        self._compiled = CompiledStatements()
         self._log_name = source.names.quoted(TABLE)
         log = self._log_name
         columns = (
@@ -152,12 +152,10 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             "txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
         )
         self._difference = Statement(
-            "airy_difference",
             f"select {columns} from {log} where txid >= cast($1 as xid8) union all "  # noqa: S608 - names quoted
             f"select {columns} from {log} where txid = any(cast($2 as xid8[])) order by seq limit cast($3 as int8)",
         )
         self._page = Statement(
-            "airy_page",
             f"select {columns} from {log} where seq > cast($1 as int8) "  # noqa: S608 - names quoted
             "and pg_visible_in_snapshot(txid, cast($2 as pg_snapshot)) "
             "and not pg_visible_in_snapshot(txid, cast($3 as pg_snapshot)) order by seq limit cast($4 as int8)",
@@ -259,8 +257,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:
         """The statement for the next rows: a whole difference, or a page of it."""
         if point.target:
-            return self._page, _parameters(point.seq, point.target, point.snapshot, limit)
-        return self._difference, _parameters(point.next_transaction, f"{{{','.join(point.in_progress)}}}", limit)
+            return self._page, texts(point.seq, point.target, point.snapshot, limit)
+        return self._difference, texts(point.next_transaction, f"{{{','.join(point.in_progress)}}}", limit)
 
     def _following(self, point: PostgresPoint, now: PostgresPoint, rows: Sequence[Row], limit: int) -> PostgresPoint:
         """The resume point after these rows: the whole difference, or a page of it."""
@@ -302,8 +300,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
                 if len(part.keys) == 1:
                     refused[part.keys[0]] = refusal_reason(error)
                 else:
-                    half = len(part.keys) // 2
-                    parts += BoundQuery(bound.query, part.keys[half:]), BoundQuery(bound.query, part.keys[:half])
+                    parts += part.halves
         return Rows(found, refused)
 
     def _statement(self, bound: BoundQuery) -> Asked:
@@ -315,10 +312,6 @@ async def _run(changes: int, work: Callable[[A], T], argument: A) -> T:
     if changes <= FEW:
         return work(argument)
     return await trio.to_thread.run_sync(work, argument, abandon_on_cancel=True)
-
-
-def _parameters(*values: object) -> list[Parameter]:
-    return [str(value).encode() for value in values]
 
 
 def _require_possible(rows: Sequence[Row]) -> None:
@@ -339,10 +332,10 @@ class Wakeup:
         self._connection = connection
         key = f"{WAKEUP_CLASS}, cast(cast(to_regclass({quote_text(names.quoted(TABLE))}) as oid) as int)"
         self._lock = Statement(
-            "airy_lock", f"select current_setting('max_prepared_transactions') = '0' and pg_try_advisory_lock({key})"
+            f"select current_setting('max_prepared_transactions') = '0' and pg_try_advisory_lock({key})"
         )
-        self._unlock = Statement("airy_unlock", f"select pg_advisory_unlock({key})")
-        self._listen = Statement("airy_listen", f"listen {quote_identifier(_channel(names))}")
+        self._unlock = Statement(f"select pg_advisory_unlock({key})")
+        self._listen = Statement(f"listen {quote_identifier(_channel(names))}")
         self._listening_in = 0  # generation of the connection
         self._armed_in = 0
         self._notified_at = -math.inf

@@ -74,7 +74,7 @@ class BoundQuery:
     @property
     def arguments(self) -> Mapping[str, object]:
         """The keys as JSON, under the name ``keys``."""
-        return _as_json(self.keys)
+        return {"keys": json.dumps(self.keys, ensure_ascii=False)}  # a database without encoding refuses an escape
 
     def answer(self, connection: sa.Connection) -> Rows:
         """Return the rows of all keys, in a transaction that the caller has begun. Raises the driver's errors.
@@ -89,28 +89,29 @@ class BoundQuery:
             connection.exec_driver_sql("savepoint airy_query")
         rows: list[Row] = []
         refused: dict[object, str] = {}
-        parts = [self.keys]
+        parts = [self]
         while parts:
-            keys = parts.pop()
+            part = parts.pop()
             try:
-                rows += self.query.rows(connection, _as_json(keys))
+                rows += part.query.rows(connection, part.arguments)
             except Exception as error:
-                if not keys or not is_refusal(error):
+                if not part.keys or not is_refusal(error):
                     raise
                 if postgres:
                     connection.exec_driver_sql("rollback to savepoint airy_query")
-                if keys is self.keys:
-                    self.query.rows(connection, _as_json(()))
-                if len(keys) == 1:
-                    refused[keys[0]] = refusal_reason(error)
+                if part is self:
+                    self.query.rows(connection, _NO_KEYS)
+                if len(part.keys) == 1:
+                    refused[part.keys[0]] = refusal_reason(error)
                 else:
-                    half = len(keys) // 2
-                    parts += keys[half:], keys[:half]
+                    parts += part.halves
         return Rows(rows, refused)
 
-
-def _as_json(keys: Sequence[object]) -> Mapping[str, object]:
-    return {"keys": json.dumps(keys, ensure_ascii=False)}  # a database without encoding refuses an escape
+    @property
+    def halves(self) -> tuple["BoundQuery", "BoundQuery"]:
+        """The query with the second half of the keys, and with the first one."""
+        half = len(self.keys) // 2
+        return BoundQuery(self.query, self.keys[half:]), BoundQuery(self.query, self.keys[:half])
 
 
 def refusal_reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from typing import Any, Final, Self
 
 import psycopg
@@ -146,12 +146,11 @@ _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 @frozen
 class Statement:
-    """A statement with parameters ``$1`` and so on. ``name``: of the prepared statement, a different one for each text.
+    """A statement with parameters ``$1`` and so on.
 
     ``binary``: the indexes, from 0, of the parameters in binary format; the others are text.
     """
 
-    name: str
     sql: str
     binary: frozenset[int] = frozenset()
 
@@ -160,29 +159,33 @@ class Statement:
         return [pq.Format.BINARY if index in self.binary else pq.Format.TEXT for index in range(count)]
 
 
-class CompiledStatements:
-    """Statements of SQLAlchemy for pipelines, each compiled once. ``prefix``: of the names of the prepared ones."""
+def texts(*values: object) -> list[Parameter]:
+    """Return parameters in text format. None is NULL."""
+    return [None if value is None else str(value).encode() for value in values]
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+
+class CompiledStatements:
+    """Statements of SQLAlchemy for pipelines, each compiled once."""
+
+    def __init__(self) -> None:
         self._compiled: dict[Any, _Compiled] = {}
 
     def bind(self, statement: Any, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:  # noqa: ANN401 - SQLAlchemy's
         """Return a statement with its parameters, by their names."""
         compiled = self._compiled.get(statement)
         if compiled is None:
-            compiled = self._compiled[statement] = _Compiled(statement, f"{self._prefix}_{len(self._compiled)}")
+            compiled = self._compiled[statement] = _Compiled(statement)
         return compiled.bind(values)
 
 
 class _Compiled:
-    def __init__(self, statement: Any, name: str) -> None:  # noqa: ANN401 - SQLAlchemy's
+    def __init__(self, statement: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
         compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
         binds = [compiled.binds[name] for name in compiled.positiontup or ()]
         self._constants = {bind.key: bind.value for bind in binds if not bind.required}
         self._encoders = [(bind.key, _encoder(bind.type)) for bind in binds]
         arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
-        self._statement = Statement(name, str(compiled), frozenset(arrays))
+        self._statement = Statement(str(compiled), frozenset(arrays))
 
     def bind(self, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:
         given = {**self._constants, **values}
@@ -204,7 +207,8 @@ class Pipeline:
         self._libpq = connection.pgconn
         self._loading = Transformer(connection)
         self._prepares = connection.prepare_threshold is not None
-        self._prepared: set[str] = set()
+        self._prepared: dict[str, bytes] = {}  # the names of prepared statements by their SQL
+        self._names = (b"airy_%d" % number for number in count())
 
     @property
     def socket(self) -> int:
@@ -266,18 +270,16 @@ class Pipeline:
         """
         libpq = self._libpq
         libpq.enter_pipeline_mode()
-        prepared = [name for statement, parameters in statements for name in self._send(statement, parameters)]
+        prepared = [sql for statement, parameters in statements for sql in self._send(statement, parameters)]
         libpq.pipeline_sync()
         await self._flush()
         results = await self._results()
         libpq.exit_pipeline_mode()
-        self._prepared -= {
-            name
-            for result, name in zip(results, prepared, strict=True)
-            if name is not None and result.status != pq.ExecStatus.COMMAND_OK
-        }
+        for result, sql in zip(results, prepared, strict=True):
+            if sql is not None and result.status != pq.ExecStatus.COMMAND_OK:
+                del self._prepared[sql]
         _raise_failed(results)
-        return [await self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
+        return [await self._rows(result) for result, sql in zip(results, prepared, strict=True) if sql is None]
 
     async def copy(self, sql: str, parts: Iterable[bytes]) -> None:
         """Run a ``COPY FROM STDIN (FORMAT binary)`` in the transaction in progress, with parts made by ``copied_rows``.
@@ -299,18 +301,19 @@ class Pipeline:
         _raise_failed(await self._results())
 
     def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[str | None]:
-        """Return for each expected result the name of the statement that it prepares, None if it has the rows."""
-        formats = statement.formats(len(parameters))
-        sql, name = statement.sql.encode(), statement.name.encode()
+        """Return for each expected result the statement that it prepares, None if it has the rows."""
+        sql, formats = statement.sql, statement.formats(len(parameters))
         if not self._prepares:
-            self._libpq.send_query_params(sql, parameters, param_formats=formats)
+            self._libpq.send_query_params(sql.encode(), parameters, param_formats=formats)
             return [None]
-        new = statement.name not in self._prepared
-        if new:
-            self._libpq.send_prepare(name, sql)
-            self._prepared.add(statement.name)
+        name = self._prepared.get(sql)
+        if name is not None:
+            self._libpq.send_query_prepared(name, parameters, param_formats=formats)
+            return [None]
+        name = self._prepared[sql] = next(self._names)
+        self._libpq.send_prepare(name, sql.encode())
         self._libpq.send_query_prepared(name, parameters, param_formats=formats)
-        return [statement.name, None] if new else [None]
+        return [sql, None]
 
     async def _flush(self) -> None:
         while self._libpq.flush():

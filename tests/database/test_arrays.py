@@ -26,6 +26,6 @@ from airy_trio.database.postgres import MonitoredConnection, Pipeline, Statement
 async def test_array_arrives_unchanged(postgres_database: str, type_: str, values: Sequence[object]) -> None:
     url = sa.make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
     with MonitoredConnection.opened(url) as connection:
-        statement = Statement("array", f"select * from unnest($1::{type_}[])", frozenset({0}))
+        statement = Statement(f"select * from unnest($1::{type_}[])", frozenset({0}))
         [rows] = await Pipeline(connection).run((statement, [array(type_, values)]))
         assert rows == [(value,) for value in values]

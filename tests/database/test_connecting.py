@@ -22,9 +22,9 @@ CUT_SLEEPING = (
     "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'airy-trio' "
     "and state = 'active' and query like '%%pg_sleep%%' and wait_event = 'PgSleep'"
 )
-ONE = Statement("one", "select 1")
-PID = Statement("pid", "select pg_backend_pid()")
-SLEEP = Statement("sleep", "select pg_sleep(0.3)")
+ONE = Statement("select 1")
+PID = Statement("select pg_backend_pid()")
+SLEEP = Statement("select pg_sleep(0.3)")
 
 
 @pytest.fixture

@@ -101,9 +101,9 @@ def test_unused_connection_can_be_closed(any_application: Application) -> None:
     assert isinstance(session, DedicatedConnection)
 
 
-ONE = Statement("one", "select 1")
-BEGIN = Statement("begin", "begin")
-DIVIDE = Statement("divide", "select 1 / $1::int8")
+ONE = Statement("select 1")
+BEGIN = Statement("begin")
+DIVIDE = Statement("select 1 / $1::int8")
 
 
 async def test_pipeline_needs_an_open_connection(postgres_application: Application) -> None:
@@ -172,7 +172,7 @@ async def test_pipeline_and_unit_wait_for_each_other(postgres_application: Appli
 
     async def sleep(pipeline: Pipeline) -> None:
         order.append("asked")
-        await pipeline.run((Statement("sleep", "select pg_sleep(0.1)"), ()))
+        await pipeline.run((Statement("select pg_sleep(0.1)"), ()))
         order.append("answered")
 
     async with trio.open_nursery() as nursery:

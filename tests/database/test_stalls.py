@@ -39,7 +39,7 @@ async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIter
     async def in_pipeline(sql: str) -> object:
         if not session.is_open:
             await session.run(lambda _connection: None)
-        [[(found,)]] = await session.run_pipeline(lambda pipeline: pipeline.run((Statement(sql, sql), [])))
+        [[(found,)]] = await session.run_pipeline(lambda pipeline: pipeline.run((Statement(sql), [])))
         return found
 
     ways: dict[str, Ask] = {

@@ -26,7 +26,7 @@ class SeqFeed(PostgresFeed):
             f"select {', '.join(COLUMNS)}, seq, cast(0 as float8), false from {self._log.names.quoted(TABLE)} "
             "where seq > $1 order by seq limit $2"
         )
-        return Statement("by_seq", sql), [str(point.seq).encode(), str(limit).encode()]
+        return Statement(sql), [str(point.seq).encode(), str(limit).encode()]
 
     def _following(
         self,

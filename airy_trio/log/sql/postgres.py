@@ -36,7 +36,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, array, copied_rows
+from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, array, copied_rows, texts
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import (
@@ -78,8 +78,8 @@ POLL_NOTIFIED_S: Final = 1.0
 
 _ARRAYS: Final = frozenset(range(10, 17))
 """The parameters of an append that are arrays: those after ten others."""
-_BEGIN: Final = Statement("airy_begin", "begin")
-_COMMIT: Final = Statement("airy_commit", "commit")
+_BEGIN: Final = Statement("begin")
+_COMMIT: Final = Statement("commit")
 
 logger = structlog.get_logger(__name__)
 
@@ -100,7 +100,7 @@ class PostgresStore(SqlStore):
             replaying=partial(self._run, self._replays, repeatable=True),
             writing=partial(self._run, self._pool),
         )
-        self._compiled = CompiledStatements("airy_log")
+        self._compiled = CompiledStatements()
         channel = f"{names.schema}_log"
         self._notifications = Notifications(direct.engine, channel)
         self._databases = replaying, direct
@@ -146,8 +146,8 @@ class PostgresStore(SqlStore):
         """See ``EventStore.append``."""
         head = expected.at(expected.offset + len(events))
         notified = str(head) if events else None  # without events there is nothing to wake a follower for
-        parameters = _texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)
-        parameters += _texts(*state_values(expected.offset, head, resume_point, state).values())
+        parameters = texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)
+        parameters += texts(*state_values(expected.offset, head, resume_point, state).values())
         copied = len(events) >= COPY_FROM
         if not copied:
             parameters += map(array, _APPENDED.values(), _columns(events))
@@ -163,7 +163,7 @@ class PostgresStore(SqlStore):
         return stored_after(expected, events, await self._unless_stale(expected, moving))
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
-        parameters = [*_texts(expected.epoch, str(expected.offset), epoch, resume_point)]
+        parameters = [*texts(expected.epoch, str(expected.offset), epoch, resume_point)]
         return await self._move_head(self._statements.begin_epoch, parameters)
 
     async def _move_head(
@@ -255,8 +255,7 @@ class _Statements:
             f"from moved, unnest({arrays}) with ordinality as given({columns}, number))"
         )
         self.append = {
-            copied: Statement(f"airy_append{'_by_copy' * copied}", append_by(further="" if copied else added), _ARRAYS)
-            for copied in (False, True)
+            copied: Statement(append_by(further="" if copied else added), _ARRAYS) for copied in (False, True)
         }
         """By whether the events are copied afterwards."""
         # If the append was rejected, this transaction has not written the row of the state, and these change nothing.
@@ -265,7 +264,7 @@ class _Statements:
             f'insert into {names.quoted(ENDED)} as known (digest, "offset") select over.* from moved, '
             '({}) as over on conflict (digest) do update set "offset" = greatest(known."offset", excluded."offset")'
         )
-        self.end = Statement("airy_end", note.format("select unnest($1::bytea[]), $2::int8"), frozenset({0}))
+        self.end = Statement(note.format("select unnest($1::bytea[]), $2::int8"), frozenset({0}))
         old = (
             f'select digest, max("offset") from (select digest, type, "offset" from {names.quoted(CURRENT)} '  # noqa: S608 - names quoted
             f"union all select substring(sha256(convert_to(object, 'UTF8')), 1, {DIGEST_BYTES}), type, \"offset\" "
@@ -274,7 +273,7 @@ class _Statements:
             'join unnest($1::text[], $2::int8[]) as swept(type, upto) using (type) where "offset" <= upto '
             "group by digest"
         )
-        self.sweep = Statement("airy_sweep", note.format(old), frozenset({0, 1}))
+        self.sweep = Statement(note.format(old), frozenset({0, 1}))
         self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'
         begin_epoch = self._in_fence(
             changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
@@ -282,9 +281,8 @@ class _Statements:
             returned=NOW_MS,
             notified="''",  # it names no head
         )
-        self.begin_epoch = Statement("airy_begin_epoch", begin_epoch)
+        self.begin_epoch = Statement(begin_epoch)
         self.end_session_inside = Statement(
-            "airy_end_session_inside",
             "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and granted "  # noqa: S608 - names quoted
             f"and classid = {FENCE_CLASS} and objid = to_regclass({quote_text(self._state)}) "
             "and database = (select oid from pg_database where datname = current_database())",
@@ -304,10 +302,6 @@ class _Statements:
             f"and {notified} is not null then cast(pg_notify({self._channel}, {notified}) as text) end "
             "from fence left join moved on true"
         )
-
-
-def _texts(*values: str | int | None) -> list[Parameter]:
-    return [None if value is None else str(value).encode() for value in values]
 
 
 def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:
@@ -340,9 +334,9 @@ class Notifications:
 
     def __init__(self, engine: sa.Engine, channel: str) -> None:
         self._connection = DedicatedConnection(engine)
-        self._listen = Statement("airy_listen", f"listen {quote_identifier(channel)}")
+        self._listen = Statement(f"listen {quote_identifier(channel)}")
         # An empty notification wakes this connection too, if notifications reach it.
-        self._notify = Statement("airy_notify", f"select pg_notify({quote_text(channel)}, '')")
+        self._notify = Statement(f"select pg_notify({quote_text(channel)}, '')")
         self._listening_in: int | None = None  # generation of the connection
         self.head = ""
         self._busy = self._notified = self._stale = False
