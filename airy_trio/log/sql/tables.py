@@ -327,35 +327,18 @@ class SqliteTables(LogTables):
     def __init__(self, names: Names) -> None:
         now_ms = sa.bindparam("now_ms", callable_=lambda: int(time.time() * 1000), type_=sa.BigInteger)
         super().__init__(names, now_ms, sqlite_insert)
-        state = self.state.c
-        replaced, generation = (sa.bindparam(name, type_=sa.Text) for name in ("replaces", "generation"))
-        last = sa.bindparam("expected_last", type_=sa.BigInteger)
-        unmoved = sa.and_(state.epoch == sa.bindparam("expected_epoch"), state.last == last)
-        self.advance = (
-            sa.update(self.state)
-            .where(unmoved, sa.or_(replaced.is_(None), state.resume_point == replaced))
-            .values(last=sa.bindparam("new_last"), resume_point=sa.bindparam("point"))
-            .values(
-                generation=sa.func.coalesce(generation, state.generation),
-                marks=sa.func.coalesce(sa.bindparam("marks"), state.marks),
-                state_at=sa.bindparam("state_at"),
-                folded=sa.case(
-                    (
-                        sa.or_(sa.func.coalesce(state.generation, "") != generation, state.folded == last),
-                        sa.func.coalesce(sa.bindparam("fold_to"), state.folded),
-                    ),
-                    else_=state.folded,
-                ),
-            )
-            .values(appended_at_ms=sa.func.max(state.appended_at_ms, now_ms))
-            .returning(state.appended_at_ms)
-        )
-        self.begin_epoch = (
-            sa.update(self.state)
-            .where(unmoved)
-            .values(epoch=sa.bindparam("new_epoch"), first=last + 1, resume_point=sa.bindparam("point"))
-            .returning(now_ms)
-        )
+        unmoved = "epoch = :expected_epoch and last = :expected_last"
+        self.advance = sa.text(
+            f"update {names.quoted(STATE)} set last = :new_last, resume_point = :point, state_at = :state_at, "  # noqa: S608 - names quoted
+            "generation = coalesce(:generation, generation), marks = coalesce(:marks, marks), "
+            "folded = case when :generation <> coalesce(generation, '') or folded = :expected_last "
+            "then coalesce(:fold_to, folded) else folded end, appended_at_ms = max(appended_at_ms, :now_ms) "
+            f"where {unmoved} and (:replaces is null or resume_point = :replaces) returning appended_at_ms"
+        ).bindparams(now_ms)
+        self.begin_epoch = sa.text(
+            f'update {names.quoted(STATE)} set epoch = :new_epoch, "first" = :expected_last + 1, resume_point = :point '  # noqa: S608 - names quoted
+            f"where {unmoved} returning :now_ms"
+        ).bindparams(now_ms)
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         places = ", ".join("?" * len(COLUMNS))
         self.insert = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
