@@ -47,21 +47,17 @@ class StateOptions:
 
 
 @frozen(kw_only=True)
-class Marks:
+class Marks(StateOptions):
     """What the recorder knows of the state, stored with it as JSON.
 
-    ``kept``: the types that are folded into it. ``begun``: for each type the token of the newest backfill that has
-    begun, and ``before`` then. ``whole``: for each type that a backfill has completed, the offset from which on the
-    folded state has all of its objects. ``before``: the head before the changes that became visible together with those
-    of the newest append. The rest: see ``StateOptions``.
+    ``begun``: for each type the token of the newest backfill that has begun, and ``before`` then. ``whole``: for each
+    type that a backfill has completed, the offset from which on the folded state has all of its objects. ``before``:
+    the head before the changes that became visible together with those of the newest append.
 
     A backfill sends everything that was visible before its begin. Of what becomes visible together with it, changes may
     be recorded before it whose transactions were open while it looked for their rows.
     """
 
-    types: frozenset[str] = frozenset()
-    kept: frozenset[str] = frozenset()
-    shape: str = ""
     begun: Mapping[str, tuple[str, int]] = field(factory=dict)
     whole: Mapping[str, int] = field(factory=dict)
     before: int = 0
