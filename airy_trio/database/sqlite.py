@@ -168,12 +168,6 @@ class SqliteWatch:
         """For how long yet a look should last until something has changed."""
         return self._touched_at + LOOK_CLOSELY_S - trio.current_time()
 
-    def begin(self) -> None:
-        """Assume that something was written just now. Only polling needs it."""
-        if self._events is None:
-            self._touched_at = trio.current_time()
-            self._looked_at = 0.0
-
     async def pause(self, *, after_s: float = LOOK_FIRST_S) -> None:
         """Sleep until it is worth looking: after something was written, and now and then.
 
