@@ -80,7 +80,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
     value_faults = 0
     for changed in objects:
         try:
-            if isinstance(changed, MessageGone | ChannelGone | TagGone):
+            if isinstance(changed, Gone):
                 name = _NAMES[type(changed)]
                 with suppress(UnfitValueError):  # an object without a fit id has no state
                     # Before the event, which may have a fault or be left out.

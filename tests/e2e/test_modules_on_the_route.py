@@ -21,7 +21,7 @@ from tests.application import Application
 from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
-ROW_MAX = 26
+ROW_MAX = 24
 SUBSCRIBE_MAX = 18
 START_MAX = 45
 TIMEOUT_S = 20.0
