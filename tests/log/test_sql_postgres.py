@@ -20,7 +20,6 @@ from airy_trio.log.sql.postgres import (
     COPY_FROM,
     FENCE_CLASS,
     PATIENCE_FIRST_S,
-    ROWS_MAX,
     Notifications,
 )
 from airy_trio.log.store import (
@@ -96,13 +95,12 @@ def events(count: int) -> list[NewEvent]:
         [NewEvent("t", "o", None, None, b"x" * 20_000_000, age_ms=2**40), event(2)],
         events(COPY_FROM - 1),
         events(COPY_FROM),
-        events(ROWS_MAX + 1),
         [
             NewEvent("t", f"\0ü{number}", (None, "\1", "")[number % 3], None, bytes([number % 256]) * 3000, age_ms=-1)
             for number in range(COPY_FROM + 1)
         ],
     ],
-    ids=["none", "escaped", "long", "octets", "large", "the most without COPY", "COPY", "many", "octets by COPY"],
+    ids=["none", "escaped", "long", "octets", "large", "the most without COPY", "COPY", "octets by COPY"],
 )
 async def test_appended_events_are_read_unchanged(store: EventStore, new: list[NewEvent]) -> None:
     head = (await store.bounds()).head

@@ -68,8 +68,6 @@ COPY_FROM: Final = 1000
 """Events, from which COPY is faster: 5000 take 26 ms by COPY and 43 ms in arrays, 1000 take 8 ms either way."""
 SLICE_EVENTS: Final = 500
 """Events encoded between two checkpoints of a COPY: less than a millisecond."""
-ROWS_MAX: Final = 2000
-"""More rows are converted in a thread. 5000 events take 8 ms."""
 
 POLL_S: Final = 0.05
 """Between two looks at the head while no notification has arrived on this connection."""
@@ -211,10 +209,7 @@ class PostgresStore(SqlStore):
     async def _run(self, pool: PipelinePool, *steps: Step, repeatable: bool = False) -> list[Any]:
         bound = [self._compiled.bind(step.statement, step.values) for step in steps]
         results = await pool.run(*bound, repeatable=repeatable)
-        return [
-            step.convert(rows) if len(rows) <= ROWS_MAX else await trio.to_thread.run_sync(step.convert, rows)
-            for step, rows in zip(steps, results, strict=True)
-        ]
+        return [step.convert(rows) for step, rows in zip(steps, results, strict=True)]
 
 
 _APPENDED: Final = {
