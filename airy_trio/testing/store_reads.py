@@ -3,11 +3,10 @@
 Each check receives a function that opens the store in a new and empty place of its own.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
+from airy_trio.events.destinations import Destination, OfChannel, OfConversation
 from airy_trio.log.store import EventStore, NewEvent, Position, PositionExpired, stored_after
 from airy_trio.testing.store_checks import (
     AGE_S,
@@ -17,7 +16,6 @@ from airy_trio.testing.store_checks import (
     event,
     events,
     expect,
-    expect_expired,
     expect_stale,
     filled,
     put,
@@ -153,15 +151,6 @@ async def _append_pair(head: Position, store: EventStore, writer: int) -> None:
     await store.append(head, [event(writer), event(writer)], f"of {writer}")
 
 
-async def appends_without_events_keep_the_head(open_store: OpenStore) -> None:
-    """An append without events stores the resume point; no offset moves."""
-    async with open_store() as store, open_store() as other:
-        head = await filled(store, 2)
-        expect(not await store.append(head, [], "further"), "an append without events returns none")
-        expect((await other.bounds()).head == head, "an append without events moves no offset")
-        expect(await other.resume_point() == "further", "an append without events stores the resume point")
-
-
 async def resume_points_are_compared(open_store: OpenStore) -> None:
     """With ``replaces``, an append after the head happens only if that resume point is stored."""
     many = 50
@@ -188,45 +177,6 @@ async def resume_points_are_compared(open_store: OpenStore) -> None:
 
 async def _replace(head: Position, known: str, number: int, store: EventStore, writer: int) -> None:
     await store.append(head, [], f"{number} of {writer}", replaces=known)
-
-
-async def reads_respect_their_limits(open_store: OpenStore) -> None:
-    """A read starts after its position and ends at its limit. At the head and beyond it is empty."""
-    async with open_store() as writer, open_store() as reader:
-        head = await filled(writer, 4, 3)
-        for after in range(head.offset + 3):
-            for limit in (1, 2, ALL):
-                read = [one.offset for one in await reader.read(head.at(after), limit)]
-                expect(read == list(range(after + 1, head.offset + 1))[:limit], f"the next {limit} after {after}")
-        await expect_expired(reader, Position("other0", 1))
-
-
-async def destinations_filter(open_store: OpenStore) -> None:
-    """Read returns the events of a destination, or those of some of its channels. Limits count these only."""
-    new = [event(number, channel_id=f"ch{number % 2}", conversation_id=f"c{number % 3}") for number in range(1, 13)]
-    new += [event(13, type="tag.updated", channel_id=None, conversation_id=None), event(14, channel_id=None)]
-    wanted: dict[Destination, Sequence[int]] = {
-        EVERYTHING: range(1, 15),
-        OfChannel("ch1"): range(1, 13, 2),
-        OfConversation("c2"): range(2, 13, 3),
-        OfType("tag.updated"): (13,),
-        OfType("channel.updated"): (),
-        OfChannel("c1"): (),
-        OfChannel(""): (),
-        Within(EVERYTHING, frozenset({"ch0", "ch1"})): range(1, 13),
-        Within(EVERYTHING, frozenset({"ch0", "ch2"})): range(2, 13, 2),
-        Within(OfConversation("c2"), frozenset({"ch1"})): (5, 11),
-        Within(OfType("message.updated"), frozenset({"ch1", "c1", ""})): range(1, 13, 2),
-        Within(OfType("tag.updated"), frozenset({"ch1"})): (),
-    }
-    async with open_store() as store:
-        head = await put(store, (await store.bounds()).head, new)
-        for destination, offsets in wanted.items():
-            for limit in (2, ALL):
-                read = [one.offset for one in await store.read(head.at(0), limit, destination)]
-                expect(read == list(offsets)[:limit], f"the first {limit} events of {destination}")
-            newest = await store.newest(head, destination)
-            expect((newest and newest.offset) == (max(offsets) if offsets else None), f"the newest of {destination}")
 
 
 async def newest_finds_the_last_event(open_store: OpenStore) -> None:
@@ -302,10 +252,7 @@ READ_PROMISES: Final = (
     ages_are_stored,
     stale_appends_are_rejected,
     one_of_many_writers_wins,
-    appends_without_events_keep_the_head,
     resume_points_are_compared,
-    reads_respect_their_limits,
-    destinations_filter,
     newest_finds_the_last_event,
     reads_end_at_bytes_max,
 )

@@ -6,7 +6,6 @@ from itertools import product
 from typing import Final
 
 import trio
-from attrs import evolve
 
 from airy_trio.events.destinations import Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.store import (
@@ -54,33 +53,6 @@ async def the_state_has_the_newest_events(open_store: OpenStore) -> None:
         expect(await _offsets(other, head) == [3, 4, 6, 8], "folding again changes nothing")
 
 
-async def objects_end(open_store: OpenStore) -> None:
-    """An object that has ended leaves the state at once, also if its events are folded later."""
-    async with open_store() as store, open_store() as other:
-        head = (await store.bounds()).head
-        head = await _append(store, head, "abc", StateChange(generation=FIRST))
-        await _fold(store)
-        head = await _append(store, head, "b", StateChange(generation=FIRST, ended=("object:c", "object:none")))
-        expect((await other.bounds()).state == StoredState(FIRST, "", 3), "the marks may be empty")
-        expect(await _offsets(other, head.at(3)) == [1, 2], "an object that has ended is left out at once")
-        head = await _append(store, head, "d", StateChange(generation=FIRST))
-        head = await _append(store, head, "", StateChange(generation=FIRST, ended=("object:d", "object:d")))
-        head = await _append(store, head, "c", StateChange(generation=FIRST))
-        for _ in range(2):
-            await _fold(store)
-            expect(
-                await _offsets(other, head) == [1, 4, 6],
-                "of what has ended only later events count",
-            )
-        head = await _append(store, head, "e", StateChange(generation=FIRST, ended=("object:a", "object:e")))
-        expect(await _offsets(other, head) == [4, 6], "an object may end with an event")
-        await _fold(store)
-        expect(await _offsets(other, head) == [4, 6], "in the same append, too")
-        head = await _append(store, head, "e", StateChange(generation=FIRST))
-        await _fold(store)
-        expect(await _offsets(other, head) == [4, 6, 8], "an object may begin again")
-
-
 async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
     """A state is folded in steps, in order; no event that it lacks is trimmed, and no other generation is folded."""
     async with open_store() as store, open_store() as other:
@@ -102,58 +74,6 @@ async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
             for one in (store, other, store, other):
                 nursery.start_soon(_fold, one)
         expect(await _offsets(other, head) == [46, 47, 48, head.offset - 1, head.offset], "several folds are as one")
-
-
-async def appends_with_nothing_to_fold_fold_themselves(open_store: OpenStore) -> None:
-    """A state that has all events has them still after an append without events of its types."""
-    nothing = StateChange(generation=FIRST, folds=False)
-    async with open_store() as store, open_store() as other:
-        head = (await store.bounds()).head
-        head = await _append(store, head, [event(1, type="other")], nothing)
-        expect((await other.bounds()).state == StoredState(FIRST, "", 1), "a new state too is folded by such an append")
-        head = await _append(store, head, "ab", StateChange(generation=FIRST))
-        head = await _append(store, head, [event(4, type="other")], nothing)
-        expect((await other.bounds()).state == StoredState(FIRST, "", 1), "but not if there are events before it")
-        await _fold(store)
-        head = await _append(store, head, [event(5, type="other")], evolve(nothing, ended=["object:a"]))
-        head = await _append(store, head, "", evolve(nothing, marks="one"))
-        expect((await other.bounds()).state == StoredState(FIRST, "one", 5), "also if objects end")
-        for _ in range(2):
-            expect(await _offsets(other, head) == [3], "which leave the state")
-            await _fold(store)
-
-
-async def a_type_is_swept(open_store: OpenStore) -> None:
-    """Sweeping a type removes its events up to an offset, except those of objects that have newer ones."""
-    async with open_store() as store:
-        head = (await store.bounds()).head
-        head = await _append(store, head, "abcd", StateChange(generation=FIRST))
-        tag = event(5, object="object:t", type="tag.updated")
-        head = await _append(store, head, [tag], StateChange(generation=FIRST))
-        await _fold(store)
-        swept = {"message.updated": 3, "channel.updated": 5}
-        head = await _append(store, head, "a", StateChange(generation=FIRST, swept=swept))
-        expect(await _offsets(store, head) == [4, 5], "what is older is gone, of that type only")
-        await _fold(store)
-        expect(await _offsets(store, head) == [4, 5, 6], "a newer event of a swept object is part of the state")
-        head = await _append(store, head, "", StateChange(generation=FIRST, swept={"message.updated": 4}))
-        expect(await _offsets(store, head) == [5, 6], "without an event too")
-        new = event(7, object="object:n", type="channel.updated")
-        head = await _append(store, head, [new], StateChange(generation=FIRST))
-        await _fold(store)
-        expect(await _offsets(store, head) == [5, 6, 7], "nothing that is appended later is swept")
-        head = await _append(store, head, "efg", StateChange(generation=FIRST))
-        head = await _append(store, head, "g", StateChange(generation=FIRST, swept={"message.updated": 9}))
-        expect(await _offsets(store, head) == [5, 7], "an event need not be folded to be swept")
-        for _ in range(2):
-            await _fold(store)
-            expect(await _offsets(store, head) == [5, 7, 11], "it stays swept when it is folded, up to the offset")
-        head = await _append(store, head, "hh", StateChange(generation=FIRST))
-        head = await _append(store, head, "", StateChange(generation=FIRST, ended=["object:h"]))
-        head = await _append(store, head, "", StateChange(generation=FIRST, swept={"message.updated": 12}))
-        for _ in range(2):
-            expect(await _offsets(store, head) == [5, 7], "an end counts up to the later of its two offsets")
-            await _fold(store)
 
 
 async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
@@ -291,10 +211,7 @@ async def _expect_gone(store: EventStore, until: Position, generation: str) -> N
 
 STATE_PROMISES: Final = (
     the_state_has_the_newest_events,
-    objects_end,
     the_state_is_folded_in_steps,
-    appends_with_nothing_to_fold_fold_themselves,
-    a_type_is_swept,
     generations_and_epochs_end_the_state,
     states_are_read_in_pages,
     large_states_are_whole,
