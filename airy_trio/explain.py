@@ -230,12 +230,12 @@ def _read_database(
         words = f'not known: changes.capture is "{settings.changes.capture}", which keeps no change log'
         report.lines.append(f"change    {words}")
         return report
-    missing = list(migrate.pending(connection, "changes", settings.database))
-    if missing:
+    schema = migrate.schema_of(connection, "changes", settings.database)
+    if schema.faults:
         report.captured = False
-        report.lines += (f"change    not known: {line}" for line in missing)
+        report.lines += (f"change    not known: {line}" for line in schema.faults)
         return report
-    newer = migrate.ahead(connection, "changes", settings.database) is not None
+    newer = schema.newer is not None
     deletes = settings.events.deletes
     faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=deletes, newer_schema=newer))
     report.captured = not faults

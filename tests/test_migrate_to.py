@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from airy_trio.errors import StartError
-from airy_trio.migrate import migrate, migrate_to, pending, stream_of, streams
+from airy_trio.migrate import migrate, migrate_to, schema_of, stream_of, streams
 from airy_trio.migrate.streams import Stream
 from tests.application import Application
 from tests.command_line import CommandLine
@@ -85,7 +85,7 @@ def test_installed_schema_moves_with_its_data(any_application: Application, stre
     migrate_to(settings, f"{stream}_0003")
     assert revision_of(any_application, stream) == f"{stream}_0003"
     with home.engine.connect() as connection:
-        reported = list(pending(connection, stream, settings.database))
+        reported = [*schema_of(connection, stream, settings.database).faults]
     newest = streams.head(stream)
     needs = f"airy_trio is at {stream}_0003, this version needs {newest}; run: airy-trio migrate --config FILE"
     assert reported == ([] if newest == f"{stream}_0003" else [needs])

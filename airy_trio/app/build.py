@@ -154,7 +154,7 @@ class _Source:
             return tables
         if faults := self._faults_of_ours(connection, tables):
             raise StartError(faults)
-        newer = migrate.ahead(connection, "changes", self.settings.database)
+        newer = migrate.schema_of(connection, "changes", self.settings.database).newer
         if newer is not None:
             logger.info("working with the schema of a newer version", database=newer)
         self.partitions.check(connection, tables)
@@ -181,11 +181,11 @@ class _Source:
     def _faults_of_ours(self, connection: sa.Connection, tables: Tables) -> list[str]:
         """Return the faults of our tables, or else of our triggers, which the migrations create."""
         options, deletes = self.settings.database, self.settings.logs_deletes
-        if faults := [f"database: {fault}" for fault in migrate.pending(connection, "changes", options)]:
-            return faults
+        if missing := migrate.schema_of(connection, "changes", options).faults:
+            return [f"database: {fault}" for fault in missing]
         faults = list(triggers.faults(connection, tables, self.names, deletes=deletes))
         # The revision is read after the triggers: a newer version may migrate in between.
-        if faults and migrate.ahead(connection, "changes", options) is not None:
+        if faults and migrate.schema_of(connection, "changes", options).newer is not None:
             return list(triggers.faults(connection, tables, self.names, deletes=deletes, newer_schema=True))
         return faults
 
@@ -201,9 +201,10 @@ def _feed(
 
         def newer_schema(connection: sa.Connection) -> bool:
             """Return whether a newer version made the schema. Raises ``StartError`` if this version cannot use it."""
-            if faults := list(migrate.pending(connection, "changes", options)):
-                raise StartError(faults)
-            return migrate.ahead(connection, "changes", options) is not None
+            schema = migrate.schema_of(connection, "changes", options)
+            if schema.faults:
+                raise StartError(schema.faults)
+            return schema.newer is not None
 
         seals = _may_lose_events(settings)
         changes = LoggedChanges(
@@ -383,13 +384,13 @@ async def _open_sql_store(
     names = Names.of(url, options.schema)
 
     def check(connection: sa.Connection) -> None:
+        schema = migrate.schema_of(connection, "log", options)
         faults = list(migrate.encoding_faults(connection, settings))
-        faults += [f"log: {fault}" for fault in migrate.pending(connection, "log", options)]
+        faults += (f"log: {fault}" for fault in schema.faults)
         if faults:
             raise StartError(faults)
-        newer = migrate.ahead(connection, "log", options)
-        if newer is not None:
-            logger.info("working with the schema of a newer version", log=newer)
+        if schema.newer is not None:
+            logger.info("working with the schema of a newer version", log=schema.newer)
 
     try:
         await wait_until_available(lambda: reading.run(check), options, "log.url", starting)

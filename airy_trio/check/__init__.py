@@ -237,8 +237,8 @@ class _Check:
     def change_log(self, connection: sa.Connection, names: Names, tables: Tables) -> _Application | None:
         """Check our tables and triggers in the application's database. Return as ``application`` does."""
         options, deletes, report = self.settings.database, self.settings.logs_deletes, self.report
-        missing = [f"database: {line}" for line in migrate.pending(connection, "changes", options)]
-        newer = migrate.ahead(connection, "changes", options)
+        schema = migrate.schema_of(connection, "changes", options)
+        missing, newer = [f"database: {line}" for line in schema.faults], schema.newer
         if not missing:
             missing += triggers.faults(connection, tables, names, deletes=deletes, newer_schema=newer is not None)
             if newer is not None:
@@ -313,13 +313,13 @@ class _Check:
         report.add("problem", problems)
         if problems:
             return None
-        missing = [f"log: {line}" for line in migrate.pending(connection, "log", options)]
-        newer = migrate.ahead(connection, "log", options)
-        if missing:
-            report.add("note" if options.migrate and newer is None else "problem", missing)
+        schema = migrate.schema_of(connection, "log", options)
+        if schema.faults:
+            weight: Weight = "note" if options.migrate and schema.newer is None else "problem"
+            report.add(weight, [f"log: {line}" for line in schema.faults])
             return None
-        if newer is not None:
-            report.add("note", [f"log: {newer}, with which this version works"])
+        if schema.newer is not None:
+            report.add("note", [f"log: {schema.newer}, with which this version works"])
         state = connection.execute(log_tables(names).bounds).one()
         return _Log(bounds_of(state), state.resume_point, shown(place.url))
 

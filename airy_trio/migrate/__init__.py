@@ -8,7 +8,7 @@ deadlock.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -19,26 +19,25 @@ from airy_trio.capture import mapping, postgres_triggers, triggers
 from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.lease import lock_file
-from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escape_colons, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
-from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, revision_of, revisions, upgrade
+from airy_trio.migrate.streams import Schema, Stream, downgrade, revision_of, revisions, schema_of, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
 from airy_trio.settings import Settings
 
 __all__ = [
     "LOCK_TRIES_MAX",
     "Migrated",
-    "ahead",
+    "Schema",
     "encoding_faults",
     "migrate",
     "migrate_log",
     "migrate_to",
-    "pending",
     "preview",
     "remove",
     "require_file",
+    "schema_of",
     "stream_of",
 ]
 
@@ -59,10 +58,6 @@ class Migrated:
     made: tuple[str, ...]
     watched: tuple[str, ...]
     left: tuple[str, ...] = ()
-
-
-class _OnlyPreviewedError(Exception):
-    """Rolls back the transaction of a preview."""
 
 
 def migrate(
@@ -94,9 +89,8 @@ def preview(
 ) -> list[str]:
     """Return the SQL statements that ``migrate`` would run now. They are run and rolled back. Raises as it does."""
     record: list[str] = []
-    with suppress(_OnlyPreviewedError):
-        _Migration(settings, with_tables, grant, firing, record).run(waiting)
-    return record
+    done = _Migration(settings, with_tables, grant, firing, record).run(waiting)
+    return [*record, *(f"-- {line}" for line in done.left)]
 
 
 def migrate_to(
@@ -109,9 +103,8 @@ def migrate_to(
     is newer than the revision. Then nothing was changed.
     """
     record: list[str] | None = [] if preview else None
-    with suppress(_OnlyPreviewedError):
-        return [retry_while_locked(lambda: _migrate_to(settings, revision, record), waiting)]
-    return record or []
+    line = retry_while_locked(lambda: _migrate_to(settings, revision, record), waiting)
+    return [line] if record is None else record
 
 
 def stream_of(revision: str) -> Stream:
@@ -171,7 +164,7 @@ class _Migration:
     record: list[str] | None = None
 
     def run(self, waiting: Waiting | None) -> Migrated:
-        """Migrate, or raise ``_OnlyPreviewedError``."""
+        """Migrate."""
         path = _file_of(_address(self.settings))
         if path is not None:
             if self.firing is not None:
@@ -180,22 +173,27 @@ class _Migration:
                 raise StartError([f"--grant {self.grant}: SQLite has no roles; the permissions of the file decide"])
             if not self.with_tables:
                 require_file(path)
-        return retry_while_locked(self._only_log if self.settings.changes.reads_only else self._all, waiting)
+        return retry_while_locked(self._attempt, waiting)
+
+    def _attempt(self) -> Migrated:
+        if self.record is not None:
+            self.record.clear()  # of an attempt that found a table locked
+        return self._only_log() if self.settings.changes.reads_only else self._all()
 
     def _all(self) -> Migrated:
-        """Make one attempt. Slow steps come first, triggers last, because the application's writers wait for them."""
+        """Slow steps come first, triggers last, because the application's writers wait for them."""
         settings, options = self.settings, self.settings.database
-        with self._transaction(_address(settings)) as connection:
+        with transaction(_address(settings), options, record=self.record) as connection:
             names = _names(connection, options)
             newer = _newer(connection, "changes", options)
-            made = []
+            made: Sequence[str] = ()
             if self.with_tables and newer is None:  # else the tables would have no triggers
                 made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
             tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
             if newer is None:
                 upgrade(connection, "changes", names)
             with _store(connection, settings, self.record) as store:
-                left = [newer, None if store is None else self._upgrade_log(store)]
+                left = (newer, None if store is None else self._upgrade_log(store))
                 if self.grant is not None:
                     _grant(connection, postgres_triggers.grant_statements(self.grant, tables, names))
                     if store is not None and store is not connection and store.dialect.name == POSTGRES:
@@ -206,10 +204,10 @@ class _Migration:
                     log = ChangeLog(names)
                     if log.origin(connection) is None:
                         log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
-                return self._migrated(tables, left, made)
+        return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
 
     def _only_log(self) -> Migrated:
-        """Make one attempt for ``updated_at`` capture: only the event log is changed."""
+        """Change only the event log, for ``updated_at`` capture."""
         settings = self.settings
         if self.with_tables:
             raise StartError([f"--with-tables: {_BY_UPDATED_AT} writes nothing into the database"])
@@ -219,15 +217,9 @@ class _Migration:
             raise StartError([f"--triggers {self.firing}: {_BY_UPDATED_AT} needs no triggers"])
         with transaction(_address(settings), settings.database, read_only=True) as connection:
             tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
-        if settings.log.store != "sql":
-            return Migrated(made=(), watched=tuple(tables))
-        with self._transaction(settings.log_url) as store:
-            return self._migrated(tables, [self._upgrade_log(store)])
-
-    def _transaction(self, url: str) -> AbstractContextManager[sa.Connection]:
-        if self.record is not None:
-            self.record.clear()
-        return transaction(url, self.settings.database, record=self.record)
+        with _store(None, settings, self.record) as store:
+            newer = None if store is None else self._upgrade_log(store)
+        return Migrated(made=(), watched=tuple(tables), left=() if newer is None else (newer,))
 
     def _upgrade_log(self, store: sa.Connection) -> str | None:
         """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
@@ -238,17 +230,9 @@ class _Migration:
             upgrade(store, "log", _names(store, self.settings.database))
         return newer
 
-    def _migrated(self, tables: Tables, left: Sequence[str | None], made: Sequence[str] = ()) -> Migrated:
-        """Return the result. Raises ``_OnlyPreviewedError`` in a preview, inside its transactions."""
-        lines = tuple(line for line in left if line is not None)
-        if self.record is not None:
-            self.record.extend(f"-- {line}" for line in lines)
-            raise _OnlyPreviewedError
-        return Migrated(made=tuple(made), watched=tuple(tables), left=lines)
-
 
 def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> str:
-    """Make one attempt. With ``record`` it is a preview, which raises ``_OnlyPreviewedError`` to be rolled back."""
+    """Make one attempt. With ``record`` it is a preview."""
     stream, options = stream_of(revision), settings.database
     if stream == "log" and settings.log.store != "sql":
         raise StartError([f'--to {revision}: log.store is "{settings.log.store}", which has no such tables'])
@@ -267,24 +251,24 @@ def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> 
         if before is not None and before > revision:  # as texts: each ends in four digits
             raise StartError([f"{begin} {before}, newer than {revision}; nothing changed: there is no downgrade"])
         upgrade(connection, stream, names, revision)
-        if record is not None:
-            raise _OnlyPreviewedError
     return f"{begin} {revision}{' already' if before == revision else ''}"
 
 
 def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
     """Return a line if the schema is of a newer version, or raise ``StartError`` if we do not work with it."""
-    newer = ahead(connection, stream, options)
-    if newer is None:
+    schema = schema_of(connection, stream, options)
+    if schema.newer is None:
         return None
-    if faults := list(pending(connection, stream, options)):
-        raise StartError(f"{_SETTINGS[stream]}: {fault}" for fault in faults)
-    return f"{_SETTINGS[stream]}: {newer}, with which this version works: nothing done to its tables and triggers"
+    if schema.faults:
+        raise StartError(f"{_SETTINGS[stream]}: {fault}" for fault in schema.faults)
+    return (
+        f"{_SETTINGS[stream]}: {schema.newer}, with which this version works: nothing done to its tables and triggers"
+    )
 
 
 def _require_removable(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
     """Raise ``StartError`` if the schema is of a newer version, because it may have more than we would remove."""
-    newer = ahead(connection, stream, options)
+    newer = schema_of(connection, stream, options).newer
     if newer is not None:
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
 
@@ -343,19 +327,15 @@ def _drop_schema(connection: sa.Connection, names: Names) -> None:
             connection.exec_driver_sql(f"drop schema if exists {schema}")
 
 
-@contextmanager
 def _store(
     connection: sa.Connection | None, settings: Settings, record: list[str] | None = None
-) -> Iterator[sa.Connection | None]:
-    """Yield a transaction on the database of an ``sql`` store: the given one if it is the same, else a nested one."""
-    options = settings.database
+) -> AbstractContextManager[sa.Connection | None]:
+    """Begin a transaction on the database of an ``sql`` store, or use the given one if it is the same database."""
     if settings.log.store != "sql":
-        yield None
-    elif settings.log_is_here:
-        yield connection
-    else:
-        with transaction(settings.log_url, options, record=record) as store:
-            yield store
+        return nullcontext()
+    if settings.log_is_here:
+        return nullcontext(connection)
+    return transaction(settings.log_url, settings.database, record=record)
 
 
 def _file_of(url: str) -> Path | None:

@@ -11,11 +11,12 @@ removes something that older programs need (contracts) raises it, in the row and
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import sqlalchemy as sa
+from attrs import frozen
 
 from airy_trio.capture import change_log
 from airy_trio.database import POSTGRES, DatabaseOptions, Names, quote_identifier
@@ -57,28 +58,33 @@ def downgrade(connection: sa.Connection, stream: Stream, names: Names, to: str =
             connection.exec_driver_sql(f"drop table {names.quoted(_version_table(stream))}")
 
 
-def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Iterator[str]:
-    """Yield a line if this version cannot work with a stream's schema: it is missing, older, or too new."""
+@frozen
+class Schema:
+    """The schema of a stream in one database.
+
+    ``faults``: a line if this version cannot work with it: it is missing, older, or too new. ``newer``: the beginning
+    of a line if it is of a newer version, whether we work with it or not.
+    """
+
+    faults: tuple[str, ...] = ()
+    newer: str | None = None
+
+
+def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Schema:
+    """Compare the revision of a database with the newest one that this version knows."""
     names = Names(connection.dialect.name, options.schema)
     current, newest = revision_of(connection, stream, names), head(stream)
-    newer = ahead(connection, stream, options)
     if current is None:
-        yield f"{names.schema} has not been installed here; run: airy-trio migrate --config FILE"
-    elif newer is not None:
-        compatible_from = _compatible_from(connection, stream, names)
-        if compatible_from is None or compatible_from > newest:
-            yield f"{newer}, with which this version does not work; install the newer version"
-    elif current != newest:
-        yield f"{names.schema} is at {current}, this version needs {newest}; run: airy-trio migrate --config FILE"
-
-
-def ahead(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
-    """Return the beginning of a line if the schema is of a newer version. ``pending`` decides if we work with it."""
-    names = Names(connection.dialect.name, options.schema)
-    current = revision_of(connection, stream, names)
-    if current is None or current <= head(stream):  # revisions end in a number of four digits
-        return None
-    return f"{names.schema} is at {current}, of a newer version of airy-trio"
+        return Schema((f"{names.schema} has not been installed here; run: airy-trio migrate --config FILE",))
+    begin = f"{names.schema} is at {current}"
+    if current <= newest:  # revisions end in a number of four digits
+        remedy = f"this version needs {newest}; run: airy-trio migrate --config FILE"
+        return Schema((f"{begin}, {remedy}",) if current < newest else ())
+    newer = f"{begin}, of a newer version of airy-trio"
+    compatible_from = _compatible_from(connection, stream, names)
+    if compatible_from is None or compatible_from > newest:
+        return Schema((f"{newer}, with which this version does not work; install the newer version",), newer)
+    return Schema(newer=newer)
 
 
 def head(stream: Stream) -> str:

@@ -74,7 +74,8 @@ def transaction(
     """Begin a transaction, once no other migration runs in this database.
 
     An SQLite file is created if it does not exist, and removed if the transaction fails. ``record`` gets all changes,
-    as SQL. ``read_only``: take no locks and create no file. Raises ``StartError``.
+    as SQL; with it the transaction is a preview, which is rolled back at the end. ``read_only``: take no locks and
+    create no file. Raises ``StartError``.
     """
     created = None
     if sa.make_url(url).get_backend_name() == POSTGRES:
@@ -88,11 +89,13 @@ def transaction(
         _record(engine, f"-- {shown(url)}", record)
     committed = False
     try:
-        with engine.connect() as connection, connection.execution_options(immediate=not read_only).begin():
+        with engine.connect() as connection, connection.execution_options(immediate=not read_only).begin() as begun:
             if connection.dialect.name == POSTGRES and not read_only:  # on SQLite BEGIN IMMEDIATE excludes others
                 connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
             yield connection
-        committed = True
+            if record is not None:
+                begun.rollback()
+        committed = record is None
     except SQLAlchemyError as error:
         raise _start_error(translated(error), url, options) from None
     finally:
