@@ -9,7 +9,7 @@ the store is unavailable, it retries as a server does: for ``connect_timeout_s``
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Final
 
 import trio
 from attrs import define, frozen
@@ -55,63 +55,84 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
-    shown, events_max = 0, options.events_max
+    printer = _Printer(output, options)
     async with opened_store(settings, create=False) as opened:
         bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
         begin = options.since or (bounds.floor if options.everything else bounds.head)
         reader = Reader(opened.store, options.destination, begin)
         output.note(f"reading {opened.words} after {reader.position}")
-        while events_max is None or shown < events_max:
+        while True:
             try:
                 found = await reader.next()
             except StoreUnavailable as error:
                 await _wait_for(opened.store, error, output)
                 continue
-            if isinstance(found, TailReset):
-                if not _write_reset(output, found.verdict, found.position, as_json=options.as_json):
+            if isinstance(found, client.Reset):
+                if not printer.reset(found):
                     return
                 continue
-            for event in found if events_max is None else found[: events_max - shown]:
-                position = reader.position.at(event.offset)
-                if not output.write(_line(position, event, as_json=options.as_json)):
+            for event in found:
+                at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
+                if not printer.event(reader.position.at(event.offset), event.body, at, truncated=event.truncated):
                     return
-                shown += 1
 
 
 async def follow(url: str, token: str | None, options: TailOptions, output: Stdout) -> None:
     """Write a line for each event of a server, as ``tail`` does. Raises ``client.ClientError``."""
-    shown = 0
+    printer = _Printer(output, options)
     since = None if options.since is None else str(options.since)
     begin: client.Begin = "oldest" if options.everything else "current" if options.current else "next"
     async with client.open(url, token=token) as server:
         async for item in server.events(text(options.destination), position=since, begin=begin):
             if isinstance(item, client.Reset):
-                written = _write_reset(output, item.verdict, item.position, as_json=options.as_json)
+                continues = printer.reset(item)
             elif isinstance(item, client.State):
-                written = _write_state(output, item, as_json=options.as_json)
-            elif options.as_json:
-                truncated = ',"truncated":true' if item.truncated else ""
-                written = output.write(f'{{"position":"{item.position}"{truncated},{item.body[1:].decode()}')
+                continues = printer.state(item)
             else:
-                written = output.write(line(item.position, item.body, datetime.now(UTC)))
-            if isinstance(item, client.Event):
-                shown += 1
+                continues = printer.event(item.position, item.body, None, truncated=item.truncated)
                 if item.completes_state and not options.as_json:
-                    written = output.write("the current state is complete; changes follow")
-            if not written or shown == options.events_max:
+                    output.write("the current state is complete; changes follow")
+            if not continues:
                 return
 
 
-def _write_reset(output: Stdout, verdict: str, position: object, *, as_json: bool) -> bool:
-    output.note(f"{verdict}: {RESETS[verdict]}; continuing after {position}")
-    return not as_json or output.write(f'{{"position":"{position}","resume":"{verdict}"}}')
+@define
+class _Printer:
+    """Writes what a reader or a client received. Each method returns False if there is nothing more to write.
 
+    That is after ``events_max`` events, or if nothing reads the output.
+    """
 
-def _write_state(output: Stdout, state: client.State, *, as_json: bool) -> bool:
-    missing = f", without all of {', '.join(state.missing)}" if state.missing else ""
-    if as_json:
-        return output.write(f'{{"position":"{state.position}","until":"{state.until}"}}')
-    return output.write(f"the current state up to {state.until}{missing}")
+    _output: Stdout
+    _options: TailOptions
+    _events: int = 0
+
+    def event(self, position: object, body: bytes, at: datetime | None, *, truncated: bool) -> bool:
+        """Write a line for people, or JSON: the body, with the position at its beginning.
+
+        ``at``: when the event was recorded; a client does not learn it.
+        """
+        self._events += 1
+        if self._options.as_json:
+            recorded = "" if at is None else f',"recorded_at":"{at.isoformat(timespec="milliseconds")[:-6]}Z"'
+            cut = ',"truncated":true' if truncated else ""
+            written = self._output.write(f'{{"position":"{position}"{recorded}{cut},{body[1:].decode()}')
+        else:
+            written = self._output.write(line(str(position), body, at or datetime.now(UTC)))
+        return written and self._events != self._options.events_max
+
+    def reset(self, reset: client.Reset) -> bool:
+        """Write that events are missing."""
+        self._output.note(f"{reset.verdict}: {RESETS[reset.verdict]}; continuing after {reset.position}")
+        as_json = f'{{"position":"{reset.position}","resume":"{reset.verdict}"}}'
+        return not self._options.as_json or self._output.write(as_json)
+
+    def state(self, state: client.State) -> bool:
+        """Write that the current state follows."""
+        missing = f", without all of {', '.join(state.missing)}" if state.missing else ""
+        if self._options.as_json:
+            return self._output.write(f'{{"position":"{state.position}","until":"{state.until}"}}')
+        return self._output.write(f"the current state up to {state.until}{missing}")
 
 
 async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) -> None:
@@ -130,23 +151,6 @@ async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) 
         output.note("event store available again")
 
 
-def _line(position: Position, event: StoredEvent, *, as_json: bool) -> str:
-    at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
-    if not as_json:
-        return line(str(position), event.body, at)
-    time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    truncated = ',"truncated":true' if event.truncated else ""
-    return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'
-
-
-@frozen
-class TailReset:
-    """The events after the cursor are not retained. The cursor is at ``position`` now."""
-
-    verdict: Literal["reset-expired", "reset-epoch"]
-    position: Position
-
-
 @define
 class Reader:
     """A cursor into an event store: the events of one destination after ``position``."""
@@ -155,16 +159,16 @@ class Reader:
     _destination: Destination
     position: Position
 
-    async def next(self) -> Sequence[StoredEvent] | TailReset:
-        """Wait for the next events and return at least one, in order, or a ``TailReset`` if they are not retained.
+    async def next(self) -> Sequence[StoredEvent] | client.Reset:
+        """Wait for the next events and return at least one, in order, or a ``Reset`` if they are not retained.
 
         If it is cancelled or raises ``StoreUnavailable``, the position does not change, and it can be called again.
         """
         while True:
             bounds = await self._store.bounds()
-            if reset := self._reset(bounds):
-                self.position = reset.position
-                return reset
+            if verdict := self._verdict(bounds):
+                self.position = bounds.floor
+                return client.Reset(verdict=verdict, position=str(bounds.floor))
             if bounds.head == self.position:
                 await self._store.wait(self.position)
                 continue
@@ -178,9 +182,7 @@ class Reader:
             if found:
                 return found
 
-    def _reset(self, bounds: Bounds) -> TailReset | None:
+    def _verdict(self, bounds: Bounds) -> client.Verdict | None:
         if self.position.epoch != bounds.epoch or self.position.offset > bounds.last:
-            return TailReset("reset-epoch", bounds.floor)
-        if self.position < bounds.floor:
-            return TailReset("reset-expired", bounds.floor)
-        return None
+            return "reset-epoch"
+        return "reset-expired" if self.position < bounds.floor else None

@@ -219,8 +219,9 @@ class _Check:
             tables = inspect(connection, settings.tables, watermarks=reads_only, holds_log=here)
         except MappingError as error:
             report.add("problem", error.faults)
-        for weight, line in rows.findings(connection, settings, tables):
-            report.add(weight, [line])
+        for newest in rows.newest_rows(connection, settings, tables):
+            for weight, line in newest.findings:
+                report.add(weight, [line])
         report.add("warning", _missing_index(names.dialect, tables))
         if reads_only and tables:
             report.add("note", [f"watching {', '.join(tables)} by updated_at; it cannot see {CANNOT_SEE}"])

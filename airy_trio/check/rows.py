@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import psycopg
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.capture.feed import ChangedObject, Value
+from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
@@ -29,8 +29,6 @@ from airy_trio.events import values
 from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
-
-T = TypeVar("T")
 
 ROWS_MAX: Final = 1000
 """How many rows of each table are read."""
@@ -57,73 +55,68 @@ _OPEN: Final = ("source", "color")
 """Fields with an open set of values. A value that the mapping does not list is sent unchanged."""
 
 
+BODIES_MAX: Final = 10
+"""How many events of each table ``NewestRows`` has."""
+
+
+@frozen
+class NewestRows:
+    """What the newest rows of one table show.
+
+    ``findings``: rows that cannot be converted, and values that the mapping does not list. ``bodies``: of the events
+    that the newest rows would become. Rows that cannot be converted are left out.
+    """
+
+    findings: Sequence[Finding]
+    bodies: Sequence[str] = ()
+
+
 @define
 class _Seen:
     """Findings in the newest rows of one table, by reason and by field."""
 
-    rows: int = 0
+    rows: int
+    bodies: list[str] = field(factory=list)
     faults: dict[str, list[RowFault]] = field(factory=lambda: defaultdict(list))
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
 
 
-def findings(connection: sa.Connection, settings: Settings, tables: Tables) -> Iterator[Finding]:
-    """Yield a line for rows that cannot be converted, and for values that the mapping does not list.
-
-    Raises the driver's error if the database is unavailable.
-    """
+def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -> Iterator[NewestRows]:
+    """Read and convert the newest rows of each table. Raises the driver's error if the database is unavailable."""
     for kind, table in tables.items():
         setting = f"database.tables.{kind}"
         try:
-            found = _in_newest_order(connection, table, partial(_read, connection, settings, tables, table))
+            found = _in_newest_order(connection, settings, tables, table)
         except DRIVER_ERRORS as error:
             refusal = translated(error)
             if not isinstance(refusal, DatabaseRefused):
                 raise
-            yield "problem", f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
+            problem = f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
+            yield NewestRows([("problem", problem)])
             continue
         if found is None:
             reason = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
-            yield "note", f"{setting}: its newest rows were not checked: {reason}"
+            yield NewestRows([("note", f"{setting}: its newest rows were not checked: {reason}")])
             continue
         order, seen = found
-        for line in _warnings(table, seen, f"the newest {seen.rows} by {order}"):
-            yield "warning", line
-
-
-def newest_bodies(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, count: int) -> list[str]:
-    """Return the bodies of the events that the newest rows of a table would become, newest first.
-
-    Rows that cannot be converted are left out. Empty if reading takes too long. Raises the driver's error.
-    """
-
-    def read(order: "_Order") -> tuple[ChangedObject, ...]:
-        chars_max = settings.listener.message_bytes_max
-        keys = _newest_keys(connection, Queries(connection.dialect.name, table, chars_max), order, count)
-        objects = Objects(connection.dialect.name, tables, chars_max)
-        return objects.read(connection, (Change(table.kind, "U", key, (None, None)) for key in keys))
-
-    found = _in_newest_order(connection, table, read)
-    bodies: list[str] = []
-    for event in () if found is None else translate(found[1], settings.events).events:
-        with suppress(EventTooLargeError):
-            bodies.append(encode(event, settings.listener.message_bytes_max)[0].decode())
-    return bodies
+        warnings = _warnings(table, seen, f"the newest {seen.rows} by {order}")
+        yield NewestRows([("warning", line) for line in warnings], seen.bodies)
 
 
 def _in_newest_order(
-    connection: sa.Connection, table: Table, work: Callable[["_Order"], T]
-) -> tuple["_Order", T] | None:
-    """Do the work in the best order that is fast enough; None if none is. Raises the driver's error."""
+    connection: sa.Connection, settings: Settings, tables: Tables, table: Table
+) -> tuple["_Order", _Seen] | None:
+    """Read in the best order that is fast enough; None if none is. Raises the driver's error."""
     for order in _orders(table):
         try:
             with connection.begin_nested() as reading, bounded(connection):
-                done = work(order)
+                seen = _read(connection, settings, tables, table, order)
                 reading.rollback()
         except DRIVER_ERRORS as error:
             if not took_too_long(error):
                 raise
         else:
-            return order, done
+            return order, seen
     return None
 
 
@@ -177,24 +170,24 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
     chars_max = settings.listener.message_bytes_max
     queries = Queries(connection.dialect.name, table, chars_max)
     objects = Objects(connection.dialect.name, tables, chars_max)
-    keys = _newest_keys(connection, queries, order, ROWS_MAX)
+    newest = queries.newest(order.columns, ROWS_MAX, nulls=order.nulls)
+    keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
     seen = _Seen(rows=len(keys))
     rest = iter(keys)
     while batch := list(islice(rest, BATCH_ROWS)):
         changed = objects.read(connection, (Change(table.kind, "U", key, (None, None)) for key in batch))
-        for fault in translate(changed, settings.events).faults:
+        meaning = translate(changed, settings.events)
+        for fault in meaning.faults:
             seen.faults[fault.reason].append(fault)
+        for event in islice(meaning.events, BODIES_MAX - len(seen.bodies)):
+            with suppress(EventTooLargeError):
+                seen.bodies.append(encode(event, chars_max)[0].decode())
         query = queries.rows(batch)
         for *row, included in query.answer(connection).rows if query is not None else ():
             for name, raw in named(table, tuple(row)).items() if included else ():
                 if not _is_listed(table, name, raw):
                     seen.unlisted[name][_shown(raw)] = None
     return seen
-
-
-def _newest_keys(connection: sa.Connection, queries: Queries, order: _Order, count: int) -> list[Key]:
-    newest = queries.newest(order.columns, count, nulls=order.nulls)
-    return [(*row, None)[:2] for row in newest.rows(connection, {})]
 
 
 def _is_listed(table: Table, name: str, raw: Value) -> bool:

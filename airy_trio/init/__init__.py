@@ -147,11 +147,11 @@ def _proposed(database: Database, place: DatabaseOptions, ask: Ask) -> tuple[Seq
 def _tried(connection: sa.Connection, settings: Settings) -> tuple[Sequence[str], Sequence[str]]:
     """Read the newest rows as a server would. Return warnings and bodies of events. Raises ``MappingError``."""
     tables = inspect(connection, settings.tables)
-    findings = list(rows.findings(connection, settings, tables))
+    newest = list(rows.newest_rows(connection, settings, tables))
+    findings = list(chain.from_iterable(found.findings for found in newest))
     if problems := [line for weight, line in findings if weight == "problem"]:
         raise MappingError(problems)
-    bodies = [rows.newest_bodies(connection, settings, tables, table, EVENTS_MAX) for table in tables.values()]
-    in_turn = (body for body in chain.from_iterable(zip_longest(*bodies)) if body is not None)
+    in_turn = filter(None, chain.from_iterable(zip_longest(*(found.bodies for found in newest))))
     warnings = [line for _, line in findings]
     if connection.dialect.name == POSTGRES:
         warnings += (f"database.url: {line}" for line in servers.lacks_session(connection))

@@ -5,10 +5,11 @@ import trio
 import trio.testing
 
 from airy_trio import tail
+from airy_trio.client import Reset
 from airy_trio.events.destinations import EVERYTHING, Destination, OfConversation
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import NewEvent, Position
-from airy_trio.tail import Reader, TailReset
+from airy_trio.tail import Reader
 
 
 def event(number: int, conversation: str = "c1") -> NewEvent:
@@ -38,7 +39,7 @@ class Log:
 
 async def offsets(reading: Reader) -> list[int]:
     found = await reading.next()
-    assert not isinstance(found, TailReset)
+    assert not isinstance(found, Reset)
     return [one.offset for one in found]
 
 
@@ -85,7 +86,7 @@ async def test_trimmed_events_give_a_reset_then_the_rest() -> None:
     await log.append(5)
     await log.store.trim(age_s=3600, keep=2, limit=100, unused_s=10**6)
     reading = await log.reader(1)
-    assert await reading.next() == TailReset("reset-expired", (await log.head()).at(3))
+    assert await reading.next() == Reset(verdict="reset-expired", position=str((await log.head()).at(3)))
     assert await offsets(reading) == [4, 5]
 
 
@@ -96,7 +97,7 @@ async def test_new_epoch_gives_a_reset_then_its_events() -> None:
     await log.store.begin_epoch(head, None)
     await log.append(1)
     gone = await reading.next()
-    assert gone == TailReset("reset-epoch", (await log.head()).at(0))
+    assert gone == Reset(verdict="reset-epoch", position=str((await log.head()).at(0)))
     assert await offsets(reading) == [1]
 
 
@@ -104,4 +105,4 @@ async def test_position_beyond_the_head_is_of_another_epoch(autojump_clock: trio
     log = Log()
     await log.append(2)
     reading = await log.reader(7)
-    assert await reading.next() == TailReset("reset-epoch", (await log.head()).at(0))
+    assert await reading.next() == Reset(verdict="reset-epoch", position=str((await log.head()).at(0)))
