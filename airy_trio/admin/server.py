@@ -22,16 +22,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from ipaddress import IPv6Address
+from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
 import h11
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import Attribute, define, field, frozen
 
 from airy_trio.errors import StartError
-from airy_trio.options import between, matching, more_than, satisfying
+from airy_trio.options import NotAllowedError, between, matching, more_than, satisfying
 from airy_trio.websocket.admission import is_loopback
 
 logger = structlog.get_logger(__name__)
@@ -54,15 +55,34 @@ WRITE_S: Final = 1.0
 HEAD_BYTES_MAX: Final = 16 * 1024
 READ_BYTES_MAX: Final = 4 * 1024
 """Received at once. With ``HEAD_BYTES_MAX`` it bounds what is buffered of a peer that sends without end."""
-_PORT: Final = "[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
-_HOST_AND_PORT: Final = rf"(?:\[[0-9A-Fa-f:.]{{2,45}}\]|[0-9A-Za-z_.-]{{1,253}})(?::(?:{_PORT}))?"
-WEBSOCKET_URL: Final = f"(?:wss?://{_HOST_AND_PORT}/[!-~]*)?"
-"""The allowed values of ``[admin] websocket_url``."""
-CONSOLE_URL: Final = re.compile(f"https?://{_HOST_AND_PORT}(?:/[!-~]*)?")
-"""The allowed values of ``[admin] others``."""
+PORT_MAX: Final = 65535
+_URL: Final = re.compile(
+    r"(?P<scheme>[a-z]+)://(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|[0-9A-Za-z_.-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>/[!-~]*)?"
+)
 TOKEN_PATTERN: Final = r"(?:[!-~]{16,})?"  # noqa: S105 - the allowed values of a token
 TEXT: Final[Mapping[str, str]] = {"content-type": "text/plain; charset=utf-8"}
 ASK_FOR_TOKEN: Final = {"www-authenticate": 'Basic realm="airy-trio", charset="UTF-8"'}
+
+
+def _is_url(text: str, *schemes: str, with_path: bool = False) -> bool:
+    """Return whether a browser can open a URL: the text is one with a possible host and port, and with no user."""
+    found = _URL.fullmatch(text)
+    if found is None or found["scheme"] not in schemes or int(found["port"] or 0) > PORT_MAX:
+        return False
+    try:
+        IPv6Address(found["address"] or "::")
+    except ValueError:
+        return False
+    return not with_path or found["path"] is not None
+
+
+def _check_others(_instance: object, option: "Attribute[Any]", urls: list[str]) -> None:
+    """Raise ``NotAllowedError`` for the first URL that no browser can open."""
+    for index, url in enumerate(urls):
+        if not _is_url(url, "http", "https"):
+            allowed = 'a list of "http://HOST:PORT" or "https://HOST/PATH"'
+            raise NotAllowedError(option.name, allowed, f"another value at [{index}]")
 
 
 @frozen(kw_only=True)
@@ -77,7 +97,7 @@ class AdminOptions:
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
-    port: int = field(default=8081, validator=between(0, 65535))
+    port: int = field(default=8081, validator=between(0, PORT_MAX))
     token: str = field(
         default="",
         repr=False,
@@ -85,15 +105,13 @@ class AdminOptions:
     )
     lag_max_s: float = field(default=10, validator=more_than(0))
     websocket_url: str = field(
-        default="", validator=matching(WEBSOCKET_URL, '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""')
-    )
-    others: list[str] = field(
-        factory=list,
+        default="",
         validator=satisfying(
-            lambda urls: all(CONSOLE_URL.fullmatch(url) for url in urls),
-            'a list of "http://HOST:PORT" or "https://HOST/PATH"',
+            lambda url: url == "" or _is_url(url, "ws", "wss", with_path=True),
+            '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""',
         ),
     )
+    others: list[str] = field(factory=list, validator=_check_others)
 
     def ports(self, processes: int) -> range:
         """Return the admin port of each process, by its number; empty if there is none."""
