@@ -24,7 +24,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 import trio
@@ -52,6 +52,7 @@ from airy_trio.errors import AiryTrioError, StartError, Unavailable
 from airy_trio.log.current import TYPE_OF
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
+from airy_trio.terminal import ProgressReport
 
 PAGE_ROWS_MAX: Final = 2000
 """Rows in one transaction: some tens of milliseconds."""
@@ -69,22 +70,6 @@ Place: TypeAlias = tuple[tuple[str, str | int | float], ...]
 _BEGIN, _END = MARKS
 _TOKEN_BYTES: Final = 4
 _ROWS_ABOUT: Final = sa.text("select reltuples from pg_class where oid = to_regclass(:name)")
-
-
-class ProgressReport(Protocol):
-    """Receives the reports of a backfill."""
-
-    def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
-        """Show how many rows of a table are done, the approximate total, and the rate."""
-        ...
-
-    def line(self, text: str) -> None:
-        """Write a line that remains."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Write a line for the operator."""
-        ...
 
 
 @frozen(kw_only=True)

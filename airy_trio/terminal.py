@@ -39,6 +39,19 @@ class Stdout:
         click.echo(f"airy-trio: {text}", err=True)
 
 
+class ProgressReport:
+    """Receives the reports of a backfill, and shows none of them."""
+
+    def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
+        """Show how many rows of a table are done, the approximate total, and the rate."""
+
+    def line(self, text: str) -> None:
+        """Print a result."""
+
+    def note(self, text: str) -> None:
+        """Print a line for the operator."""
+
+
 def line(position: str, body: bytes, at: datetime) -> str:
     """Return an event as one line with colours: local time, position in the log, type, summary of the payload."""
     event = json.loads(body)

@@ -18,11 +18,11 @@ from attrs import define, evolve, field
 from airy_trio import backfill as implementation
 from airy_trio.app.build import wait_until_available
 from airy_trio.backfill import BackfillOptions, BackfillTaken, Progress, TableBackfill, backfill, waiting
-from airy_trio.capture.feed import Kind
 from airy_trio.capture.inspection import inspect
 from airy_trio.database import SQLITE, DatabaseUnavailable, Names, sqlite_path
 from airy_trio.errors import AiryTrioError, FaultsError
 from airy_trio.settings import Settings
+from airy_trio.terminal import ProgressReport
 from tests.application import Application, only
 from tests.command_line import CommandLine
 from tests.docs.pages import parts
@@ -33,14 +33,14 @@ TAGS = only(tags="")
 
 
 @define
-class Lines:
+class Lines(ProgressReport):
     """Records the output of a backfill."""
 
-    shown: list[tuple[Kind, int, int | None]] = field(factory=list)
+    shown: list[tuple[str, int, int | None]] = field(factory=list)
     lines: list[str] = field(factory=list)
     notes: list[str] = field(factory=list)
 
-    def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+    def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
         assert rows_per_s > 0
         self.shown.append((kind, rows, about))
 
@@ -156,7 +156,7 @@ async def test_rate_holds_for_each_page(any_application: Application) -> None:
     times: list[float] = []
 
     class Timed(Lines):
-        def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+        def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
             times.append(trio.current_time())
             super().progress(kind, rows, about, rows_per_s)
 
@@ -267,7 +267,7 @@ async def test_page_on_sqlite_is_followed_by_as_long_a_pause(sqlite_application:
     held_s = 0.3
 
     class Timed(Lines):
-        def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+        def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
             super().progress(kind, rows, about, rows_per_s)
             times.append(trio.current_time())
             if len(times) == 1:
@@ -343,7 +343,7 @@ async def test_page_that_an_outage_interrupts_is_not_written_twice(postgres_appl
         unit = TableBackfill(postgres_application.names, inspect(connection, settings.tables)["tags"])
 
     class Interrupting(Lines):
-        def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
+        def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
             super().progress(kind, rows, about, rows_per_s)
             if rows == 20:
                 unit.write_page(writing, unit.begin(writing), 20)

@@ -16,7 +16,7 @@ from click.shell_completion import get_completion_class
 
 from airy_trio.cli.logs import configure_logging
 from airy_trio.errors import AiryTrioError, lines
-from airy_trio.terminal import Stdout, one_line
+from airy_trio.terminal import ProgressReport, Stdout, one_line
 
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing
@@ -147,7 +147,7 @@ def _run_backfill(
         sys.exit(1)
 
 
-class RowProgress:
+class RowProgress(ProgressReport):
     """Shows the progress of a backfill as a line on stderr, if that is a terminal."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from airy_trio import app, migrate, settings, tail
 from airy_trio.backfill import BackfillOptions, backfill
 from airy_trio.errors import StartError, single_error
 from airy_trio.events.models import STATE_TYPES
-from airy_trio.terminal import Stdout
+from airy_trio.terminal import ProgressReport, Stdout
 
 HOST: Final = "127.0.0.1"
 CONSOLE_PORT: Final = 8081
@@ -48,7 +48,7 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
         prepared = settings.parse(toml, {})
         migrate.migrate(prepared, with_tables=True)
         InboxApplication(str(database), time.sleep).open()
-        trio.run(backfill, prepared, BackfillOptions(), _Silent())
+        trio.run(backfill, prepared, BackfillOptions(), ProgressReport())
         console_port = _free_port(CONSOLE_PORT)
         parsed = settings.parse(f"{toml}[admin]\nport = {console_port}\n", {})
 
@@ -60,19 +60,6 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
             await _show(address, database, events_max, output)
 
         trio.run(app.run, parsed, show)
-
-
-class _Silent:
-    """A backfill of eight rows needs no report."""
-
-    def progress(self, *_progress: object) -> None:
-        """Show nothing."""
-
-    def line(self, _text: str) -> None:
-        """Write nothing."""
-
-    def note(self, _text: str) -> None:
-        """Write nothing."""
 
 
 @contextmanager

@@ -47,9 +47,10 @@ from airy_trio.log.store import (
     StoredEvent,
     StoredState,
     new_epoch,
+    up_to_bytes,
 )
 from airy_trio.testing.store_changes import CHANGE_PROMISES
-from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect
+from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect, is_expired, is_stale
 from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches, write_batches
 from airy_trio.testing.store_reads import READ_PROMISES
 from airy_trio.testing.store_state import STATE_PROMISES
@@ -70,7 +71,7 @@ MakePlace = Callable[[], AbstractAsyncContextManager[OpenStore]]
 CHECK_TIMEOUT_S: Final = 60.0
 """Time-out of one check."""
 SCHEDULES: Final = 4
-STEPS: Final = 60
+STEPS: Final = 100
 """Random schedules, and the calls in each."""
 TYPES: Final = ("message.updated", "tag.updated", "channel.updated")
 KEPT: Final = TYPES[1:]
@@ -78,9 +79,14 @@ KEPT: Final = TYPES[1:]
 OBJECTS: Final = {f"object:{number}": TYPES[number % 3] for number in range(12)}
 """The objects of the schedules, each with the type of its events."""
 CONTINUED: Final = 0.9
-ENDED: Final = 0.1
+ENDED: Final = 0.05
 SWEPT: Final = 0.2
 """How often an append continues the state, how often it ends an object, and how often it sweeps a type."""
+SIZES: Final = (*[0] * 20, 100, 70_000)
+LIMITS: Final = (1, 3, 10, 40)
+BYTES_MAX: Final = (None, 1, 40, 400, 70_020)
+"""How many bytes are added to the body of an event, and the limits of reads in events and in bytes."""
+OTHER_EPOCH: Final = "other0"
 _DESTINATIONS: Final[tuple[Destination, ...]] = (
     EVERYTHING,
     OfType("message.updated"),
@@ -183,7 +189,7 @@ async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
 
 
 async def _step(store: EventStore, model: _Model, random: Random) -> None:
-    match random.choices(("append", "fold", "trim", "epoch"), (8, 4, 3, 0.2))[0]:
+    match random.choices(("append", "stale", "fold", "trim", "epoch"), (8, 2, 4, 3, 0.2))[0]:
         case "append":
             new = [_random_event(random) for _ in range(random.choice((0, 1, 1, 2, 5, 30)))]
             model.resume_point = str(random.random())
@@ -191,6 +197,14 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             before = model.head
             model.events += await store.append(before, new, model.resume_point, state=state)
             model.change_state(state, before.offset)
+        case "stale":
+            new = [_random_event(random) for _ in range(random.randint(0, 3))]
+            known = random.randint(0, model.head.offset + 2)
+            expected = random.choice((model.head, model.head.at(known), Position(OTHER_EPOCH, model.head.offset)))
+            replaces = "other" if expected == model.head else None
+            state = _random_change(model, new, random)
+            rejected = await is_stale(store.append(expected, new, "stale", replaces=replaces, state=state))
+            expect(rejected, f"an append after {expected}, in place of {replaces!r}, is rejected at {model.head}")
         case "fold":
             generation = model.state.generation if model.state is not None and random.random() < CONTINUED else "other0"
             more = await store.fold(generation, KEPT, random.randint(1, 20))
@@ -220,30 +234,43 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     bounds = await store.bounds()
     expect((bounds.first, bounds.head) == (model.trimmed + 1, model.head), "the bounds are those of the list")
     expect(await store.resume_point() == model.resume_point, "the resume point is the one stored last")
-    destination, limit = random.choice(_DESTINATIONS), random.randint(1, 40)
+    destination, limit, bytes_max = random.choice(_DESTINATIONS), random.choice(LIMITS), random.choice(BYTES_MAX)
     after = model.head.at(random.randint(0, model.head.offset + 2))
     wanted = [one for one in model.events if covers(destination, one)]
     try:
-        read = list(await store.read(after, limit, destination))
+        read = list(await store.read(after, limit, destination, bytes_max=bytes_max))
     except PositionExpired:
         expect(after.offset < model.trimmed, f"{after} is retained and can be read after")
     else:
         expect(after.offset >= model.trimmed, f"{after} is trimmed and cannot be read after")
-        following = [one for one in wanted if one.offset > after.offset]
-        expect(read == following[:limit], f"a read returns the next {limit} events of {destination} after {after}")
+        following = list(up_to_bytes([one for one in wanted if one.offset > after.offset][:limit], bytes_max))
+        expect(read == following, f"the next {limit} events, or {bytes_max} bytes, of {destination} after {after}")
     newest = [one for one in wanted if one.offset <= after.offset]
     found = await store.newest(after, destination)
     expect(found == (newest[-1] if newest else None), f"the newest of {destination} up to {after}")
+    expired = await is_expired(store.newest(Position(OTHER_EPOCH, 5), destination))
+    expect(expired, "newest up to a position of another epoch raises PositionExpired")
     if model.state is None:
         expect(bounds.state is None, "an append without it ends the current state")
         return
     expect(bounds.state == model.state, "the generation and its marks are those stored last")
+    after = random.choice((model.head.at(0), after))
     current = [one for one in model.current() if after.offset < one.offset]
-    state = StateAt(model.state.generation, model.head.at(model.state.folded))
-    page = await store.current(state, after, limit, destination)
-    wanted = [one for one in current if covers(destination, one)]
-    promise = "the newest folded event of each object that was neither ended nor swept"
-    expect(list(page) == wanted[:limit], f"the state of {destination} after {after} has {promise}")
+    until = model.head.at(random.choice((model.state.folded, random.randint(0, model.state.folded))))
+    page = await store.current(StateAt(model.state.generation, until), after, limit, destination, bytes_max=bytes_max)
+    wanted = [one for one in current if covers(destination, one) and one.offset <= until.offset]
+    promise = "the newest folded event of each object that was neither ended nor swept, up to the limits"
+    expect(
+        list(page) == list(up_to_bytes(wanted[:limit], bytes_max)),
+        f"the state of {destination} after {after}, {limit} events or {bytes_max} bytes, has {promise}",
+    )
+    for gone in (
+        StateAt(OTHER_EPOCH, until),
+        StateAt(model.state.generation, Position(OTHER_EPOCH, until.offset)),
+        StateAt(model.state.generation, model.head.at(model.state.folded + 1)),
+    ):
+        expired = await is_expired(store.current(gone, after, limit))
+        expect(expired, f"{gone} is not {model.state}, so reading it raises PositionExpired")
 
 
 def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> StateChange:
@@ -257,13 +284,14 @@ def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> St
 
 def _random_event(random: Random) -> NewEvent:
     object_ = random.choice([*OBJECTS])
-    return event(
+    made = event(
         random.randrange(10_000),
         object=object_,
         type=OBJECTS[object_],
         channel_id=random.choice(("ch1", "ch2", None)),
         conversation_id=random.choice(("c1", "c2", None)),
     )
+    return made._replace(body=made.body + b" " * random.choice(SIZES))
 
 
 CHECKS: Final = (

@@ -101,11 +101,17 @@ async def expect_stale(
 
 async def expect_expired(store: EventStore, position: Position) -> None:
     """Check that ``read`` raises ``PositionExpired`` for a position."""
+    expired = await is_expired(store.read(position, ALL))
+    expect(expired, f"reading after {position}, which is gone, raises PositionExpired")
+
+
+async def is_expired(call: Awaitable[object]) -> bool:
+    """Return whether a call is rejected with ``PositionExpired``."""
     try:
-        await store.read(position, ALL)
+        await call
     except PositionExpired:
-        return
-    expect(kept=False, promise=f"reading after {position}, which is gone, raises PositionExpired")
+        return True
+    return False
 
 
 async def contents(store: EventStore) -> tuple[Position, Sequence[StoredEvent], str | None]:

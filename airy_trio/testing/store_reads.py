@@ -6,8 +6,8 @@ Each check receives a function that opens the store in a new and empty place of 
 from functools import partial
 from typing import Final
 
-from airy_trio.events.destinations import Destination, OfChannel, OfConversation
-from airy_trio.log.store import EventStore, NewEvent, Position, PositionExpired, stored_after
+from airy_trio.events.destinations import OfChannel, OfConversation
+from airy_trio.log.store import EventStore, NewEvent, Position, stored_after
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
@@ -23,8 +23,6 @@ from airy_trio.testing.store_checks import (
     winners,
 )
 
-_SIZES: Final = (10, 0, 10, 70_000, 10, 10, 100_000, 10, 10, 10)
-"""Sizes of the bodies of the events 1 to 10. Odd events are of channel ``odd``, even ones of ``even``."""
 _LARGE: Final = ((5000, 100), (96, 64 * 1024))
 """Appends that a server makes: the number of events, and the size of each body. The second has 6 MiB."""
 
@@ -71,7 +69,7 @@ async def large_appends_are_whole(open_store: OpenStore) -> None:
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
         for count, size in _LARGE:
-            after, new = head, [_sized(number, size) for number in range(count)]
+            after, new = head, [event(number)._replace(body=b"x" * size) for number in range(count)]
             head = await put(store, head, new)
             expect(
                 (await other.bounds()).head == head == after.at(after.offset + count), f"{count} events are appended"
@@ -179,18 +177,14 @@ async def _replace(head: Position, known: str, number: int, store: EventStore, w
     await store.append(head, [], f"{number} of {writer}", replaces=known)
 
 
-async def newest_finds_the_last_event(open_store: OpenStore) -> None:
-    """Newest returns the last event of a destination up to a position. Since returns the position before young ones."""
+async def since_finds_young_events(open_store: OpenStore) -> None:
+    """Since returns the position before the events that are younger than an age."""
     async with open_store() as store:
         head = await put(store, (await store.bounds()).head, [event(number) for number in range(1, 4)])
         old_ms = (await store.read(head.at(2), 1))[0].appended_at_ms
         while (await store.bounds()).now_ms < old_ms + 10 * TICK_MS:
             await tick(store)
-        head = await put(store, head, [event(4, conversation_id="c2"), event(5)])
-        for until, conversation, offset in ((5, "c1", 5), (4, "c1", 3), (9, "c2", 4), (3, "c2", None), (5, "c3", None)):
-            newest = await store.newest(head.at(until), OfConversation(conversation))
-            found = None if newest is None else newest.offset
-            expect(found == offset, f"the newest event of {conversation} up to {until} is {offset}")
+        head = await put(store, head, [event(4), event(5)])
         expect(await store.since(AGE_S) == head.at(0), "all events are younger than an hour")
         age_ms = (await store.bounds()).now_ms - old_ms - 5 * TICK_MS
         expect(await store.since(age_ms / 1000) == head.at(3), "older events are before the position")
@@ -198,50 +192,6 @@ async def newest_finds_the_last_event(open_store: OpenStore) -> None:
         expect(await store.since(TICK_MS / 2000) == head, "no event is that young")
         await store.trim(age_s=AGE_S, keep=2, limit=ALL, unused_s=AGE_S)
         expect(await store.since(AGE_S) == head.at(3), "since is not before the oldest retained event")
-        expect(await store.newest(head.at(3), OfConversation("c1")) is None, "a trimmed event is not found")
-        try:
-            await store.newest(Position("other0", 5), OfConversation("c1"))
-        except PositionExpired:
-            return
-        expect(kept=False, promise="newest up to a position of another epoch raises PositionExpired")
-
-
-async def reads_end_at_bytes_max(open_store: OpenStore) -> None:
-    """A read ends with the event that brings the bodies to ``bytes_max``. Other destinations do not count."""
-    wanted: dict[tuple[int, int, Destination | None], list[int]] = {
-        (0, 1, None): [1],
-        (0, 10, None): [1],
-        (0, 11, None): [1, 2, 3],
-        (0, 20, None): [1, 2, 3],
-        (0, 21, None): [1, 2, 3, 4],
-        (0, 70_020, None): [1, 2, 3, 4],
-        (0, 70_021, None): [1, 2, 3, 4, 5],
-        (3, 1, None): [4],
-        (4, 100_020, None): [5, 6, 7],
-        (4, 1_000_000, None): [5, 6, 7, 8, 9, 10],
-        (9, 10, None): [10],
-        (10, 1, None): [],
-        (0, 21, OfChannel("odd")): [1, 3, 5],
-        (0, 31, OfChannel("odd")): [1, 3, 5, 7],
-        (0, 70_011, OfChannel("even")): [2, 4, 6, 8],
-        (5, 1, OfChannel("nobody")): [],
-    }
-    async with open_store() as store:
-        head = await _put_sizes(store)
-        for (after, bytes_max, destination), offsets in wanted.items():
-            read = await store.read(head.at(after), ALL, destination, bytes_max=bytes_max)
-            expect([one.offset for one in read] == offsets, f"{bytes_max} bytes after {after}: {offsets}")
-        read = await store.read(head.at(0), 2, bytes_max=100)
-        expect([one.offset for one in read] == [1, 2], "the limit counts as well")
-
-
-async def _put_sizes(store: EventStore) -> Position:
-    new = [_sized(number, size) for number, size in enumerate(_SIZES, start=1)]
-    return await put(store, (await store.bounds()).head, new)
-
-
-def _sized(number: int, size: int) -> NewEvent:
-    return event(number, channel_id="odd" if number % 2 else "even")._replace(body=b"x" * size)
 
 
 READ_PROMISES: Final = (
@@ -253,6 +203,5 @@ READ_PROMISES: Final = (
     stale_appends_are_rejected,
     one_of_many_writers_wins,
     resume_points_are_compared,
-    newest_finds_the_last_event,
-    reads_end_at_bytes_max,
+    since_finds_young_events,
 )

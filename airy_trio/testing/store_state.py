@@ -1,24 +1,19 @@
 """The promises of the event store's port about the current state: what appends, folds and reads do."""
-# ruff: noqa: PLR2004 - the expected value belongs in the check
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
-from airy_trio.events.destinations import Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.store import (
     EventStore,
     NewEvent,
     Position,
-    PositionExpired,
     StateAt,
     StateChange,
-    StoredEvent,
     StoredState,
 )
-from airy_trio.testing.store_checks import AGE_S, ALL, OpenStore, event, expect, is_stale
+from airy_trio.testing.store_checks import AGE_S, ALL, OpenStore, event, expect, is_expired
 
 FIRST: Final = "first0"
 SECOND: Final = "second"
@@ -88,17 +83,6 @@ async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
         await _expect_gone(other, head, FIRST)
         while await store.trim(age_s=AGE_S, keep=ALL, limit=1, unused_s=AGE_S):
             pass
-        changes = (
-            StateChange(generation=FIRST),
-            StateChange(generation=SECOND),
-            StateChange(generation=SECOND, ended=("object:b",)),
-            StateChange(generation=SECOND, swept={"message.updated": 3}),
-        )
-        for change, (expected, replaces) in product(changes, ((head.at(1), None), (head, "other"))):
-            stale = store.append(expected, [event(4, object="object:b")], "x", replaces=replaces, state=change)
-            rejected = await is_stale(stale)
-            await _fold(store, SECOND)
-            expect(rejected and await _offsets(other, head, SECOND) == [3], "a stale append does not change the state")
         for new in ([event(4)], []):
             stored = await store.append(head, new, await store.resume_point() or "")
             head = head.at(head.offset + len(stored))
@@ -114,49 +98,6 @@ async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
         await _fold(store, THIRD)
         expect(await _offsets(other, head, THIRD) == [begun.last + 1], "until it begins again")
         await _expect_gone(other, Position("other0", head.offset), THIRD)
-
-
-async def states_are_read_in_pages(open_store: OpenStore) -> None:
-    """Pages of the state are one read in parts: by number, by bytes, by destination, and while others append."""
-    new = [
-        event(number, object=f"object:{number}\0\1", channel_id=f"ch{number % 2}", conversation_id=f"c{number % 3}")
-        for number in range(1, 13)
-    ]
-    new += [event(13, type="tag.updated", channel_id=None, conversation_id=None)]
-    wanted: Mapping[Destination | None, Sequence[int]] = {
-        None: range(1, 14),
-        OfType("tag.updated"): (13,),
-        OfChannel("ch1"): range(1, 13, 2),
-        OfConversation("c2"): range(2, 13, 3),
-        Within(OfConversation("c2"), frozenset({"ch1"})): (5, 11),
-        OfChannel("none"): (),
-    }
-    async with open_store() as store:
-        head = (await store.bounds()).head
-        head = await _append(store, head, new, StateChange(generation=FIRST))
-        await _fold(store)
-        state = StateAt(FIRST, head)
-        for destination, offsets in wanted.items():
-            for limit in (1, 4, ALL):
-                after = head.at(0)
-                found: list[StoredEvent] = []
-                while page := await store.current(state, after, limit, destination):
-                    expect(len(page) <= limit, "a page has at most its limit")
-                    found += page
-                    after = head.at(page[-1].offset)
-                expect([one.offset for one in found] == list(offsets), f"pages of {limit} of {destination}")
-                expect([one.body for one in found] == [new[at - 1].body for at in offsets], "the events are unchanged")
-        size = len(new[0].body)
-        page = await store.current(state, head.at(0), ALL, bytes_max=size + 1)
-        expect([one.offset for one in page] == [1, 2], "a page ends with the event that reaches bytes_max")
-        first = await store.current(state, head.at(0), 6)
-        await _append(store, head, [new[1], new[8]], StateChange(generation=FIRST, ended=[new[9].object]))
-        rest = await store.current(state, head.at(6), ALL)
-        expect([one.offset for one in rest] == [7, 8, 9, 11, 12, 13], "what has ended since is left out")
-        await _fold(store)
-        rest = await store.current(state, head.at(6), ALL)
-        expect(len(first) == 6, "six of thirteen")
-        expect([one.offset for one in rest] == [7, 8, 11, 12, 13], "what changed since is found in the log instead")
 
 
 async def large_states_are_whole(open_store: OpenStore) -> None:
@@ -202,17 +143,13 @@ async def _offsets(store: EventStore, until: Position, generation: str = FIRST) 
 
 
 async def _expect_gone(store: EventStore, until: Position, generation: str) -> None:
-    try:
-        await store.current(StateAt(generation, until), until.at(0), 1)
-    except PositionExpired:
-        return
-    expect(kept=False, promise=f"reading the state {generation} up to {until} raises PositionExpired")
+    expired = await is_expired(store.current(StateAt(generation, until), until.at(0), 1))
+    expect(expired, f"reading the state {generation} up to {until} raises PositionExpired")
 
 
 STATE_PROMISES: Final = (
     the_state_has_the_newest_events,
     the_state_is_folded_in_steps,
     generations_and_epochs_end_the_state,
-    states_are_read_in_pages,
     large_states_are_whole,
 )

@@ -8,12 +8,12 @@ import trio
 
 from airy_trio import __version__
 from airy_trio.backfill import BackfillOptions, backfill
-from airy_trio.capture.feed import Kind
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.delivery.start import RESUMES
 from airy_trio.events.models import TYPES
 from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.stomp.frames import Frame
+from airy_trio.terminal import ProgressReport
 from airy_trio.testing.client import Rejected, StompClient, connect
 from airy_trio.websocket.request import STATUSES
 from tests.admin.serving import HOST, Port, Samples, admin, free_port, serving_all
@@ -107,26 +107,13 @@ async def test_metrics_count_deliveries_and_faults(any_application: Application)
     assert counted(samples, "airy_trio_disconnects_total") == {"gone": 1}
 
 
-class _Silent:
-    """Ignores the output of a backfill."""
-
-    def progress(self, kind: Kind, rows: int, about: int | None, rows_per_s: float) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
 async def test_current_state_is_complete_after_a_backfill(any_application: Application) -> None:
     settings = any_application.migrate(admin(free_port()))
     name = "airy_trio_current_state_complete"
     async with serving_all(settings) as (address, port):
         any_application.tag()
         assert labelled(await port.samples(), name) == {"channel.updated": 0, "tag.updated": 0}
-        await backfill(settings, BackfillOptions(names=["tags"]), _Silent())
+        await backfill(settings, BackfillOptions(names=["tags"]), ProgressReport())
         while not labelled(await port.samples(), name)["tag.updated"]:  # noqa: ASYNC110 - as in `until`
             await trio.sleep(0.05)
         samples = await until(port, "airy_trio_current_state_behind_events", 0)

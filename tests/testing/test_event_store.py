@@ -643,8 +643,8 @@ BROKEN: dict[type[MemoryStore], str] = {
     IgnoresDestinations: "random_schedules_agree_with_a_list",
     LimitsBeforeFiltering: "random_schedules_agree_with_a_list",
     ReturnsTheOldestOfADestination: "random_schedules_agree_with_a_list",
-    IgnoresTheEndOfNewest: "newest_finds_the_last_event",
-    ReturnsTheFloorForAnyAge: "newest_finds_the_last_event",
+    IgnoresTheEndOfNewest: "random_schedules_agree_with_a_list",
+    ReturnsTheFloorForAnyAge: "since_finds_young_events",
     FoldsEveryType: "the_state_has_the_newest_events",
     FoldsInTheAppend: "the_state_has_the_newest_events",
     KeepsTheOldestEvents: "the_state_has_the_newest_events",
@@ -663,19 +663,19 @@ BROKEN: dict[type[MemoryStore], str] = {
     SweepsEveryType: "random_schedules_agree_with_a_list",
     ContinuesTheStateOfAnotherGeneration: "generations_and_epochs_end_the_state",
     ContinuesAStateAfterAnAppendWithoutOne: "generations_and_epochs_end_the_state",
-    ChangesTheStateBeforeItRejects: "generations_and_epochs_end_the_state",
+    ChangesTheStateBeforeItRejects: "random_schedules_agree_with_a_list",
     KeepsTheStateOfTheOldEpoch: "generations_and_epochs_end_the_state",
-    ReadsAnyGeneration: "generations_and_epochs_end_the_state",
-    ChangesTheStateBeforeItComparesResumePoints: "generations_and_epochs_end_the_state",
+    ReadsAnyGeneration: "random_schedules_agree_with_a_list",
+    ChangesTheStateBeforeItComparesResumePoints: "random_schedules_agree_with_a_list",
     KeepsTheStateIfNothingMoves: "generations_and_epochs_end_the_state",
-    ReadsTheStateInAnyEpoch: "generations_and_epochs_end_the_state",
+    ReadsTheStateInAnyEpoch: "random_schedules_agree_with_a_list",
     CutsLargeStates: "large_states_are_whole",
-    ReadsTheWholeStateAtOnce: "states_are_read_in_pages",
-    IgnoresBytesOfTheState: "states_are_read_in_pages",
-    IgnoresDestinationsOfTheState: "states_are_read_in_pages",
-    IgnoresBytes: "reads_end_at_bytes_max",
-    StopsBeforeBytesMax: "reads_end_at_bytes_max",
-    CountsBytesOfOtherDestinations: "reads_end_at_bytes_max",
+    ReadsTheWholeStateAtOnce: "random_schedules_agree_with_a_list",
+    IgnoresBytesOfTheState: "random_schedules_agree_with_a_list",
+    IgnoresDestinationsOfTheState: "random_schedules_agree_with_a_list",
+    IgnoresBytes: "random_schedules_agree_with_a_list",
+    StopsBeforeBytesMax: "random_schedules_agree_with_a_list",
+    CountsBytesOfOtherDestinations: "random_schedules_agree_with_a_list",
     KeepsEventsOfTheOldEpoch: "epochs_end_all_positions",
     KeepsTheEpoch: "epochs_end_all_positions",
     BeginsEpochsAfterAnyHead: "epochs_end_all_positions",
@@ -726,7 +726,7 @@ async def test_a_correct_store_breaks_no_promise(autojump_clock: trio.testing.Mo
 
 
 async def test_all_broken_promises_are_reported_together(autojump_clock: trio.testing.MockClock) -> None:
-    with pytest.RaisesGroup(*[BrokenStoreError] * 5, match=r"offsets_are_gapless.*random_schedules_agree_with_a_list"):
+    with pytest.RaisesGroup(*[BrokenStoreError] * 4, match=r"offsets_are_gapless.*random_schedules_agree_with_a_list"):
         await check_event_store(places_of(TimesFallAndDestinationsAreIgnored))
 
 
