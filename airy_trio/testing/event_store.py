@@ -25,7 +25,8 @@ The suite simulates failures in the middle of a call by cancelling the call at o
 
 Each check is about one promise, in the modules next to this one. The last, ``random_schedules_agree_with_a_list``,
 calls the verbs in random order and compares every result with that of a list. It alone checks what the order of calls
-may change: limits, destinations, and what ends, sweeps and folds leave of the current state.
+may change: limits and destinations of reads, rejected appends, epochs, and the current state. Its seeds are always the
+same, so a failure can be repeated.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ KEPT: Final = TYPES[1:]
 """The types of the events in the schedules, and those that are kept."""
 OBJECTS: Final = {f"object:{number}": TYPES[number % 3] for number in range(12)}
 """The objects of the schedules, each with the type of its events."""
-CONTINUED: Final = 0.9
+CONTINUED: Final = 0.85
 ENDED: Final = 0.05
 SWEPT: Final = 0.2
 """How often an append continues the state, how often it ends an object, and how often it sweeps a type."""
@@ -131,6 +132,7 @@ class _Model:
     resume_point: str | None = None
 
     state: StoredState | None = None
+    generation: str = "none00"  # of the newest state
     kept: dict[str, StoredEvent] = field(factory=dict)
     ended: dict[str, int] = field(factory=dict)
     swept: dict[str, int] = field(factory=dict)
@@ -159,6 +161,7 @@ class _Model:
         if folded == before and not change.folds:
             folded = self.head.offset
         self.state = StoredState(change.generation, change.marks, folded)
+        self.generation = change.generation
         for type_, upto in change.swept.items():
             self.swept[type_] = max(upto, self.swept.get(type_, 0))
         self.ended |= dict.fromkeys(change.ended, self.head.offset)
@@ -192,7 +195,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
     match random.choices(("append", "stale", "fold", "trim", "epoch"), (8, 2, 4, 3, 0.2))[0]:
         case "append":
             new = [_random_event(random) for _ in range(random.choice((0, 1, 1, 2, 5, 30)))]
-            model.resume_point = str(random.random())
+            model.resume_point = random.choice((model.resume_point or "", str(random.random())))
             state = _random_change(model, new, random) if random.random() < CONTINUED else None
             before = model.head
             model.events += await store.append(before, new, model.resume_point, state=state)
@@ -205,6 +208,9 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             state = _random_change(model, new, random)
             rejected = await is_stale(store.append(expected, new, "stale", replaces=replaces, state=state))
             expect(rejected, f"an append after {expected}, in place of {replaces!r}, is rejected at {model.head}")
+            if replaces is None:
+                rejected = await is_stale(store.begin_epoch(expected, "stale"))
+                expect(rejected, f"begin_epoch after {expected} is rejected at {model.head}")
         case "fold":
             generation = model.state.generation if model.state is not None and random.random() < CONTINUED else "other0"
             more = await store.fold(generation, KEPT, random.randint(1, 20))
@@ -223,8 +229,10 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             del model.events[:count]
             model.trimmed += count
         case _:
-            model.resume_point = str(random.random())
+            model.resume_point = random.choice((None, str(random.random())))
             bounds = await store.begin_epoch(model.head, model.resume_point)
+            expect(bounds.epoch != model.epoch, "a new epoch has a new name")
+            expect(bounds.first == bounds.last + 1, "a new epoch is empty")
             model.epoch, model.trimmed = bounds.epoch, bounds.first - 1
             model.events.clear()
             model.change_state(None, 0)
@@ -248,10 +256,13 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     newest = [one for one in wanted if one.offset <= after.offset]
     found = await store.newest(after, destination)
     expect(found == (newest[-1] if newest else None), f"the newest of {destination} up to {after}")
-    expired = await is_expired(store.newest(Position(OTHER_EPOCH, 5), destination))
-    expect(expired, "newest up to a position of another epoch raises PositionExpired")
+    other = Position(OTHER_EPOCH, 5)
+    expired = await is_expired(store.newest(other, destination)) and await is_expired(store.read(other, limit))
+    expect(expired, "reads at a position of another epoch raise PositionExpired")
     if model.state is None:
-        expect(bounds.state is None, "an append without it ends the current state")
+        expect(bounds.state is None, "an append without it, or a new epoch, ends the current state")
+        expired = await is_expired(store.current(StateAt(model.generation, model.head), after, limit))
+        expect(expired, "reading a state that has ended raises PositionExpired")
         return
     expect(bounds.state == model.state, "the generation and its marks are those stored last")
     after = random.choice((model.head.at(0), after))

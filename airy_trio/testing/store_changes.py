@@ -1,4 +1,4 @@
-"""The promises of the event store's port about changes: trims, epochs, wake-ups, restarts, durable subscriptions."""
+"""The promises of the event store's port about changes: trims, wake-ups, restarts, durable subscriptions."""
 # ruff: noqa: PLR2004 - the expected value belongs in the check
 
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from airy_trio.testing.store_checks import (
     events,
     expect,
     expect_expired,
-    expect_stale,
     filled,
     is_stale,
     put,
@@ -61,39 +60,6 @@ async def trims_delete_the_oldest(open_store: OpenStore) -> None:
         expect(await reader.resume_point() == "12", "trim does not change the resume point")
         head = await put(store, head, events(13, 13))
         expect([one.offset for one in await reader.read(head.at(12), ALL)] == [13], "offsets continue after a trim")
-
-
-async def epochs_end_all_positions(open_store: OpenStore) -> None:
-    """A new epoch has another name and begins empty. Positions of the old one can be neither written nor read after."""
-    async with open_store() as store, open_store() as other:
-        old = await filled(store, 5)
-        for expected in (old.at(4), Position("other0", 5)):
-            rejected = await is_stale(store.begin_epoch(expected, "stale"))
-            expect(rejected, f"begin_epoch after {expected} is rejected if the head is {old}")
-            expect((await contents(other))[0] == old, "a rejected begin_epoch changes nothing")
-        begun = await store.begin_epoch(old, "restarted")
-        bounds = await other.bounds()
-        expect(begun.head == bounds.head, "begin_epoch returns the new bounds")
-        expect(bounds.epoch != old.epoch, "a new epoch has a new name")
-        expect(bounds.first == bounds.last + 1, "a new epoch is empty")
-        expect(await other.resume_point() == "restarted", "a new epoch begins with its resume point")
-        await expect_expired(other, old)
-        await expect_stale(other, old, events(6, 6))
-        head = await put(other, bounds.head, events(1, 2))
-        offsets = [one.offset for one in await store.read(bounds.head, ALL)]
-        expect(offsets == [bounds.first, bounds.first + 1], "offsets continue from the bounds of the new epoch")
-        expect(await store.since(AGE_S) == bounds.head, "the events of the old epoch are not retained")
-        begun = await other.begin_epoch(head, None)
-        expect(begun.first == begun.last + 1, "an epoch that begins without a resume point is empty")
-        expect(await store.resume_point() is None, "and has none")
-        while await store.trim(age_s=AGE_S, keep=0, limit=1, unused_s=AGE_S):
-            pass
-        head = await put(store, begun.head, events(1, 2))
-        expect(
-            await store.trim(age_s=AGE_S, keep=1, limit=ALL, unused_s=AGE_S) == 1,
-            "a trim counts no older epoch",
-        )
-        expect(len(await other.read(head.at(head.offset - 1), ALL)) == 1, "and does not delete events to be kept")
 
 
 async def wait_returns_when_the_head_moves(open_store: OpenStore) -> None:
@@ -318,7 +284,6 @@ async def _acknowledge(store: EventStore, claim: Claim, position: Position) -> N
 
 CHANGE_PROMISES: Final = (
     trims_delete_the_oldest,
-    epochs_end_all_positions,
     wait_returns_when_the_head_moves,
     batches_are_read_whole,
     trims_do_not_disturb_reads_and_epochs,

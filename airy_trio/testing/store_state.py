@@ -11,41 +11,15 @@ from airy_trio.log.store import (
     Position,
     StateAt,
     StateChange,
-    StoredState,
 )
-from airy_trio.testing.store_checks import AGE_S, ALL, OpenStore, event, expect, is_expired
+from airy_trio.testing.store_checks import AGE_S, ALL, OpenStore, event, expect
 
 FIRST: Final = "first0"
 SECOND: Final = "second"
-THIRD: Final = "third0"
 """Names of generations. None is ever used again."""
 TYPES: Final = ("channel.updated", "message.updated", "tag.updated")
 LARGE: Final = 1100
 """Events of a large append, and objects of a large state."""
-
-
-async def the_state_has_the_newest_events(open_store: OpenStore) -> None:
-    """The state has the newest event of each object of the folded types, in order; no trim changes it."""
-    async with open_store() as store, open_store() as other:
-        head = (await store.bounds()).head
-        head = await _append(store, head, "abcab", StateChange(generation=FIRST, marks="one"))
-        expect((await other.bounds()).state == StoredState(FIRST, "one", 0), "a new state has no events yet")
-        expect(await _offsets(other, head) == [], "an append alone adds nothing to it")
-        await _expect_gone(other, head.at(1), FIRST)  # a state cannot be read further than it is folded
-        await _fold(store)
-        expect((await other.bounds()).state == StoredState(FIRST, "one", 5), "bounds says how far it is folded")
-        expect(await _offsets(other, head) == [3, 4, 5], "each object once, with its newest event, in order")
-        new = [event(6, object="object:b"), event(7, object="object:c", type="other"), event(8, object="object:d")]
-        head = await _append(store, head, new, StateChange(generation=FIRST, marks="two"))
-        expect(await _offsets(other, head) == [3, 4, 5], "nothing is added before it is folded")
-        await _fold(store)
-        expect((await other.bounds()).state == StoredState(FIRST, "two", 8), "the marks are those of the last append")
-        expect(await _offsets(other, head) == [3, 4, 6, 8], "an event of another type changes nothing")
-        expect(await _offsets(other, head.at(5)) == [3, 4], "an object whose event is newer by now is left out")
-        await store.trim(age_s=AGE_S, keep=0, limit=ALL, unused_s=AGE_S)
-        expect(await _offsets(other, head) == [3, 4, 6, 8], "a trim deletes nothing of the state")
-        await _fold(store)
-        expect(await _offsets(other, head) == [3, 4, 6, 8], "folding again changes nothing")
 
 
 async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
@@ -71,35 +45,6 @@ async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
         expect(await _offsets(other, head) == [46, 47, 48, head.offset - 1, head.offset], "several folds are as one")
 
 
-async def generations_and_epochs_end_the_state(open_store: OpenStore) -> None:
-    """A new generation begins empty. A writer without support for the state, or a new epoch, ends it."""
-    async with open_store() as store, open_store() as other:
-        head = (await store.bounds()).head
-        head = await _append(store, head, "ab", StateChange(generation=FIRST))
-        head = await _append(store, head, "b", StateChange(generation=SECOND))
-        expect((await other.bounds()).state == StoredState(SECOND, "", 2), "a new generation begins before its append")
-        await _fold(store, SECOND)
-        expect(await _offsets(other, head, SECOND) == [3], "a new generation has nothing of the old one")
-        await _expect_gone(other, head, FIRST)
-        while await store.trim(age_s=AGE_S, keep=ALL, limit=1, unused_s=AGE_S):
-            pass
-        for new in ([event(4)], []):
-            stored = await store.append(head, new, await store.resume_point() or "")
-            head = head.at(head.offset + len(stored))
-            expect((await other.bounds()).state is None, "an append without a state ends it")
-            expect(not await store.fold(SECOND, TYPES, ALL), "and it cannot be folded")
-            await _expect_gone(other, head, SECOND)
-            head = await _append(store, head, "d", StateChange(generation=SECOND))
-        begun = await store.begin_epoch(head, "begun")
-        expect((await other.bounds()).state is None, "a new epoch has no state")
-        await _expect_gone(other, head, SECOND)
-        await _expect_gone(other, begun.head, SECOND)
-        head = await _append(store, begun.head, "e", StateChange(generation=THIRD))
-        await _fold(store, THIRD)
-        expect(await _offsets(other, head, THIRD) == [begun.last + 1], "until it begins again")
-        await _expect_gone(other, Position("other0", head.offset), THIRD)
-
-
 async def large_states_are_whole(open_store: OpenStore) -> None:
     """A state may have thousands of objects and several MiB, and one append may change it as much."""
     new = [event(number) for number in range(LARGE)]
@@ -122,8 +67,8 @@ async def large_states_are_whole(open_store: OpenStore) -> None:
             await _fold(store, limit=LARGE // 2)
 
 
-async def _fold(store: EventStore, generation: str = FIRST, limit: int = ALL) -> None:
-    while await store.fold(generation, TYPES, limit):
+async def _fold(store: EventStore, limit: int = ALL) -> None:
+    while await store.fold(FIRST, TYPES, limit):
         pass
 
 
@@ -134,22 +79,15 @@ async def _append(store: EventStore, head: Position, new: str | Sequence[NewEven
     return head.at(head.offset + len(stored))
 
 
-async def _offsets(store: EventStore, until: Position, generation: str = FIRST) -> list[int]:
+async def _offsets(store: EventStore, until: Position) -> list[int]:
     """Return the offsets of the state up to a position, or up to where it is folded."""
     bounds = await store.bounds()
     if bounds.state is not None and bounds.epoch == until.epoch:
         until = min(until, until.at(bounds.state.folded))
-    return [one.offset for one in await store.current(StateAt(generation, until), until.at(0), 2 * LARGE)]
-
-
-async def _expect_gone(store: EventStore, until: Position, generation: str) -> None:
-    expired = await is_expired(store.current(StateAt(generation, until), until.at(0), 1))
-    expect(expired, f"reading the state {generation} up to {until} raises PositionExpired")
+    return [one.offset for one in await store.current(StateAt(FIRST, until), until.at(0), 2 * LARGE)]
 
 
 STATE_PROMISES: Final = (
-    the_state_has_the_newest_events,
     the_state_is_folded_in_steps,
-    generations_and_epochs_end_the_state,
     large_states_are_whole,
 )
