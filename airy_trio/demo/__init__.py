@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
         toml = f"[database]\nurl = {url}\n{kept}{listener}"
         prepared = settings.parse(toml, {})
         migrate.migrate(prepared, with_tables=True)
-        InboxApplication(str(database), time.sleep).open()
+        InboxApplication(str(database)).open()
         trio.run(backfill, prepared, BackfillOptions(), ProgressReport())
         console_port = _free_port(CONSOLE_PORT)
         parsed = settings.parse(f"{toml}[admin]\nport = {console_port}\n", {})

@@ -10,9 +10,9 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Final, NoReturn
+from typing import Final
 
 CHANNELS: Final = (
     ("web-shop", "chatplugin"),
@@ -55,10 +55,9 @@ DIALOGUES: Final = (
 
 
 class InboxApplication:
-    """Writes conversations; each write is a transaction. ``pause`` waits for so many seconds between two writes."""
+    """Writes conversations; each write is a transaction."""
 
-    def __init__(self, path: str, pause: Callable[[float], None]) -> None:
-        self._wait = pause
+    def __init__(self, path: str) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
         self._random = random.Random()  # noqa: S311 - not a secret
 
@@ -69,24 +68,8 @@ class InboxApplication:
         for name, color in TAGS:
             self._execute("insert into tags values (?, ?, ?)", str(uuid.uuid4()), name, color)
 
-    def talk(self) -> None:
-        """Write one conversation from its first message to its last."""
-        for least_s, most_s in self._conversation():
-            self._pause(least_s, most_s)
-
-    def chat(self, at_once: int) -> NoReturn:
-        """Write several conversations at the same time, forever; a new one begins when one has ended."""
-        talking = [self._conversation() for _ in range(at_once)]
-        while True:
-            number = self._random.randrange(at_once)
-            pause = next(talking[number], None)
-            if pause is None:
-                talking[number] = self._conversation()
-            else:
-                self._pause(*pause)
-
-    def _conversation(self) -> Iterator[tuple[float, float]]:
-        """Write one conversation; yield the minimum and maximum pause, in seconds, before the next write."""
+    def conversation(self) -> Iterator[float]:
+        """Write one conversation from its first message to its last; yield the pause in seconds before each write."""
         conversation = f"conversation-{uuid.uuid4().hex[:6]}"
         channel, source = self._random.choice(CHANNELS)
         for key, value in (("displayName", self._random.choice(CONTACTS)), ("locale", self._random.choice(LOCALES))):
@@ -95,28 +78,28 @@ class InboxApplication:
             from_contact = number % 2 == 0
             if from_contact:
                 self._describe("conversation", conversation, "isUserTyping", "true", "bool")
-                yield 0.3, 0.8
+                yield self._random.uniform(0.3, 0.8)
                 self._describe("conversation", conversation, "isUserTyping", "false", "bool")
             id_ = self._say(conversation, channel, source, text, from_contact=from_contact)
             if not from_contact:
                 yield from self._deliver(id_)
             self._describe("conversation", conversation, "unreadCount", str(int(from_contact)), "number")
-            yield 0.2, 0.7
+            yield self._random.uniform(0.2, 0.7)
         tag = self._connection.execute("select id from tags order by random() limit 1").fetchone()[0]
         self._describe("conversation", conversation, f"tags.{tag}", "")
         if self._random.random() < 0.3:  # noqa: PLR2004 - a probability
             self._execute("update channels set connected = false where id = ?", channel)
-            yield 0.5, 1.0
+            yield self._random.uniform(0.5, 1.0)
             self._execute("update channels set connected = true where id = ?", channel)
 
-    def _deliver(self, id_: str) -> Iterator[tuple[float, float]]:
+    def _deliver(self, id_: str) -> Iterator[float]:
         """Deliver a message, at the first attempt or at the second."""
-        yield 0.1, 0.3
+        yield self._random.uniform(0.1, 0.3)
         if self._random.random() < 0.15:  # noqa: PLR2004 - a probability
             self._execute("update messages set delivery_state = 'failed' where id = ?", id_)
-            yield 0.6, 1.0
+            yield self._random.uniform(0.6, 1.0)
             self._execute("update messages set delivery_state = 'pending' where id = ?", id_)
-            yield 0.1, 0.3
+            yield self._random.uniform(0.1, 0.3)
         self._execute("update messages set delivery_state = 'delivered' where id = ?", id_)
 
     def _say(self, conversation: str, channel: str, source: str, text: str, *, from_contact: bool) -> str:
@@ -140,20 +123,18 @@ class InboxApplication:
     def _execute(self, statement: str, *parameters: str | bool) -> None:
         self._connection.execute(statement, parameters)
 
-    def _pause(self, least_s: float, most_s: float) -> None:
-        self._wait(self._random.uniform(least_s, most_s))
 
-
-def main(path: str) -> NoReturn:
-    """Write until the process that started this one has ended."""
-    parent = os.getppid()
-
-    def pause(seconds: float) -> None:
-        time.sleep(seconds)
-        if os.getppid() != parent:
-            sys.exit()
-
-    InboxApplication(path, pause).chat(AT_ONCE)
+def main(path: str) -> None:
+    """Write several conversations at the same time, until the process that started this one has ended."""
+    parent, inbox = os.getppid(), InboxApplication(path)
+    conversations = [inbox.conversation() for _ in range(AT_ONCE)]
+    while os.getppid() == parent:
+        number = random.randrange(AT_ONCE)  # noqa: S311 - not a secret
+        pause_s = next(conversations[number], None)
+        if pause_s is None:
+            conversations[number] = inbox.conversation()
+        else:
+            time.sleep(pause_s)
 
 
 def _now() -> str:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 
 import sqlalchemy as sa
 import trio
@@ -25,11 +24,9 @@ while not connection.execute("select count(*) from metadata").fetchone()[0]:
 
 def test_writes_conversations_into_all_four_tables(sqlite_application: Application) -> None:
     sqlite_application.migrate()
-    pauses: list[float] = []
-    inbox = InboxApplication(str(sqlite_path(sqlite_application.url)), pauses.append)
+    inbox = InboxApplication(str(sqlite_path(sqlite_application.url)))
     inbox.open()
-    for _ in range(CONVERSATIONS):
-        inbox.talk()
+    pauses = [pause_s for _ in range(CONVERSATIONS) for pause_s in inbox.conversation()]
     with sqlite_application.engine.connect() as connection:
         messages = connection.execute(sa.text("select * from messages")).all()
         metadata = connection.execute(sa.text("select * from metadata")).all()
@@ -46,7 +43,7 @@ def test_writes_conversations_into_all_four_tables(sqlite_application: Applicati
 async def test_ends_with_the_process_that_started_it(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     path = str(sqlite_path(sqlite_application.url))
-    InboxApplication(path, time.sleep).open()
+    InboxApplication(path).open()
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [sys.executable, "-c", STARTS_IT_AND_WAITS_FOR_ITS_FIRST_WRITE, path]) as starting:
             assert await starting.wait() == 0  # also waits for the pipes, which the application holds
