@@ -68,13 +68,8 @@ def single_error(group: BaseExceptionGroup[Any]) -> BaseException:
     if ours is None or others is not None:
         return group
     first, *more = _leaves(ours)
-    faults = dict.fromkeys(line for error in (first, *more) for line in lines(error))
-    return SeveralErrors(first, faults) if len(faults) > len(lines(first)) else first
-
-
-def lines(error: AiryTrioError) -> tuple[str, ...]:
-    """Return the message of an error, one line for each fault."""
-    return error.faults if isinstance(error, FaultsError) else (str(error),)
+    faults = dict.fromkeys(line for error in (first, *more) for line in lines_of(error))
+    return SeveralErrors(first, faults) if len(faults) > len(lines_of(first)) else first
 
 
 def _leaves(error: BaseException) -> Iterator[AiryTrioError]:
@@ -83,3 +78,8 @@ def _leaves(error: BaseException) -> Iterator[AiryTrioError]:
             yield from _leaves(one)
     elif isinstance(error, AiryTrioError):
         yield error
+
+
+def lines_of(error: AiryTrioError) -> tuple[str, ...]:
+    """Return the lines of an error: one for each fault."""
+    return error.faults if isinstance(error, FaultsError) else (str(error),)

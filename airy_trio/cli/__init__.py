@@ -16,8 +16,9 @@ import structlog
 import trio
 
 from airy_trio import __version__
-from airy_trio.cli.commands import COMMANDS, CONFIG, exit_on_error, load_settings
+from airy_trio.cli.commands import COMMANDS, CONFIG, load_settings
 from airy_trio.cli.init import init
+from airy_trio.errors import AiryTrioError, lines_of
 
 if TYPE_CHECKING:
     from airy_trio.settings import Settings
@@ -26,8 +27,13 @@ __all__ = ["airy_trio", "main"]
 
 
 def main() -> NoReturn:
-    """Run the command line."""
-    airy_trio(prog_name="airy-trio")
+    """Run the command line. An ``AiryTrioError`` of a command ends it: its lines are printed, without a traceback."""
+    try:
+        airy_trio(prog_name="airy-trio")
+    except AiryTrioError as error:
+        for line in lines_of(error):
+            click.echo(f"airy-trio: {line}", err=True)
+        sys.exit(error.exit_code)
     raise AssertionError  # click has exited
 
 
@@ -66,12 +72,12 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
     elif settings.listener.workers > 1:
         from airy_trio.app import supervisor
 
-        sys.exit(exit_on_error(lambda: trio.run(supervisor.supervise, settings, file)))
+        sys.exit(trio.run(supervisor.supervise, settings, file))
     else:
         from airy_trio import app
         from airy_trio.settings import load
 
-        exit_on_error(lambda: trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ))))
+        trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ)))
 
 
 def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
@@ -80,7 +86,7 @@ def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
     from airy_trio.app.supervisor import RECORDER, Worker
     from airy_trio.settings import load
 
-    worker = exit_on_error(lambda: Worker.parse(arguments))
+    worker = Worker.parse(arguments)
     name = RECORDER if worker.number == settings.listener.recorder else worker.number
     structlog.contextvars.bind_contextvars(worker=name)
 
@@ -88,7 +94,7 @@ def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
         return worker.settings(load(file, os.environ))
 
     serve = partial(app.run, worker.settings(settings), worker.stay_with_parent, reread=reread, worker=worker.number)
-    exit_on_error(lambda: trio.run(serve))
+    trio.run(serve)
 
 
 for command in (*COMMANDS, init):

@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
 from click.shell_completion import get_completion_class
 
 from airy_trio.cli.logs import configure_logging
-from airy_trio.errors import AiryTrioError, lines
 from airy_trio.terminal import ProgressReport, Stdout, one_line
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from airy_trio.migrate import Migrated
     from airy_trio.settings import Settings
     from airy_trio.verify import LossCertificate
-
-T = TypeVar("T")
 
 CONFIG = click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="The settings file.")
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -40,27 +37,17 @@ EXAMPLES_MAX: Final = 10
 
 
 def load_settings(config: Path | None) -> "Settings":
-    """Load the settings file and configure logging as it says. Exits if the settings are wrong.
+    """Load the settings file and configure logging as it says.
 
-    Raises ``click.UsageError`` if no file was given.
+    Raises ``SettingsError``, and ``click.UsageError`` if no file was given.
     """
     if config is None:
         raise click.UsageError("Missing option '--config FILE'.")
     from airy_trio import settings
 
-    loaded = exit_on_error(lambda: settings.load(config, os.environ))
+    loaded = settings.load(config, os.environ)
     configure_logging(loaded.logging.level, loaded.logging.format)
     return loaded
-
-
-def exit_on_error(work: Callable[[], T]) -> T:
-    """Do the work. If it raises ``AiryTrioError``, print the message, a line for each fault, and exit."""
-    try:
-        return work()
-    except AiryTrioError as error:
-        for line in lines(error):
-            click.echo(f"airy-trio: {line}", err=True)
-        sys.exit(error.exit_code)
 
 
 @contextlib.contextmanager
@@ -80,6 +67,15 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
                 bar.update(max(0, min(length, int(reached)) - bar.pos))
 
         yield show
+
+
+@contextlib.contextmanager
+def lock_progress() -> Iterator[Callable[[float], None] | None]:
+    """Return a function that shows how often a migration has waited for a lock; None: it is logged instead."""
+    from airy_trio.migrate import LOCK_TRIES_MAX
+
+    with progress_bar("waiting for an open transaction", LOCK_TRIES_MAX) as progress:
+        yield progress if sys.stderr.isatty() else None
 
 
 def run_until_signalled(work: Callable[[], Awaitable[None]]) -> None:
@@ -128,7 +124,7 @@ def backfill(config: Path | None, tables: tuple[str, ...], *, rate: float | None
 def _run_backfill(
     settings: "Settings", tables: tuple[str, ...] = (), *, rate: float | None = None, restart: bool = False
 ) -> None:
-    """Run a backfill; exits if it fails or is interrupted."""
+    """Run a backfill; exits if it is interrupted."""
     from airy_trio import backfill as implementation
 
     options = implementation.BackfillOptions(names=tables, rate=rate, restart=restart)
@@ -139,7 +135,7 @@ def _run_backfill(
         done.append(True)
 
     try:
-        exit_on_error(lambda: run_until_signalled(work))
+        run_until_signalled(work)
     finally:
         progress.clear()
     if not done:
@@ -239,7 +235,7 @@ def demo(events: int | None, *, browse: bool) -> None:
     configure_logging("warning", "auto")
     from airy_trio import demo as implementation
 
-    exit_on_error(lambda: implementation.run(events_max=events, browse=browse))
+    implementation.run(events_max=events, browse=browse)
 
 
 @click.command(short_help="Report what happened to one object, or what prevented it.")
@@ -268,7 +264,7 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     if subject is None:
         message = f"{id_!r} lacks its subject: conversation:ID, channel:ID or message:ID"
         raise click.BadParameter(message, param_hint="ID")
-    explanation = exit_on_error(lambda: implementation.explain(settings, subject))
+    explanation = implementation.explain(settings, subject)
     for line in explanation.lines:
         click.echo(one_line(line))
     sys.exit(0 if explanation.recorded else 1)
@@ -374,24 +370,20 @@ def migrate(  # noqa: PLR0913 - one for each option
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
 
-        store = exit_on_error(lambda: trio.run(adopt, settings))
+        store = trio.run(adopt, settings)
         click.echo(f"began a new epoch in the event log at {store}: its events are gone, and its clients reload")
         return
     from airy_trio import migrate as implementation
 
-    with progress_bar("waiting for an open transaction", implementation.LOCK_TRIES_MAX) as progress:
-        waiting = progress if sys.stderr.isatty() else None
+    with lock_progress() as waiting:
         if remove:
-            exit_on_error(lambda: implementation.remove(settings, waiting=waiting))
+            implementation.remove(settings, waiting=waiting)
             lines = ["removed"]
         elif to is not None:
-            step = partial(implementation.migrate_to, settings, to, preview=preview, waiting=waiting)
-            lines = exit_on_error(step)
+            lines = implementation.migrate_to(settings, to, preview=preview, waiting=waiting)
         else:
             work: Callable[..., Migrated | list[str]] = implementation.preview if preview else implementation.migrate
-            done = exit_on_error(
-                partial(work, settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
-            )
+            done = work(settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
             lines = done if isinstance(done, list) else [*_migrated_lines(settings, done)]
     for line in lines:
         click.echo(line)
@@ -464,7 +456,7 @@ def tail(  # noqa: PLR0913 - one for each option
         address = url or ""
         _require_valid(partial(ServerAddress.parse, tls=None), address, "--url")
         work = partial(implementation.follow, address, token, options, output)
-    exit_on_error(lambda: run_until_signalled(work))
+    run_until_signalled(work)
 
 
 def _require_valid(parse: Callable[[str], object], text: str, option: str) -> None:
@@ -519,7 +511,7 @@ def verify(config: Path | None, seconds: int) -> None:
     from airy_trio import verify as implementation
 
     with progress_bar("verifying", seconds) as progress:
-        certificate = exit_on_error(lambda: implementation.verify(settings, seconds, progress))
+        certificate = implementation.verify(settings, seconds, progress)
     if certificate is None:
         click.echo("airy-trio: interrupted: nothing was proved, and everything was removed", err=True)
         sys.exit(1)

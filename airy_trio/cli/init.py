@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from airy_trio.cli.commands import exit_on_error, progress_bar
+from airy_trio.cli.commands import lock_progress
 from airy_trio.cli.logs import configure_logging
 from airy_trio.errors import SettingsError, StartError
 from airy_trio.terminal import one_line
@@ -43,18 +43,18 @@ def init(url: str, file: Path, *, yes: bool, force: bool) -> None:
     """  # noqa: D301 - click's mark for lines that it must not wrap
     configure_logging("error", "auto")
     asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-    mode = exit_on_error(lambda: _mode_for(file, force=force, asks=asks))
+    mode = _mode_for(file, force=force, asks=asks)
     from airy_trio import init as implementation
 
     taken: list[str] = []
     ask = _ask if asks else partial(_take_best, taken)
-    draft = exit_on_error(lambda: implementation.draft(url, os.environ, ask))
+    draft = implementation.draft(url, os.environ, ask)
     for line in draft.found:
         _print(line)
     for answer in taken:
         click.echo(f"airy-trio: not sure, took the best: {answer}", err=True)
     _show_events(draft)
-    exit_on_error(lambda: _write(file, mode, draft.text))
+    _write(file, mode, draft.text)
     _show_next(draft, file, may_migrate=_show_statements(draft))
 
 
@@ -103,8 +103,8 @@ def _show_statements(draft: "Draft") -> bool:
     from airy_trio import migrate
 
     try:
-        with progress_bar("waiting for an open transaction", migrate.LOCK_TRIES_MAX) as progress:
-            statements = migrate.preview(draft.settings, waiting=progress if sys.stderr.isatty() else None)
+        with lock_progress() as waiting:
+            statements = migrate.preview(draft.settings, waiting=waiting)
     except StartError as error:
         for fault in error.faults:
             click.echo(f"airy-trio: warning: migrate would fail: {fault}", err=True)

@@ -33,7 +33,7 @@ import trio
 from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Batch, ChangeFeed, Lease, ResumePointLost
-from airy_trio.errors import MappingError, Unavailable, lines
+from airy_trio.errors import MappingError, Unavailable, lines_of
 from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions, EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault
@@ -154,7 +154,7 @@ class Recorder:
             except (Unavailable, StaleAppend, ForeignLogError, MappingError) as error:
                 if not (starting.done or isinstance(error, StaleAppend)):
                     raise
-                self.recording, self.interruption = False, "; ".join(lines(error))
+                self.recording, self.interruption = False, "; ".join(lines_of(error))
                 self._mark_behind()
                 pause_s = self._outage.begin(self.interruption)
                 if isinstance(error, MappingError):
