@@ -23,7 +23,7 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
@@ -187,6 +187,9 @@ class TableBackfill:
         self._postgres = names.dialect == POSTGRES
         self._log = ChangeLog(names)
         self._keys_of = (table.schema or "", table.name, *(column.name for column in table.keys))
+        self._name = escape_colons(table.quoted)
+        self._keys = [f"t.{escape_colons(quote_identifier(column.name))}" for column in table.keys]
+        self._present = " and ".join(f"{key} is not null" for key in self._keys)
 
     def rows_about(self, connection: sa.Connection) -> int | None:
         """Return the approximate number of rows without reading the table; None if it is not known."""
@@ -236,31 +239,20 @@ class TableBackfill:
         self._store(connection, None)
 
     def _last(self, connection: sa.Connection) -> Place | None:
-        descending = ", ".join(f"{key} desc" for key in self._keys)
-        return self._place(
-            connection,
-            f"select {self._encoded} from {self._name} t where {self._present} order by {descending} limit 1",  # noqa: S608 - names quoted
-            {},
-        )
+        return self._place(connection, self._present, [f"{key} desc" for key in self._keys], {"offset": 0})
 
     def _boundary(self, connection: sa.Connection, progress: Progress, limit: int) -> Place | None:
         """Return the key of the last row of the next page; None if fewer rows are left."""
         condition, values = self._between(progress, progress.until)
-        return self._place(
-            connection,
-            f"select {self._encoded} from {self._name} t where {condition} "  # noqa: S608 - names quoted
-            f"order by {', '.join(self._keys)} limit 1 offset :offset",
-            values | {"offset": limit - 1},
-        )
+        return self._place(connection, condition, self._keys, values | {"offset": limit - 1})
 
     def _write(self, connection: sa.Connection, progress: Progress, end: Place | None) -> int:
         """Write each key of the page once; return their number."""
         condition, values = self._between(progress, end)
         names = ("key_1", "key_2")[: len(self._keys)]
-        if self._postgres:
-            written = [f"cast({key} as text) as {name}" for key, name in zip(self._keys, names, strict=True)]
-        else:  # keys that the collation considers equal must stay different
-            written = [f"{key} collate binary as {name}" for key, name in zip(self._keys, names, strict=True)]
+        # On SQLite keys that the collation considers equal must stay different.
+        form = "cast({} as text) as {}" if self._postgres else "{} collate binary as {}"
+        written = map(form.format, self._keys, names)
         found = f"select distinct {', '.join(written)} from {self._name} t where {condition}"  # noqa: S608 - names quoted
         return self._insert(connection, WRITTEN, names, f"from ({found}) as airy_page", values)
 
@@ -301,23 +293,15 @@ class TableBackfill:
             values[name] = bytes.fromhex(stored)
         return f"cast(:{name} as text)" if storage == "text" else f":{name}"
 
-    def _place(self, connection: sa.Connection, statement: str, values: dict[str, Any]) -> Place | None:
-        row = connection.execute(sa.text(statement), values).first()
+    def _place(
+        self, connection: sa.Connection, condition: str, order: Sequence[str], values: dict[str, Any]
+    ) -> Place | None:
+        """Return the place of one of the rows that fulfil a condition, in this order, by its offset."""
+        rows = f"select {self._encoded} from {self._name} t where {condition} order by {', '.join(order)}"  # noqa: S608 - names quoted
+        row = connection.execute(sa.text(f"{rows} limit 1 offset :offset"), values).first()
         return None if row is None else tuple(zip(row[::2], row[1::2], strict=True))
 
-    @cached_property
-    def _name(self) -> str:
-        return escape_colons(self._table.quoted)
-
-    @cached_property
-    def _keys(self) -> Sequence[str]:
-        return [f"t.{escape_colons(quote_identifier(column.name))}" for column in self._table.keys]
-
-    @cached_property
-    def _present(self) -> str:
-        return " and ".join(f"{key} is not null" for key in self._keys)
-
-    @cached_property
+    @property
     def _encoded(self) -> str:
         """The key columns as a ``Place``: two values for each."""
         if self._postgres:
