@@ -95,10 +95,9 @@ class _Proposer:
     def messages(self) -> Proposal:
         """Choose a table with a key and a text. A table of messages may have any name; those of other kinds may not."""
         scores = {one.label: score for one in self._tables if (score := _message_score(one)) >= SCORE_MIN}
-        table = self._choose("messages", scores)
-        if table is None:
+        columns = self._choose("messages", scores)
+        if columns is None:
             return Proposal(kind="messages", why="no table has a key, a text, and enough else of a message")
-        columns = Columns("messages", table, self._sample(table))
         columns.take_key()
         columns.take_named("content", always=True)
         self._group(columns)
@@ -113,14 +112,7 @@ class _Proposer:
             self._or_constant(columns, "delivery_state", "delivered")
         if not columns.take_named("source"):
             self._or_constant(columns, "source", self._application)
-        return Proposal(
-            kind="messages",
-            why=self._why("messages", table, scores),
-            table=table,
-            sources=columns.sources,
-            where=_where(table),
-            content=columns.content_form,
-        )
+        return _proposal_of(columns, scores)
 
     def _group(self, columns: Columns) -> None:
         """Assign columns to the conversation and the channel of a message. One column may be both."""
@@ -147,19 +139,17 @@ class _Proposer:
             has_both = all(any(candidates(table, "metadata", name)) for name in ("key", "value"))
             if has_both and self._about(table, messages) is not None:
                 scores[table.label] = 8.0 + _noun_score(table, NOUNS["metadata"])
-        chosen = self._choose("metadata", scores)
-        about = None if chosen is None else self._about(chosen, messages)
-        if chosen is None or about is None:
+        columns = self._choose("metadata", scores)
+        about = None if columns is None else self._about(columns.table, messages)
+        if columns is None or about is None:
             return Proposal(kind="metadata", why="no table has keys and values of a conversation, message or channel")
-        columns = Columns("metadata", chosen, self._sample(chosen))
         for name, source in about.items():
             columns.put(name, source)
         columns.take_named("key", always=True)
         columns.take_named("value", always=True)
         columns.take_coded("value_type")
         columns.take_named("updated_at")
-        why = self._why("metadata", chosen, scores)
-        return Proposal(kind="metadata", why=why, table=chosen, sources=columns.sources)
+        return _proposal_of(columns, scores)
 
     def channels(self, messages: Proposal) -> Proposal:
         """Choose the table that messages refer to with their channel, or one with such a name."""
@@ -170,20 +160,18 @@ class _Proposer:
             score = _noun_score(one, NOUNS["channels"]) + (8.0 if referred == one.name else 0.0)
             if score and one.key is not None:
                 scores[one.label] = score
-        table = self._choose("channels", scores)
-        if table is None:
+        columns = self._choose("channels", scores)
+        if columns is None:
             return Proposal(kind="channels", why="no table has such a name, and messages refer to no channel")
-        columns = Columns("channels", table, self._sample(table))
         columns.take_key()
         if not columns.take_named("source"):
             self._or_constant(columns, "source", self._application)
         if not columns.take_named("source_channel_id"):
             why = "the key again: no column has the id of the platform"
-            columns.put("source_channel_id", Source(column=table.key, why=why))
+            columns.put("source_channel_id", Source(column=columns.table.key, why=why))
         if not columns.take_coded("connected"):
             self._or_constant(columns, "connected", True)  # noqa: FBT003 - the constant
-        why = self._why("channels", table, scores)
-        return Proposal(kind="channels", why=why, table=table, sources=columns.sources)
+        return _proposal_of(columns, scores)
 
     def tags(self) -> Proposal:
         """Choose a table with such a name, a key and a name of the tag."""
@@ -192,15 +180,14 @@ class _Proposer:
             score = _noun_score(one, NOUNS["tags"]) + (4.0 if any(candidates(one, "tags", "color")) else 0.0)
             if score >= _NOUN_SCORE_MIN and one.key is not None and any(candidates(one, "tags", "name")):
                 scores[one.label] = score
-        table = self._choose("tags", scores)
-        if table is None:
+        columns = self._choose("tags", scores)
+        if columns is None:
             return Proposal(kind="tags", why="no table is called tags or labels and has a key and a name")
-        columns = Columns("tags", table, self._sample(table))
         columns.take_key()
         columns.take_named("name", always=True)
         if not columns.take_named("color"):
             self._or_constant(columns, "color", "tag-blue")
-        return Proposal(kind="tags", why=self._why("tags", table, scores), table=table, sources=columns.sources)
+        return _proposal_of(columns, scores)
 
     def _about(self, table: FoundTable, messages: Proposal) -> Mapping[str, Source] | None:
         """Return the sources of subject and identifier; None if no column shows what a row is about."""
@@ -234,13 +221,14 @@ class _Proposer:
     def _others(self, messages: Proposal) -> Iterator[FoundTable]:
         return (table for table in self._tables if table is not messages.table)
 
-    def _choose(self, kind: Kind, scores: Mapping[str, float]) -> FoundTable | None:
-        """Return the table with the highest score, or the answer to a question if another one is close to it."""
+    def _choose(self, kind: Kind, scores: Mapping[str, float]) -> Columns | None:
+        """Return the columns of the table with the highest score, or of the answer to a question if it is not sure."""
         ranked = _ranked(scores)[:CHOICES_MAX]
         close = [name for name in ranked if scores[name] > CLOSE * scores[ranked[0]]]
         best = self._ask(f"which table has the {kind}", (*close, NONE), close[0]) if len(close) > 1 else None
         chosen = best or (ranked[0] if ranked else NONE)
-        return next((table for table in self._tables if table.label == chosen), None)
+        table = next((table for table in self._tables if table.label == chosen), None)
+        return None if table is None else Columns(kind, table, self._sample(table))
 
     def _ask_column(self, columns: Columns, name: str, constant: Scalar) -> None:
         """Ask for the column of a field; without one it is a constant."""
@@ -253,13 +241,6 @@ class _Proposer:
 
     def _or_constant(self, columns: Columns, name: str, constant: Scalar) -> None:
         columns.put(name, Source(constant=constant, why=_MISSING[name]))
-
-    def _why(self, kind: Kind, table: FoundTable, scores: Mapping[str, float]) -> str:
-        is_called = _noun_score(table, NOUNS[kind]) > 0
-        reason = f"named like {kind}" if is_called else f"has the columns of {kind}"
-        others = [f"{name} {scores[name]:.1f}" for name in _ranked(scores) if name != table.label][:3]
-        more = f"; next best: {', '.join(others)}" if others else ""
-        return f"{reason}, score {scores[table.label]:.1f}{more}"
 
 
 _NOUN_SCORE_MIN: Final = 5.0
@@ -300,6 +281,22 @@ def _noun_score(table: FoundTable, nouns: Sequence[str]) -> float:
         if last.endswith(noun):
             return 8.0 - 4.0 * number / len(nouns) + (0.5 if last == noun else 0.0)
     return 0.0
+
+
+def _proposal_of(columns: Columns, scores: Mapping[str, float]) -> Proposal:
+    """Propose the columns that were assigned. The reason has the scores."""
+    kind, table = columns.kind, columns.table
+    reason = f"named like {kind}" if _noun_score(table, NOUNS[kind]) > 0 else f"has the columns of {kind}"
+    others = [f"{name} {scores[name]:.1f}" for name in _ranked(scores) if name != table.label][:3]
+    more = f"; next best: {', '.join(others)}" if others else ""
+    return Proposal(
+        kind=kind,
+        why=f"{reason}, score {scores[table.label]:.1f}{more}",
+        table=table,
+        sources=columns.sources,
+        where=_where(table) if kind == "messages" else "",
+        content=columns.content_form,
+    )
 
 
 def _ranked(scores: Mapping[str, float]) -> Sequence[str]:
