@@ -32,22 +32,22 @@ class NotAllowedError(ValueError):
 
 def at_least(least: float) -> Validator:
     """Make a validator: a finite number, ``least`` or more. Raises ``NotAllowedError``."""
-    return _checked(lambda value: _finite(value) and value >= least, f"a number of at least {least}")
+    return satisfying(lambda value: _finite(value) and value >= least, f"a number of at least {least}")
 
 
 def more_than(bound: float) -> Validator:
     """Make a validator: a finite number above ``bound``, such as a time-out above 0. Raises ``NotAllowedError``."""
-    return _checked(lambda value: _finite(value) and value > bound, f"a number above {bound}")
+    return satisfying(lambda value: _finite(value) and value > bound, f"a number above {bound}")
 
 
 def between(least: float, most: float) -> Validator:
     """Make a validator: a number from ``least`` to ``most``, both included. Raises ``NotAllowedError``."""
-    return _checked(lambda value: _finite(value) and least <= value <= most, f"a number from {least} to {most}")
+    return satisfying(lambda value: _finite(value) and least <= value <= most, f"a number from {least} to {most}")
 
 
 def one_of(*choices: str) -> Validator:
     """Make a validator: one of these strings. Raises ``NotAllowedError``."""
-    return _checked(lambda value: value in choices, " or ".join(f'"{choice}"' for choice in choices))
+    return satisfying(lambda value: value in choices, " or ".join(f'"{choice}"' for choice in choices))
 
 
 def matching(pattern: str, words: str) -> Validator:
@@ -56,18 +56,15 @@ def matching(pattern: str, words: str) -> Validator:
     Raises ``NotAllowedError``.
     """
     compiled = re.compile(pattern)
-    return _checked(lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None, words)
+    return satisfying(lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None, words)
 
 
 def satisfying(check: Callable[[Any], bool], words: str) -> Validator:
     """Make a validator: a value for which ``check`` is true. Raises ``NotAllowedError``."""
-    return _checked(check, words)
 
-
-def _checked(check: Callable[[Any], bool], allowed: str) -> Validator:
     def validate(_instance: object, attribute: "Attribute[Any]", value: object) -> None:
         if not check(value):
-            raise NotAllowedError(attribute.name, allowed)
+            raise NotAllowedError(attribute.name, words)
 
     return validate
 

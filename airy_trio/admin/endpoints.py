@@ -122,8 +122,7 @@ def _page_headers(clients: str | None) -> Mapping[str, str]:
     }
     return {
         "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        "cache-control": "no-store",
-        "x-content-type-options": "nosniff",
+        **HEADERS,
         "referrer-policy": "no-referrer",
         "cross-origin-opener-policy": "same-origin",
         "cross-origin-resource-policy": "same-origin",

@@ -30,15 +30,11 @@ from airy_trio.check import rows, servers
 from airy_trio.check.servers import Finding, Weight
 from airy_trio.database import (
     POSTGRES,
-    ROW_SECURITY_OFF,
     SQLITE,
-    Database,
     DatabaseError,
     Names,
-    postgres_engine,
     quote_identifier,
     shown,
-    sqlite_engine,
     sqlite_path,
 )
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
@@ -268,7 +264,7 @@ class _Check:
             self.report.add("warning", place.named(servers.file_durability(sqlite_path(place.url))))
             return True
         reads_only = self.settings.changes.reads_only
-        problems = [*(servers.too_old if reads_only else servers.refusals)(connection)]
+        problems = [*servers.refusals(connection, reads_only=reads_only)]
         problems += servers.missing_identity(connection)
         if not reads_only:
             problems += servers.missing_rights(connection, names, servers.CHANGES)
@@ -341,19 +337,15 @@ class _Check:
 
     def connected(self, place: _Place, work: Callable[[sa.Connection], T]) -> T | None:
         """Do the work with a connection; if the database is unavailable or refuses it, report a problem."""
-        if place.dialect == POSTGRES:
-            timeout_s = self.settings.database.connect_timeout_s
-            engine = postgres_engine(place.url, connect_timeout_s=timeout_s, settings=ROW_SECURITY_OFF, pooled=True)
-        else:
-            read_only = self.settings.changes.reads_only and place.setting == "database.url"
-            engine = sqlite_engine(sqlite_path(place.url), mode="ro" if read_only else "rw", lenient=True)
+        read_only = self.settings.changes.reads_only and place.setting == "database.url"
+        database = servers.open_database(place.url, self.settings.database.connect_timeout_s, read_only=read_only)
         try:
-            return Database(engine).run_sync(work)
+            return database.run_sync(work)
         except DatabaseError as error:
             self.report.add("problem", [f"{place.setting}: the database cannot be used: {error}"])
             return None
         finally:
-            engine.dispose()
+            database.engine.dispose()
 
 
 def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:

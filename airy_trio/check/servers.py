@@ -17,7 +17,17 @@ import sqlalchemy as sa
 
 from airy_trio.capture import triggers
 from airy_trio.capture.mapping import Tables
-from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
+from airy_trio.database import (
+    APPLICATION_NAME,
+    ROW_SECURITY_OFF,
+    SQLITE,
+    Database,
+    Names,
+    postgres_engine,
+    quote_identifier,
+    sqlite_engine,
+    sqlite_path,
+)
 
 Weight = Literal["problem", "warning", "note"]
 """With a problem the server would not start or not work."""
@@ -103,19 +113,26 @@ _SERVER = sa.text(
 )
 
 
-def too_old(connection: sa.Connection) -> Iterator[str]:
-    """Yield a line if this version of Postgres is not supported."""
-    version, _ = connection.execute(_VERSION).one()
+def refusals(connection: sa.Connection, *, reads_only: bool = False) -> Iterator[str]:
+    """Yield a line if this server cannot be used at all: it is too old, or a standby, which accepts no writes.
+
+    ``reads_only``: as for ``durability``.
+    """
+    version, standby = connection.execute(_VERSION).one()
     if version < VERSION_MIN:
         yield f"this is PostgreSQL {version}; {VERSION_MIN} or newer is needed"
-
-
-def refusals(connection: sa.Connection) -> Iterator[str]:
-    """Yield a line if this server cannot be used at all: it is too old, or a standby, which accepts no writes."""
-    yield from too_old(connection)
-    _, standby = connection.execute(_VERSION).one()
-    if standby:
+    if standby and not reads_only:
         yield "this is a standby, which accepts no writes; name its primary"
+
+
+def open_database(url: str, connect_timeout_s: float, *, read_only: bool = False) -> Database:
+    """Open a database to examine it as it is: through a pooler, and with text that is not UTF-8. The caller closes it.
+
+    ``read_only``: open an SQLite file read-only.
+    """
+    if sa.make_url(url).get_backend_name() == SQLITE:
+        return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw", lenient=True))
+    return Database(postgres_engine(url, connect_timeout_s=connect_timeout_s, settings=ROW_SECURITY_OFF, pooled=True))
 
 
 def missing_rights(connection: sa.Connection, names: Names, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

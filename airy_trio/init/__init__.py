@@ -24,15 +24,12 @@ from airy_trio.capture.mapping import DELETABLE, KINDS, Scalar
 from airy_trio.check import rows, servers
 from airy_trio.database import (
     POSTGRES,
-    ROW_SECURITY_OFF,
     SQLITE,
     Database,
     DatabaseError,
     DatabaseOptions,
     Names,
-    postgres_engine,
     shown,
-    sqlite_engine,
     sqlite_path,
 )
 from airy_trio.errors import MappingError, StartError
@@ -84,20 +81,16 @@ def draft(url: str, environ: Mapping[str, str], ask: Ask) -> Draft:
     place = parse(f"[database]\nurl = {json.dumps(written)}\n", environ).database
     if sa.make_url(place.url).get_backend_name() == SQLITE:
         migrate.require_file(sqlite_path(place.url))
-        engine = sqlite_engine(sqlite_path(place.url), lenient=True)
-    else:
-        timeout_s = place.connect_timeout_s
-        engine = postgres_engine(place.url, connect_timeout_s=timeout_s, settings=ROW_SECURITY_OFF, pooled=True)
-
+    database = servers.open_database(place.url, place.connect_timeout_s)
     try:
-        found, proposals = _proposed(Database(engine), place, ask)
+        found, proposals = _proposed(database, place, ask)
         text = text_of(written, proposals)
         settings = parse(text, environ)
-        warnings, events = _read(Database(engine), partial(_tried, settings=settings))
+        warnings, events = _read(database, partial(_tried, settings=settings))
     except DatabaseError as error:
         raise StartError([f"database.url: the database cannot be used: {error}"]) from None
     finally:
-        engine.dispose()
+        database.engine.dispose()
     return Draft(text=text, settings=settings, found=found, warnings=warnings, events=events, variable=variable)
 
 

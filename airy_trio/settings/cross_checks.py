@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from attrs import Attribute, fields
 from sqlalchemy.exc import ArgumentError
 
-from airy_trio.admin.server import AdminOptions
+from airy_trio.admin.server import PORT_MAX, AdminOptions
 from airy_trio.auth.keys import SECRET_BYTES_MIN, KeyUrl
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
@@ -30,7 +30,6 @@ from airy_trio.websocket.event_stream import is_stream_path
 if TYPE_CHECKING:
     from airy_trio.settings import Settings
 
-PORT_MAX: Final = 65535
 TOKEN_CHARS_MIN: Final = 16
 """Of a client's token, without a warning."""
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
