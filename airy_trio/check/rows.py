@@ -33,6 +33,8 @@ ROWS_MAX: Final = 1000
 """How many rows of each table are read."""
 BATCH_ROWS: Final = 100
 """How many rows are in memory at once: a row may have megabytes."""
+ALL_MIN: Final = 10
+"""If none of so many rows can be converted, the mapping is wrong, and the server would send nothing."""
 TIMEOUT_S: Final = 5.0
 """For each statement on Postgres, and for each table on SQLite."""
 SHOWN_MAX: Final = 5
@@ -98,8 +100,7 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
             yield NewestRows([("note", f"{setting}: its newest rows were not checked: {reason}")])
             continue
         order, seen = found
-        warnings = _warnings(table, seen, f"the newest {seen.rows} by {order}")
-        yield NewestRows([("warning", line) for line in warnings], seen.bodies)
+        yield NewestRows(list(_findings(table, seen, f"the newest {seen.rows} by {order}")), seen.bodies)
 
 
 def _in_newest_order(
@@ -207,19 +208,18 @@ def _shown(raw: Value) -> str:
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
 
 
-def _warnings(table: Table, seen: _Seen, where: str) -> Iterator[str]:
+def _findings(table: Table, seen: _Seen, where: str) -> Iterator[Finding]:
     setting = f"database.tables.{table.kind}"
+    all_fail = seen.rows >= ALL_MIN and sum(map(len, seen.faults.values())) >= seen.rows
     for reason, faults in seen.faults.items():
         finding = f"{len(faults)} of {where} cannot be converted and would not be sent"
-        yield f"{setting}: {finding}: {reason}; one is {faults[0].key}"
+        yield "problem" if all_fail else "warning", f"{setting}: {finding}: {reason}; one is {faults[0].key}"
     for name, found in seen.unlisted.items():
         shown = ", ".join(f'"{text}"' for text in islice(found, SHOWN_MAX))
         more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
         effect = "would not be sent" if name in _CLOSED else "is sent unchanged"
-        yield (
-            f"{setting}.values.{name}: does not list {shown}{more}, found in {where}; a row with such a value "
-            f'{effect}; list each: {name} = {{ "THEIRS" = "OURS" }}'
-        )
+        finding = f"does not list {shown}{more}, found in {where}; a row with such a value {effect}"
+        yield "warning", f'{setting}.values.{name}: {finding}; list each: {name} = {{ "THEIRS" = "OURS" }}'
 
 
 def _without_values(refusal: DatabaseRefused) -> str:

@@ -48,6 +48,15 @@ def test_rows_that_cannot_be_converted_are_counted_by_reason(lenient: Applicatio
     assert SECRET not in str(report)
 
 
+@pytest.mark.parametrize("good", [0, 1])
+def test_mapping_by_which_no_row_can_be_converted_is_a_problem(lenient: Application, good: int) -> None:
+    for number in range(rows.ALL_MIN):
+        lenient.message(id=f"m{number}", sent_at=None if number >= good else "2020-01-01T00:00:00Z")
+    report = check(lenient.migrate())
+    (finding,) = of_tables(report) if good else report.of("problem")
+    assert f"{rows.ALL_MIN - good} of the newest {rows.ALL_MIN} by sent_at cannot be converted" in finding
+
+
 def test_rows_of_other_kinds_are_checked_too(any_application: Application) -> None:
     settings = any_application.migrate()
     any_application.metadata("contact", "m1", "k", "v")
