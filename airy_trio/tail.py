@@ -27,7 +27,7 @@ READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
 RESETS: Final = {
     "reset-expired": "the events after the position have been trimmed",
-    "reset-epoch": "the position is of another epoch of this log: clients of the server must reload",
+    "reset-epoch": "the position is not one of this log: clients of the server must reload",
 }
 
 
@@ -91,7 +91,7 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Stdo
             else:
                 continues = printer.event(item.position, item.body, None, truncated=item.truncated)
                 if item.completes_state and not options.as_json:
-                    output.write("the current state is complete; changes follow")
+                    output.write("the current state ends here; changes follow")
             if not continues:
                 return
 

@@ -121,7 +121,7 @@ async def test_expired_positions_are_reported_as_to_a_client(sqlite_application:
     epoch = str(event["position"]).partition("-")[0]
     assert reset == {"position": f"{epoch}-0", "resume": "reset-epoch"}
     assert again == event
-    assert "reset-epoch: the position is of another epoch of this log" in ended.err
+    assert "reset-epoch: the position is not one of this log" in ended.err
     with application(f"sqlite:///{tmp_path}/app.db.airy-trio.db") as log:
         log.execute(
             "insert into airy_trio_event_log select 9, appended_at_ms, type, object, conversation_id, channel_id, "
