@@ -1,6 +1,7 @@
 """The ``sql`` store in Postgres: its fence, its connections, poolers, and a server that hangs."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from functools import partial
 
@@ -128,8 +129,8 @@ async def test_copy_that_the_server_rejects_leaves_nothing(store: EventStore, ot
     """Postgres rejects a row in the middle, when it already has parts of the data."""
     other.execute("alter table airy_trio.event_log add constraint odd check (object <> 'odd')")
     head = (await store.bounds()).head
-    many = events(5 * COPY_FROM)
-    many[2 * COPY_FROM] = event(1, object="odd")
+    many = events(3 * COPY_FROM)
+    many[COPY_FROM] = event(1, object="odd")
     with pytest.raises(DatabaseRefused, match="odd"):
         await store.append(head, many, "point")
     assert (await store.bounds()).head == head
@@ -140,16 +141,17 @@ async def test_cancelled_copy_has_an_effect_completely_or_not_at_all(store: Even
     head = (await store.bounds()).head
     outcomes = set()
     for number in range(40):
-        with trio.move_on_after(number * 0.002):
-            await store.append(head, events(3 * COPY_FROM), "point")
+        # An append that was cancelled may take effect after the look at it, and then the next one is stale.
+        with trio.move_on_after(number * 0.002), suppress(StaleAppend):
+            await store.append(head, events(COPY_FROM), "point")
         with trio.fail_after(10):
             last = (await store.bounds()).last
-            while (found := len(await store.read(head, 4 * COPY_FROM))) != last - head.offset:
+            while (found := len(await store.read(head, 2 * COPY_FROM))) != last - head.offset:
                 last = (await store.bounds()).last
-        assert found in {0, 3 * COPY_FROM}
+        assert found in {0, COPY_FROM}
         outcomes.add(found)
         head = head.at(last)
-    assert outcomes == {0, 3 * COPY_FROM}
+    assert outcomes == {0, COPY_FROM}
 
 
 async def test_each_destination_is_read_by_its_own_statement(store: EventStore) -> None:
