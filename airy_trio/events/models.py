@@ -101,39 +101,33 @@ class ChannelUpdated:
 
 
 @frozen(kw_only=True)
-class TagUpdated:
-    """The current state of a tag."""
-
-    type: ClassVar[str] = "tag.updated"
-
+class _OfTag:
     id: str
-    name: str
-    color: str
 
     conversation_id: ClassVar[None] = None
     channel_id: ClassVar[None] = None
 
     @property
     def object(self) -> str:
-        """The identity of the tag."""
+        """The identity of the tag: equal for its updates and its deletion."""
         return f"tag:{self.id}"
 
 
 @frozen(kw_only=True)
-class TagDeleted:
+class TagUpdated(_OfTag):
+    """The current state of a tag."""
+
+    type: ClassVar[str] = "tag.updated"
+
+    name: str
+    color: str
+
+
+@frozen(kw_only=True)
+class TagDeleted(_OfTag):
     """A deleted tag (only with ``[events] deletes``)."""
 
     type: ClassVar[str] = "tag.deleted"
-
-    id: str
-
-    conversation_id: ClassVar[None] = None
-    channel_id: ClassVar[None] = None
-
-    @property
-    def object(self) -> str:
-        """The identity of the tag, as in its updates."""
-        return f"tag:{self.id}"
 
 
 Event = MessageUpdated | MessageDeleted | MetadataUpdated | ChannelUpdated | TagUpdated | TagDeleted
