@@ -82,7 +82,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, texts
+from airy_trio.database.postgres import Parameter, Pipeline, Statement, compiled, texts
 
 FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
@@ -144,7 +144,6 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         self._pause_s = 0.0
         # The generation of the connection in which ``_verify`` has run, and the point that it has returned.
         self._verified: tuple[int, PostgresPoint] | None = None
-        self._compiled = CompiledStatements()
         self._log_name = source.names.quoted(TABLE)
         log = self._log_name
         columns = (
@@ -199,7 +198,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         The marks of ``settle`` must be on disk too: a machine that loses power may lose the end of an event log with
         it, and a database that still accepted the previous mark would record into the old epoch again.
         """
-        asked = self._compiled.bind(statement, marks)
+        asked = compiled(statement, marks)
         await self._reading.run_pipeline(
             lambda pipeline: pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), asked, (_COMMIT, ()))
         )
@@ -232,7 +231,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         notified, self.wakeup.notified = self.wakeup.notified, False
         if notified:
             pipeline.discard_notifications()  # this read answers them
-        moment = self._compiled.bind(_MOMENT, {"log": self._log_name})
+        moment = compiled(_MOMENT, {"log": self._log_name})
         _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit))
         reading = await _run(len(rows), self._objects.reading, changes_of(rows))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify.
@@ -271,7 +270,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         """Run all queries and then ``ending``, in one round trip unless the database refuses a key."""
         begin = [(_SAVEPOINT, ())] if asked else []
         try:
-            answers = await pipeline.run(*begin, *map(self._statement, asked), *ending)
+            answers = await pipeline.run(*begin, *map(_statement, asked), *ending)
             return [Rows(rows) for rows in answers[len(begin) : len(begin) + len(asked)]]
         except psycopg.Error as error:
             if not is_refusal(error):
@@ -289,22 +288,23 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         while parts:
             part = parts.pop()
             try:
-                [rows] = await pipeline.run(self._statement(part))
+                [rows] = await pipeline.run(_statement(part))
                 found += rows
             except psycopg.Error as error:
                 if not part.keys or not is_refusal(error):
                     raise
                 await pipeline.run((_ROLLBACK_QUERY, ()))
                 if part is bound:
-                    await pipeline.run(self._statement(BoundQuery(bound.query)))
+                    await pipeline.run(_statement(BoundQuery(bound.query)))
                 if len(part.keys) == 1:
                     refused[part.keys[0]] = refusal_reason(error)
                 else:
                     parts += part.halves
         return Rows(found, refused)
 
-    def _statement(self, bound: BoundQuery) -> Asked:
-        return self._compiled.bind(bound.query.statement, bound.arguments)
+
+def _statement(bound: BoundQuery) -> Asked:
+    return compiled(bound.query.statement, bound.arguments)
 
 
 async def _run(changes: int, work: Callable[[A], T], argument: A) -> T:

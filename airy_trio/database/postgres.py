@@ -19,7 +19,7 @@ import select
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, count, repeat
 from typing import Any, Final, Self
 
@@ -141,6 +141,9 @@ takes that into account; ours cannot."""
 SLICE_ROWS: Final = 500
 """Rows converted between two checkpoints: about a millisecond."""
 
+COMPILED_MAX: Final = 1024
+"""Statements that stay compiled. A server has less than a hundred."""
+
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 
@@ -164,32 +167,23 @@ def texts(*values: object) -> list[Parameter]:
     return [None if value is None else str(value).encode() for value in values]
 
 
-class CompiledStatements:
-    """Statements of SQLAlchemy for pipelines, each compiled once."""
-
-    def __init__(self) -> None:
-        self._compiled: dict[Any, _Compiled] = {}
-
-    def bind(self, statement: Any, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:  # noqa: ANN401 - SQLAlchemy's
-        """Return a statement with its parameters, by their names."""
-        compiled = self._compiled.get(statement)
-        if compiled is None:
-            compiled = self._compiled[statement] = _Compiled(statement)
-        return compiled.bind(values)
+def compiled(statement: Any, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:  # noqa: ANN401 - SQLAlchemy's
+    """Return a statement of SQLAlchemy, which is compiled once, with its parameters, by their names."""
+    made, constants, encoders = _compiled(statement)
+    given = {**constants, **values}
+    return made, [encode(given[name]) for name, encode in encoders]
 
 
-class _Compiled:
-    def __init__(self, statement: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
-        compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
-        binds = [compiled.binds[name] for name in compiled.positiontup or ()]
-        self._constants = {bind.key: bind.value for bind in binds if not bind.required}
-        self._encoders = [(bind.key, _encoder(bind.type)) for bind in binds]
-        arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
-        self._statement = Statement(str(compiled), frozenset(arrays))
-
-    def bind(self, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:
-        given = {**self._constants, **values}
-        return self._statement, [encode(given[name]) for name, encode in self._encoders]
+@lru_cache(maxsize=COMPILED_MAX)
+def _compiled(
+    statement: Any,  # noqa: ANN401 - SQLAlchemy's
+) -> tuple[Statement, Mapping[str, Any], Sequence[tuple[str, Callable[[Any], bytes]]]]:
+    """Return a statement for pipelines, its constant parameters, and what encodes each parameter."""
+    made = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
+    binds = [made.binds[name] for name in made.positiontup or ()]
+    arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
+    constants = {bind.key: bind.value for bind in binds if not bind.required}
+    return Statement(str(made), frozenset(arrays)), constants, [(bind.key, _encoder(bind.type)) for bind in binds]
 
 
 def _encoder(type_: Any) -> Callable[[Any], bytes]:  # noqa: ANN401 - SQLAlchemy's

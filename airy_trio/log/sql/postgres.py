@@ -36,7 +36,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import CompiledStatements, Parameter, Pipeline, Statement, array, copied_rows, texts
+from airy_trio.database.postgres import Parameter, Pipeline, Statement, array, compiled, copied_rows, texts
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import (
@@ -98,7 +98,6 @@ class PostgresStore(SqlStore):
             replaying=partial(self._run, self._replays, repeatable=True),
             writing=partial(self._run, self._pool),
         )
-        self._compiled = CompiledStatements()
         channel = f"{names.schema}_log"
         self._notifications = Notifications(direct.engine, channel)
         self._databases = replaying, direct
@@ -207,8 +206,8 @@ class PostgresStore(SqlStore):
         raise StoreUnavailable(message)
 
     async def _run(self, pool: PipelinePool, *steps: Step, repeatable: bool = False) -> list[Any]:
-        bound = [self._compiled.bind(step.statement, step.values) for step in steps]
-        results = await pool.run(*bound, repeatable=repeatable)
+        statements = [compiled(step.statement, step.values) for step in steps]
+        results = await pool.run(*statements, repeatable=repeatable)
         return [step.convert(rows) for step, rows in zip(steps, results, strict=True)]
 
 
