@@ -48,6 +48,7 @@ from airy_trio.log.store import (
     StoredEvent,
     StoredState,
     new_epoch,
+    stored_after,
     up_to_bytes,
 )
 from airy_trio.testing.store_changes import CHANGE_PROMISES
@@ -71,7 +72,7 @@ MakePlace = Callable[[], AbstractAsyncContextManager[OpenStore]]
 
 CHECK_TIMEOUT_S: Final = 60.0
 """Time-out of one check."""
-SCHEDULES: Final = 4
+SCHEDULES: Final = 5
 STEPS: Final = 100
 """Random schedules, and the calls in each."""
 TYPES: Final = ("message.updated", "tag.updated", "channel.updated")
@@ -79,14 +80,15 @@ KEPT: Final = TYPES[1:]
 """The types of the events in the schedules, and those that are kept."""
 OBJECTS: Final = {f"object:{number}": TYPES[number % 3] for number in range(12)}
 """The objects of the schedules, each with the type of its events."""
-CONTINUED: Final = 0.85
-ENDED: Final = 0.05
-SWEPT: Final = 0.2
+CONTINUED: Final = 0.9
+ENDED: Final = 0.04
+SWEPT: Final = 0.12
 """How often an append continues the state, how often it ends an object, and how often it sweeps a type."""
 SIZES: Final = (*[0] * 20, 100, 70_000)
+AGES_MS: Final = (None, 0, 2_500, 2**40)
 LIMITS: Final = (1, 3, 10, 40)
 BYTES_MAX: Final = (None, 1, 40, 400, 70_020)
-"""How many bytes are added to the body of an event, and the limits of reads in events and in bytes."""
+"""How many bytes are added to the body of an event, ages of changes, and the limits of reads in events and in bytes."""
 OTHER_EPOCH: Final = "other0"
 _DESTINATIONS: Final[tuple[Destination, ...]] = (
     EVERYTHING,
@@ -130,6 +132,7 @@ class _Model:
     trimmed: int = 0
     events: list[StoredEvent] = field(factory=list)
     resume_point: str | None = None
+    appended_at_ms: int = 0
 
     state: StoredState | None = None
     generation: str = "none00"  # of the newest state
@@ -192,13 +195,19 @@ async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
 
 
 async def _step(store: EventStore, model: _Model, random: Random) -> None:
-    match random.choices(("append", "stale", "fold", "trim", "epoch"), (8, 2, 4, 3, 0.2))[0]:
+    match random.choices(("append", "stale", "fold", "trim", "epoch"), (8, 2, 5, 4, 0.2))[0]:
         case "append":
-            new = [_random_event(random) for _ in range(random.choice((0, 1, 1, 2, 5, 30)))]
-            model.resume_point = random.choice((model.resume_point or "", str(random.random())))
+            new = [_random_event(random) for _ in range(random.choice((0, 0, 0, 1, 2, 5, 30)))]
+            replaced = model.resume_point
+            model.resume_point = random.choice((replaced or "", str(random.random())))
             state = _random_change(model, new, random) if random.random() < CONTINUED else None
-            before = model.head
-            model.events += await store.append(before, new, model.resume_point, state=state)
+            before, replaces = model.head, random.choice((None, replaced))
+            stored = await store.append(before, new, model.resume_point, replaces=replaces, state=state)
+            at_ms = stored[0].appended_at_ms if stored else model.appended_at_ms
+            expect(list(stored) == stored_after(before, new, at_ms), "an append returns its events with their offsets")
+            expect(at_ms >= model.appended_at_ms, "times of appends never decrease")
+            model.appended_at_ms = at_ms
+            model.events += stored
             model.change_state(state, before.offset)
         case "stale":
             new = [_random_event(random) for _ in range(random.randint(0, 3))]
@@ -222,7 +231,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
                 expect(more or state_now.folded == model.head.offset, "a fold that ends has no events left")
                 model.fold(state_now.folded)
         case "trim":
-            keep, limit = random.randint(0, 20), random.randint(1, 10)
+            keep, limit = random.randint(0, 20), random.randint(1, 30)
             count = await store.trim(age_s=AGE_S, keep=keep, limit=limit, unused_s=AGE_S)
             most = min(max(0, len(model.events) - keep), limit, model.trimmable)
             expect(count == most, f"trim to {keep}, at most {limit}, and no event that the current state lacks")
@@ -241,6 +250,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
 async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     bounds = await store.bounds()
     expect((bounds.first, bounds.head) == (model.trimmed + 1, model.head), "the bounds are those of the list")
+    expect(bounds.now_ms >= model.appended_at_ms, "times of appends are by the clock of the bounds")
     expect(await store.resume_point() == model.resume_point, "the resume point is the one stored last")
     destination, limit, bytes_max = random.choice(_DESTINATIONS), random.choice(LIMITS), random.choice(BYTES_MAX)
     after = model.head.at(random.randint(0, model.head.offset + 2))
@@ -288,7 +298,8 @@ def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> St
     """Make a change of the current state that an append of these events may have."""
     generation = model.state.generation if model.state and random.random() < CONTINUED else new_epoch()
     ended = [name for name in (*OBJECTS, *OBJECTS, "object:none") if random.random() < ENDED]  # some twice
-    swept = {type_: random.randint(0, model.head.offset) for type_ in TYPES if random.random() < SWEPT}
+    begin = random.choice((0, 0 if model.state is None else model.state.folded))  # also what is not folded yet
+    swept = {type_: random.randint(begin, model.head.offset) for type_ in TYPES if random.random() < SWEPT}
     folds = any(one.type in KEPT for one in new)
     return StateChange(generation=generation, marks=str(random.random()), ended=ended, swept=swept, folds=folds)
 
@@ -302,7 +313,7 @@ def _random_event(random: Random) -> NewEvent:
         channel_id=random.choice(("ch1", "ch2", None)),
         conversation_id=random.choice(("c1", "c2", None)),
     )
-    return made._replace(body=made.body + b" " * random.choice(SIZES))
+    return made._replace(body=made.body + b" " * random.choice(SIZES), age_ms=random.choice(AGES_MS))
 
 
 CHECKS: Final = (

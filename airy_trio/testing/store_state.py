@@ -45,6 +45,18 @@ async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
         expect(await _offsets(other, head) == [46, 47, 48, head.offset - 1, head.offset], "several folds are as one")
 
 
+async def an_end_is_not_moved_back(open_store: OpenStore) -> None:
+    """An object that has ended stays so if its type is swept up to an earlier offset, also if it is folded later."""
+    async with open_store() as store:
+        head = (await store.bounds()).head
+        head = await _append(store, head, "aa", StateChange(generation=FIRST))
+        head = await _append(store, head, "", StateChange(generation=FIRST, ended=["object:a"]))
+        head = await _append(store, head, "", StateChange(generation=FIRST, swept={"message.updated": 1}))
+        for _ in range(2):
+            expect(await _offsets(store, head) == [], "an end counts up to the later of its two offsets")
+            await _fold(store)
+
+
 async def large_states_are_whole(open_store: OpenStore) -> None:
     """A state may have thousands of objects and several MiB, and one append may change it as much."""
     new = [event(number) for number in range(LARGE)]
@@ -89,5 +101,6 @@ async def _offsets(store: EventStore, until: Position) -> list[int]:
 
 STATE_PROMISES: Final = (
     the_state_is_folded_in_steps,
+    an_end_is_not_moved_back,
     large_states_are_whole,
 )
