@@ -415,13 +415,9 @@ class _Backfill:
 
 
 def _parsed(found: dict[str, Any]) -> Progress:
-    places = {name: _as_place(found[name]) for name in ("after", "until")}
-    rows, bounded = found["rows"], found["bounded"]
-    return Progress(token=found["token"], keys_of=tuple(found["keys_of"]), rows=rows, bounded=bounded, **places)
-
-
-def _as_place(found: list[list[Any]] | None) -> Place | None:
-    return None if found is None else tuple((storage, value) for storage, value in found)
+    """Return the progress that was stored as JSON, which has no tuples."""
+    places = {name: found[name] and tuple(map(tuple, found[name])) for name in ("after", "until")}
+    return Progress(**{**found, **places, "keys_of": tuple(found["keys_of"])})
 
 
 def waiting(connection: sa.Connection, names: Names) -> tuple[int, int | None]:

@@ -33,7 +33,7 @@ from airy_trio.events.destinations import OfType
 from airy_trio.events.models import ChannelUpdated
 from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.log.current import TYPE_OF, CurrentState
-from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent
+from airy_trio.log.store import Bounds, EventStore, Position, PositionExpired, StoredEvent
 from airy_trio.settings import Settings
 
 READ_EVENTS_MAX: Final = 1000
@@ -102,18 +102,15 @@ class RowReport:
 class _Found:
     """The newest event of the object, how many of its events are retained, and the state of the store.
 
-    ``kept``: the offset of the object's event in the current state. ``whole``: that has all objects of the type.
-    ``folded``: the offset up to which the state has the events of the log.
+    ``kept``: the offset of the object's event in the current state.
     """
 
     newest: StoredEvent | None
     count: int
-    retained: str
-    epoch: str
+    bounds: Bounds
     resume_point: str | None
+    state: CurrentState
     kept: int | None
-    whole: bool
-    folded: int
 
 
 @frozen
@@ -147,8 +144,9 @@ def explain(settings: Settings, subject: Subject) -> Explanation:
         lines += [*_event_lines(found), *_state_lines(found, settings, subject)]
     newest = None if found is None else found.newest
     if found is not None and newest is not None:
-        lines += _client_lines(settings, Position(found.epoch, newest.offset), newest)
-    lines += _readiness_lines(settings)
+        lines += _client_lines(settings, Position(found.bounds.epoch, newest.offset), newest)
+    if settings.admin.port:  # each condition that is not met, and each process that does not answer
+        lines += (f"server    {fault}" for fault in health.faults(settings, ready=True))
     recorded, verdict = _verdict(report, newest, subject, store_known=found is not None)
     return Explanation(recorded, [f"verdict   {verdict}", *lines])
 
@@ -400,11 +398,7 @@ async def _search(store: EventStore, subject: Subject) -> _Found:
             kept = await _kept(store, state, subject)
         except PositionExpired:  # trimmed in the meantime, or another state has begun
             continue
-        retained = (
-            f"{bounds.first} to {bounds.last} of epoch {bounds.epoch}" if bounds.last >= bounds.first else "nothing"
-        )
-        whole = TYPE_OF[subject.kind] in state.whole
-        return _Found(newest, count, retained, bounds.epoch, resume_point, kept, whole, state.until.offset)
+        return _Found(newest, count, bounds, resume_point, state, kept)
 
 
 async def _kept(store: EventStore, state: CurrentState, subject: Subject) -> int | None:
@@ -421,24 +415,26 @@ async def _kept(store: EventStore, state: CurrentState, subject: Subject) -> int
 
 
 def _event_lines(found: _Found) -> Iterator[str]:
+    first, last, epoch = found.bounds.first, found.bounds.last, found.bounds.epoch
     if found.newest is None:
-        yield f"event     none is retained (the log has {found.retained}): not recorded, or trimmed since"
+        retained = f"{first} to {last} of epoch {epoch}" if last >= first else "nothing"
+        yield f"event     none is retained (the log has {retained}): not recorded, or trimmed since"
         return
     at = datetime.fromtimestamp(found.newest.appended_at_ms / 1000, UTC).isoformat(timespec="milliseconds")
     more = f", the newest of {found.count} that are retained" if found.count > 1 else ""
     truncated = ", too large, so without its content" if found.newest.truncated else ""
-    yield f"event     {found.newest.type} at {found.epoch}-{found.newest.offset}, recorded {at}{more}{truncated}"
+    yield f"event     {found.newest.type} at {epoch}-{found.newest.offset}, recorded {at}{more}{truncated}"
 
 
 def _state_lines(found: _Found, settings: Settings, subject: Subject) -> Iterator[str]:
-    type_ = TYPE_OF[subject.kind]
-    if type_ in settings.log.keep_current and found.newest is not None and found.newest.offset > found.folded:
-        yield f"state     not known: a server still has to add the event at {found.epoch}-{found.newest.offset}"
+    type_, epoch, newest = TYPE_OF[subject.kind], found.bounds.epoch, found.newest
+    if type_ in settings.log.keep_current and newest is not None and newest.offset > found.state.until.offset:
+        yield f"state     not known: a server still has to add the event at {epoch}-{newest.offset}"
     elif found.kept is not None:
-        yield f"state     replay:current has it, with the event at {found.epoch}-{found.kept}"
+        yield f"state     replay:current has it, with the event at {epoch}-{found.kept}"
     elif type_ not in settings.log.keep_current:
         yield f"state     replay:current has it in the recent window only: {type_} is not in log.keep_current"
-    elif found.whole:
+    elif type_ in found.state.whole:
         yield "state     replay:current does not have it, as there was no such row when it was recorded"
     else:
         yield f"state     replay:current does not have it, and not all of {type_}: run airy-trio backfill"
@@ -472,9 +468,3 @@ def _client_lines(settings: Settings, position: Position, event: StoredEvent) ->
     for session in chain.from_iterable(answer["sessions"] for answer in answers):
         user = "" if session["user"] is None else f" of {session['user']}"
         yield f"          session {session['session']}{user}: {session['verdict'].replace('_', ' ')}"
-
-
-def _readiness_lines(settings: Settings) -> Iterator[str]:
-    """Yield a line for each condition that is not met, and for each process that does not answer."""
-    if settings.admin.port:
-        yield from (f"server    {fault}" for fault in health.faults(settings, ready=True))

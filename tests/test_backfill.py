@@ -231,7 +231,8 @@ async def test_waits_for_the_recorder(
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(backfill, settings, BackfillOptions(page_rows=20, waiting_rows=waiting_rows), report)
-            await trio.sleep(1.5)
+            while not report.notes:  # noqa: ASYNC110 - the report of a backfill has no event
+                await trio.sleep(0.05)
             rows = logged(any_application)
             assert len(rows) == 41  # the page that goes beyond the limit is the last one
             assert [note for note in report.notes if "no server seems to record them" in note] == report.notes

@@ -6,6 +6,7 @@ value has a series from the start.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 import trio
@@ -131,18 +132,17 @@ def _counter(name: str, words: str, value: float) -> Metric:
     return CounterMetricFamily(f"{PREFIX}{name}", words, value=value)
 
 
-def _gauges(name: str, words: str, label: str, values: Mapping[str, int]) -> Metric:
-    return _labelled(GaugeMetricFamily(f"{PREFIX}{name}", words, labels=[label]), values)
-
-
-def _counters(name: str, words: str, label: str, values: Mapping[str, int]) -> Metric:
-    return _labelled(CounterMetricFamily(f"{PREFIX}{name}", words, labels=[label]), values)
-
-
-def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
+def _labelled(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, words: str, label: str, values: Mapping[str, int]
+) -> Metric:
+    family = kind(f"{PREFIX}{name}", words, labels=[label])
     for value, count in sorted(values.items()):
         family.add_metric([value], count)
     return family
+
+
+_gauges = partial(_labelled, GaugeMetricFamily)
+_counters = partial(_labelled, CounterMetricFamily)
 
 
 def _histogram(name: str, words: str, latencies: Latencies) -> Metric:

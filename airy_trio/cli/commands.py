@@ -146,15 +146,11 @@ def _run_backfill(
 class RowProgress(ProgressReport):
     """Shows the progress of a backfill as a line on stderr, if that is a terminal."""
 
-    def __init__(self) -> None:
-        self._shown = False
-
     def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
         """Replace the line."""
         if sys.stderr.isatty():
             of = "" if about is None else f" of about {max(rows, about)}"
             click.echo(f"\r{f'{kind}: {rows}{of} rows, {rows_per_s:.0f} rows/s':<{PROGRESS_CHARS}}", nl=False, err=True)
-            self._shown = True
 
     def line(self, text: str) -> None:
         """Print a result."""
@@ -167,10 +163,9 @@ class RowProgress(ProgressReport):
         click.echo(f"airy-trio: {text}", err=True)
 
     def clear(self) -> None:
-        """Remove the line."""
-        if self._shown:
+        """Remove the line, if there is one."""
+        if sys.stderr.isatty():
             click.echo(f"\r{'':<{PROGRESS_CHARS}}\r", nl=False, err=True)
-            self._shown = False
 
 
 @click.command(short_help="Report all problems in one run.")
