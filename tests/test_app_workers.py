@@ -11,17 +11,18 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import trio
 from trio.testing import MockClock
 
 from airy_trio.admin.server import AdminOptions
 from airy_trio.app.supervisor import FAILURES_MAX, RECORDER, Worker, Workers
-from airy_trio.errors import SettingsError
 from airy_trio.settings import parse
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from tests.admin.serving import Port
 from tests.application import Application
+from tests.command_line import accept_command
 from tests.e2e.route import HOST, Listening, configure, listening
 from tests.processes import AIRY_TRIO, Program, Server, free_ports, json_object, run, running
 
@@ -330,12 +331,11 @@ async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock)
     assert failing.runs > 2000
 
 
-def test_worker_option_is_parsed() -> None:
-    worker = Worker(number=3, port=8080, descriptor=5)
-    assert Worker.parse(str(worker)) == worker
-    for text in ("", "1", "1:2", "a:b:c", "1:2:3:4"):
-        with pytest.raises(SettingsError):
-            Worker.parse(text)
+def test_worker_option_has_three_numbers() -> None:
+    accept_command("airy-trio --config a.toml --worker 3 8080 5")
+    for values in ("", "1", "1 2", "a b c", "1:2:3"):
+        with pytest.raises(click.UsageError):
+            accept_command(f"airy-trio --config a.toml --worker {values}")
 
 
 def test_settings_of_a_worker() -> None:

@@ -29,7 +29,7 @@ import trio
 from attrs import evolve, frozen
 
 from airy_trio.app.server import Address
-from airy_trio.errors import SettingsError, StartError
+from airy_trio.errors import StartError
 from airy_trio.retry import Backoff
 from airy_trio.sessions.listener import ListenerOptions, open_listening_socket
 from airy_trio.settings import Settings
@@ -177,10 +177,10 @@ class Workers:
         ours, theirs = socket.socketpair()
         with theirs, ExitStack() as on_error:
             on_error.enter_context(ours)
-            worker = Worker(number=number, port=self._port, descriptor=theirs.fileno())
-            command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker", str(worker)]
+            command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker"]
+            command += map(str, (number, self._port, theirs.fileno()))
             process = await trio.lowlevel.open_process(
-                command, stdin=subprocess.DEVNULL, pass_fds=[worker.descriptor], process_group=0
+                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
             )
             on_error.pop_all()
         return ours, process
@@ -233,9 +233,9 @@ async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
     return port
 
 
-@frozen(kw_only=True)
+@frozen
 class Worker:
-    """The value of ``--worker``, by which the parent starts a worker: ``NUMBER:PORT:DESCRIPTOR``.
+    """The values of ``--worker``, by which the parent starts a worker.
 
     ``number``: from 0. ``port``: the shared port. ``descriptor``: the worker's end of the socket pair.
     """
@@ -243,19 +243,6 @@ class Worker:
     number: int
     port: int
     descriptor: int
-
-    def __str__(self) -> str:
-        return f"{self.number}:{self.port}:{self.descriptor}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Worker":
-        """Read the value. Raises ``SettingsError``: only the parent sets this option."""
-        try:
-            number, port, descriptor = map(int, text.split(":"))
-        except ValueError:
-            remedy = "--worker is set by the server for the processes that it starts; remove it"
-            raise SettingsError([remedy]) from None
-        return cls(number=number, port=port, descriptor=descriptor)
 
     def settings(self, settings: Settings) -> Settings:
         """Return the settings of this worker. Only the recorder migrates, and it needs no tail for clients."""

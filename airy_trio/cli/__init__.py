@@ -44,10 +44,10 @@ def main() -> NoReturn:
     "line or settings.",
 )
 @CONFIG
-@click.option("--worker", "worker", hidden=True, help="Which worker this process is; added by the server itself.")
+@click.option("--worker", type=(int, int, int), hidden=True, help="Which worker this is; added by the server itself.")
 @click.version_option(__version__, prog_name="airy-trio")
 @click.pass_context
-def airy_trio(context: click.Context, config: Path | None, worker: str | None) -> None:
+def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, int, int] | None) -> None:
     """Send the changes of a Postgres or SQLite database to every connected client.
 
     Without a command it serves until SIGINT or SIGTERM. On SIGHUP it reads credentials and certificate again.
@@ -80,13 +80,13 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
         trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ)))
 
 
-def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
+def _serve_as_worker(settings: "Settings", file: Path, arguments: tuple[int, int, int]) -> None:
     """Serve as one of several workers, or as their recorder. Every log line names the worker."""
     from airy_trio import app
     from airy_trio.app.supervisor import RECORDER, Worker
     from airy_trio.settings import load
 
-    worker = Worker.parse(arguments)
+    worker = Worker(*arguments)
     name = RECORDER if worker.number == settings.listener.recorder else worker.number
     structlog.contextvars.bind_contextvars(worker=name)
 

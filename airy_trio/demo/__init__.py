@@ -105,13 +105,10 @@ async def _watch(application: trio.Process) -> None:
 
 def _free_port(wanted: int) -> int:
     """Return the wanted port if it is free, else any free port."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            free: int = probe.getsockname()[1]
-            return free
-    raise StartError([f"there is no free port for the demo's console on {HOST}"])
+    try:
+        probe = socket.create_server((HOST, wanted))
+    except OSError:
+        probe = socket.create_server((HOST, 0))
+    with probe:
+        free: int = probe.getsockname()[1]
+    return free
