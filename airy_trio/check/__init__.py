@@ -261,7 +261,8 @@ class _Check:
         If we only read (capture by ``updated_at``), it may be a standby, and we need no tables of ours.
         """
         if names.dialect == SQLITE:
-            self.report.add("warning", place.named(servers.file_durability(sqlite_path(place.url))))
+            synchronous = servers.pragma(sqlite_path(place.url), "synchronous")
+            self.report.add("warning", place.named(servers.file_durability(synchronous)))
             return True
         reads_only = self.settings.changes.reads_only
         problems = [*servers.refusals(connection, reads_only=reads_only)]

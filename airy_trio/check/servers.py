@@ -10,6 +10,7 @@ Of SQLite: the library, rights, durability. Nothing is written.
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -245,16 +246,14 @@ def try_to_write(connection: sa.Connection) -> None:
     connection.rollback()
 
 
-def file_durability(path: Path) -> Iterator[str]:
-    """Yield a line if a connection that sets nothing, as the application's may be, commits without waiting for disk."""
-    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as plain:
-        (synchronous,) = plain.execute("PRAGMA synchronous").fetchone()
-    plain.close()
-    yield from undurable(synchronous)
+def pragma(path: Path, name: str) -> Any:  # noqa: ANN401 - a text or a number
+    """Return a setting of an SQLite file for a connection that sets nothing, as the application's may be."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as plain:
+        return plain.execute(f"PRAGMA {name}").fetchone()[0]
 
 
-def undurable(synchronous: int) -> Iterator[str]:
-    """Yield a line if this value of ``PRAGMA synchronous`` is less than FULL."""
+def file_durability(synchronous: int) -> Iterator[str]:
+    """Yield a line if with this value of ``PRAGMA synchronous`` a commit does not wait for the disk."""
     if synchronous < SYNCHRONOUS_FULL:
         yield (
             f"this SQLite is built with synchronous = {synchronous}: unless the application sets FULL, a power failure "

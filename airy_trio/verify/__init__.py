@@ -39,7 +39,7 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import TablesOptions
-from airy_trio.check.servers import file_refusals, missing_file_rights, missing_identity, refusals
+from airy_trio.check.servers import file_refusals, missing_file_rights, missing_identity, pragma, refusals
 from airy_trio.database import (
     LOCK_CLASS,
     POSTGRES,
@@ -323,8 +323,7 @@ def _write_and_disconnect(table: ApplicationTable) -> bool:
 
 def _journal_mode(path: Path) -> str:
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            (mode,) = connection.execute("pragma journal_mode").fetchone()
+        mode = pragma(path, "journal_mode")
     except sqlite3.Error as error:
         raise StartError([f"database.url: the database cannot be used: {translated(error)}"]) from None
     return "wal" if mode == "wal" else "delete"

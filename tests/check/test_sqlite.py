@@ -10,7 +10,7 @@ from airy_trio.check import servers
 
 @pytest.mark.parametrize("synchronous, lines", [(0, 1), (1, 1), (2, 0), (3, 0)])
 def test_synchronous_below_full_is_reported(synchronous: int, lines: int) -> None:
-    assert len(list(servers.undurable(synchronous))) == lines
+    assert len(list(servers.file_durability(synchronous))) == lines
 
 
 def test_old_sqlite_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
