@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from airy_trio.cli.logs import configure_logging
 from airy_trio.terminal import ProgressReport, Stdout, one_line
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CONFIG = click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="The settings file.")
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-SHELLS: Final = ("bash", "zsh", "fish")
+SHELLS: Final = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 TYPES: Final = ("message", "metadata", "channel", "tag")  # as in ``capture.mapping``, which takes longer to import
 SECONDS_MIN, SECONDS_MAX = 2, 3600
 PROGRESS_CHARS: Final = 78
@@ -196,7 +196,7 @@ def check(config: Path | None) -> None:
 
 
 @click.command(short_help="Print the completion of bash, zsh or fish.")
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=click.Choice([*SHELLS]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print a script that lets a shell complete commands and options.
@@ -207,10 +207,7 @@ def completion(context: click.Context, shell: str) -> None:
       source <(airy-trio completion zsh)     in ~/.zshrc, after compinit
       airy-trio completion fish > ~/.config/fish/completions/airy-trio.fish
     """  # noqa: D301 - click's mark for lines that it must not wrap
-    cls = get_completion_class(shell)
-    if cls is None:  # pragma: no cover - click has these three
-        raise AssertionError(shell)
-    click.echo(cls(context.find_root().command, {}, "airy-trio", "_AIRY_TRIO_COMPLETE").source())
+    click.echo(SHELLS[shell](context.find_root().command, {}, "airy-trio", "_AIRY_TRIO_COMPLETE").source())
 
 
 @click.command(short_help="See airy-trio at work; needs only Python.")
