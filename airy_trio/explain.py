@@ -234,7 +234,7 @@ def _read_database(
         report.lines += (f"change    not known: {line}" for line in schema.faults)
         return report
     newer = schema.newer is not None
-    deletes = settings.events.deletes
+    deletes = settings.logs_deletes
     faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=deletes, newer_schema=newer))
     report.captured = not faults
     report.lines += (f"triggers  {fault}" for fault in faults)

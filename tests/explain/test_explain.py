@@ -281,6 +281,16 @@ async def test_missing_triggers_are_reported(any_application: Application, tmp_p
     assert found["verdict"].startswith("no event: changes of this table are not captured; run: airy-trio migrate")
 
 
+async def test_missing_trigger_for_the_current_state_is_reported(
+    postgres_application: Application, tmp_path: Path
+) -> None:
+    more = '[log]\nkeep_current = ["message.updated"]\n'
+    postgres_application.migrate(more)
+    postgres_application.execute("drop trigger airy_trio_messages_truncate on messages")
+    found = await explain(configure(postgres_application, tmp_path, more), "message", "m1")
+    assert found["triggers"].startswith('table "messages" (messages) has no trigger airy_trio_messages_truncate; run: ')
+
+
 async def test_metadata_is_found_by_subject_and_identifier(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.metadata("conversation", "a:b", "contact.displayName", "Grace")
