@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import hypothesis
 import pytest
+from _pytest.runner import runtestprotocol
 
 from tests.application import any_application, postgres_application, sqlite_application
 from tests.command_line import command_line
@@ -101,6 +102,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("quick") and collection_path.name in PROGRAM_FOLDERS else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    gc.disable()  # what is imported and collected stays
+    try:
+        return (yield)
+    finally:
+        if session.config.getoption("quick"):
+            gc.freeze()  # this saves a tenth of the time of the tests
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("quick"):
         return
@@ -109,7 +121,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"--quick selects only {len(quick)} tests")
     config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
     items[:] = quick
-    gc.freeze()  # modules and tests stay imported: this saves a tenth of the time
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """With ``--quick``, report a test that passes once: a worker's usual six messages take longer than many a test."""
+    if not item.config.getoption("quick"):
+        return None
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed:
+            report.keywords = {}  # a third of the message, and not used
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
 
 
 @pytest.hookimpl(trylast=True)
