@@ -9,15 +9,16 @@ from contextlib import contextmanager
 def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
     """Disable the collector for the block. Afterwards the list has the new objects that are still alive.
 
-    All earlier objects are frozen meanwhile, because the search among them takes longer than most tests. The block may
-    collect by itself: cycles that are not ours.
+    All earlier objects are frozen, because the search among them takes longer than most tests. They stay frozen: to
+    unfreeze them would unfreeze what the tests import too, and each full collection of later tests would walk it. The
+    block may collect by itself: cycles that are not ours.
     """
     left: list[object] = []
+    gc.collect()  # garbage that is frozen would never be freed, without a warning
     gc.disable()
     gc.freeze()
     try:
         yield left
         left += [one for one in gc.get_objects() if isinstance(one, kinds)]
     finally:
-        gc.unfreeze()
         gc.enable()
