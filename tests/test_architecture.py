@@ -4,11 +4,12 @@ The import-linter contracts in pyproject.toml check the imports.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
 import airy_trio
 
@@ -54,15 +55,37 @@ SANS_IO_MAY_IMPORT = {
 SAY_NOTHING = {"base", "common", "core", "handler", "handlers", "helpers", "manager", "misc", "utils"}
 
 
+@frozen
+class Source:
+    """What the rules are about. The syntax trees of the package are not kept: each full collection would walk them."""
+
+    imported: frozenset[str]
+    nurseries: Sequence[int]
+    methods: Sequence[set[str]]
+    """The coroutines of each class."""
+
+    @classmethod
+    def of(cls, text: str, name: str = "x.py") -> "Source":
+        tree = ast.parse(text)
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        nodes = list(ast.walk(tree))
+        return cls(
+            frozenset(imports(nodes, package_of(name))),
+            list(nurseries(nodes)),
+            [{one.name for one in node.body if isinstance(one, ast.AsyncFunctionDef)} for node in classes],
+        )
+
+
 @cache
-def sources() -> Mapping[str, ast.Module]:
-    """Return every source of the package. The first test that needs them parses them, which takes most of a second."""
-    return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+def sources() -> Mapping[str, Source]:
+    """Return every source of the package. The first test that needs them parses them, which takes half a second."""
+    paths = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    return {name: Source.of(path.read_text(), name) for name, path in paths.items()}
 
 
-def imports(tree: ast.AST, package: str) -> Iterator[str]:
+def imports(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
     """Yield every module that a source imports, also inside functions; ``from a import b`` gives ``a.b`` too."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Import(names=names):
                 yield from (name.name for name in names)
@@ -81,9 +104,9 @@ def package_of(source: str) -> str:
     return ".".join(["airy_trio", *source.split("/")[:-1]])
 
 
-def nurseries(tree: ast.AST) -> Iterator[int]:
+def nurseries(nodes: Iterable[ast.AST]) -> Iterator[int]:
     """Yield the lines that open a nursery or name ``open_nursery``, however it was imported."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.Attribute(attr="open_nursery") | ast.Name(id="open_nursery") | ast.alias(name="open_nursery"):
                 yield node.lineno
@@ -95,48 +118,41 @@ def nurseries(tree: ast.AST) -> Iterator[int]:
 def back_ends() -> frozenset[str]:
     """Return the modules with a back end. In a sub-package each module counts, because the parts are private to it."""
     found: set[str] = set()
-    for source, tree in sources().items():
-        module = f"airy_trio.{source.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
+    for name, source in sources().items():
+        module = f"airy_trio.{name.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
         for stage, verbs in VERBS.items():
             within = module.removeprefix(f"{stage}.").split(".")
-            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-            methods = [{one.name for one in node.body if isinstance(one, ast.AsyncFunctionDef)} for node in classes]
-            is_back_end = any(one >= verbs for one in methods)
+            is_back_end = any(one >= verbs for one in source.methods)
             if module.startswith(f"{stage}.") and module not in PORTS and (len(within) > 1 or is_back_end):
                 found.add(module)
     return frozenset(found)
 
 
-def back_ends_named(source: str, tree: ast.AST) -> set[str]:
+def back_ends_named(source: str, imported: frozenset[str]) -> set[str]:
     """Return the back ends that a source imports from outside their own stage."""
     package = package_of(source)
     return {
         name
-        for name in imports(tree, package)
+        for name in imported
         for back_end in back_ends()
         if name == back_end or name.startswith(f"{back_end}.")
         if not package.startswith(back_end.rpartition(".")[0])
     }
 
 
-def foreign_to_stomp(source: str, tree: ast.AST) -> set[str]:
+def foreign_to_stomp(imported: frozenset[str]) -> set[str]:
     return {
         name
-        for name in imports(tree, package_of(source))
+        for name in imported
         if name.partition(".")[0] not in SANS_IO_MAY_IMPORT and not name.startswith("airy_trio.stomp")
     }
 
 
-def names_of_the_package(tree: ast.AST) -> set[str]:
+def names_of_the_package(imported: frozenset[str]) -> set[str]:
     """Return what a source imports from the package itself except the version and modules."""
-    named = {
-        name.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module == "airy_trio"
-        for name in node.names
-    }
+    named = {name.removeprefix("airy_trio.") for name in imported if name.startswith("airy_trio.")}
     modules = {source.split("/")[0].removesuffix(".py") for source in sources()}
-    return named - modules - {"__version__"}
+    return {name for name in named if "." not in name} - modules - {"__version__"}
 
 
 NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
@@ -160,8 +176,8 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
 @pytest.mark.slow
 def test_no_private_attribute_of_other_objects_is_used() -> None:
     """In particular, the next version of a library may not have its private attributes."""
-    used = {source: list(private_of_others(tree)) for source, tree in sources().items()}
-    assert {source: lines for source, lines in used.items() if lines} == {}
+    used = {path: list(private_of_others(ast.parse(path.read_text()))) for path in PACKAGE.rglob("*.py")}
+    assert {path: lines for path, lines in used.items() if lines} == {}
     assert list(private_of_others(ast.parse("ws._close_reason\nself._x\nself._ws._stream"))) == [
         (1, "_close_reason"),
         (3, "_stream"),
@@ -169,26 +185,25 @@ def test_no_private_attribute_of_other_objects_is_used() -> None:
 
 
 def test_only_few_modules_open_nurseries() -> None:
-    opened = {source: list(nurseries(tree)) for source, tree in sources().items() if source not in OPEN_NURSERIES}
-    assert {source: lines for source, lines in opened.items() if lines} == {}
+    opened = {name: source.nurseries for name, source in sources().items() if name not in OPEN_NURSERIES}
+    assert {name: lines for name, lines in opened.items() if lines} == {}
 
 
 def test_only_app_names_a_back_end() -> None:
-    named = {
-        source: back_ends_named(source, tree) for source, tree in sources().items() if source not in NAME_BACK_ENDS
-    }
-    assert {source: names for source, names in named.items() if names} == {}
+    others = {name: source for name, source in sources().items() if name not in NAME_BACK_ENDS}
+    named = {name: back_ends_named(name, source.imported) for name, source in others.items()}
+    assert {name: names for name, names in named.items() if names} == {}
 
 
 def test_stomp_imports_neither_io_nor_clocks() -> None:
-    sans_io = {source: tree for source, tree in sources().items() if source.startswith("stomp/")}
-    foreign = {source: foreign_to_stomp(source, tree) for source, tree in sans_io.items()}
-    assert {source: names for source, names in foreign.items() if names} == {}
+    sans_io = {name: source for name, source in sources().items() if name.startswith("stomp/")}
+    foreign = {name: foreign_to_stomp(source.imported) for name, source in sans_io.items()}
+    assert {name: names for name, names in foreign.items() if names} == {}
 
 
 def test_modules_import_only_the_version_from_the_package() -> None:
     """Its other names are those of higher layers, which the contracts do not see because of their exceptions."""
-    found = {source: wrong for source, tree in sources().items() if (wrong := names_of_the_package(tree))}
+    found = {name: wrong for name, source in sources().items() if (wrong := names_of_the_package(source.imported))}
     assert found == {}
 
 
@@ -203,24 +218,29 @@ def test_every_back_end_is_found() -> None:
 
 
 def test_rules_find_violations() -> None:
-    assert list(nurseries(ast.parse("import trio\nasync with trio.open_nursery() as n: pass"))) == [2]
-    assert list(nurseries(ast.parse("from trio import open_nursery as quietly"))) == [1]
-    assert foreign_to_stomp("stomp/codec.py", ast.parse("import re\nfrom time import monotonic")) == {
+    assert Source.of("import trio\nasync with trio.open_nursery() as n: pass").nurseries == [2]
+    assert Source.of("from trio import open_nursery as quietly").nurseries == [1]
+    assert foreign_to_stomp(imported("stomp/codec.py", "import re\nfrom time import monotonic")) == {
         "time",
         "time.monotonic",
     }
-    assert foreign_to_stomp("stomp/codec.py", ast.parse("def f():\n    from ..errors import StartError")) == {
+    assert foreign_to_stomp(imported("stomp/codec.py", "def f():\n    from ..errors import StartError")) == {
         "airy_trio.errors",
         "airy_trio.errors.StartError",
     }
-    assert foreign_to_stomp("stomp/codec.py", ast.parse("from . import frames")) == set()
-    assert back_ends_named("cli/serve.py", ast.parse("from airy_trio.log import memory")) == {"airy_trio.log.memory"}
-    assert back_ends_named("websocket/session.py", ast.parse("import airy_trio.capture.sqlite.feed")) == {
-        "airy_trio.capture.sqlite.feed"
-    }
-    assert back_ends_named("log/sql/reading.py", ast.parse("from airy_trio.log.sql.store import tables")) == set()
-    assert back_ends_named("log/sql.py", ast.parse("from airy_trio.capture.sqlite import X")) != set()
-    assert names_of_the_package(ast.parse("from airy_trio import __version__, app, serve")) == {"serve"}
+    assert foreign_to_stomp(imported("stomp/codec.py", "from . import frames")) == set()
+    for source, text, found in (
+        ("cli/serve.py", "from airy_trio.log import memory", {"airy_trio.log.memory"}),
+        ("websocket/session.py", "import airy_trio.capture.sqlite.feed", {"airy_trio.capture.sqlite.feed"}),
+        ("log/sql/reading.py", "from airy_trio.log.sql.store import tables", set()),
+    ):
+        assert back_ends_named(source, imported(source, text)) == found
+    assert back_ends_named("log/sql.py", imported("log/sql.py", "from airy_trio.capture.sqlite import X"))
+    assert names_of_the_package(imported("log/x.py", "from airy_trio import __version__, app, serve")) == {"serve"}
+
+
+def imported(source: str, text: str) -> frozenset[str]:
+    return Source.of(text, source).imported
 
 
 def test_every_source_was_read() -> None:
