@@ -20,15 +20,19 @@ CURVES: Mapping[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.S
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
-@cache
 def key_pair(algorithm: str, number: int = 0, bits: int = 2048) -> PrivateKey:
-    """Return the ``number``-th key for an algorithm."""
-    del number
-    return (
-        rsa.generate_private_key(65537, bits)
-        if algorithm.startswith("RS")
-        else ec.generate_private_key(CURVES[algorithm])
-    )
+    """Return the ``number``-th key for an algorithm. Those for RSA are the same ones, which take long to make."""
+    return rsa_key_pair(number, bits) if algorithm.startswith("RS") else curve_key_pair(algorithm, number)
+
+
+@cache
+def rsa_key_pair(_number: int, bits: int) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
+
+
+@cache
+def curve_key_pair(algorithm: str, _number: int) -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(CURVES[algorithm])
 
 
 def pem(key: PrivateKey) -> bytes:
