@@ -149,7 +149,7 @@ class RedisStore:
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
         scan = _Scan(scripts.SCAN, (until.epoch, 1), destination, f"the events after {until} are gone")
         more, offset = True, until.offset
-        while more and offset > 0:
+        while more:
             more, reached, events = await self._scan(scan, offset, SCAN_EVENTS, SCAN_BYTES)
             if events:
                 return events[0]
