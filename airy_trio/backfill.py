@@ -296,7 +296,7 @@ class TableBackfill:
     def _place(
         self, connection: sa.Connection, condition: str, order: Sequence[str], values: dict[str, Any]
     ) -> Place | None:
-        """Return the place of one of the rows that fulfil a condition, in this order, by its offset."""
+        """Return the place of the row at ``:offset`` among the rows that fulfil a condition, in the given order."""
         rows = f"select {self._encoded} from {self._name} t where {condition} order by {', '.join(order)}"  # noqa: S608 - names quoted
         row = connection.execute(sa.text(f"{rows} limit 1 offset :offset"), values).first()
         return None if row is None else tuple(zip(row[::2], row[1::2], strict=True))

@@ -98,9 +98,9 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Stdo
 
 @define
 class _Printer:
-    """Writes what a reader or a client received. Each method returns False if there is nothing more to write.
+    """Writes what a reader or a client received.
 
-    That is after ``events_max`` events, or if nothing reads the output.
+    Each method returns False if no more is to be written: after ``events_max`` events, or if nothing reads the output.
     """
 
     _output: Stdout
@@ -110,7 +110,7 @@ class _Printer:
     def event(self, position: object, body: bytes, at: datetime | None, *, truncated: bool) -> bool:
         """Write a line for people, or JSON: the body, with the position at its beginning.
 
-        ``at``: when the event was recorded; a client does not learn it.
+        ``at``: when the event was recorded; None for a client, which does not receive it.
         """
         self._events += 1
         if self._options.as_json:

@@ -40,16 +40,16 @@ class Stdout:
 
 
 class ProgressReport:
-    """Receives the reports of a backfill, and shows none of them."""
+    """Receives the reports of a backfill and discards them. A subclass shows them."""
 
     def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
-        """Show how many rows of a table are done, the approximate total, and the rate."""
+        """Receive how many rows of a table are done, the approximate total, and the rate."""
 
     def line(self, text: str) -> None:
-        """Print a result."""
+        """Receive a result."""
 
     def note(self, text: str) -> None:
-        """Print a line for the operator."""
+        """Receive a line for the operator."""
 
 
 def line(position: str, body: bytes, at: datetime) -> str:

@@ -104,7 +104,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
-    gc.disable()  # what is imported and collected stays
+    gc.disable()  # imported modules and collected tests stay alive
     try:
         return (yield)
     finally:
@@ -124,12 +124,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """With ``--quick``, report a test that passes once: a worker's usual six messages take longer than many a test."""
+    """With ``--quick``, report a passing test only once: the usual six messages cost more time than many tests."""
     if not item.config.getoption("quick"):
         return None
     for report in runtestprotocol(item, log=False, nextitem=nextitem):
         if report.when == "call" or not report.passed:
-            report.keywords = {}  # a third of the message, and not used
+            report.keywords = {}  # they are a third of the message, and unused
             item.ihook.pytest_runtest_logreport(report=report)
     return True
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
     """Disable the collector for the block. Afterwards the list has the new objects that are still alive.
 
-    All earlier objects are frozen, because the search among them takes longer than most tests. They stay frozen: to
-    unfreeze them would unfreeze what the tests import too, and each full collection of later tests would walk it. The
-    block may collect by itself: cycles that are not ours.
+    All earlier objects are frozen, because searching them takes longer than most tests. They stay frozen: unfreezing
+    would include what the tests import, and each full collection of later tests would walk that. The block may run the
+    collector itself, for cycles that are not ours.
     """
     left: list[object] = []
     gc.collect()  # garbage that is frozen would never be freed, without a warning

@@ -17,7 +17,7 @@ from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
 from airy_trio.migrate import migrate
-from airy_trio.settings.cross_checks import warnings
+from airy_trio.settings.cross_checks import exposure_warnings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application
@@ -135,7 +135,7 @@ async def test_warnings_about_settings_are_logged_at_the_start(sqlite_applicatio
         async with trio.open_nursery() as nursery:
             await nursery.start(app.serve, settings)
             nursery.cancel_scope.cancel()
-    assert [line["event"] for line in logs if "tokens" in line["event"]] == list(warnings(settings)) != []
+    assert [line["event"] for line in logs if "tokens" in line["event"]] == list(exposure_warnings(settings)) != []
 
 
 async def test_only_the_command_starts_workers(sqlite_application: Application) -> None:
@@ -180,7 +180,7 @@ async def test_renamed_column_interrupts_recording_only(any_application: Applica
             await port.until_ready()
 
 
-async def test_server_with_the_new_mapping_records_after_a_column_was_renamed(any_application: Application) -> None:
+async def test_server_with_new_mapping_records_after_a_rename(any_application: Application) -> None:
     settings = any_application.migrate(LISTENER)
     mapped = any_application.settings(f'[database.tables.tags.columns]\ncolor = "colour"\n{LISTENER}')
     with trio.fail_after(TIMEOUT_S):

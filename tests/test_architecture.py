@@ -57,7 +57,7 @@ SAY_NOTHING = {"base", "common", "core", "handler", "handlers", "helpers", "mana
 
 @frozen
 class Source:
-    """What the rules are about. The syntax trees of the package are not kept: each full collection would walk them."""
+    """What the rules check in one file. No syntax tree is kept: each full garbage collection would walk it."""
 
     imported: frozenset[str]
     nurseries: Sequence[int]
@@ -78,7 +78,7 @@ class Source:
 
 @cache
 def sources() -> Mapping[str, Source]:
-    """Return every source of the package. The first test that needs them parses them, which takes half a second."""
+    """Return the parts of every source of the package that the rules check. The first call takes half a second."""
     paths = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
     return {name: Source.of(path.read_text(), name) for name, path in paths.items()}
 

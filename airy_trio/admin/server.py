@@ -66,7 +66,7 @@ ASK_FOR_TOKEN: Final = {"www-authenticate": 'Basic realm="airy-trio", charset="U
 
 
 def _is_url(text: str, *schemes: str, with_path: bool = False) -> bool:
-    """Return whether a browser can open a URL: the text is one with a possible host and port, and with no user."""
+    """Return whether ``text`` is a URL that a browser can open, with a valid host and port, and without a user."""
     found = _URL.fullmatch(text)
     if found is None or found["scheme"] not in schemes or int(found["port"] or 0) > PORT_MAX:
         return False
@@ -82,7 +82,7 @@ def _check_others(_instance: object, option: "Attribute[Any]", urls: list[str]) 
     for index, url in enumerate(urls):
         if not _is_url(url, "http", "https"):
             allowed = 'a list of "http://HOST:PORT" or "https://HOST/PATH"'
-            raise NotAllowedError(option.name, allowed, f"another value at [{index}]")
+            raise NotAllowedError(option.name, allowed, f"an invalid URL at [{index}]")
 
 
 @frozen(kw_only=True)

@@ -235,7 +235,7 @@ async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
 
 @frozen
 class Worker:
-    """The values of ``--worker``, by which the parent starts a worker.
+    """The values of ``--worker``, which the parent passes to a worker.
 
     ``number``: from 0. ``port``: the shared port. ``descriptor``: the worker's end of the socket pair.
     """

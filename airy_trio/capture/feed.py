@@ -40,7 +40,7 @@ class Message(NamedTuple):
 
     ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, in ``time_zone`` if the text names no zone.
 
-    A named tuple, as all rows are, because a bulk change makes one per row and a frozen class takes eight times as long
+    A named tuple, like all rows, because a bulk change makes one per row and a frozen class takes eight times as long
     to make.
     """
 

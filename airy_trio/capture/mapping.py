@@ -217,10 +217,10 @@ class Table:
     def _keys(self) -> tuple[Column, ...]:
         return tuple(self.columns[name] for name in self.key_fields)
 
-    def logged(self, operation: str) -> tuple[Column | None, ...]:
-        """The columns of two keys and two carried fields in a row of the change log; None for each that is missing.
+    def logged_columns(self, operation: str) -> tuple[Column | None, ...]:
+        """Return the columns of ``key_1``, ``key_2``, ``old_1`` and ``old_2`` of the change log; None for an empty one.
 
-        Only a deletion carries fields, because its event cannot have them from anywhere else.
+        Only a deletion carries fields, because its event cannot get them from anywhere else.
         """
         carried = (self.columns.get(f.name) for f in FIELDS[self.kind] if f.carried and operation == "D")
         return (*(*self.keys, None)[:2], *(*carried, None, None)[:2])

@@ -65,7 +65,7 @@ Answers = Sequence[Rows]
 ObjectRow = Message | MetadataEntry | Channel | Tag
 """A row of a mapped table, under our field names."""
 ReadRow = tuple[Key, Any, bool]
-"""An object's key as stored in the database, its ``ObjectRow``, and whether the mapping's ``where`` includes that."""
+"""An object's key as stored in the database, its ``ObjectRow``, and whether the mapping's ``where`` includes it."""
 _Role = tuple[Literal["rows", "state"] | Subject, Kind]
 """The purpose of a query (a subject: its owners), and the table that it reads."""
 _SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
@@ -81,7 +81,7 @@ _AS_TEXT: Final[Mapping[Kind, Mapping[str, Value]]] = {
     "messages": {"content_form": "text"},
     "metadata": {"value_type": None},
 }
-"""What a row of these kinds says of its ``unbounded`` field if that is text."""
+"""The fields of such a row that mark its ``unbounded`` field as text."""
 
 
 class Change(NamedTuple):
@@ -176,7 +176,7 @@ class Objects:
         found: dict[Kind, dict[Key, ChangedObject]] = {}
         for kind in keys:
             answer = answered.get(("rows", kind), _NO_ROWS)
-            read = self._rows[kind].read(answer.rows)
+            read = self._rows[kind].convert(answer.rows)
             if kind == "metadata":
                 found[kind] = self._metadata(pairs, read, self._owners(pairs.values(), answered))
             else:
@@ -253,7 +253,7 @@ class Objects:
             return None
         carried = (f.name for f in FIELDS[kind] if f.carried)
         known = {"id": id_, **dict(zip(carried, change.old, strict=False))}
-        [(_, row, _)] = self._rows[kind].read([(*map(known.get, self._tables[kind].columns), False)])
+        [(_, row, _)] = self._rows[kind].convert([(*map(known.get, self._tables[kind].columns), False)])
         return _gone(kind, row)
 
 
@@ -279,7 +279,7 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
 
 
 class ObjectRows:
-    """Makes objects from the rows of one table, by position, because a bulk change has one row for each object.
+    """Converts the rows of one table to ``ObjectRow``. It takes fields by position: a bulk change has many rows.
 
     A row is one of ``Queries.rows``: the mapped columns, and last whether ``where`` includes it.
     """
@@ -298,8 +298,8 @@ class ObjectRows:
         unbounded = (self._made._fields.index(field.name) for field in FIELDS[table.kind] if field.unbounded)
         self._unbounded = next(unbounded, None)
 
-    def read(self, rows: Iterable[Row]) -> Iterator[ReadRow]:
-        """Yield for each row the key of its object, the row, and whether the mapping's ``where`` includes it."""
+    def convert(self, rows: Iterable[Row]) -> Iterator[ReadRow]:
+        """Convert rows. Yield for each the key of its object, the ``ObjectRow``, and whether ``where`` includes it."""
         make, fields, key, constants = self._made._make, self._fields, self._key, self._constants
         included, unbounded, chars_max = self._included, self._unbounded, self._text_chars_max
         for raw in rows:

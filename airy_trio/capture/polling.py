@@ -212,7 +212,7 @@ class UpdatedAtFeed(InspectedFeed):
         await trio.sleep(self._pause_s)
         if self._file is not None:
             with trio.move_on_after(POLL_MAX_S):
-                await self._file.another(self._file_version)
+                await self._file.wait_for_other(self._file_version)
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``: now, or for some tables the beginning. Other rows that exist are not sent."""

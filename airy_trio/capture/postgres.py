@@ -82,7 +82,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import Parameter, Pipeline, Statement, compiled, texts
+from airy_trio.database.postgres import Parameter, Pipeline, Statement, compiled, text_parameters
 
 FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
@@ -256,8 +256,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:
         """The statement for the next rows: a whole difference, or a page of it."""
         if point.target:
-            return self._page, texts(point.seq, point.target, point.snapshot, limit)
-        return self._difference, texts(point.next_transaction, f"{{{','.join(point.in_progress)}}}", limit)
+            return self._page, text_parameters(point.seq, point.target, point.snapshot, limit)
+        return self._difference, text_parameters(point.next_transaction, f"{{{','.join(point.in_progress)}}}", limit)
 
     def _following(self, point: PostgresPoint, now: PostgresPoint, rows: Sequence[Row], limit: int) -> PostgresPoint:
         """The resume point after these rows: the whole difference, or a page of it."""

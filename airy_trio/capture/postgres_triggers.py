@@ -104,7 +104,7 @@ def _body(names: Names, statement: str, condition: str = "found") -> str:
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
     """Return an insert into the change log for each of ``rows``; a deletion also logs what its event needs."""
-    columns = table.logged(operation)
+    columns = table.logged_columns(operation)
     values = ", ".join(map(_value, columns))
     return (
         f"{_insert(names)} select {quote_text(table.kind)}, {quote_text(operation)}, {values} "  # noqa: S608 - quoted
@@ -117,7 +117,7 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
 
     It tests with ``if exists`` first, because few updates change a key.
     """
-    columns, keys = table.logged("D"), table.logged("U")[:2]
+    columns, keys = table.logged_columns("D"), table.logged_columns("U")[:2]
     logged = ("key_1", "key_2", "old_1", "old_2")
     was = ", ".join(f"{_value(column)} as {name}" for column, name in zip(columns, logged, strict=True))
     before, after = (
@@ -145,7 +145,7 @@ def _source(columns: Sequence[Column | None], rows: str) -> str:
 
 
 def _value(column: Column | None) -> str:
-    """Return an expression for a column of ``airy_row``: NULL if it has no such column (see the module's docstring)."""
+    """Return an expression for a column of ``airy_row``, or for NULL if the row lacks it (see the module)."""
     if column is None:
         return "null::text"
     return f"(select {quote_identifier(column.name)}::text from (select airy_row.*) as airy_found)"  # noqa: S608 - quoted

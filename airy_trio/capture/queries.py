@@ -109,7 +109,7 @@ class BoundQuery:
 
     @property
     def halves(self) -> tuple["BoundQuery", "BoundQuery"]:
-        """The query with the second half of the keys, and with the first one."""
+        """The query with the second half of the keys, and the query with the first half."""
         half = len(self.keys) // 2
         return BoundQuery(self.query, self.keys[half:]), BoundQuery(self.query, self.keys[:half])
 

@@ -71,7 +71,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
         Raises ``DatabaseUnavailable`` if the file is locked for longer than ``READER_BUSY_TIMEOUT_S``.
         """
-        self._version = await self._file.another(self._version, after_s=0.0)
+        self._version = await self._file.wait_for_other(self._version, after_s=0.0)
         self._woken = True  # the next read sees at least this version
 
     async def trim(self, upto: str, limit: int) -> int:

@@ -271,7 +271,7 @@ def _differ(table: Table, one: str, other: str) -> str:
 
 def _logged(table: Table, names: Names, operation: str, row: str) -> str:
     """Return an insert of the keys of ``row`` into the change log; a deletion also logs what its event needs."""
-    columns = table.logged(operation)
+    columns = table.logged_columns(operation)
     values = ["null" if column is None else f"{row}.{quote_identifier(column.name)}" for column in columns]
     return (
         f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2, at, token) "

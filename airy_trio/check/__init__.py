@@ -45,7 +45,7 @@ from airy_trio.log.sql.store import bounds_of
 from airy_trio.log.sql.tables import log_tables
 from airy_trio.log.store import Bounds
 from airy_trio.settings import Settings
-from airy_trio.settings.cross_checks import warnings
+from airy_trio.settings.cross_checks import exposure_warnings
 from airy_trio.websocket.tls import CERTIFICATE, KEY
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class _Check:
     def everything(self) -> None:
         self.certificate()
         self.credentials()
-        self.report.add("warning", list(warnings(self.settings)))
+        self.report.add("warning", list(exposure_warnings(self.settings)))
         application, log = self.application(), self.store()
         if log is not None:
             self.report.add("note", _completeness(self.settings, log.bounds))

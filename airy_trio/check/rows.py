@@ -34,7 +34,7 @@ ROWS_MAX: Final = 1000
 BATCH_ROWS: Final = 100
 """How many rows are in memory at once: a row may have megabytes."""
 ALL_MIN: Final = 10
-"""If none of so many rows can be converted, the mapping is wrong, and the server would send nothing."""
+"""If none of a table's newest rows can be converted, and there are at least this many, the mapping is wrong."""
 TIMEOUT_S: Final = 5.0
 """For each statement on Postgres, and for each table on SQLite."""
 SHOWN_MAX: Final = 5
@@ -57,15 +57,15 @@ _OPEN: Final = ("source", "color")
 
 
 BODIES_MAX: Final = 10
-"""How many events of each table ``NewestRows`` has."""
+"""The maximum number of ``NewestRows.bodies``."""
 
 
 @frozen
 class NewestRows:
     """What the newest rows of one table show.
 
-    ``findings``: rows that cannot be converted, and values that the mapping does not list. ``bodies``: of the events
-    that the newest rows would become. Rows that cannot be converted are left out.
+    ``findings``: rows that cannot be converted, and values that the mapping does not list. ``bodies``: the bodies
+    of the events that these rows would become, without rows that cannot be converted.
     """
 
     findings: Sequence[Finding]

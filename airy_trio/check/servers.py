@@ -115,9 +115,9 @@ _SERVER = sa.text(
 
 
 def refusals(connection: sa.Connection, *, reads_only: bool = False) -> Iterator[str]:
-    """Yield a line if this server cannot be used at all: it is too old, or a standby, which accepts no writes.
+    """Yield a line if this server cannot be used at all: it is too old, or it is a standby and we write to it.
 
-    ``reads_only``: as for ``durability``.
+    ``reads_only``: we write nothing to it, so a standby is accepted.
     """
     version, standby = connection.execute(_VERSION).one()
     if version < VERSION_MIN:
@@ -127,7 +127,9 @@ def refusals(connection: sa.Connection, *, reads_only: bool = False) -> Iterator
 
 
 def open_database(url: str, connect_timeout_s: float, *, read_only: bool = False) -> Database:
-    """Open a database to examine it as it is: through a pooler, and with text that is not UTF-8. The caller closes it.
+    """Open a database to examine it as it is, also through a pooler, and also if it has text that is not UTF-8.
+
+    The caller disposes of its engine.
 
     ``read_only``: open an SQLite file read-only.
     """
@@ -247,13 +249,13 @@ def try_to_write(connection: sa.Connection) -> None:
 
 
 def pragma(path: Path, name: str) -> Any:  # noqa: ANN401 - a text or a number
-    """Return a setting of an SQLite file for a connection that sets nothing, as the application's may be."""
+    """Return a PRAGMA of an SQLite file as a connection has it that sets nothing. The application's may be one."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as plain:
         return plain.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def file_durability(synchronous: int) -> Iterator[str]:
-    """Yield a line if with this value of ``PRAGMA synchronous`` a commit does not wait for the disk."""
+    """Yield a line if, with this value of ``PRAGMA synchronous``, a commit does not wait for the disk."""
     if synchronous < SYNCHRONOUS_FULL:
         yield (
             f"this SQLite is built with synchronous = {synchronous}: unless the application sets FULL, a power failure "

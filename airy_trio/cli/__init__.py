@@ -27,7 +27,7 @@ __all__ = ["airy_trio", "main"]
 
 
 def main() -> NoReturn:
-    """Run the command line. An ``AiryTrioError`` of a command ends it: its lines are printed, without a traceback."""
+    """Run the command line. If a command raises ``AiryTrioError``, print its lines, without a traceback, and exit."""
     try:
         airy_trio(prog_name="airy-trio")
     except AiryTrioError as error:
@@ -44,7 +44,12 @@ def main() -> NoReturn:
     "line or settings.",
 )
 @CONFIG
-@click.option("--worker", type=(int, int, int), hidden=True, help="Which worker this is; added by the server itself.")
+@click.option(
+    "--worker",
+    type=(int, int, int),
+    hidden=True,
+    help="The number, port and descriptor of this worker; added by the server.",
+)
 @click.version_option(__version__, prog_name="airy-trio")
 @click.pass_context
 def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, int, int] | None) -> None:

@@ -37,7 +37,7 @@ EXAMPLES_MAX: Final = 10
 
 
 def load_settings(config: Path | None) -> "Settings":
-    """Load the settings file and configure logging as it says.
+    """Load the settings file and configure logging as it specifies.
 
     Raises ``SettingsError``, and ``click.UsageError`` if no file was given.
     """
@@ -71,7 +71,7 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
 
 @contextlib.contextmanager
 def lock_progress() -> Iterator[Callable[[float], None] | None]:
-    """Return a function that shows how often a migration has waited for a lock; None: it is logged instead."""
+    """Yield a function that shows how often a migration has waited for a lock; None if that is logged instead."""
     from airy_trio.migrate import LOCK_TRIES_MAX
 
     with progress_bar("waiting for an open transaction", LOCK_TRIES_MAX) as progress:
@@ -124,7 +124,7 @@ def backfill(config: Path | None, tables: tuple[str, ...], *, rate: float | None
 def _run_backfill(
     settings: "Settings", tables: tuple[str, ...] = (), *, rate: float | None = None, restart: bool = False
 ) -> None:
-    """Run a backfill; exits if it is interrupted."""
+    """Run a backfill. Exit if it is interrupted."""
     from airy_trio import backfill as implementation
 
     options = implementation.BackfillOptions(names=tables, rate=rate, restart=restart)

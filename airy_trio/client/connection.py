@@ -273,9 +273,9 @@ class ServerConnection:
 
 
 def _reason(error: OSError) -> str:
-    """Return why a host could not be reached; if it has several addresses, the reason of the first one."""
+    """Return why a host could not be reached; if it has several addresses, the reason for the first one."""
     cause: BaseException | None = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):  # Trio's error says only that all attempts have failed
+    while isinstance(cause, BaseExceptionGroup):  # Trio's error reports only that all attempts have failed
         cause = cause.exceptions[0]
     number = cause.errno if isinstance(cause, OSError) else None
     return str(error) if number is None else os.strerror(number)

@@ -142,7 +142,7 @@ SLICE_ROWS: Final = 500
 """Rows converted between two checkpoints: about a millisecond."""
 
 COMPILED_MAX: Final = 1024
-"""Statements that stay compiled. A server has less than a hundred."""
+"""Compiled statements that are cached. A server has fewer than a hundred."""
 
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
@@ -162,13 +162,13 @@ class Statement:
         return [pq.Format.BINARY if index in self.binary else pq.Format.TEXT for index in range(count)]
 
 
-def texts(*values: object) -> list[Parameter]:
+def text_parameters(*values: object) -> list[Parameter]:
     """Return parameters in text format. None is NULL."""
     return [None if value is None else str(value).encode() for value in values]
 
 
 def compiled(statement: Any, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:  # noqa: ANN401 - SQLAlchemy's
-    """Return a statement of SQLAlchemy, which is compiled once, with its parameters, by their names."""
+    """Return a SQLAlchemy statement, compiled on first use, and its parameters. ``values``: parameters by name."""
     made, constants, encoders = _compiled(statement)
     given = {**constants, **values}
     return made, [encode(given[name]) for name, encode in encoders]
@@ -178,7 +178,7 @@ def compiled(statement: Any, values: Mapping[str, Any]) -> tuple[Statement, list
 def _compiled(
     statement: Any,  # noqa: ANN401 - SQLAlchemy's
 ) -> tuple[Statement, Mapping[str, Any], Sequence[tuple[str, Callable[[Any], bytes]]]]:
-    """Return a statement for pipelines, its constant parameters, and what encodes each parameter."""
+    """Return a statement for pipelines, its constant parameters, and for each parameter its name and its encoder."""
     made = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
     binds = [made.binds[name] for name in made.positiontup or ()]
     arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
@@ -295,7 +295,7 @@ class Pipeline:
         _raise_failed(await self._results())
 
     def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[str | None]:
-        """Return for each expected result the statement that it prepares, None if it has the rows."""
+        """Send a statement, prepared if possible. Return for each result the SQL it prepares; None if it has rows."""
         sql, formats = statement.sql, statement.formats(len(parameters))
         if not self._prepares:
             self._libpq.send_query_params(sql.encode(), parameters, param_formats=formats)

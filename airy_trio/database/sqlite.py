@@ -262,8 +262,9 @@ class FileVersions:
     async def ask(self, *, other_than: FileVersion | None = None) -> FileVersion:
         """Return the version, which changes with every commit by others.
 
-        If another file has taken its place, return the version of that one, after ``close``. ``other_than``: wait for
-        another one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable`` if the file is gone.
+        If another file has taken its place, call ``close`` and return the version of the new file. ``other_than``: wait
+        for a version other than this one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable`` if
+        the file is gone.
         """
         closely_s = 0.0 if other_than is None else self.watch.closely_s
         ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
@@ -276,8 +277,8 @@ class FileVersions:
         self.watch.looked(changed=same_connection and before != version)
         return version
 
-    async def another(self, known: FileVersion | None, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
-        """Wait for another version than ``known``, and return it. ``after_s``: see ``SqliteWatch.pause``."""
+    async def wait_for_other(self, known: FileVersion | None, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
+        """Wait for a version other than ``known``, and return it. ``after_s``: see ``SqliteWatch.pause``."""
         while True:
             await self.watch.pause(after_s=after_s)
             version = await self.ask(other_than=known)

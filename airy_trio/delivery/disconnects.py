@@ -68,7 +68,7 @@ NOT_FOUND: Final = DisconnectReason(
     "404-unknown-destination",
     4404,
     Reconnect.NO,
-    "There is no such destination; allowed are /events, /events/TYPE, /events/channel/ID and /events/conversation/ID.",
+    "There is no such destination; use /events, /events/TYPE, /events/channel/ID or /events/conversation/ID.",
 )
 SILENT: Final = DisconnectReason(
     "silent",

@@ -69,7 +69,7 @@ class InboxApplication:
             self._execute("insert into tags values (?, ?, ?)", str(uuid.uuid4()), name, color)
 
     def conversation(self) -> Iterator[float]:
-        """Write one conversation from its first message to its last; yield the pause in seconds before each write."""
+        """Write one conversation from its first message to its last. Yield each pause between writes, in seconds."""
         conversation = f"conversation-{uuid.uuid4().hex[:6]}"
         channel, source = self._random.choice(CHANNELS)
         for key, value in (("displayName", self._random.choice(CONTACTS)), ("locale", self._random.choice(LOCALES))):

@@ -101,7 +101,7 @@ class ChannelUpdated:
 
 
 @frozen(kw_only=True)
-class _OfTag:
+class _TagEvent:
     id: str
 
     conversation_id: ClassVar[None] = None
@@ -114,7 +114,7 @@ class _OfTag:
 
 
 @frozen(kw_only=True)
-class TagUpdated(_OfTag):
+class TagUpdated(_TagEvent):
     """The current state of a tag."""
 
     type: ClassVar[str] = "tag.updated"
@@ -124,7 +124,7 @@ class TagUpdated(_OfTag):
 
 
 @frozen(kw_only=True)
-class TagDeleted(_OfTag):
+class TagDeleted(_TagEvent):
     """A deleted tag (only with ``[events] deletes``)."""
 
     type: ClassVar[str] = "tag.deleted"

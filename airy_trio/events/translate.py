@@ -47,7 +47,7 @@ from airy_trio.events.models import (
 from airy_trio.events.values import RowFault, UnfitValueError, instant, printable, wire_time
 
 _NAMES: Final[Mapping[type[Gone], str]] = {MessageGone: "message", ChannelGone: "channel", TagGone: "tag"}
-"""The first parts of the types and identities of the objects' events."""
+"""The part of an event's type before the dot, and of an object's identity before the colon."""
 _TABLES: Final = {"message": "messages", "metadata": "metadata", "channel": "channels", "tag": "tags"}
 
 
@@ -83,7 +83,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
             if isinstance(changed, Gone):
                 name = _NAMES[type(changed)]
                 with suppress(UnfitValueError):  # an object without a fit id has no state
-                    # Before the event, which may have a fault or be left out.
+                    # Noted before the event is made, because the event may have a fault or be left out.
                     ended.append((f"{name}.updated", f"{name}:{values.identity(changed.id, 'id')}"))
             if isinstance(changed, Metadata):
                 if not changed.entries:

@@ -222,7 +222,7 @@ class _Proposer:
         return (table for table in self._tables if table is not messages.table)
 
     def _choose(self, kind: Kind, scores: Mapping[str, float]) -> Columns | None:
-        """Return the columns of the table with the highest score, or of the answer to a question if it is not sure."""
+        """Return the columns of the table with the highest score. If another score is close, ask which table it is."""
         ranked = _ranked(scores)[:CHOICES_MAX]
         close = [name for name in ranked if scores[name] > CLOSE * scores[ranked[0]]]
         best = self._ask(f"which table has the {kind}", (*close, NONE), close[0]) if len(close) > 1 else None
@@ -284,7 +284,7 @@ def _noun_score(table: FoundTable, nouns: Sequence[str]) -> float:
 
 
 def _proposal_of(columns: Columns, scores: Mapping[str, float]) -> Proposal:
-    """Propose the columns that were assigned. The reason has the scores."""
+    """Propose the columns that were assigned. ``why`` contains the scores."""
     kind, table = columns.kind, columns.table
     reason = f"named like {kind}" if _noun_score(table, NOUNS[kind]) > 0 else f"has the columns of {kind}"
     others = [f"{name} {scores[name]:.1f}" for name in _ranked(scores) if name != table.label][:3]

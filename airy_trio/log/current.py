@@ -50,9 +50,9 @@ class StateOptions:
 class Marks(StateOptions):
     """What the recorder knows of the state, stored with it as JSON.
 
-    ``begun``: for each type the token of the newest backfill that has begun, and ``before`` then. ``whole``: for each
-    type that a backfill has completed, the offset from which on the folded state has all of its objects. ``before``:
-    the head before the changes that became visible together with those of the newest append.
+    ``begun``: for each type the token of the newest backfill that has begun, and ``before`` at that time. ``whole``:
+    for each type that a backfill has completed, the offset from which on the folded state has all of its objects.
+    ``before``: the head before the changes that became visible together with those of the newest append.
 
     A backfill sends everything that was visible before its begin. Of what becomes visible together with it, changes may
     be recorded before it whose transactions were open while it looked for their rows.

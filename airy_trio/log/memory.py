@@ -53,7 +53,9 @@ class MemoryStore:
         self._resume_point: str | None = None
         self._state: StoredState | None = None
         self._kept: dict[str, StoredEvent] = {}  # the current state by object, in the order of the events
-        self._kept_events: list[StoredEvent] | None = None  # the same, made by the first read after a change
+        self._kept_events: list[StoredEvent] | None = (
+            None  # the same events as a list; None after a change, until the next read
+        )
         self._ended: dict[str, int] = {}  # by object: the head when it ended; its events up to there do not count
         self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()

@@ -142,10 +142,11 @@ class Recorder:
 
         Reports that it has started when another server is known to write our log, or when the first batch is recorded.
 
-        Error handling: an outage is logged once, and retried until it is over. So is a mapped table or column that was
-        dropped or renamed after the start: the changes wait in the change log, and the clients stay connected. The
-        lease is released then, because a server with a new mapping can record. Before the start these errors are
-        raised; errors that waiting does not resolve always are.
+        Error handling: an outage is logged once, and recording is retried until it succeeds. The same applies after the
+        start if the log is foreign (``ForeignLogError``), or if a mapped table or column was dropped or renamed. In the
+        last case the changes wait in the change log, the clients stay connected, and the recorder releases the lease,
+        because a server with a new mapping can record. Before the start these errors are raised. Errors that waiting
+        does not resolve are always raised.
         """
         starting = _Starting(task_status)
         while True:

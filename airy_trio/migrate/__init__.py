@@ -164,7 +164,7 @@ class _Migration:
     record: list[str] | None = None
 
     def run(self, waiting: Waiting | None) -> Migrated:
-        """Migrate."""
+        """Check the options, then migrate; retry while a table is locked."""
         path = _file_of(_address(self.settings))
         if path is not None:
             if self.firing is not None:
@@ -177,11 +177,11 @@ class _Migration:
 
     def _attempt(self) -> Migrated:
         if self.record is not None:
-            self.record.clear()  # of an attempt that found a table locked
+            self.record.clear()  # discard the statements of an attempt that found a table locked
         return self._only_log() if self.settings.changes.reads_only else self._all()
 
     def _all(self) -> Migrated:
-        """Slow steps come first, triggers last, because the application's writers wait for them."""
+        """Make one attempt: slow steps first, triggers last, because the application's writers wait for these."""
         settings, options = self.settings, self.settings.database
         with transaction(_address(settings), options, record=self.record) as connection:
             names = _names(connection, options)
@@ -330,7 +330,7 @@ def _drop_schema(connection: sa.Connection, names: Names) -> None:
 def _store(
     connection: sa.Connection | None, settings: Settings, record: list[str] | None = None
 ) -> AbstractContextManager[sa.Connection | None]:
-    """Begin a transaction on the database of an ``sql`` store, or use the given one if it is the same database."""
+    """Begin a transaction on the database of an ``sql`` store, or use the given connection to the same one."""
     if settings.log.store != "sql":
         return nullcontext()
     if settings.log_is_here:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airy_trio.settings import Settings
 
 TOKEN_CHARS_MIN: Final = 16
-"""Of a client's token, without a warning."""
+"""A client token with fewer characters causes a warning."""
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
 _URL_WORDS: Final = BUILT_IN["sql"].url
 _LOG_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
@@ -271,7 +271,7 @@ def contradictions(settings: "Settings") -> Iterator[str]:
             f"listener.path, listener.sse_path: {listener.path} would be an event stream as well as the WebSocket; "
             'change one of them, or set sse_path = ""'
         )
-    yield from _worker_contradictions(listener, log, settings.admin)
+    yield from _process_contradictions(listener, log, settings.admin)
     yield from _own_file_fault(database, log)
     if changes.reads_only:
         if database.url.startswith(POSTGRES) and settings.log_is_here:
@@ -287,8 +287,8 @@ def contradictions(settings: "Settings") -> Iterator[str]:
             )
 
 
-def warnings(settings: "Settings") -> Iterator[str]:
-    """Yield a line for options that are allowed, but let others read events. Each line names all of them."""
+def exposure_warnings(settings: "Settings") -> Iterator[str]:
+    """Yield a line for each group of options that is allowed, but lets others read events. The line names them all."""
     auth, host = settings.auth, settings.listener.host
     if auth.mode == "none" and not admission.is_loopback(host):
         yield (
@@ -297,10 +297,10 @@ def warnings(settings: "Settings") -> Iterator[str]:
         )
     short = [name for name, token in auth.tokens.items() if len(token) < TOKEN_CHARS_MIN]
     if short:
-        yield f"auth.tokens: shorter than {TOKEN_CHARS_MIN} characters, so others may guess them: {', '.join(short)}"
+        yield f"auth.tokens: tokens of fewer than {TOKEN_CHARS_MIN} characters may be guessed: {', '.join(short)}"
 
 
-def _worker_contradictions(listener: ListenerOptions, log: LogOptions, admin: AdminOptions) -> Iterator[str]:
+def _process_contradictions(listener: ListenerOptions, log: LogOptions, admin: AdminOptions) -> Iterator[str]:
     workers, port, last = listener.workers, admin.port, listener.processes - 1
     if workers == 1:
         if port and (admin.host, port) == (listener.host, listener.port):

@@ -24,9 +24,9 @@ The suite simulates failures in the middle of a call by cancelling the call at o
 - that errors do not show the URL.
 
 Each check is about one promise, in the modules next to this one. The last, ``random_schedules_agree_with_a_list``,
-calls the verbs in random order and compares every result with that of a list. It alone checks what the order of calls
-may change: limits and destinations of reads, rejected appends, epochs, and the current state. Its seeds are always the
-same, so a failure can be repeated.
+calls the verbs in random order and compares every result with that of a list. Only this check covers limits and
+destinations of reads. It also covers most of what is promised about rejected appends, epochs and the current state. Its
+seeds are always the same, so a failure can be repeated.
 """
 
 from collections.abc import Callable, Sequence
@@ -216,7 +216,9 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             replaces = "other" if expected == model.head else None
             state = _random_change(model, new, random)
             rejected = await is_stale(store.append(expected, new, "stale", replaces=replaces, state=state))
-            expect(rejected, f"an append after {expected}, in place of {replaces!r}, is rejected at {model.head}")
+            expect(
+                rejected, f"an append after {expected} with replaces={replaces!r} is rejected; the head is {model.head}"
+            )
             if replaces is None:
                 rejected = await is_stale(store.begin_epoch(expected, "stale"))
                 expect(rejected, f"begin_epoch after {expected} is rejected at {model.head}")
@@ -250,7 +252,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
 async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     bounds = await store.bounds()
     expect((bounds.first, bounds.head) == (model.trimmed + 1, model.head), "the bounds are those of the list")
-    expect(bounds.now_ms >= model.appended_at_ms, "times of appends are by the clock of the bounds")
+    expect(bounds.now_ms >= model.appended_at_ms, "the times of appends and of the bounds are from one clock")
     expect(await store.resume_point() == model.resume_point, "the resume point is the one stored last")
     destination, limit, bytes_max = random.choice(_DESTINATIONS), random.choice(LIMITS), random.choice(BYTES_MAX)
     after = model.head.at(random.randint(0, model.head.offset + 2))
@@ -270,7 +272,7 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     expired = await is_expired(store.newest(other, destination)) and await is_expired(store.read(other, limit))
     expect(expired, "reads at a position of another epoch raise PositionExpired")
     if model.state is None:
-        expect(bounds.state is None, "an append without it, or a new epoch, ends the current state")
+        expect(bounds.state is None, "an append without a state change, or a new epoch, ends the current state")
         expired = await is_expired(store.current(StateAt(model.generation, model.head), after, limit))
         expect(expired, "reading a state that has ended raises PositionExpired")
         return
@@ -297,8 +299,8 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
 def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> StateChange:
     """Make a change of the current state that an append of these events may have."""
     generation = model.state.generation if model.state and random.random() < CONTINUED else new_epoch()
-    ended = [name for name in (*OBJECTS, *OBJECTS, "object:none") if random.random() < ENDED]  # some twice
-    begin = random.choice((0, 0 if model.state is None else model.state.folded))  # also what is not folded yet
+    ended = [name for name in (*OBJECTS, *OBJECTS, "object:none") if random.random() < ENDED]  # some names twice
+    begin = random.choice((0, 0 if model.state is None else model.state.folded))  # or only what is not folded yet
     swept = {type_: random.randint(begin, model.head.offset) for type_ in TYPES if random.random() < SWEPT}
     folds = any(one.type in KEPT for one in new)
     return StateChange(generation=generation, marks=str(random.random()), ended=ended, swept=swept, folds=folds)

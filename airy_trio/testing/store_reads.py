@@ -133,7 +133,7 @@ async def _replace(head: Position, known: str, number: int, store: EventStore, w
 
 
 async def since_finds_young_events(open_store: OpenStore) -> None:
-    """Since returns the position before the events that are younger than an age."""
+    """``since`` returns the position before the first event that is younger than the given age."""
     async with open_store() as store:
         head = await put(store, (await store.bounds()).head, [event(number) for number in range(1, 4)])
         old_ms = (await store.read(head.at(2), 1))[0].appended_at_ms

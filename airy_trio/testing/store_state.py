@@ -46,7 +46,7 @@ async def the_state_is_folded_in_steps(open_store: OpenStore) -> None:
 
 
 async def an_end_is_not_moved_back(open_store: OpenStore) -> None:
-    """An object that has ended stays so if its type is swept up to an earlier offset, also if it is folded later."""
+    """An object that has ended stays ended if its type is swept later up to an earlier offset; folds change nothing."""
     async with open_store() as store:
         head = (await store.bounds()).head
         head = await _append(store, head, "aa", StateChange(generation=FIRST))

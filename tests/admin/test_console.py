@@ -177,7 +177,7 @@ def test_other_console_is_accepted(url: str, sqlite_application: Application) ->
 )  # fmt: skip
 def test_invalid_other_console_is_refused(url: str, sqlite_application: Application) -> None:
     with pytest.raises(
-        SettingsError, match=r"^admin\.others: found another value at \[1\], expected .*http://HOST:PORT"
+        SettingsError, match=r"^admin\.others: found an invalid URL at \[1\], expected .*http://HOST:PORT"
     ):
         sqlite_application.settings(f'[admin]\nport = 0\nothers = ["http://a:8081", "{url}"]\n')
 

@@ -21,7 +21,7 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
 def key_pair(algorithm: str, number: int = 0, bits: int = 2048) -> PrivateKey:
-    """Return the ``number``-th key for an algorithm. Those for RSA are the same ones, which take long to make."""
+    """Return the ``number``-th key for an algorithm. The RSA algorithms share keys, because making one takes long."""
     return rsa_key_pair(number, bits) if algorithm.startswith("RS") else curve_key_pair(algorithm, number)
 
 

@@ -57,7 +57,7 @@ def test_unavailable_key_server_is_a_warning(sqlite_application: Application) ->
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "chat.example.org"])  # noqa: S104 - nothing listens
-def test_events_for_everyone_are_a_warning(sqlite_application: Application, host: str) -> None:
+def test_all_events_for_every_client_is_a_warning(sqlite_application: Application, host: str) -> None:
     (finding,) = check(sqlite_application.migrate(f'[listener]\nhost = "{host}"')).of("warning")
     assert finding == (
         f'auth.mode is "none" and listener.host is "{host}", not a loopback address: every client that reaches '
@@ -68,7 +68,7 @@ def test_events_for_everyone_are_a_warning(sqlite_application: Application, host
 def test_tokens_that_can_be_guessed_are_a_warning(sqlite_application: Application) -> None:
     auth = f'[auth]\nmode = "tokens"\ntokens = {{ a = "1", b = "{"x" * 16}", c = "{"y" * 15}" }}\n'
     report = check(sqlite_application.migrate(f'[listener]\nhost = "::"\n{auth}'))
-    assert report.of("warning") == ("auth.tokens: shorter than 16 characters, so others may guess them: a, c",)
+    assert report.of("warning") == ("auth.tokens: tokens of fewer than 16 characters may be guessed: a, c",)
 
 
 def test_tokens_without_grants_are_a_warning(sqlite_application: Application) -> None:

@@ -49,7 +49,7 @@ def test_rows_that_cannot_be_converted_are_counted_by_reason(lenient: Applicatio
 
 
 @pytest.mark.parametrize("good", [0, 1])
-def test_mapping_by_which_no_row_can_be_converted_is_a_problem(lenient: Application, good: int) -> None:
+def test_mapping_that_converts_no_row_is_a_problem(lenient: Application, good: int) -> None:
     for number in range(rows.ALL_MIN):
         lenient.message(id=f"m{number}", sent_at=None if number >= good else "2020-01-01T00:00:00Z")
     report = check(lenient.migrate())

@@ -119,11 +119,12 @@ class Rig:
         new = more = self.read()
         quiet = stuck = 0
         while quiet < 3:
-            # Of the autojump clock: every task that can run has run. A full buffer is read more often than timers run.
+            # With the autojump clock every task that can run has run after a sleep. A full buffer is read more often
+            # than timers run.
             await trio.sleep(0.1 if more or self.transport.pending else 1)
             more = self.read()
             stuck = 0 if more or not self.transport.pending else stuck + 1
-            assert stuck < STUCK_READS, "pending, and no task drains it"
+            assert stuck < STUCK_READS, "bytes are pending, and no task drains the buffer"
             quiet = 0 if more or self.transport.pending else quiet + 1
             new += more
         return new

@@ -21,7 +21,7 @@ CONSOLE = re.compile(r"console +(http://127\.0\.0\.1:\d+/)")
 EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  [a-z0-9]{6}-(\d+) +(message|metadata|channel|tag)\.updated ")
 STATE = re.compile(
     r"the current state up to [a-z0-9]{6}-8\n(\S+  \S+-\d +(channel|tag)\.updated .*\n){8}"
-    r"the current state is complete; .*\n"
+    r"the current state ends here; .*\n"
 )
 """The state comes first, and no type is missing from it."""
 IN_A_GROUP_OF_ITS_OWN = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"

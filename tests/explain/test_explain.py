@@ -281,7 +281,7 @@ async def test_missing_triggers_are_reported(any_application: Application, tmp_p
     assert found["verdict"].startswith("no event: changes of this table are not captured; run: airy-trio migrate")
 
 
-async def test_missing_trigger_for_the_current_state_is_reported(
+async def test_missing_truncate_trigger_for_the_state_is_reported(
     postgres_application: Application, tmp_path: Path
 ) -> None:
     more = '[log]\nkeep_current = ["message.updated"]\n'

@@ -141,7 +141,7 @@ async def test_cancelled_copy_has_an_effect_completely_or_not_at_all(store: Even
     head = (await store.bounds()).head
     outcomes = set()
     for number in range(40):
-        # An append that was cancelled may take effect after the look at it, and then the next one is stale.
+        # A cancelled append may take effect after the bounds were read; the next append is then stale.
         with trio.move_on_after(number * 0.002), suppress(StaleAppend):
             await store.append(head, events(COPY_FROM), "point")
         with trio.fail_after(10):

@@ -101,7 +101,7 @@ async def test_new_epoch_gives_a_reset_then_its_events() -> None:
     assert await offsets(reading) == [1]
 
 
-async def test_position_beyond_the_head_is_of_another_epoch(autojump_clock: trio.testing.MockClock) -> None:
+async def test_position_beyond_the_head_gives_a_reset(autojump_clock: trio.testing.MockClock) -> None:
     log = Log()
     await log.append(2)
     reading = await log.reader(7)

@@ -275,7 +275,7 @@ class NothingIsSwept(DelegatingStore):
 
 
 class SweepsMoveEndsBack(MemoryStore):
-    """Notes a swept event as the end of its object, also if the object has ended later."""
+    """Records a swept event as the end of its object, even if the object has already ended at a later offset."""
 
     def _change_state(self, change: StateChange, head: int) -> None:
         super()._change_state(change, head)

@@ -203,9 +203,10 @@ local function matching(place_at)
   end
 end
 """.replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
-"""Returns whether an event is of a destination. The last arguments of a script name it (``match_arguments``): the index
-of the value in an entry's fields that is compared, 0 for none; the value that it must have; the channels that an event
-may be of, none for all."""
+"""``matching(place_at)`` returns a function of an entry's fields: whether the event belongs to the destination.
+
+``ARGV[place_at]`` and the following arguments name it (``match_arguments``): the index of the value to compare, 0 for
+none; the value that it must have; the allowed channels, none for all."""
 
 CURRENT: Final = (
     _BEGINNING

@@ -147,7 +147,7 @@ class RedisStore:
         return await self._read(_Scan(scripts.CURRENT, begin, destination, gone), after.offset, limit, bytes_max)
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        scan = _Scan(scripts.SCAN, (until.epoch, 1), destination, f"the events after {until} are gone")
+        scan = _Scan(scripts.SCAN, (until.epoch, 1), destination, f"the events up to {until} are gone")
         more, offset = True, until.offset
         while more:
             more, reached, events = await self._scan(scan, offset, SCAN_EVENTS, SCAN_BYTES)

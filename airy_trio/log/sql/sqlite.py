@@ -162,7 +162,7 @@ class SqliteStore(SqlStore):
 
 def _row_of(event: StoredEvent) -> Sequence[Any]:
     """Return the row of an event, in the order of the columns, which is the order of its own fields."""
-    # Printable text needs no escaping, and nearly all is: one test for three fields.
+    # Printable text needs no escaping, and nearly all text is printable, so one test covers three fields.
     if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():
         return event
     texts = escaped(event.object), escaped(event.conversation_id), escaped(event.channel_id)

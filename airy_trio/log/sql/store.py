@@ -59,7 +59,7 @@ Run = Callable[..., Awaitable[Any]]
 
 
 class SqlStore:
-    """``EventStore`` in SQL, without ``wait``, ``append`` and ``_begin_epoch``, which each dialect has in its own way.
+    """``EventStore`` in SQL. Each dialect adds its own ``wait`` and ``append``, and ``_begin_epoch`` for this class.
 
     ``replaying``: for reads on behalf of clients, as many as there may be at once (``READS_MAX``). The reads that
     follow the log must not wait for their scans.
@@ -105,7 +105,7 @@ class SqlStore:
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        statement, values = self._tables.of(destination, self._tables.read)
+        statement, values = self._tables.statement_for(destination, self._tables.read)
         values |= {"epoch": after.epoch, "after": after.offset, "limit": limit}
         run = self._reading if destination is None else self._replaying
         events, bounds = await self._events(run, statement, values, bytes_max)
@@ -122,7 +122,7 @@ class SqlStore:
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        statement, values = self._tables.of(destination, self._tables.kept)
+        statement, values = self._tables.statement_for(destination, self._tables.kept)
         before = self._tables.before_kept()
         values |= {
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
@@ -135,7 +135,7 @@ class SqlStore:
         return events
 
     async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
-        statement, values = self._tables.of(destination, self._tables.newest)
+        statement, values = self._tables.statement_for(destination, self._tables.newest)
         values |= {"epoch": until.epoch, "until": until.offset}
         events, bounds = await self._events(self._replaying, statement, values, None)
         if until.epoch != bounds.epoch:
@@ -278,7 +278,7 @@ class SqlStore:
             raise
 
     async def _unless_stale(self, expected: Position, answer: Awaitable[T | None]) -> T:
-        """Await what changes the head. Raises ``StaleAppend`` if it returns None: nothing was written."""
+        """Await a change of the head. Raises ``StaleAppend`` if it returns None: then nothing was written."""
         found: T | None = await self._translated(answer)
         if found is not None:
             return found
@@ -308,9 +308,9 @@ def state_values(before: int, head: Position, point: str, change: StateChange | 
 
 
 def digest(stored_object: str) -> bytes:
-    """Return the key of an object in the current state, of its ``escaped`` text.
+    """Return the key of an object in the current state. ``stored_object``: its ``escaped`` text.
 
-    A digest, because Postgres limits the size of index entries, and one that Postgres can compute.
+    A digest, because Postgres limits the size of index entries; SHA-256, because Postgres can compute it.
     """
     return sha256(stored_object.encode()).digest()[:DIGEST_BYTES]
 

@@ -203,7 +203,7 @@ class LogTables:
         """Return the steps that come before ``kept`` in its transaction."""
         return ()
 
-    def of(
+    def statement_for(
         self, destination: Destination | None, make: Callable[[Iterable[str]], "sa.Select[Any]"]
     ) -> tuple[Any, dict[str, Any]]:
         """Return the statement that ``read``, ``kept`` or ``newest`` makes for a destination, and its parameters."""
@@ -269,7 +269,7 @@ class LogTables:
     def kept(self, values: Iterable[str]) -> "sa.Select[Any]":
         """Return the statement for the next ``:limit`` events of the current state of ``:generation``.
 
-        They are those between the offsets ``:after`` and ``:until``, with up to ``:bytes_max``.
+        They are those between the offsets ``:after`` and ``:until``, with up to ``:bytes_max`` bytes of bodies.
         """
         table = self.current
         event = table.c
@@ -417,9 +417,9 @@ class PostgresTables(LogTables):
         return limited.order_by(counted.c.offset)
 
     def _is_id(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
-        """See ``LogTables._is_id``, in the form of the indexes.
+        """See ``LogTables._is_id``. The condition has the form of the indexes.
 
-        An index row has room for 2704 bytes, so these indexes have only the beginning of an id.
+        An index row has room for 2704 bytes, so these indexes contain only the beginning of an id.
         """
         id_ = sa.bindparam(name, type_=sa.Text)
         return sa.and_(_beginning(column) == _beginning(id_), column == id_)
