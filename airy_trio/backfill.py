@@ -28,7 +28,7 @@ from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 import trio
-from attrs import asdict, define, evolve, frozen
+from attrs import asdict, define, evolve, fields_dict, frozen
 
 from airy_trio import migrate
 from airy_trio.app.build import open_database, require_tables, wait_until_available
@@ -417,7 +417,8 @@ class _Backfill:
 def _parsed(found: dict[str, Any]) -> Progress:
     """Return the progress that was stored as JSON, which has no tuples."""
     places = {name: found[name] and tuple(map(tuple, found[name])) for name in ("after", "until")}
-    return Progress(**{**found, **places, "keys_of": tuple(found["keys_of"])})
+    known = {name: found[name] for name in fields_dict(Progress) if name in found}  # a newer version may store more
+    return Progress(**{**known, **places, "keys_of": tuple(found["keys_of"])})
 
 
 def waiting(connection: sa.Connection, names: Names) -> tuple[int, int | None]:

@@ -17,7 +17,6 @@ from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
 from airy_trio.migrate import migrate
-from airy_trio.settings.cross_checks import exposure_warnings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application
@@ -135,7 +134,7 @@ async def test_warnings_about_settings_are_logged_at_the_start(sqlite_applicatio
         async with trio.open_nursery() as nursery:
             await nursery.start(app.serve, settings)
             nursery.cancel_scope.cancel()
-    assert [line["event"] for line in logs if "tokens" in line["event"]] == list(exposure_warnings(settings)) != []
+    assert [line["event"] for line in logs if "tokens" in line["event"]] == list(settings.exposures()) != []
 
 
 async def test_only_the_command_starts_workers(sqlite_application: Application) -> None:

@@ -44,7 +44,6 @@ from airy_trio.log.store import StoreReplaced
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket, within_files
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
-from airy_trio.settings.cross_checks import exposure_warnings
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import Certificate, Encryption
 
@@ -258,7 +257,7 @@ def _started(settings: Settings, parts: Parts, listening: socket.socket | None) 
         parts.endpoint.opened(host, port)
         parts.readiness.listen()
         logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
-        for warning in exposure_warnings(settings):
+        for warning in settings.exposures():
             logger.warning(warning)
     return address
 

@@ -294,7 +294,8 @@ class ObjectRows:
         self._fields: itemgetter[Any] = itemgetter(*map(places, self._made._fields))
         self._key: itemgetter[Key] = itemgetter(*map(places, (*table.key_fields, "no key")[:2]))
         self._included = len(table.columns)
-        self._translated = tuple(name for name in table.values if name in table.columns)
+        # The keys of metadata, which are not fields of an entry, are translated by ``pair``.
+        self._translated = tuple(name for name in table.values if name in table.columns and name in self._made._fields)
         unbounded = (self._made._fields.index(field.name) for field in FIELDS[table.kind] if field.unbounded)
         self._unbounded = next(unbounded, None)
 

@@ -45,7 +45,6 @@ from airy_trio.log.sql.store import bounds_of
 from airy_trio.log.sql.tables import log_tables
 from airy_trio.log.store import Bounds
 from airy_trio.settings import Settings
-from airy_trio.settings.cross_checks import exposure_warnings
 from airy_trio.websocket.tls import CERTIFICATE, KEY
 
 T = TypeVar("T")
@@ -117,7 +116,7 @@ class _Check:
     def everything(self) -> None:
         self.certificate()
         self.credentials()
-        self.report.add("warning", list(exposure_warnings(self.settings)))
+        self.report.add("warning", self.settings.exposures())
         application, log = self.application(), self.store()
         if log is not None:
             self.report.add("note", _completeness(self.settings, log.bounds))
@@ -218,6 +217,9 @@ class _Check:
         for newest in rows.newest_rows(connection, settings, tables):
             for weight, line in newest.findings:
                 report.add(weight, [line])
+            if newest.all_fail:
+                finding = "none of the newest rows can be converted, so the server would send nothing of this table"
+                report.add("problem", [f"database.tables.{newest.kind}: {finding}"])
         report.add("warning", _missing_index(names.dialect, tables))
         if reads_only and tables:
             report.add("note", [f"watching {', '.join(tables)} by updated_at; it cannot see {CANNOT_SEE}"])

@@ -17,7 +17,7 @@ import psycopg
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.capture.feed import Value
+from airy_trio.capture.feed import Kind, Value
 from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
@@ -65,18 +65,22 @@ class NewestRows:
     """What the newest rows of one table show.
 
     ``findings``: rows that cannot be converted, and values that the mapping does not list. ``bodies``: the bodies
-    of the events that these rows would become, without rows that cannot be converted.
+    of the events that these rows would become, without rows that cannot be converted. ``all_fail``: there are at least
+    ``ALL_MIN`` rows, and none can be converted.
     """
 
+    kind: Kind
     findings: Sequence[Finding]
     bodies: Sequence[str] = ()
+    all_fail: bool = False
 
 
 @define
 class _Seen:
-    """Findings in the newest rows of one table, by reason and by field."""
+    """Findings in the newest rows of one table, by reason and by field. ``objects``: metadata has several rows each."""
 
     rows: int
+    objects: int
     bodies: list[str] = field(factory=list)
     faults: dict[str, list[RowFault]] = field(factory=lambda: defaultdict(list))
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
@@ -93,14 +97,16 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
             if not isinstance(refusal, DatabaseRefused):
                 raise
             problem = f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
-            yield NewestRows([("problem", problem)])
+            yield NewestRows(kind, [("problem", problem)])
             continue
         if found is None:
             reason = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
-            yield NewestRows([("note", f"{setting}: its newest rows were not checked: {reason}")])
+            yield NewestRows(kind, [("note", f"{setting}: its newest rows were not checked: {reason}")])
             continue
         order, seen = found
-        yield NewestRows(list(_findings(table, seen, f"the newest {seen.rows} by {order}")), seen.bodies)
+        warnings = _warnings(table, seen, f"the newest {seen.rows} by {order}")
+        all_fail = seen.rows >= ALL_MIN and sum(map(len, seen.faults.values())) >= seen.objects
+        yield NewestRows(kind, [("warning", line) for line in warnings], seen.bodies, all_fail)
 
 
 def _in_newest_order(
@@ -172,7 +178,7 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
     objects = Objects(connection.dialect.name, tables, chars_max)
     newest = queries.newest(order.columns, ROWS_MAX, nulls=order.nulls)
     keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
-    seen = _Seen(rows=len(keys))
+    seen = _Seen(rows=len(keys), objects=len(set(keys)))
     rest = iter(keys)
     while batch := list(islice(rest, BATCH_ROWS)):
         changed = objects.read(connection, (Change(table.kind, "U", key, (None, None)) for key in batch))
@@ -208,18 +214,17 @@ def _shown(raw: Value) -> str:
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
 
 
-def _findings(table: Table, seen: _Seen, where: str) -> Iterator[Finding]:
+def _warnings(table: Table, seen: _Seen, where: str) -> Iterator[str]:
     setting = f"database.tables.{table.kind}"
-    all_fail = seen.rows >= ALL_MIN and sum(map(len, seen.faults.values())) >= seen.rows
     for reason, faults in seen.faults.items():
         finding = f"{len(faults)} of {where} cannot be converted and would not be sent"
-        yield "problem" if all_fail else "warning", f"{setting}: {finding}: {reason}; one is {faults[0].key}"
+        yield f"{setting}: {finding}: {reason}; one is {faults[0].key}"
     for name, found in seen.unlisted.items():
         shown = ", ".join(f'"{text}"' for text in islice(found, SHOWN_MAX))
         more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
         effect = "would not be sent" if name in _CLOSED else "is sent unchanged"
         finding = f"does not list {shown}{more}, found in {where}; a row with such a value {effect}"
-        yield "warning", f'{setting}.values.{name}: {finding}; list each: {name} = {{ "THEIRS" = "OURS" }}'
+        yield f'{setting}.values.{name}: {finding}; list each: {name} = {{ "THEIRS" = "OURS" }}'
 
 
 def _without_values(refusal: DatabaseRefused) -> str:

@@ -20,7 +20,8 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import chain, count, repeat
+from hashlib import sha256
+from itertools import chain, repeat
 from typing import Any, Final, Self
 
 import psycopg
@@ -202,7 +203,6 @@ class Pipeline:
         self._loading = Transformer(connection)
         self._prepares = connection.prepare_threshold is not None
         self._prepared: dict[str, bytes] = {}  # the names of prepared statements by their SQL
-        self._names = (b"airy_%d" % number for number in count())
 
     @property
     def socket(self) -> int:
@@ -304,7 +304,8 @@ class Pipeline:
         if name is not None:
             self._libpq.send_query_prepared(name, parameters, param_formats=formats)
             return [None]
-        name = self._prepared[sql] = next(self._names)
+        # Named after its text: behind a pooler that was not declared, a name must mean the same text in each session.
+        name = self._prepared[sql] = b"airy_" + sha256(sql.encode()).hexdigest()[:32].encode()
         self._libpq.send_prepare(name, sql.encode())
         self._libpq.send_query_prepared(name, parameters, param_formats=formats)
         return [sql, None]

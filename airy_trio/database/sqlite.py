@@ -128,14 +128,14 @@ class FileEvents:
                 continue
             self._reading = trio.Event()
             try:
-                while not self._take():
+                while not self.take():
                     await trio.lowlevel.wait_readable(self._descriptor)
                 self._count += 1
             finally:
                 self._reading.set()
                 self._reading = None
 
-    def _take(self) -> bool:
+    def take(self) -> bool:
         """Take all events that have arrived; return whether one is of these files."""
         try:
             data = os.read(self._descriptor, _READ_BYTES)
@@ -183,7 +183,10 @@ class SqliteWatch:
     def looked(self, *, changed: bool) -> None:
         """Note a look at the file. A change that no report explains ends the trust in reports."""
         if changed and self._events is not None and trio.current_time() - self._touched_at > UNREPORTED_S:
-            self._poll_from_now_on()
+            if self._events.take():  # it was reported, but there was no pause since
+                self._touched_at = trio.current_time()
+            else:
+                self._poll_from_now_on()
 
     def touched(self) -> bool:
         """Return whether the file or its WAL was written since the last call, according to their times and sizes."""

@@ -157,10 +157,11 @@ class Recorder:
                     raise
                 self.recording, self.interruption = False, "; ".join(lines_of(error))
                 self._mark_behind()
-                pause_s = self._outage.begin(self.interruption)
                 if isinstance(error, MappingError):
                     await self._lease.release()
-                await trio.sleep(pause_s)
+                    if self._outage.reason != self.interruption:
+                        self._outage.end()  # so that this reason is logged too
+                await trio.sleep(self._outage.begin(self.interruption))
             finally:
                 self.recording = False
 
@@ -195,12 +196,14 @@ class Recorder:
         bounds = await self._log.store.bounds()
         self._state.begin(bounds if bounds.head == head else None)
         self._appends += 1  # by the recorder before, perhaps
-        await self._replace_state(head, point, bounds.state)
-        self.recorded = point
+        self.recorded = begun_at = point
         while True:
             self._mark_behind()
             head, point, more = await self._record(head, point, self.recorded)
             if not self.recording:
+                # After the first read: a server whose mapping no longer fits must not end the state of another server.
+                if self.recorded == begun_at:
+                    await self._replace_state(head, begun_at, bounds.state)
                 logger.info("recording" if self._outage.since is None else "recording again", store=self._options.store)
                 self.recording, self.interruption = True, None
                 self._outage.end()

@@ -5,7 +5,7 @@ is accepted that has no effect.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -25,8 +25,11 @@ from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings.cross_checks import contradictions
 from airy_trio.settings.reader import read
+from airy_trio.websocket.admission import is_loopback
 
 FILE_BYTES_MAX: Final = 1024 * 1024
+TOKEN_CHARS_MIN: Final = 16
+"""A client token with fewer characters causes a warning."""
 
 
 @frozen(kw_only=True)
@@ -62,6 +65,18 @@ class Settings:
     def tables(self) -> TablesOptions:
         """The mapping: ``[database.tables]``."""
         return self.database.tables
+
+    def exposures(self) -> Iterator[str]:
+        """Yield a line for each group of options that is allowed, but lets others read events."""
+        auth, host = self.auth, self.listener.host
+        if auth.mode == "none" and not is_loopback(host):
+            yield (
+                f'auth.mode is "none" and listener.host is "{host}", not a loopback address: every client that reaches '
+                "the port receives all events"
+            )
+        short = [name for name, token in auth.tokens.items() if len(token) < TOKEN_CHARS_MIN]
+        if short:
+            yield f"auth.tokens: tokens of fewer than {TOKEN_CHARS_MIN} characters may be guessed: {', '.join(short)}"
 
     @property
     def logs_deletes(self) -> bool:

@@ -30,8 +30,6 @@ from airy_trio.websocket.event_stream import is_stream_path
 if TYPE_CHECKING:
     from airy_trio.settings import Settings
 
-TOKEN_CHARS_MIN: Final = 16
-"""A client token with fewer characters causes a warning."""
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
 _URL_WORDS: Final = BUILT_IN["sql"].url
 _LOG_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
@@ -285,19 +283,6 @@ def contradictions(settings: "Settings") -> Iterator[str]:
                 'events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
                 f"{conditions} excludes rows that are marked as deleted"
             )
-
-
-def exposure_warnings(settings: "Settings") -> Iterator[str]:
-    """Yield a line for each group of options that is allowed, but lets others read events. The line names them all."""
-    auth, host = settings.auth, settings.listener.host
-    if auth.mode == "none" and not admission.is_loopback(host):
-        yield (
-            f'auth.mode is "none" and listener.host is "{host}", not a loopback address: every client that reaches the '
-            "port receives all events"
-        )
-    short = [name for name, token in auth.tokens.items() if len(token) < TOKEN_CHARS_MIN]
-    if short:
-        yield f"auth.tokens: tokens of fewer than {TOKEN_CHARS_MIN} characters may be guessed: {', '.join(short)}"
 
 
 def _process_contradictions(listener: ListenerOptions, log: LogOptions, admin: AdminOptions) -> Iterator[str]:

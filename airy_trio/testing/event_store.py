@@ -78,7 +78,7 @@ STEPS: Final = 100
 TYPES: Final = ("message.updated", "tag.updated", "channel.updated")
 KEPT: Final = TYPES[1:]
 """The types of the events in the schedules, and those that are kept."""
-OBJECTS: Final = {f"object:{number}": TYPES[number % 3] for number in range(12)}
+OBJECTS: Final = {name: TYPES[number % 3] for number, name in enumerate((*"abcdefghijk", "l\0\1"))}
 """The objects of the schedules, each with the type of its events."""
 CONTINUED: Final = 0.9
 ENDED: Final = 0.04

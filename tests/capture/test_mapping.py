@@ -24,6 +24,23 @@ async def read(application: Application, more: str, *statements: str) -> list[Ch
         return (await read_all(feed, start))[0]
 
 
+@pytest.mark.parametrize(
+    "values, subject, identifier",
+    [
+        ('subject = { "Conversation" = "conversation" }', "Conversation", "c1"),
+        ('identifier = { "1" = "c1" }', "conversation", "1"),
+    ],
+)
+async def test_values_of_the_key_of_metadata(
+    any_application: Application, values: str, subject: str, identifier: str
+) -> None:
+    any_application.execute("create table metadata (subject text, identifier text, key text, value text)")
+    more = only(metadata=f"values = {{ {values} }}")
+    (found,) = await read(any_application, more, f"insert into metadata values ('{subject}', '{identifier}', 'k', 'v')")
+    assert isinstance(found, Metadata)
+    assert (found.subject, found.identifier) == ("conversation", "c1")
+
+
 async def test_names_that_need_quoting(any_application: Application) -> None:
     any_application.execute('create table "Weird Tags" ("tag id" text primary key, "name" text, "color:x" text)')
     more = only(tags='name = "Weird Tags"\ncolumns = { id = "tag id", color = "color:x" }')

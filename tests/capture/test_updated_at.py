@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
 from airy_trio.capture.polling import Watermarks
-from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable
+from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
 from tests.capture.feeds import read_all
@@ -175,6 +176,21 @@ async def test_batch_that_could_not_be_read_is_read_again(watched: Watched) -> N
             await feed.read(after, 10)
         watched.application.execute("alter table tags rename column colour to color")
         assert names((await read_all(feed, after))[0]) == [("t1", "flag")]
+
+
+async def test_commit_between_a_wait_and_a_read_does_not_end_the_trust_in_reports(
+    sqlite_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "UNREPORTED_S", 0.1)
+    watched = Watched(sqlite_application)
+    async with watching(sqlite_application) as feed:
+        after = (await feed.read(await feed.origin(), 10)).resume_point
+        with capture_logs() as logs:
+            for _ in range(2):
+                await feed.wait()  # nothing is written
+            watched.tag("t1", START_US)
+            assert names((await read_all(feed, after))[0]) == [("t1", "flag")]
+    assert logs == []
 
 
 async def test_point_with_digests_of_an_older_version_is_read(watched: Watched) -> None:

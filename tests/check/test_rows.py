@@ -53,8 +53,19 @@ def test_mapping_that_converts_no_row_is_a_problem(lenient: Application, good: i
     for number in range(rows.ALL_MIN):
         lenient.message(id=f"m{number}", sent_at=None if number >= good else "2020-01-01T00:00:00Z")
     report = check(lenient.migrate())
-    (finding,) = of_tables(report) if good else report.of("problem")
-    assert f"{rows.ALL_MIN - good} of the newest {rows.ALL_MIN} by sent_at cannot be converted" in finding
+    (warning,) = of_tables(report)
+    assert f"{rows.ALL_MIN - good} of the newest {rows.ALL_MIN} by sent_at cannot be converted" in warning
+    finding = "none of the newest rows can be converted, so the server would send nothing of this table"
+    assert report.of("problem") == (() if good else (f"{MESSAGES}: {finding}",))
+
+
+def test_metadata_of_several_rows_counts_once(any_application: Application) -> None:
+    settings = any_application.migrate()
+    for number in range(rows.ALL_MIN):
+        for key in ("a", "b"):
+            any_application.metadata("contact", str(number), key, "v")
+    (problem,) = check(settings).of("problem")
+    assert problem.startswith("database.tables.metadata: none of the newest rows can be converted")
 
 
 def test_rows_of_other_kinds_are_checked_too(any_application: Application) -> None:

@@ -165,7 +165,7 @@ async def test_reports_that_do_not_come_are_noticed(
     follower: Follower, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "UNREPORTED_S", 2 * LOOK_UNTIL_S)
-    monkeypatch.setattr(FileEvents, "_take", lambda _events: False)  # as on a network file system
+    monkeypatch.setattr(FileEvents, "take", lambda _events: False)  # as on a network file system
     with capture_logs() as logs:
         await quiet(follower, 3 * LOOK_UNTIL_S)
         await trio.to_thread.run_sync(write, path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airy_trio.check.rows import ALL_MIN
 from airy_trio.settings import load
 from tests.application import Application, application
 from tests.cli.test_progress import Terminal
@@ -52,6 +53,19 @@ def test_output_in_order(todo: Application, tmp_path: Path, command_line: Comman
     ]
     assert re.search(".*".join(parts), ended.out, re.DOTALL), ended.out
     assert "not sure, took the best: message: no column shows whether a contact wrote it" in ended.err
+
+
+def test_settings_are_written_although_no_row_can_be_converted(
+    sqlite_application: Application, tmp_path: Path, command_line: CommandLine
+) -> None:
+    sqlite_application.execute(
+        "create table messages (id integer primary key, conversation_id integer, body text, created_at timestamp)",
+        *(f"insert into messages values ({n}, null, 'Hi', '2024-05-01 10:00:00')" for n in range(ALL_MIN)),
+    )
+    config = tmp_path / "airy-trio.toml"
+    ended = command_line("init", sqlite_application.url, str(config))
+    assert (ended.code, config.exists()) == (0, True)
+    assert f"{ALL_MIN} of the newest {ALL_MIN} by created_at cannot be converted" in ended.err
 
 
 def test_written_file_is_accepted_by_check(

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from airy_trio.capture.feed import Backfill, Batch, Consumer, TagGone
 from airy_trio.database import DatabaseUnavailable
+from airy_trio.errors import MappingError
 from airy_trio.events.models import TYPES
 from airy_trio.log.current import CurrentState, StateOptions
 from airy_trio.log.leadership import ForeignConsumerError
@@ -460,6 +461,56 @@ async def test_recording_resumes_after_a_database_outage(
     changes.away = False
     await until(lambda: one.log.head.offset == 1, limit_s=5)
     assert one.recorder.recording
+    nursery.cancel_scope.cancel()
+
+
+class LosesAColumn(MemoryFeed):
+    lost = False
+
+    async def read(self, after: str, limit: int) -> Batch:
+        batch = await super().read(after, limit)
+        if self.lost and batch.changes:
+            raise MappingError(["the column is gone"])
+        return batch
+
+
+async def test_lost_column_is_logged_although_the_outage_began_otherwise(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    feed = LosesAColumn(changes)
+    await started(nursery, node(changes, MemoryStore(), feed=feed))
+    with capture_logs() as logs:
+        changes.away = True
+        await trio.sleep(3)
+        feed.lost = True
+        changes.write(tag(1))
+        changes.away = False
+        await trio.sleep(60)
+    reasons = [line["reason"] for line in logs if line["event"] == "recording interrupted"]
+    assert reasons[1:] == ["the column is gone"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_recorder_that_lost_a_column_does_not_end_the_state_of_another(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store, kept, feed = MemoryStore(), frozenset({"tag.updated"}), LosesAColumn(changes)
+    options = StateOptions(types=kept, kept=kept, shape="old")
+    old = await started(nursery, node(changes, store, feed=feed, state=options))
+    feed.lost = True
+    changes.write(tag(1))
+    await until(lambda: old.recorder.interruption is not None)
+    new = await started(nursery, node(changes, store, state=evolve(options, shape="new")))
+    await until(lambda: new.recorder.recording)
+    await trio.sleep(5)
+    known = (await store.bounds()).state
+    assert known is not None
+    changes.write(tag(2))
+    changes.holder = old.lease
+    await trio.sleep(30)
+    found = (await store.bounds()).state
+    assert found is not None
+    assert found.generation == known.generation
     nursery.cancel_scope.cancel()
 
 
