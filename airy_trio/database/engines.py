@@ -9,6 +9,7 @@ their connections are interrupted from outside; the threads then get an error an
 All of this works in a cancelled scope.
 """
 
+import logging
 import os
 import socket
 import sqlite3
@@ -44,6 +45,10 @@ _PLAIN_SESSION = {
 }  # fmt: skip
 GRACE_S: Final = 1.0
 """How long units of work may go on when their connection is closed, and again after they were interrupted."""
+
+# The pool raises its errors, and also logs them with a traceback. Without a handler, Python prints that on stderr, for
+# example when a signal ends a command while a connection is returned.
+logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 
 def postgres_engine(

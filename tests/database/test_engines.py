@@ -1,5 +1,6 @@
 """The settings of a new connection."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,22 @@ def test_paths_with_special_characters_of_uris(tmp_path: Path) -> None:
             connection.exec_driver_sql("create table t (x)")
         engine.dispose()
         assert (tmp_path / name).stat().st_size
+
+
+def test_signal_while_a_connection_is_returned_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # those of pytest
+    engine = sqlite_engine(tmp_path / "a.db", mode="rwc")
+
+    @sa.event.listens_for(engine, "reset")
+    def interrupt(*_: object) -> None:
+        raise SystemExit
+
+    with pytest.raises(SystemExit), engine.connect():
+        pass
+    engine.dispose()
+    assert capsys.readouterr().err == ""
 
 
 def test_sqlite_waits_for_the_disk(sqlite_application: Application) -> None:
