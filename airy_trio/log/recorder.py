@@ -233,6 +233,8 @@ class Recorder:
         if self._options.standby:
             await trio.sleep(poll_s)  # a recorder process that is alive makes several attempts meanwhile
         check_at = foreign_since = waiting_since = trio.current_time()
+        if self.interruption is not None:
+            check_at += CONSUMER_POLL_S  # a server that cannot record either holds the lease only for a read
         while not await self._lease.try_acquire():
             now = trio.current_time()
             if now >= check_at:

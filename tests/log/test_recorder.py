@@ -491,6 +491,28 @@ async def test_lost_column_is_logged_although_the_outage_began_otherwise(
     nursery.cancel_scope.cancel()
 
 
+async def test_several_recorders_that_lost_a_column_do_not_mistake_each_other_for_one_that_records(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Slow(LosesAColumn):
+        async def read(self, after: str, limit: int) -> Batch:
+            await trio.sleep(0.1 if self.lost else 0)
+            return await super().read(after, limit)
+
+    store, feeds = MemoryStore(), [Slow(changes) for _ in range(3)]
+    nodes = [await started(nursery, node(changes, store, feed=feed)) for feed in feeds]
+    for feed in feeds:
+        feed.lost = True
+    changes.write(tag(1))
+    await until(lambda: all(one.recorder.interruption for one in nodes))
+    interruptions = set()
+    for _ in range(600):
+        await trio.sleep(0.05)
+        interruptions |= {one.recorder.interruption for one in nodes}
+    assert interruptions == {"the column is gone"}
+    nursery.cancel_scope.cancel()
+
+
 async def test_recorder_that_lost_a_column_does_not_end_the_state_of_another(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
