@@ -69,6 +69,8 @@ QUICK_MIN = 3000
 QUICK_SEEDS = 2
 QUICK_EXAMPLES = 10
 PROGRAM_FOLDERS = frozenset({"clients", "console", "demo", "docs", "drill", "e2e"})
+REDIS_MODULE = "test_redis_streams.py"
+"""All its tests need Redis, and each worker would take 0.2 s to import the driver."""
 DATABASE_FOLDERS = frozenset({"capture", "database", "log"})
 DATABASES = frozenset({"any_application", "sqlite_application"})
 PROCESS_STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"})
@@ -99,7 +101,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if config.getoption("quick") and collection_path.name in PROGRAM_FOLDERS else None
+    left_out = collection_path.name in PROGRAM_FOLDERS or collection_path.name == REDIS_MODULE
+    return True if config.getoption("quick") and left_out else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -116,10 +119,13 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("quick"):
         return
-    quick = [item for item in items if _is_quick(item)]
+    quick: list[pytest.Item] = []
+    slow: list[pytest.Item] = []
+    for item in items:
+        (quick if _is_quick(item) else slow).append(item)
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS and len(quick) < QUICK_MIN:
         raise pytest.UsageError(f"--quick selects only {len(quick)} tests")
-    config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
+    config.hook.pytest_deselected(items=slow)
     items[:] = quick
 
 

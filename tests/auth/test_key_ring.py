@@ -19,7 +19,7 @@ from airy_trio.errors import SettingsError
 from tests.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
 from tests.hanging_file import make_hang, open_writer
 
-FIRST, SECOND = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
+FIRST, SECOND = issuer("ES256", 0, "first"), issuer("ES256", 1, "second")
 
 
 def published(*issuers: Issuer) -> bytes:
@@ -27,7 +27,7 @@ def published(*issuers: Issuer) -> bytes:
 
 
 def keys_of(*issuers: Issuer) -> tuple[Key, ...]:
-    return read_jwks(published(*issuers), ["RS256"])
+    return read_jwks(published(*issuers), ["ES256"])
 
 
 @define
@@ -197,7 +197,7 @@ async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
 async def test_keys_added_to_and_removed_from_a_file_take_effect(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path)))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
     async with following(authenticator):
         first = await authenticator.authenticate(connect_with(FIRST.token()))
         assert isinstance(first, User)
@@ -207,7 +207,7 @@ async def test_keys_added_to_and_removed_from_a_file_take_effect(tmp_path: Path)
         assert authenticator.accepts(first)
         path.write_bytes(published(SECOND))
         await accepted(authenticator, SECOND)
-        authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))  # as SIGHUP does
+        authenticator.renew(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))  # as SIGHUP does
         assert not authenticator.accepts(first)
 
 
@@ -216,7 +216,7 @@ async def test_replaced_pem_file_takes_effect(tmp_path: Path) -> None:
     assert not isinstance(FIRST.key, str)
     assert not isinstance(SECOND.key, str)
     path.write_bytes(pem(FIRST.key))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path)))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
     async with following(authenticator):
         await accepted(authenticator, FIRST)
         path.write_bytes(pem(SECOND.key))
@@ -225,7 +225,7 @@ async def test_replaced_pem_file_takes_effect(tmp_path: Path) -> None:
 
 async def test_file_is_read_at_each_load(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    source = source_of(AuthOptions(mode="jwt", jwt_key=str(path)))
+    source = source_of(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
     for data, words in (
         (None, "there is no such file"),
         (b"not yet written", "not JSON"),
@@ -247,7 +247,7 @@ async def test_load_of_a_hanging_file_can_be_cancelled(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     make_hang(path)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(source_of(AuthOptions(mode="jwt", jwt_key=str(path))).load)
+        nursery.start_soon(source_of(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path))).load)
         writing = await open_writer(path)
         nursery.cancel_scope.cancel()
     os.close(writing)
@@ -257,11 +257,11 @@ async def test_renewal_does_not_wait_for_a_key_file_that_hangs(tmp_path: Path) -
     past, path = tmp_path / "past.json", tmp_path / "keys.json"
     past.write_bytes(published(FIRST))
     path.write_bytes(published(SECOND))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(past)))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past)))
     make_hang(past)
     async with following(authenticator):
         writing = await open_writer(past)  # the refresh is reading it now
-        authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
+        authenticator.renew(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
         path.write_bytes(published(FIRST, SECOND))  # only the refresh of the new source reads this file
         await accepted(authenticator, FIRST)
     os.close(writing)
@@ -282,7 +282,7 @@ async def test_keys_are_refreshed_without_a_request(autojump_clock: MockClock) -
 async def test_faulty_file_at_renewal_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
-    options = AuthOptions(mode="jwt", jwt_key=str(path))
+    options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path))
     authenticator = Authenticator(options)
     with pytest.raises(SettingsError, match=r"auth\.jwt_key: .*there is no such file") as caught:
         authenticator.renew(evolve(options, jwt_key="/hunter2.json"))
@@ -295,11 +295,12 @@ async def test_faulty_file_at_renewal_changes_nothing(tmp_path: Path) -> None:
 
 async def test_renewed_settings_take_effect_at_once(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    path.write_bytes(published(FIRST))
+    first, second = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
+    path.write_bytes(published(first))
     options = AuthOptions(mode="jwt", jwt_key=str(path))
     authenticator = Authenticator(options)
     async with following(authenticator):
-        user = await authenticator.authenticate(connect_with(FIRST.token(iss="i", aud="a")))
+        user = await authenticator.authenticate(connect_with(first.token(iss="i", aud="a")))
         assert isinstance(user, User)
         for renewed, still in (
             (options, True),
@@ -315,15 +316,15 @@ async def test_renewed_settings_take_effect_at_once(tmp_path: Path) -> None:
         authenticator.renew(AuthOptions())
         await trio.testing.wait_all_tasks_blocked()
         authenticator.renew(options)
-        path.write_bytes(published(SECOND))
-        await accepted(authenticator, SECOND)
+        path.write_bytes(published(second))
+        await accepted(authenticator, second)
 
 
 async def test_client_that_waits_during_a_renewal_gets_the_new_keys(tmp_path: Path) -> None:
     past, path = tmp_path / "past.json", tmp_path / "keys.json"
     past.write_bytes(published(FIRST))
     path.write_bytes(published(SECOND))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(past)))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past)))
     answers: list[User | Refusal] = []
 
     async def ask() -> None:
@@ -333,7 +334,7 @@ async def test_client_that_waits_during_a_renewal_gets_the_new_keys(tmp_path: Pa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await trio.testing.wait_all_tasks_blocked()  # no task refreshes, so it waits for newer keys
-            authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
+            authenticator.renew(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
     [user] = answers
     assert isinstance(user, User)
 
@@ -341,7 +342,7 @@ async def test_client_that_waits_during_a_renewal_gets_the_new_keys(tmp_path: Pa
 async def test_token_without_expiry_is_rejected_once_expiry_is_required(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
-    options = AuthOptions(mode="jwt", jwt_key=str(path), jwt_require_exp=False)
+    options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path), jwt_require_exp=False)
     authenticator = Authenticator(options)
     user = await authenticator.authenticate(connect_with(FIRST.token(without=["exp"])))
     assert isinstance(user, User)

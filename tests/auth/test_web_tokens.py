@@ -127,7 +127,7 @@ def test_a_public_key_is_never_taken_for_a_secret() -> None:
 
 
 def test_key_inside_the_token_is_ignored() -> None:
-    forger = issuer("RS256", 1)
+    forger = issuer("ES256", 1)
     assert not isinstance(forger.key, str)
     for header in (
         {"jwk": jwk(forger.key)},
@@ -135,7 +135,7 @@ def test_key_inside_the_token_is_ignored() -> None:
         {"x5u": "https://forger.example/certificate.pem"},
         {"x5c": [part(b"certificate")]},
     ):
-        assert judged(forger.token(headers=header), keys_of(issuer("RS256")), options("RS256")) is None
+        assert judged(forger.token(headers=header), keys_of(issuer("ES256")), options("ES256")) is None
 
 
 @pytest.mark.parametrize("kid", ["../../dev/null", "' or 1=1 --", "\x00", "x" * 1000])
@@ -155,12 +155,12 @@ def test_critical_header_is_refused(more: dict[str, object]) -> None:
 
 
 def test_key_is_found_by_id_or_by_trying() -> None:
-    old, new, unnamed = issuer("RS256", 0, "old"), issuer("RS256", 1, "new"), issuer("RS256", 2)
+    old, new, unnamed = issuer("ES256", 0, "old"), issuer("ES256", 1, "new"), issuer("ES256", 2)
     keys = keys_of(old, new, unnamed)
     for signer in (old, new, unnamed, evolve(new, kid=None), evolve(unnamed, kid="other")):
-        assert isinstance(judged(signer.token(), keys, options("RS256")), User)
-    assert judged(evolve(new, kid="old").token(), keys, options("RS256")) is None
-    assert judged(issuer("RS256", 3).token(), keys, options("RS256")) is None
+        assert isinstance(judged(signer.token(), keys, options("ES256")), User)
+    assert judged(evolve(new, kid="old").token(), keys, options("ES256")) is None
+    assert judged(issuer("ES256", 3).token(), keys, options("ES256")) is None
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_reason_names_the_header(header: dict[str, object], reason: str) -> None
 
 
 async def test_unknown_key_and_bad_signature_have_different_reasons(tmp_path: Path, autojump_clock: MockClock) -> None:
-    known, unknown = issuer("RS256", 0, "known"), issuer("RS256", 1, "hush")
+    known, unknown = issuer("ES256", 0, "known"), issuer("ES256", 1, "hush")
     assert not isinstance(known.key, str)
     path = tmp_path / "keys.json"
     path.write_bytes(jwks(jwk(known.key, kid="known")))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path), jwt_algorithms=["RS256"]))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path), jwt_algorithms=["ES256"]))
     for signer, reason in (
         (unknown, "auth.jwt_key has no key for its kid and alg"),
         (evolve(unknown, kid="known"), "no key of auth.jwt_key verifies the signature"),

@@ -1,9 +1,10 @@
 """New and empty places for each of our event stores. A test can open a place several times."""
 
 import itertools
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import trio
@@ -11,13 +12,14 @@ import trio
 from airy_trio.database import SQLITE, Database, DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.redis.store import open_store
 from airy_trio.log.sql import sql_store
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import MakePlace, OpenStore
 
 _schemas = itertools.count(1)
+_files: dict[str, bytes] = {}
+"""The content of a migrated file by the schema of its options."""
 
 
 def event(number: int, **changed: str | None) -> NewEvent:
@@ -37,11 +39,24 @@ async def memory_place() -> AsyncIterator[OpenStore]:
     yield lambda: opened(store)
 
 
+def migrate_new_file(options: DatabaseOptions) -> None:
+    """Make a migrated file: a copy of the first with this schema, with another epoch. It saves 20 ms."""
+    path, names = sqlite_path(options.url), Names(SQLITE, options.schema)
+    if options.schema not in _files:
+        migrate_log(options.url, options)
+        _files[options.schema] = path.read_bytes()
+        return
+    path.touch(mode=0o600)
+    path.write_bytes(_files[options.schema])
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"update {names.quoted('log_state')} set epoch = lower(hex(randomblob(3)))")
+
+
 @asynccontextmanager
 async def sqlite_place() -> AsyncIterator[OpenStore]:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'events.db'}"
-        await trio.to_thread.run_sync(migrate_log, url, DatabaseOptions(url=url))
+        await trio.to_thread.run_sync(migrate_new_file, DatabaseOptions(url=url))
         yield lambda: open_sql(DatabaseOptions(url=url))
 
 
@@ -93,6 +108,7 @@ async def open_postgres(url: str) -> AsyncIterator[EventStore]:
 
 def redis_places(url: str) -> MakePlace:
     """Return a maker of places, each a set of keys in one Redis."""
+    from airy_trio.log.redis.store import open_store  # noqa: PLC0415 - slow to import, and needed only here
 
     @asynccontextmanager
     async def make_place() -> AsyncIterator[OpenStore]:

@@ -9,7 +9,6 @@ import trio
 from airy_trio import app
 from airy_trio.errors import SettingsError
 from airy_trio.log.options import find_store
-from airy_trio.log.redis.store import open_store
 from tests.application import Application
 from tests.capture.watched import ONLY_TAGS, Watched
 from tests.e2e.route import configure, listening
@@ -38,7 +37,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_store_is_found() -> None:
-    assert find_store("redis") is open_store
+    assert find_store("redis").__module__ == "airy_trio.log.redis.store"
 
 
 @pytest.mark.usefixtures("installed")
@@ -48,7 +47,7 @@ def test_a_store_of_a_package_is_found() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_built_in_store_cannot_be_replaced() -> None:
-    assert find_store("redis") is open_store
+    assert find_store("redis").__module__ == "airy_trio.log.redis.store"
 
 
 @pytest.mark.usefixtures("installed")

@@ -23,14 +23,17 @@ from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
 from airy_trio.log.sql.tables import log_tables, values_of
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StateChange, StoreUnavailable
 from airy_trio.migrate import migrate_log
-from tests.log.places import event, fold, open_sql
+from tests.log.places import event, fold, migrate_new_file, open_sql
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def options(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseOptions:
     url = f"sqlite:///{tmp_path}/e.db" if request.param == "sqlite" else request.getfixturevalue("postgres_database")
     made = DatabaseOptions(url=url, schema="other_name")
-    migrate_log(url, made)
+    if request.param == "sqlite":
+        migrate_new_file(made)
+    else:
+        migrate_log(url, made)
     return made
 
 

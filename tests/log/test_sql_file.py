@@ -10,8 +10,7 @@ import trio
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.sql import SqliteStore
 from airy_trio.log.store import EventStore, StoreReplaced
-from airy_trio.migrate import migrate_log
-from tests.log.places import event, open_sql
+from tests.log.places import event, migrate_new_file, open_sql
 
 
 def remove(file: Path) -> None:
@@ -64,7 +63,7 @@ async def test_every_verb_notices_a_replaced_file(
 ) -> None:
     file = tmp_path / "events.db"
     options = DatabaseOptions(url=f"sqlite:///{file}")
-    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    await trio.to_thread.run_sync(migrate_new_file, options)
     async with open_sql(options) as store:
         await store.append((await store.bounds()).head, [event(1)], "point")
         change(file)
@@ -76,7 +75,7 @@ async def test_append_to_a_replaced_file_is_not_reported_as_done(tmp_path: Path)
     """Its result would be about the file that is gone."""
     file = tmp_path / "events.db"
     options = DatabaseOptions(url=f"sqlite:///{file}")
-    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    await trio.to_thread.run_sync(migrate_new_file, options)
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         await store.append(head, [event(1)], "point")
