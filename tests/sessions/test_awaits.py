@@ -34,12 +34,11 @@ WAIT_OF_A_NURSERY = "_nested_child_finished"
 """These awaits never raise; a fault in them would break Trio itself."""
 FAULTS: Sequence[Callable[[], Exception]] = (
     lambda: RuntimeError("bug"),
-    MemoryError,
-    lambda: OSError(5, "Input/output error"),
     lambda: trio.BrokenResourceError("gone"),
     lambda: StoreUnavailable("away"),
     lambda: StopAsyncIteration("bug"),
 )
+"""One of each kind: unexpected, of the connection, of the store, and one with a meaning in Python."""
 
 
 class Asking(Authenticator):
