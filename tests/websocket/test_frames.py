@@ -28,12 +28,13 @@ from airy_trio.websocket.frames import (
     ends_with_close,
     text_message,
 )
-from tests.websocket.test_battery import CASES, FRAME_BYTES_MAX, close, frame
+from tests.websocket.test_battery import CASES, FRAME_BYTES_MAX, close, frame, texts_in_pieces
 
 Found = list[tuple[int, bytes] | int]
 BAD_GATEWAY = (1014).to_bytes(2)
 """Messages and control frames; at the end the code of the Close frame if they are not valid."""
 LARGE = b"x" * FRAGMENT_BYTES_SMALL
+HEAD_BYTES_MAX = 14
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 70_000])
@@ -123,9 +124,15 @@ def cut(data: bytes, at: Iterable[int]) -> list[bytes]:
 
 
 def test_every_case_is_read_as_wsproto_reads_it() -> None:
-    cases = [case for case in CASES if case.code != TOO_LARGE]  # wsproto has no limit
+    cases = [case for case in [*CASES, *texts_in_pieces()] if case.code != TOO_LARGE]  # wsproto has no limit
     assert len(cases) > 1000
     assert [case.name for case in cases if without_1014(read(case.sent)) != read_by_wsproto(case.sent)] == []
+
+
+def test_texts_in_pieces_end_as_listed() -> None:
+    ends = {case.name: read(case.sent)[-1] for case in texts_in_pieces()}
+    codes = {name: end if isinstance(end, int) else int.from_bytes(end[1][:2]) for name, end in ends.items()}
+    assert codes == {case.name: case.code for case in texts_in_pieces()}
 
 
 @st.composite
@@ -149,7 +156,9 @@ def frames(draw: st.DrawFn) -> bytes:
 def test_any_input_cut_anywhere_is_read_as_wsproto_reads_it(data: bytes, at: Sequence[int]) -> None:
     found = read(cut(data, at))
     assert found == read(cut(data, range(len(data))))
-    assert without_1014(found) == read_by_wsproto([data])
+    if TOO_LARGE not in found:  # wsproto has no limit
+        whole = [data, bytes(HEAD_BYTES_MAX)]  # wsproto judges a head when it is complete
+        assert without_1014(read(whole)) == read_by_wsproto(whole)
 
 
 def test_message_at_the_limit_and_one_beyond() -> None:
