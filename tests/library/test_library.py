@@ -61,12 +61,11 @@ def test_page_shows_the_example_store_as_it_is_checked() -> None:
     assert shown == (Path(__file__).with_name("acme_events.py")).read_text()
 
 
-@pytest.mark.parametrize("name", airy_trio.stores.__all__)
-def test_every_name_for_authors_of_stores_is_in_the_reference(name: str) -> None:
-    assert hasattr(airy_trio.stores, name)
+def test_every_name_for_authors_of_stores_is_in_the_reference() -> None:
+    names = airy_trio.stores.__all__
     page = (ROOT / "docs" / "reference" / "python.md").read_text()
     section = page.partition("\n## Event stores\n")[2].partition("\n## ")[0]
-    assert f"\n### {name}\n" in section
+    assert [name for name in names if not hasattr(airy_trio.stores, name) or f"\n### {name}\n" not in section] == []
 
 
 @pytest.mark.slow
