@@ -78,23 +78,24 @@ UNIQUE = (
 
 
 @pytest.mark.parametrize("table", UNIQUE)
-@pytest.mark.parametrize("recursive", ["on", "off"])
 async def test_a_row_that_replaces_another_object_logs_its_deletion(
-    sqlite_application: Application, table: str, recursive: str
+    sqlite_application: Application, table: str
 ) -> None:
     sqlite_application.execute(table)
     settings = sqlite_application.migrate(NO_LOG)
     insert = "insert or replace into tags (id, name, color) values ('{}', '{}', 'red')"
     async with feed_of(sqlite_application, settings) as feed:
-        sqlite_application.execute(f"pragma recursive_triggers = {recursive}", insert.format("a", "x"))
-        sqlite_application.execute(insert.format("b", "y"))
-        _, after, _ = await read_all(feed, await feed.origin())
-        sqlite_application.execute(f"pragma recursive_triggers = {recursive}", insert.format("c", "x"))
-        objects, after, _ = await read_all(feed, after)
-        assert objects == [TagGone(id="a"), Tag(id="c", name="x", color="red")]
-        sqlite_application.execute("update or replace tags set name = 'x' where id = 'b'")
-        objects, after, _ = await read_all(feed, after)
-        assert objects == [TagGone(id="c"), Tag(id="b", name="x", color="red")]
+        for recursive in ("on", "off"):
+            setting = f"pragma recursive_triggers = {recursive}"
+            sqlite_application.execute(setting, "delete from tags", insert.format("a", "x"))
+            sqlite_application.execute(insert.format("b", "y"))
+            _, after, _ = await read_all(feed, await feed.origin())
+            sqlite_application.execute(setting, insert.format("c", "x"))
+            objects, after, _ = await read_all(feed, after)
+            assert objects == [TagGone(id="a"), Tag(id="c", name="x", color="red")], recursive
+            sqlite_application.execute("update or replace tags set name = 'x' where id = 'b'")
+            objects, after, _ = await read_all(feed, after)
+            assert objects == [TagGone(id="c"), Tag(id="b", name="x", color="red")], recursive
 
 
 @pytest.mark.parametrize("write", ["update tags set id = 'a'", "insert or replace into tags values ('a', 'n', 'red')"])

@@ -132,7 +132,7 @@ async def test_nothing_lost_or_repeated_over_restarts_of_the_server(autojump_clo
 async def test_nothing_lost_or_repeated_if_connections_are_cut_anywhere(
     bytes_max: int, autojump_clock: MockClock
 ) -> None:
-    cuts, count = 20, 400
+    cuts, count = 20, 200
     chance = Random(SEED)
     async with serving() as server, cutting(server.port, chance, cuts=cuts, bytes_max=bytes_max) as cutter:
         await append(server, 1, count, size=100)

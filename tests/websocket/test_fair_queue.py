@@ -172,7 +172,7 @@ class Answering(StreamTransport):
 
 
 async def test_crowd_is_answered_over_many_passes_without_delaying_events(autojump_clock: MockClock) -> None:
-    crowd, requests = 100, 20
+    crowd, requests = 50, 20
     turns = Turns()
     async with serving(listen=False) as server:
         listener = (await server.plug_connected()).client
@@ -307,7 +307,7 @@ async def test_input_of_a_disconnected_crowd_is_read_over_many_passes() -> None:
 
 
 async def test_messages_after_a_fault_are_dropped_without_being_parsed(autojump_clock: MockClock) -> None:
-    more, turns = 50_000, Turns()
+    more, turns = 20_000, Turns()
     async with serving(listen=False) as server:
         plugged = await server.plug_connected()
         trio.lowlevel.add_instrument(turns)

@@ -39,6 +39,14 @@ def pair() -> Generator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
+@pytest.fixture
+def narrow(pair: tuple[socket.socket, socket.socket]) -> tuple[socket.socket, socket.socket]:
+    """The same with small buffers, which single bytes fill soon."""
+    pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return pair
+
+
 @frozen
 class Ends:
     """A transport, and its peer: a blocking socket, with TLS if the transport has it."""
@@ -113,14 +121,14 @@ async def test_data_the_socket_does_not_take_is_pending(ends: Ends) -> None:
     assert not transport.pending
 
 
-async def test_full_socket_refuses_all(pair: tuple[socket.socket, socket.socket]) -> None:
-    transport = SocketTransport(pair[0])
+async def test_full_socket_refuses_all(narrow: tuple[socket.socket, socket.socket]) -> None:
+    transport = SocketTransport(narrow[0])
     taken = 0
     while transport.offer(b"x"):  # one byte is never taken in part
         taken += 1
     assert not transport.pending
     with trio.fail_after(20):
-        assert await read_exactly(pair[1], taken) == b"x" * taken
+        assert await read_exactly(narrow[1], taken) == b"x" * taken
     assert transport.offer(b"x")
 
 
@@ -138,9 +146,9 @@ async def test_offer_is_refused_while_data_is_pending() -> None:
         await transport.drain()
 
 
-async def test_push_accepts_all_on_a_full_socket(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_push_accepts_all_on_a_full_socket(narrow: tuple[socket.socket, socket.socket]) -> None:
     await trio.lowlevel.checkpoint()
-    transport = SocketTransport(pair[0])
+    transport = SocketTransport(narrow[0])
     while transport.offer(b"x"):
         pass
     transport.push(b"y" * 10)
