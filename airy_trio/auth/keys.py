@@ -16,13 +16,16 @@ error contains the path or the query of the URL, which may be secret.
 import hashlib
 import json
 import math
+import socket
 import ssl
 from collections.abc import Callable, Collection, Iterable
+from contextlib import closing, suppress
+from http import HTTPStatus
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 from urllib.parse import quote, urlsplit
 
-import h11
 import structlog
 import trio
 from attrs import field, frozen
@@ -56,9 +59,6 @@ WAIT_S: Final = FETCH_TIMEOUT_S + 1
 """The longest time that a token waits for newer keys."""
 RETRY_S: Final = 1.0
 """After the first failure; doubled after each further one, up to the source's ``pause_s``."""
-HTTPS_PORT: Final = 443
-HTTP_OK: Final = 200
-_RECEIVE_BYTES_MAX: Final = 16_384
 _SAFE: Final = "/%:@!$&'()*+,;=~?"
 """Characters that are not escaped in a path or a query (RFC 3986), and the escapes of those that are."""
 
@@ -320,76 +320,35 @@ class KeyRing:
 
 async def fetch(url: str) -> bytes:
     """Return the body of a response with status 200. ``url`` is ``https://``. Raises ``KeysFault``."""
+    parts = urlsplit(url)
+    context = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
+    connection = HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=FETCH_TIMEOUT_S, context=context)
+    target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+    opened: list[socket.socket] = []
     try:
         with trio.fail_after(FETCH_TIMEOUT_S):
-            return await _fetch(url)
+            return await trio.to_thread.run_sync(_body_of, connection, target, opened, abandon_on_cancel=True)
     except trio.TooSlowError:
         message = f"the server of the keys took more than {FETCH_TIMEOUT_S:g} s"
-    except h11.RemoteProtocolError:
+    except HTTPException:
         message = "the server of the keys did not answer in HTTP"
-    except (OSError, ValueError, trio.BrokenResourceError) as error:
-        message = f"the keys cannot be fetched: {_reason(error)}"
+    except OSError as error:  # its words are those of the system or of TLS
+        message = f"the keys cannot be fetched: {error.strerror or type(error).__name__}"
+    finally:
+        for each in opened:
+            with suppress(OSError):  # closed already
+                each.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, also if the server sends byte by byte
     raise KeysFault(message)
 
 
-@frozen
-class KeyUrl:
-    """A URL as it is requested. ``host``: without brackets, for look-up and certificate. ``name``: the Host header."""
-
-    host: str
-    port: int
-    name: str
-    target: str
-
-    @classmethod
-    def of(cls, url: str) -> Self:
-        """Parse a URL; host and path may be in other letters than ASCII. Raises ``ValueError``."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if ":" not in host:  # an IPv6 address has no labels
-            host = host.encode("idna").decode()
-        name = f"[{host}]" if ":" in host else host
-        port = parts.port or HTTPS_PORT
-        target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-        return cls(host, port, name if port == HTTPS_PORT else f"{name}:{port}", target)
-
-
-async def _fetch(url: str) -> bytes:
-    place = KeyUrl.of(url)
-    context = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
-    stream = await trio.open_ssl_over_tcp_stream(place.host, place.port, https_compatible=True, ssl_context=context)
-    try:
-        http = h11.Connection(h11.CLIENT)
-        headers = [("Host", place.name), ("Accept", "application/json, */*"), ("Connection", "close")]
-        request = http.send(h11.Request(method="GET", target=place.target, headers=headers))
-        await stream.send_all((request or b"") + (http.send(h11.EndOfMessage()) or b""))
-        return await _response_body(stream, http)
-    finally:
-        await trio.aclose_forcefully(stream)
-
-
-async def _response_body(stream: trio.abc.ReceiveStream, http: h11.Connection) -> bytes:
-    data = b""
-    while True:
-        match http.next_event():
-            case h11.NEED_DATA:
-                http.receive_data(bytes(await stream.receive_some(_RECEIVE_BYTES_MAX)))
-            case h11.Response(status_code=status) if status != HTTP_OK:
-                raise KeysFault(f"the server of the keys answered with status {status}")
-            case h11.Data(data=part):
-                data = bounded(data + bytes(part))
-            case h11.EndOfMessage():
-                return data
-            case _:
-                pass  # interim responses, and the head of the final one
-
-
-def _reason(error: BaseException) -> str:
-    """Return the words of the system or of TLS, which may be the cause of an error of Trio."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        of_addresses = cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()
-        cause = of_addresses[0] if of_addresses else cause.__cause__ or cause.__context__
-    return type(error).__name__
+def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socket]) -> bytes:
+    """Request ``target``. The time-out of the socket is that of one step; the caller limits the total."""
+    with closing(connection):
+        connection.connect()
+        opened.append(connection.sock)
+        trio.from_thread.check_cancelled()
+        connection.request("GET", target, headers={"Accept": "application/json, */*", "Connection": "close"})
+        with connection.getresponse() as response:
+            if response.status != HTTPStatus.OK:
+                raise KeysFault(f"the server of the keys answered with status {response.status}")
+            return bounded(response.read(KEYS_BYTES_MAX + 1))

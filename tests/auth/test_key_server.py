@@ -13,7 +13,7 @@ from attrs import define, field
 from structlog.testing import capture_logs
 
 from airy_trio.auth import AuthOptions, keys
-from airy_trio.auth.keys import FETCH_TIMEOUT_S, KEYS_BYTES_MAX, KeyServer, KeysFault, KeyUrl
+from airy_trio.auth.keys import FETCH_TIMEOUT_S, KEYS_BYTES_MAX, KeyServer, KeysFault
 from airy_trio.stomp.frames import Frame
 from airy_trio.websocket.frames import CLOSE, PING, TEXT, close_answer
 from tests.auth.signing import Issuer, issuer, jwk, jwks
@@ -36,12 +36,16 @@ def answer(data: bytes, head: bytes = OK) -> bytes:
 
 @define
 class Publisher:
-    """An HTTPS server that answers everything with ``response``, and keeps its stream open if it ``hangs``."""
+    """An HTTPS server that answers everything with ``response``.
+
+    If it ``hangs``, it goes on with a byte now and then until the client has ended the connection.
+    """
 
     url: str
     response: bytes
     hangs: bool = False
     requests: list[bytes] = field(factory=list)
+    broken: trio.Event = field(factory=trio.Event)
 
     def publish(self, *issuers: Issuer) -> None:
         self.response = answer(published(*issuers))
@@ -50,10 +54,11 @@ class Publisher:
         try:
             self.requests.append(bytes(await stream.receive_some(65536)))
             await stream.send_all(self.response)
-            if self.hangs:
-                await trio.sleep_forever()
+            while self.hangs:
+                await stream.send_all(b"x")
+                await trio.sleep(0.1)
         except trio.BrokenResourceError:
-            pass  # the client did not trust the certificate
+            self.broken.set()  # the client did not trust the certificate, or has ended the connection
         finally:
             with trio.move_on_after(1, shield=True):
                 await trio.aclose_forcefully(stream)
@@ -100,19 +105,12 @@ async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
         assert b"\r\nhost: %s\r\n" % at.split("/")[2].encode() in publisher.requests[0].lower()
 
 
-@pytest.mark.parametrize(
-    "url, place",
-    [
-        ("https://issuer.example", KeyUrl("issuer.example", 443, "issuer.example", "/")),
-        ("https://issuer.example:443/k?v=1#x", KeyUrl("issuer.example", 443, "issuer.example", "/k?v=1")),
-        ("https://Issuer.Example:8443/%7Ek", KeyUrl("issuer.example", 8443, "issuer.example:8443", "/%7Ek")),
-        ("https://[2001:db8::1]:8443/", KeyUrl("2001:db8::1", 8443, "[2001:db8::1]:8443", "/")),
-        ("https://bücher.example/schlüssel?ü=1",
-         KeyUrl("xn--bcher-kva.example", 443, "xn--bcher-kva.example", "/schl%C3%BCssel?%C3%BC=1")),
-    ],
-)  # fmt: skip
-def test_url_is_parsed_into_host_port_and_target(url: str, place: KeyUrl) -> None:
-    assert KeyUrl.of(url) == place
+async def test_path_and_query_are_escaped(authority: trustme.CA) -> None:
+    async with publishing(FIRST, authority=authority) as publisher:
+        host = publisher.url.partition("/keys")[0]
+        for rest, target in (("", b"/"), ("/%7Ek", b"/%7Ek"), ("/schlüssel?ü=1", b"/schl%C3%BCssel?%C3%BC=1")):
+            await KeyServer(host + rest, ("ES256",)).load()
+            assert publisher.requests.pop().startswith(b"GET %s HTTP/1.1\r\n" % target)
 
 
 async def test_keys_are_loaded_from_a_trusted_server(authority: trustme.CA) -> None:
@@ -138,13 +136,14 @@ async def test_certificate_of_another_authority_is_not_trusted(authority: trustm
         (answer(b"", b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.example/\r\n"), "status 302"),
         (answer(b"", b"HTTP/1.1 500 Oh no\r\n"), "status 500"),
         (b"220 mail.example ESMTP\r\n", "did not answer in HTTP"),
-        (OK + b"Content-Length: 1000\r\n\r\n{", "did not answer in HTTP"),
+        (OK + b"Content-Length: 1000\r\n\r\n{", "not JSON"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\n{", "did not answer in HTTP"),
         (b"", "did not answer in HTTP"),
         (OK + b"X: " + b"x" * 2**20 + b"\r\n\r\n", "did not answer in HTTP"),
         (OK + b"\r\n" + published(FIRST) + b" " * KEYS_BYTES_MAX, f"larger than {KEYS_BYTES_MAX} bytes"),
         (answer(b"\x1f\x8b" + b"\0" * 20, OK + b"Content-Encoding: gzip\r\n"), "not JSON"),
     ],
-    ids=range(11),  # the keys differ in each process of the suite
+    ids=range(12),  # the keys differ in each process of the suite
 )
 async def test_response_without_keys_is_a_fault(response: bytes, words: str, authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
@@ -161,7 +160,7 @@ async def test_unreachable_server_is_a_fault(authority: trustme.CA) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("response", [b"", OK, OK + b"\r\n{"])
+@pytest.mark.parametrize("response", [b"", OK + b"X: ", OK + b"\r\n{"])
 async def test_hanging_server_times_out_while_others_run(
     response: bytes, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +179,8 @@ async def test_hanging_server_times_out_while_others_run(
         with pytest.raises(KeysFault, match="took more than 1 s"):
             await source(publisher).load()
         assert turns > 3
+        with trio.fail_after(2):  # the thread that was abandoned has ended the connection
+            await publisher.broken.wait()
         nursery.cancel_scope.cancel()
 
 
