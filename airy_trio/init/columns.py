@@ -18,6 +18,18 @@ MEANINGS_MAX: Final = 20
 MILLISECONDS_MIN: Final = 10**11
 """Smaller numbers are times in seconds, which the server would read as milliseconds, of the year 1973 or earlier."""
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]*)?")
+MISSING: Final[Mapping[str, str]] = {
+    "conversation_id": "no column groups messages",
+    "channel_id": "no column refers to a channel",
+    "sent_at": "no column has a time that can be used",
+    "sender_id": "no column names the sender",
+    "from_contact": "no column shows whether a contact wrote it",
+    "delivery_state": "no column has a state with known words",
+    "source": "no column names a platform",
+    "connected": "no column has this state",
+    "color": "no column has a color for each row",
+}
+"""The reason why a field is a constant."""
 _MAY_BE_NULL: Final = frozenset({"content", "sender_id", "value", "updated_at"})
 
 
@@ -39,7 +51,7 @@ class Source:
 class Columns:
     """The columns of a table and the fields that they are assigned to. ``rows``: some of the table's rows.
 
-    A ``take`` method assigns a column, and returns False if none fits. Each column is assigned once.
+    ``take`` assigns the column that fits best. Each column is assigned once.
     """
 
     kind: Kind
@@ -51,17 +63,26 @@ class Columns:
         """Assign this source to a field."""
         self._sources[name] = source
 
-    def take_key(self) -> None:
-        """Assign the key of the table to the id."""
-        self.put("id", Source(column=self.table.key, why="the key of the table"))
+    def put_constant(self, name: str, constant: Scalar) -> None:
+        """Assign a constant to a field, because no column fits."""
+        self.put(name, Source(constant=constant, why=MISSING[name]))
+
+    def take(self, name: str, otherwise: Scalar | None = None, *, always: bool = False) -> bool:
+        """Assign the best column whose values are accepted; without one, the constant ``otherwise``, and return False.
+
+        ``always``: if no column is accepted, assign the one with the best name.
+        """
+        found = self.take_coded(name) if name in CODED else self._take_named(name, always=always)
+        if not found and otherwise is not None:
+            self.put_constant(name, otherwise)
+        return found
 
     def reference(self, name: str, nouns: Sequence[str]) -> FoundColumn | None:
         """Return the column that refers to one of these nouns and whose values are accepted; does not assign it."""
         found = (column for column in references(self.table, nouns) if column.name in self.free)
         return next((column for column in found if self._accepts(name, column)), None)
 
-    def take_named(self, name: str, *, always: bool = False) -> bool:
-        """Assign the best named column whose values are accepted. ``always``: if there is none, the best named one."""
+    def _take_named(self, name: str, *, always: bool) -> bool:
         found = [(column, why) for column, why in candidates(self.table, self.kind, name) if column.name in self.free]
         accepted = [(column, why) for column, why in found if self._accepts(name, column)]
         for column, why in accepted or (found if always else ()):
@@ -95,11 +116,11 @@ class Columns:
     @property
     def content_form(self) -> ContentForm:
         """How content becomes JSON: as text, unless the column is JSON or has JSON in one of the rows."""
-        source = self._sources.get("content")
-        if source is None or source.column is None or self.table.columns[source.column].family == "json":
+        column = self._sources["content"].column if self.kind == "messages" else None
+        if column is None or self.table.columns[column].family == "json":
             return "auto"
-        values = (row[source.column] for row in self.rows)
-        return "auto" if any(isinstance(one, str) and one.startswith(('{"', "[{")) for one in values) else "text"
+        is_json = any(str(row[column]).startswith(('{"', "[{")) for row in self.rows)
+        return "auto" if is_json else "text"
 
     def _accepts(self, name: str, column: FoundColumn) -> bool:
         """Return whether the values of a column can be those of a field, as far as the rows show."""
