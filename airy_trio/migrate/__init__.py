@@ -10,7 +10,7 @@ deadlock.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -44,6 +44,10 @@ __all__ = [
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
 """The table of the settings with which a line about a stream begins, as in ``check``."""
 _BY_UPDATED_AT: Final = 'changes.capture is "updated_at", which'
+_IS_USED: Final = sa.text(
+    "select exists (select from pg_class where relnamespace = to_regnamespace(:schema)) "
+    "or exists (select from pg_proc where pronamespace = to_regnamespace(:schema))"
+)
 ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 """The encodings of a Postgres database that can store any text."""
 
@@ -60,13 +64,14 @@ class Migrated:
     left: tuple[str, ...] = ()
 
 
-def migrate(
+def migrate(  # noqa: PLR0913 - one for each option of the command
     settings: Settings,
     *,
     with_tables: bool = False,
     grant: str | None = None,
     firing: Firing | None = None,
     waiting: Waiting | None = None,
+    record: list[str] | None = None,
 ) -> Migrated:
     """Bring both databases up to date. Safe to repeat. Synchronous; it may wait for locks for a minute.
 
@@ -74,22 +79,37 @@ def migrate(
 
     ``grant``: a Postgres role that is granted the rights that a server needs. ``firing``: when the Postgres triggers
     fire; None does not change it. ``waiting``: called with the number of the attempt each time that a lock is not free,
-    at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
+    at most ``LOCK_TRIES_MAX`` times. ``record``: makes it a preview; gets the SQL statements, which are run and rolled
+    back. Raises ``StartError``; then nothing was changed.
     """
-    return _Migration(settings, with_tables, grant, firing).run(waiting)
+    path, reads_only = _file_of(_address(settings)), settings.changes.reads_only
+    for option, is_given, on_sqlite, if_reads_only in (
+        ("--with-tables", with_tables, None, "writes nothing into the database"),
+        (f"--grant {grant}", grant, "SQLite has no roles; the permissions of the file decide",
+         "needs only SELECT on the mapped tables"),
+        (f"--triggers {firing}", firing, "SQLite has no replica roles; its triggers always fire", "needs no triggers"),
+    ):  # fmt: skip
+        if is_given and path is not None and on_sqlite is not None:
+            raise StartError([f"{option}: {on_sqlite}"])
+        if is_given and reads_only:
+            raise StartError([f"{option}: {_BY_UPDATED_AT} {if_reads_only}"])
+    if path is not None and not with_tables:
+        require_file(path)
+
+    def attempt() -> Migrated:
+        if record is not None:
+            record.clear()  # discard the statements of an attempt that found a table locked
+        if reads_only:
+            return _migrate_log_only(settings, record)
+        return _migrate_all(settings, record, with_tables=with_tables, grant=grant, firing=firing)
+
+    return retry_while_locked(attempt, waiting)
 
 
-def preview(
-    settings: Settings,
-    *,
-    with_tables: bool = False,
-    grant: str | None = None,
-    firing: Firing | None = None,
-    waiting: Waiting | None = None,
-) -> list[str]:
-    """Return the SQL statements that ``migrate`` would run now. They are run and rolled back. Raises as it does."""
+def preview(settings: Settings, **options: Any) -> list[str]:  # noqa: ANN401 - those of migrate
+    """Return the SQL statements that ``migrate`` would run now, with the same options. Raises as it does."""
     record: list[str] = []
-    done = _Migration(settings, with_tables, grant, firing, record).run(waiting)
+    done = migrate(settings, record=record, **options)
     return [*record, *(f"-- {line}" for line in done.left)]
 
 
@@ -153,82 +173,54 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
             )
 
 
-@frozen
-class _Migration:
-    """A migration with its options. With ``record`` it is a preview: the record gets the statements."""
-
-    settings: Settings
-    with_tables: bool
-    grant: str | None
-    firing: Firing | None
-    record: list[str] | None = None
-
-    def run(self, waiting: Waiting | None) -> Migrated:
-        """Check the options, then migrate; retry while a table is locked."""
-        path = _file_of(_address(self.settings))
-        if path is not None:
-            if self.firing is not None:
-                raise StartError([f"--triggers {self.firing}: SQLite has no replica roles; its triggers always fire"])
-            if self.grant is not None:
-                raise StartError([f"--grant {self.grant}: SQLite has no roles; the permissions of the file decide"])
-            if not self.with_tables:
-                require_file(path)
-        return retry_while_locked(self._attempt, waiting)
-
-    def _attempt(self) -> Migrated:
-        if self.record is not None:
-            self.record.clear()  # discard the statements of an attempt that found a table locked
-        return self._only_log() if self.settings.changes.reads_only else self._all()
-
-    def _all(self) -> Migrated:
-        """Make one attempt: slow steps first, triggers last, because the application's writers wait for these."""
-        settings, options = self.settings, self.settings.database
-        with transaction(_address(settings), options, record=self.record) as connection:
-            names = _names(connection, options)
-            newer = _newer(connection, "changes", options)
-            made: Sequence[str] = ()
-            if self.with_tables and newer is None:  # else the tables would have no triggers
-                made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
-            tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
-            if newer is None:
-                upgrade(connection, "changes", names)
-            with _store(connection, settings, self.record) as store:
-                left = (newer, None if store is None else self._upgrade_log(store))
-                if self.grant is not None:
-                    _grant(connection, postgres_triggers.grant_statements(self.grant, tables, names))
-                    if store is not None and store is not connection and store.dialect.name == POSTGRES:
-                        _grant(store, postgres_triggers.grant_statements(self.grant, {}, names))
-                if newer is None:
-                    deletes = settings.logs_deletes
-                    triggers.install(connection, tables, names, deletes=deletes, firing=self.firing)
-                    log = ChangeLog(names)
-                    if log.origin(connection) is None:
-                        log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
-        return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
-
-    def _only_log(self) -> Migrated:
-        """Change only the event log, for ``updated_at`` capture."""
-        settings = self.settings
-        if self.with_tables:
-            raise StartError([f"--with-tables: {_BY_UPDATED_AT} writes nothing into the database"])
-        if self.grant is not None:
-            raise StartError([f"--grant {self.grant}: {_BY_UPDATED_AT} needs only SELECT on the mapped tables"])
-        if self.firing is not None:
-            raise StartError([f"--triggers {self.firing}: {_BY_UPDATED_AT} needs no triggers"])
-        with transaction(_address(settings), settings.database, read_only=True) as connection:
-            tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
-        with _store(None, settings, self.record) as store:
-            newer = None if store is None else self._upgrade_log(store)
-        return Migrated(made=(), watched=tuple(tables), left=() if newer is None else (newer,))
-
-    def _upgrade_log(self, store: sa.Connection) -> str | None:
-        """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
-        if faults := list(encoding_faults(store, self.settings)):
-            raise StartError(faults)
-        newer = _newer(store, "log", self.settings.database)
+def _migrate_all(
+    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
+) -> Migrated:
+    """Make one attempt: slow steps first, triggers last, because the application's writers wait for these."""
+    options = settings.database
+    with transaction(_address(settings), options, record=record) as connection:
+        names = _names(connection, options)
+        newer = _newer(connection, "changes", options)
+        made: Sequence[str] = ()
+        if with_tables and newer is None:  # else the tables would have no triggers
+            made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
+        tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
         if newer is None:
-            upgrade(store, "log", _names(store, self.settings.database))
-        return newer
+            upgrade(connection, "changes", names)
+        with _store(connection, settings, record) as store:
+            left = (newer, None if store is None else _upgrade_log(store, settings))
+            if grant is not None:
+                statements = {connection: postgres_triggers.grant_statements(grant, tables, names)}
+                if store is not None and store.dialect.name == POSTGRES:
+                    statements.setdefault(store, postgres_triggers.grant_statements(grant, {}, names))
+                for place, grants in statements.items():
+                    for statement in grants:
+                        place.execute(sa.text(escape_colons(statement)))
+            if newer is None:
+                triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=firing)
+                log = ChangeLog(names)
+                if log.origin(connection) is None:
+                    log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
+    return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
+
+
+def _migrate_log_only(settings: Settings, record: list[str] | None) -> Migrated:
+    """Make one attempt for ``updated_at`` capture."""
+    with transaction(_address(settings), settings.database, read_only=True) as connection:
+        tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
+    with _store(None, settings, record) as store:
+        newer = None if store is None else _upgrade_log(store, settings)
+    return Migrated(made=(), watched=tuple(tables), left=() if newer is None else (newer,))
+
+
+def _upgrade_log(store: sa.Connection, settings: Settings) -> str | None:
+    """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
+    if faults := list(encoding_faults(store, settings)):
+        raise StartError(faults)
+    newer = _newer(store, "log", settings.database)
+    if newer is None:
+        upgrade(store, "log", _names(store, settings.database))
+    return newer
 
 
 def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> str:
@@ -266,16 +258,22 @@ def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) 
     )
 
 
-def _require_removable(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
-    """Raise ``StartError`` if the schema is of a newer version, because it may have more than we would remove."""
-    newer = schema_of(connection, stream, options).newer
+def _downgrade(connection: sa.Connection, stream: Stream, settings: Settings) -> None:
+    """Remove a stream, and our schema unless it has tables or functions of others.
+
+    Raises ``StartError`` if the stream is of a newer version, because it may have more than we would remove.
+    """
+    names = _names(connection, settings.database)
+    newer = schema_of(connection, stream, settings.database).newer
     if newer is not None:
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
-
-
-def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
-    for statement in statements:
-        connection.execute(sa.text(escape_colons(statement)))
+    if stream == "changes":
+        triggers.remove(connection, names)
+    downgrade(connection, stream, names)
+    if names.dialect == POSTGRES:
+        schema = quote_identifier(names.schema)
+        if not connection.execute(_IS_USED, {"schema": schema}).scalar_one():
+            connection.exec_driver_sql(f"drop schema if exists {schema}")
 
 
 def _remove(settings: Settings) -> None:
@@ -285,12 +283,8 @@ def _remove(settings: Settings) -> None:
         emptied = _remove_log(None, settings)
     else:
         with transaction(_address(settings), options) as connection:
-            names = _names(connection, options)
-            _require_removable(connection, "changes", options)
-            triggers.remove(connection, names)
-            downgrade(connection, "changes", names)
+            _downgrade(connection, "changes", settings)
             emptied = _remove_log(connection, settings)
-            _drop_schema(connection, names)
     if emptied is not None:
         lock_file(emptied).unlink(missing_ok=True)
         for ending in ("", "-wal", "-shm"):
@@ -307,24 +301,9 @@ def _remove_log(connection: sa.Connection | None, settings: Settings) -> Path | 
     with _store(connection, settings) as store:
         if store is None:
             return None
-        _require_removable(store, "log", settings.database)
-        names = _names(store, settings.database)
-        downgrade(store, "log", names)
-        _drop_schema(store, names)
+        _downgrade(store, "log", settings)
         emptied = file is not None and not sa.inspect(store).get_table_names()
     return file if emptied else None
-
-
-def _drop_schema(connection: sa.Connection, names: Names) -> None:
-    """Drop our schema unless it has tables or functions of others."""
-    if names.dialect == POSTGRES:
-        used = sa.text(
-            "select exists (select from pg_class where relnamespace = to_regnamespace(:schema)) "
-            "or exists (select from pg_proc where pronamespace = to_regnamespace(:schema))"
-        )
-        schema = quote_identifier(names.schema)
-        if not connection.execute(used, {"schema": schema}).scalar_one():
-            connection.exec_driver_sql(f"drop schema if exists {schema}")
 
 
 def _store(

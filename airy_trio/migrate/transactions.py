@@ -6,7 +6,7 @@ all later writers of the application wait behind us. So we wait for ``LOCK_TIMEO
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -97,19 +97,16 @@ def transaction(
                 begun.rollback()
         committed = record is None
     except SQLAlchemyError as error:
-        raise _start_error(translated(error), url, options) from None
+        fault = translated(error)
+        if not isinstance(fault, DatabaseError) or fault.sqlstate == LOCK_NOT_AVAILABLE:  # the latter is tried again
+            raise fault from None
+        settings_of = {options.url: "database.url", options.direct_url: "database.direct_url"}
+        setting = settings_of.get(url, "log.url")
+        raise StartError([f"{setting}: the database cannot be used: {fault}"]) from None
     finally:
         engine.dispose()
         if created is not None and not committed:
             created.unlink(missing_ok=True)
-
-
-def _start_error(error: Exception, url: str, options: DatabaseOptions) -> Exception:
-    """Name the setting of a database that cannot be used. A lock time-out is returned unchanged, for the retry."""
-    if not isinstance(error, DatabaseError) or error.sqlstate == LOCK_NOT_AVAILABLE:
-        return error
-    settings = {options.url: "database.url", options.direct_url: "database.direct_url"}
-    return StartError([f"{settings.get(url, 'log.url')}: the database cannot be used: {error}"])
 
 
 def _create_file(path: Path) -> Path | None:
@@ -149,10 +146,5 @@ def _filled(connection: sa.Connection, statement: str, parameters: Any) -> str: 
             return statement.replace("%%", "%")
         driver: Any = connection.connection.driver_connection
         return psycopg.ClientCursor(driver).mogrify(statement, parameters)
-    return _with_literals(statement, parameters)
-
-
-def _with_literals(statement: str, parameters: Sequence[object]) -> str:
-    parts = statement.split("?")
     literals = ["null" if p is None else quote_text(p) if isinstance(p, str) else str(p) for p in parameters]
-    return "".join(part + literal for part, literal in zip(parts, [*literals, ""], strict=True))
+    return "".join(part + literal for part, literal in zip(statement.split("?"), [*literals, ""], strict=True))
