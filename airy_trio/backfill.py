@@ -19,16 +19,16 @@ application gets the write lock. If too many rows wait in the change log, the ba
 some.
 """
 
-import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 import trio
-from attrs import asdict, define, evolve, fields_dict, frozen
+from attrs import define, evolve, frozen
+from cattrs.preconf.json import make_converter
 
 from airy_trio import migrate
 from airy_trio.app.build import open_database, require_tables, wait_until_available
@@ -69,6 +69,7 @@ Place: TypeAlias = tuple[tuple[str, str | int | float], ...]
 """A place in the order of a table's keys: the storage class and the value of each key column. Texts are hexadecimal."""
 _BEGIN, _END = MARKS
 _TOKEN_BYTES: Final = 4
+_CONVERTER: Final = make_converter()
 _ROWS_ABOUT: Final = sa.text("select reltuples from pg_class where oid = to_regclass(:name)")
 
 
@@ -106,7 +107,10 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
     try:
         check = partial(require_tables, settings=settings)
         tables = await wait_until_available(lambda: opened.run(check), database, "database.url")
-        work = _Backfill(_committed(opened), names, options, report)
+        database_of_pages = opened
+        if names.dialect == POSTGRES:  # a snapshot for each statement, independent of the role's default
+            database_of_pages = Database(opened.engine.execution_options(isolation_level="READ COMMITTED"))
+        work = _Backfill(database_of_pages, names, options, report)
         for kind in kinds:
             await work.table(tables[kind])
     except (DatabaseRefused, Unavailable) as error:
@@ -145,13 +149,6 @@ def _what_follows(settings: Settings, kinds: Sequence[Kind]) -> str:
     if not whole:
         return f"{sent}; their types are not in log.keep_current, so replay:current has them in the recent window only"
     return f"{sent}, and replay:current has {', '.join(whole)} completely; airy-trio check reports it"
-
-
-def _committed(opened: Database) -> Database:
-    """Return the database with a snapshot for each statement (READ COMMITTED), independent of the role's default."""
-    if opened.dialect == POSTGRES:
-        return Database(opened.engine.execution_options(isolation_level="READ COMMITTED"))
-    return opened
 
 
 class BackfillTaken(AiryTrioError):
@@ -214,20 +211,19 @@ class TableBackfill:
         A row that this does not see was committed later, so its trigger's change is recorded with the mark of the begin
         or after it. In the transaction of that mark, a row could be recorded before the mark and not be seen.
         """
-        reached = evolve(progress, until=self._last(connection), bounded=True)
+        last = self._place(connection, self._present, [f"{key} desc" for key in self._keys], {"offset": 0})
+        reached = evolve(progress, until=last, bounded=True)
         self._require(connection, progress)
         self._store(connection, reached)
         return reached
 
     def write_page(self, connection: sa.Connection, progress: Progress, limit: int) -> Progress:
         """Write the keys of about ``limit`` rows and return the new progress. Raises ``BackfillTaken``."""
-        end = self._boundary(connection, progress, limit)
-        written = self._write(connection, progress, progress.until if end is None else end)
-        reached = evolve(
-            progress,
-            after=progress.until if end is None else end,
-            rows=progress.rows + (written if end is None else limit),
-        )
+        condition, values = self._between(progress, progress.until)
+        end = self._place(connection, condition, self._keys, values | {"offset": limit - 1})
+        after = progress.until if end is None else end  # the last page has fewer rows
+        written = self._write(connection, progress, after)
+        reached = evolve(progress, after=after, rows=progress.rows + (written if end is None else limit))
         self._require(connection, progress)  # last, because it takes a lock that recorders wait for
         self._store(connection, reached)
         return reached
@@ -237,14 +233,6 @@ class TableBackfill:
         self._mark(connection, _END, progress.token)
         self._require(connection, progress)
         self._store(connection, None)
-
-    def _last(self, connection: sa.Connection) -> Place | None:
-        return self._place(connection, self._present, [f"{key} desc" for key in self._keys], {"offset": 0})
-
-    def _boundary(self, connection: sa.Connection, progress: Progress, limit: int) -> Place | None:
-        """Return the key of the last row of the next page; None if fewer rows are left."""
-        condition, values = self._between(progress, progress.until)
-        return self._place(connection, condition, self._keys, values | {"offset": limit - 1})
 
     def _write(self, connection: sa.Connection, progress: Progress, end: Place | None) -> int:
         """Write each key of the page once; return their number."""
@@ -297,21 +285,14 @@ class TableBackfill:
         self, connection: sa.Connection, condition: str, order: Sequence[str], values: dict[str, Any]
     ) -> Place | None:
         """Return the place of the row at ``:offset`` among the rows that fulfil a condition, in the given order."""
-        rows = f"select {self._encoded} from {self._name} t where {condition} order by {', '.join(order)}"  # noqa: S608 - names quoted
+        if self._postgres:
+            form = "'text', encode(convert_to(cast({0} as text), getdatabaseencoding()), 'hex')"
+        else:
+            form = "typeof({0}), case when typeof({0}) in ('text', 'blob') then hex(cast({0} as blob)) else {0} end"
+        encoded = ", ".join(map(form.format, self._keys))  # a ``Place`` is two values for each key column
+        rows = f"select {encoded} from {self._name} t where {condition} order by {', '.join(order)}"  # noqa: S608 - names quoted
         row = connection.execute(sa.text(f"{rows} limit 1 offset :offset"), values).first()
         return None if row is None else tuple(zip(row[::2], row[1::2], strict=True))
-
-    @property
-    def _encoded(self) -> str:
-        """The key columns as a ``Place``: two values for each."""
-        if self._postgres:
-            return ", ".join(
-                f"'text', encode(convert_to(cast({key} as text), getdatabaseencoding()), 'hex')" for key in self._keys
-            )
-        return ", ".join(
-            f"typeof({key}), case when typeof({key}) in ('text', 'blob') then hex(cast({key} as blob)) else {key} end"
-            for key in self._keys
-        )
 
     def _require(self, connection: sa.Connection, progress: Progress) -> None:
         """Lock the stored progress, and raise ``BackfillTaken`` unless it is this one."""
@@ -321,7 +302,7 @@ class TableBackfill:
     def _stored(self, connection: sa.Connection) -> dict[str, Progress]:
         """Return the unfinished backfills by kind, locked until the end of the transaction."""
         text = connection.execute(sa.select(self._log.state.c.backfill).with_for_update()).scalar_one_or_none()
-        return {kind: _parsed(found) for kind, found in json.loads(text or "{}").items()}
+        return _CONVERTER.loads(text or "{}", dict[str, Progress])  # ignores what a newer version may store in addition
 
     def _store(self, connection: sa.Connection, progress: Progress | None) -> None:
         """Store the progress of this table; None removes it. The caller must hold the lock of ``_stored``."""
@@ -329,7 +310,7 @@ class TableBackfill:
         stored.pop(self._table.kind, None)
         if progress is not None:
             stored[self._table.kind] = progress
-        text = json.dumps({kind: asdict(found) for kind, found in stored.items()}) if stored else None
+        text = _CONVERTER.dumps(stored, dict[str, Progress]) if stored else None
         connection.execute(sa.update(self._log.state).values(backfill=text))
 
 
@@ -397,7 +378,7 @@ class _Backfill:
 
     async def _until_recorded(self) -> None:
         """Wait while too many rows are in the change log."""
-        read: Callable[[sa.Connection], tuple[int, int | None]] = partial(waiting, names=self.names)
+        read = partial(waiting, names=self.names)
         rows, first = await self.database.run(read)
         moved_at = trio.current_time()
         while rows > self.options.waiting_rows:
@@ -412,13 +393,6 @@ class _Backfill:
                     f"about {rows} rows wait in the change log, and no server seems to record them; start one, "
                     "and the backfill continues by itself"
                 )
-
-
-def _parsed(found: dict[str, Any]) -> Progress:
-    """Return the progress that was stored as JSON, which has no tuples."""
-    places = {name: found[name] and tuple(map(tuple, found[name])) for name in ("after", "until")}
-    known = {name: found[name] for name in fields_dict(Progress) if name in found}  # a newer version may store more
-    return Progress(**{**known, **places, "keys_of": tuple(found["keys_of"])})
 
 
 def waiting(connection: sa.Connection, names: Names) -> tuple[int, int | None]:
