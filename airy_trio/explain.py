@@ -40,7 +40,10 @@ READ_EVENTS_MAX: Final = 1000
 """How many events are read from the store at once."""
 TIMEOUT_S: Final = 5.0
 VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
-_VISIBLE = sa.text("select pg_visible_in_snapshot(cast(:txid as xid8), cast(:snapshot as pg_snapshot))")
+_VISIBLE = sa.text(
+    "select bool_or(pg_visible_in_snapshot(cast(:txid as xid8), cast(snapshot as pg_snapshot))) "
+    "from unnest(cast(:snapshots as text[])) snapshot"
+)
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _STATES = {
     "recorded": "recorded",
@@ -151,47 +154,31 @@ def explain(settings: Settings, subject: Subject) -> Explanation:
     return Explanation(recorded, [f"verdict   {verdict}", *lines])
 
 
-def _verdict(  # noqa: PLR0911 - one return for each verdict, in the order of what prevents most
-    report: RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool
-) -> tuple[bool, str]:
+def _verdict(report: RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool) -> tuple[bool, str]:
     """Return whether the object's current state was recorded, and one sentence for it, with the reason if not."""
     is_current = newest is not None and _is_current(newest, report)
-    prevention = _prevention(report, newest, subject, is_current=is_current)
-    if prevention is not None:
-        return False, prevention
-    if not store_known:
-        return False, "not known: the event log cannot be read"
-    if report.change == "waiting":
-        if report.recording:
-            return False, "not yet: the change is waiting to be recorded"
-        return False, "not yet: the change is waiting for a server; no server is recording"
-    if newest is not None:
-        if is_current:
-            return True, f"recorded: {newest.type} is in the event log"
-        return False, f"not recorded: {newest.type} is in the event log, but is not the current state"
-    if report.change == "recorded":
-        return True, "recorded: its event is no longer retained in the event log"
-    if report.row == "absent":
-        return False, "this object is unknown: no row, no change, no event"
-    if report.row == "excluded":
-        return False, "no event is retained: the row is excluded by `where`"
-    return False, "no event is retained: no change of the row was captured within the retention of events"
-
-
-def _prevention(report: RowReport, newest: StoredEvent | None, subject: Subject, *, is_current: bool) -> str | None:
-    """Return what makes an event of the current state impossible even if a server records, or None."""
-    if report.row == "unmapped":
-        return f"no events: no table is mapped for {subject.kind}"
-    if report.row == "faulty":
-        return "no event: the row cannot be converted"
-    if not report.captured:
-        return "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"
     # Without an event or a change, an absent row may never have existed; then unrecorded deletes are not the reason.
     is_unknown = report.row == "absent" and newest is None and report.change is None
-    if report.recordable or is_current or is_unknown:
-        return None
+    is_ignored = not (report.recordable or is_current or is_unknown)
     state = "excluded by `where`" if report.row == "excluded" else "absent"
-    return f"no event: the row is {state}, and deletes are not recorded"
+    type_ = None if newest is None else newest.type
+    verdicts = (  # the first that applies; those that prevent an event even if a server records come first
+        (report.row == "unmapped", False, f"no events: no table is mapped for {subject.kind}"),
+        (report.row == "faulty", False, "no event: the row cannot be converted"),
+        (not report.captured, False,
+         "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"),
+        (is_ignored, False, f"no event: the row is {state}, and deletes are not recorded"),
+        (not store_known, False, "not known: the event log cannot be read"),
+        (report.change == "waiting" and report.recording, False, "not yet: the change is waiting to be recorded"),
+        (report.change == "waiting", False, "not yet: the change is waiting for a server; no server is recording"),
+        (is_current, True, f"recorded: {type_} is in the event log"),
+        (newest is not None, False, f"not recorded: {type_} is in the event log, but is not the current state"),
+        (report.change == "recorded", True, "recorded: its event is no longer retained in the event log"),
+        (report.row == "absent", False, "this object is unknown: no row, no change, no event"),
+        (report.row == "excluded", False, "no event is retained: the row is excluded by `where`"),
+        (True, False, "no event is retained: no change of the row was captured within the retention of events"),
+    )  # fmt: skip
+    return next((recorded, words) for applies, recorded, words in verdicts if applies)
 
 
 def _is_current(newest: StoredEvent, report: RowReport) -> bool:
@@ -222,7 +209,10 @@ def _read_database(
         return report
     key = _key(table, subject)
     report.row, report.body, words = _row(connection, settings, table, key)
-    report.recordable = _is_recordable(report.row, table.kind, settings)
+    if report.row in ("absent", "excluded"):  # a deletion is recorded with ``deletes``, unless its event is a state
+        report.recordable = settings.events.deletes or table.kind not in DELETABLE
+    if report.row == "absent" and settings.changes.reads_only:  # without triggers an absent row is not noticed
+        report.recordable = False
     report.lines.append(f"row       {words}")
     if settings.changes.reads_only:
         words = f'not known: changes.capture is "{settings.changes.capture}", which keeps no change log'
@@ -247,7 +237,11 @@ def _read_database(
         at = change.at.isoformat(timespec="milliseconds")
         report.lines.append(f"change    {operation} {at} by the trigger's clock, {_STATES[report.change]}")
     report.recording = is_held(connection, names)
-    report.lines.append(f"recorder  {_recorder(connection, names, held=report.recording)}")
+    words = "no server holds the lease: nothing is recorded until one runs"
+    if report.recording:
+        consumer = ChangeLog(names).consumer(connection)
+        words = "a server holds the lease and records" + (f" into {consumer.store}" if consumer is not None else "")
+    report.lines.append(f"recorder  {words}")
     return report
 
 
@@ -278,25 +272,22 @@ def newest_change(
     if row is None:
         return None
     at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)
-    recorded = resume_point is not None and _is_read(connection, names, row, resume_point)
-    return NewestChange(operation=row.operation, at=at, recorded=recorded)
+    return NewestChange(operation=row.operation, at=at, recorded=_is_read(connection, names, row, resume_point))
 
 
-def _is_read(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_point: str) -> bool:
+def _is_read(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_point: str | None) -> bool:
     """Return whether a resume point includes a row of the change log."""
     try:
+        if resume_point is None:
+            return False
         if names.dialect != POSTGRES:
             return bool(row.seq <= SqlitePoint.parse(resume_point).seq)
         point = PostgresPoint.parse(resume_point)
     except ResumePointLost:
         return False
-    if _is_visible(connection, row, point.snapshot):
-        return True
-    return bool(point.target) and row.seq <= point.seq and _is_visible(connection, row, point.target)
-
-
-def _is_visible(connection: sa.Connection, row: sa.Row[Any], snapshot: str) -> bool:
-    return bool(connection.execute(_VISIBLE, {"txid": str(row.txid), "snapshot": snapshot}).scalar_one())
+    snapshots = [point.snapshot, *([point.target] if point.target and row.seq <= point.seq else ())]
+    parameters = {"txid": str(row.txid), "snapshots": snapshots}
+    return bool(connection.execute(_VISIBLE, parameters).scalar_one())
 
 
 def _key(table: Table, subject: Subject) -> Key:
@@ -349,22 +340,6 @@ def _objects(connection: sa.Connection, settings: Settings, table: Table, key: K
 
 def _is_empty(found: tuple[ChangedObject, ...]) -> bool:
     return isinstance(found[0], Metadata) and not found[0].entries
-
-
-def _is_recordable(row: RowState, kind: Kind, settings: Settings) -> bool:
-    """Return whether the state is recorded: a deletion only with ``deletes``, unless its event is a state."""
-    recorded = settings.events.deletes or kind not in DELETABLE
-    if row == "absent":  # without triggers an absent row is not noticed
-        return recorded and not settings.changes.reads_only
-    return recorded if row == "excluded" else True
-
-
-def _recorder(connection: sa.Connection, names: Names, *, held: bool) -> str:
-    consumer = ChangeLog(names).consumer(connection)
-    if held:
-        into = f" into {consumer.store}" if consumer is not None else ""
-        return f"a server holds the lease and records{into}"
-    return "no server holds the lease: nothing is recorded until one runs"
 
 
 def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str]:
