@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Kind, Value
-from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
+from airy_trio.capture.mapping import WATERMARK, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
-from airy_trio.capture.queries import Queries
+from airy_trio.capture.queries import Queries, Query
 from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.connections import DRIVER_ERRORS
@@ -77,10 +77,14 @@ class NewestRows:
 
 @define
 class _Seen:
-    """Findings in the newest rows of one table, by reason and by field. ``objects``: metadata has several rows each."""
+    """Findings in the newest rows of one table, by reason and by field. ``objects``: metadata has several rows each.
+
+    ``order``: by what these rows are the newest.
+    """
 
     rows: int
     objects: int
+    order: str = ""
     bodies: list[str] = field(factory=list)
     faults: dict[str, list[RowFault]] = field(factory=lambda: defaultdict(list))
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
@@ -91,7 +95,7 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
     for kind, table in tables.items():
         setting = f"database.tables.{kind}"
         try:
-            found = _in_newest_order(connection, settings, tables, table)
+            seen = _in_newest_order(connection, settings, tables, table)
         except DRIVER_ERRORS as error:
             refusal = translated(error)
             if not isinstance(refusal, DatabaseRefused):
@@ -99,70 +103,54 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
             problem = f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
             yield NewestRows(kind, [("problem", problem)])
             continue
-        if found is None:
+        if seen is None:
             reason = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
             yield NewestRows(kind, [("note", f"{setting}: its newest rows were not checked: {reason}")])
             continue
-        order, seen = found
-        warnings = _warnings(table, seen, f"the newest {seen.rows} by {order}")
         all_fail = seen.rows >= ALL_MIN and sum(map(len, seen.faults.values())) >= seen.objects
-        yield NewestRows(kind, [("warning", line) for line in warnings], seen.bodies, all_fail)
+        yield NewestRows(kind, [("warning", line) for line in _warnings(table, seen)], seen.bodies, all_fail)
 
 
-def _in_newest_order(
-    connection: sa.Connection, settings: Settings, tables: Tables, table: Table
-) -> tuple["_Order", _Seen] | None:
-    """Read in the best order that is fast enough; None if none is. Raises the driver's error."""
-    for order in _orders(table):
+def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tables, table: Table) -> _Seen | None:
+    """Read in the best order that is fast enough; None if none is. Raises the driver's error.
+
+    NULL comes first if it is a fault; then Postgres can use an index too.
+    """
+    queries = Queries(connection.dialect.name, table, settings.listener.message_bytes_max)
+    sent_at = table.columns.get("sent_at")
+    updated_at = table.watermark or table.columns.get(WATERMARK)
+    time_column = updated_at or sent_at
+    for order in ((time_column,), table.keys) if time_column is not None else (table.keys,):
+        nulls: Literal["first", "last"] = "last" if updated_at is not None and order is not table.keys else "first"
         try:
-            with connection.begin_nested() as reading, bounded(connection):
-                seen = _read(connection, settings, tables, table, order)
-                reading.rollback()
+            with bounded(connection):
+                seen = _read(connection, settings, tables, table, queries.newest(order, ROWS_MAX, nulls=nulls))
         except DRIVER_ERRORS as error:
             if not took_too_long(error):
                 raise
         else:
-            return order, seen
+            seen.order = " and ".join(column.name for column in order)
+            return seen
     return None
-
-
-@frozen
-class _Order:
-    """An order with the newest rows first. ``nulls``: first if NULL is a fault; then Postgres can use an index too."""
-
-    columns: Sequence[Column]
-    nulls: Literal["first", "last"]
-
-    def __str__(self) -> str:
-        return " and ".join(column.name for column in self.columns)
-
-
-def _orders(table: Table) -> Iterator[_Order]:
-    """Yield the orders to try, best first."""
-    sent_at = table.columns.get("sent_at")
-    updated_at = table.watermark or table.columns.get(WATERMARK)
-    if updated_at is not None:
-        yield _Order((updated_at,), "last")
-    elif sent_at is not None:
-        yield _Order((sent_at,), "first")
-    yield _Order(table.keys, "first")
 
 
 @contextmanager
 def bounded(connection: sa.Connection) -> Iterator[None]:
-    """Limit the time of statements; on Postgres forbid writes too, both until the savepoint is rolled back."""
-    if connection.dialect.name == POSTGRES:
-        connection.exec_driver_sql("set transaction read only")
-        connection.exec_driver_sql(f"set local statement_timeout = {round(TIMEOUT_S * 1000)}")
-        yield
-        return
-    driver: Any = connection.connection.driver_connection
-    give_up_at = time.monotonic() + TIMEOUT_S
-    driver.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
-    try:
-        yield
-    finally:
-        driver.set_progress_handler(None, 0)
+    """Limit the time of the statements in a savepoint, which is rolled back; on Postgres forbid writes too."""
+    with connection.begin_nested() as reading:
+        if connection.dialect.name == POSTGRES:
+            connection.exec_driver_sql("set transaction read only")
+            connection.exec_driver_sql(f"set local statement_timeout = {round(TIMEOUT_S * 1000)}")
+            yield
+        else:
+            driver: Any = connection.connection.driver_connection
+            give_up_at = time.monotonic() + TIMEOUT_S
+            driver.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
+            try:
+                yield
+            finally:
+                driver.set_progress_handler(None, 0)
+        reading.rollback()
 
 
 def took_too_long(error: Exception) -> bool:
@@ -172,11 +160,10 @@ def took_too_long(error: Exception) -> bool:
     return isinstance(error, psycopg.errors.QueryCanceled)
 
 
-def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, order: _Order) -> _Seen:
+def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, newest: Query) -> _Seen:
     chars_max = settings.listener.message_bytes_max
     queries = Queries(connection.dialect.name, table, chars_max)
     objects = Objects(connection.dialect.name, tables, chars_max)
-    newest = queries.newest(order.columns, ROWS_MAX, nulls=order.nulls)
     keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
     seen = _Seen(rows=len(keys), objects=len(set(keys)))
     rest = iter(keys)
@@ -214,8 +201,8 @@ def _shown(raw: Value) -> str:
     return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
 
 
-def _warnings(table: Table, seen: _Seen, where: str) -> Iterator[str]:
-    setting = f"database.tables.{table.kind}"
+def _warnings(table: Table, seen: _Seen) -> Iterator[str]:
+    setting, where = f"database.tables.{table.kind}", f"the newest {seen.rows} by {seen.order}"
     for reason, faults in seen.faults.items():
         finding = f"{len(faults)} of {where} cannot be converted and would not be sent"
         yield f"{setting}: {finding}: {reason}; one is {faults[0].key}"

@@ -108,9 +108,8 @@ def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
     name = quoted_name(table.schema, table.name)
     sql = f"select {', '.join(columns)} from {name} t{order} limit {ROWS_MAX}"  # noqa: S608 - names quoted
     try:
-        with connection.begin_nested() as reading, bounded(connection):
+        with bounded(connection):
             rows = connection.execute(sa.text(escape_colons(sql))).all()
-            reading.rollback()
     except DBAPIError as error:
         if is_refusal(error) or (isinstance(error.orig, Exception) and took_too_long(error.orig)):
             return ()
