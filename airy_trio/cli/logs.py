@@ -8,8 +8,8 @@ import os
 import select
 import sys
 import threading
-import time
 from collections import deque
+from itertools import accumulate, islice, takewhile
 from typing import Any, Final, Literal, TextIO, cast
 
 import structlog
@@ -54,7 +54,7 @@ class LineQueue(io.RawIOBase):
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._dropped = 0
-        self._full = self._writing = False
+        self._full = False
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
@@ -85,32 +85,30 @@ class LineQueue(io.RawIOBase):
 
     def drain(self, timeout_s: float) -> None:
         """Wait until all lines are written, at most ``timeout_s`` seconds."""
-        deadline = time.monotonic() + timeout_s
         with self._changed:
-            while self._lines or self._writing:
-                if not self._changed.wait(deadline - time.monotonic()):
-                    break
+            self._changed.wait_for(lambda: not self._lines, timeout_s)
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._writing = False
+                self._changed.wait_for(lambda: self._lines)
+                sizes = accumulate(map(len, self._lines))
+                count = max(1, sum(1 for _ in takewhile(lambda size: size <= _WRITE_BYTES, sizes)))
+                data = b"".join(islice(self._lines, count))
+            written = self._write_all(data)
+            with self._changed:
+                for _ in range(count):
+                    self._lines.popleft()
+                self._bytes -= len(data)
                 self._changed.notify_all()
-                while not self._lines:
-                    self._changed.wait()
-                lines = [self._next()]
-                size = len(lines[0])
-                while self._lines and size + len(self._lines[0]) <= _WRITE_BYTES:
-                    lines.append(self._next())
-                    size += len(lines[-1])
-                self._writing = True
-            refused = 0 if self._write_all(b"".join(lines)) else len(lines)
-            self._report(refused)
-
-    def _next(self) -> bytes:
-        line = self._lines.popleft()
-        self._bytes -= len(line)
-        return line
+                self._dropped += 0 if written else count
+                dropped = 0
+                if len(self._lines) <= LOG_LINES_MAX // 2 and self._bytes <= LOG_BYTES_MAX // 2:
+                    self._full = False
+                    if written:  # otherwise this line would be refused too
+                        dropped, self._dropped = self._dropped, 0
+            if dropped:
+                logger.warning("log lines dropped; the reader of stderr is too slow", count=dropped, pid=os.getpid())
 
     def _write_all(self, data: bytes) -> bool:
         """Write to the descriptor, waiting as long as it takes; return False if the system refuses."""
@@ -123,19 +121,6 @@ class LineQueue(io.RawIOBase):
             except OSError:
                 return False
         return True
-
-    def _report(self, refused: int) -> None:
-        """Accept lines again once half of the queue is written; report dropped lines if the reader accepts lines."""
-        with self._changed:
-            self._dropped += refused
-            if len(self._lines) > LOG_LINES_MAX // 2 or self._bytes > LOG_BYTES_MAX // 2:
-                return
-            self._full = False
-            if refused:
-                return
-            dropped, self._dropped = self._dropped, 0
-        if dropped:
-            logger.warning("log lines dropped; the reader of stderr is too slow", count=dropped, pid=os.getpid())
 
 
 def queue_stderr() -> None:
