@@ -19,8 +19,6 @@ from airy_trio.terminal import ProgressReport, Stdout, one_line
 
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing
-    from airy_trio.events.destinations import Destination
-    from airy_trio.log.store import Position
     from airy_trio.migrate import Migrated
     from airy_trio.settings import Settings
     from airy_trio.verify import LossCertificate
@@ -252,10 +250,8 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     configure_logging("error", "auto")
     from airy_trio import explain as implementation
 
-    subject = implementation.Subject.parse(type_, id_)
-    if subject is None:
-        message = f"{id_!r} lacks its subject: conversation:ID, channel:ID or message:ID"
-        raise click.BadParameter(message, param_hint="ID")
+    fault = f"{id_!r} lacks its subject: conversation:ID, channel:ID or message:ID"
+    subject: implementation.Subject = _parsed(partial(implementation.Subject.parse, type_), id_, "ID", fault)
     explanation = implementation.explain(settings, subject)
     for line in explanation.lines:
         click.echo(one_line(line))
@@ -357,7 +353,7 @@ def migrate(  # noqa: PLR0913 - one for each option
     if to is not None:
         from airy_trio.migrate import stream_of
 
-        _require_valid(stream_of, to, "--to")
+        _parsed(stream_of, to, "--to")
     settings = load_settings(config)
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
@@ -433,9 +429,17 @@ def tail(  # noqa: PLR0913 - one for each option
     if url is not None and config is not None:
         raise click.UsageError("--config and --url exclude each other")
     settings = load_settings(config) if url is None else None
-    wanted, begin = _destination(destination), None if since is None else _position(since)
     from airy_trio import tail as implementation
+    from airy_trio.events import destinations
+    from airy_trio.log.store import Position
 
+    allowed = "/events, /events/TYPE, /events/channel/ID or /events/conversation/ID"
+    fault = f"{destination!r} is not a destination; allowed are {allowed}"
+    wanted: destinations.Destination = _parsed(destinations.parse, destination, "DESTINATION", fault)
+    begin: Position | None = None
+    if since is not None:
+        fault = f"{since!r} is not a position, which looks like k7f3q9-1042"
+        begin = _parsed(Position.parse, since, "--since", fault)
     output = Stdout()
     options = implementation.TailOptions(
         destination=wanted, since=begin, everything=everything, current=current, as_json=as_json, events_max=events
@@ -446,36 +450,23 @@ def tail(  # noqa: PLR0913 - one for each option
         from airy_trio.client.connection import ServerAddress
 
         address = url or ""
-        _require_valid(partial(ServerAddress.parse, tls=None), address, "--url")
+        _parsed(partial(ServerAddress.parse, tls=None), address, "--url")
         work = partial(implementation.follow, address, token, options, output)
     run_until_signalled(work)
 
 
-def _require_valid(parse: Callable[[str], object], text: str, option: str) -> None:
+def _parsed(parse: Callable[[str], Any], text: str, name: str, fault: str = "") -> Any:  # noqa: ANN401 - of parse
+    """Parse an argument or option. Raises ``click.BadParameter`` if ``parse`` raises ``ValueError`` or returns None.
+
+    ``fault``: the message; without it, that of the ``ValueError``.
+    """
     try:
-        parse(text)
+        found = parse(text)
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=option) from None
-
-
-def _destination(text: str) -> "Destination":
-    from airy_trio.events.destinations import UnknownDestinationError, parse
-
-    try:
-        return parse(text)
-    except UnknownDestinationError:
-        allowed = "/events, /events/TYPE, /events/channel/ID or /events/conversation/ID"
-        message = f"{text!r} is not a destination; allowed are {allowed}"
-        raise click.BadParameter(message, param_hint="DESTINATION") from None
-
-
-def _position(text: str) -> "Position":
-    from airy_trio.log.store import Position
-
-    position = Position.parse(text)
-    if position is None:
-        raise click.BadParameter(f"{text!r} is not a position, which looks like k7f3q9-1042", param_hint="--since")
-    return position
+        found, fault = None, fault or str(error)
+    if found is None:
+        raise click.BadParameter(fault, param_hint=name)
+    return found
 
 
 @click.command(short_help="Prove on your database that nothing is lost.")
