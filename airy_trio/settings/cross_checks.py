@@ -74,17 +74,6 @@ def _check_url(name: str, text: str, drivers: tuple[str, ...], allowed: str) -> 
         raise NotAllowedError(name, allowed, fault)
 
 
-def _check_log_url(options: LogOptions) -> None:
-    """Check the URL of the event log by the rules of its store. Raises ``NotAllowedError``."""
-    name, url = "url", options.url
-    if url and options.store in BUILT_IN:
-        scheme, separator, _ = url.partition("://")
-        is_other = bool(separator) and scheme not in _LOG_STORES
-        _check_url(name, url, tuple(_LOG_STORES), _LOG_WORDS + _OTHER_STORE if is_other else _LOG_WORDS)
-    elif url and not _ANY_URL.fullmatch(url):
-        raise NotAllowedError(name, 'SCHEME://ANYTHING without control characters, or ""', "a string that is not a URL")
-
-
 def _parsed(text: str) -> sa.URL | None:
     try:
         return None if _CONTROL.search(text) else sa.make_url(text)
@@ -167,13 +156,22 @@ def section_contradictions(options: object) -> Iterator[str | NotAllowedError]:
 def _log_contradictions(options: LogOptions) -> Iterator[str | NotAllowedError]:
     if options.retain_durables_s < options.retain_s:
         yield "retain_durables_s is less than retain_s, but a position must be retained as long as the events after it"
-    try:
-        _check_log_url(options)
-    except NotAllowedError as fault:
-        yield fault
+    url, store = options.url, BUILT_IN.get(options.store)
+    scheme, separator, _ = url.partition("://")
+    named = _LOG_STORES.get(scheme)
+    if store is None:
+        if url and not _ANY_URL.fullmatch(url):
+            allowed = 'SCHEME://ANYTHING without control characters, or ""'
+            yield NotAllowedError("url", allowed, "a string that is not a URL")
         return
-    store, named = BUILT_IN.get(options.store), _LOG_STORES.get(options.url.partition("://")[0])
-    if store is None or named == options.store:
+    if url:
+        is_other = bool(separator) and named is None
+        try:
+            _check_url("url", url, tuple(_LOG_STORES), _LOG_WORDS + _OTHER_STORE if is_other else _LOG_WORDS)
+        except NotAllowedError as fault:
+            yield fault
+            return
+    if named == options.store:
         return
     if store.place:
         yield f'store is "{options.store}", which needs url = "{store.url}"'
@@ -270,7 +268,9 @@ def contradictions(settings: "Settings") -> Iterator[str]:
             'change one of them, or set sse_path = ""'
         )
     yield from _process_contradictions(listener, log, settings.admin)
-    yield from _own_file_fault(database, log)
+    are_files = log.store == "sql" and log.url.startswith(SQLITE) and database.url.startswith(SQLITE)
+    if are_files and sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve():  # our writes would lock it
+        yield 'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
     if changes.reads_only:
         if database.url.startswith(POSTGRES) and settings.log_is_here:
             yield (
@@ -300,11 +300,3 @@ def _process_contradictions(listener: ListenerOptions, log: LogOptions, admin: A
             f"listener.port is {listener.port}, but admin.port to admin.port + {last} are the admin ports of the "
             f"{workers} workers and of the recorder process"
         )
-
-
-def _own_file_fault(database: DatabaseOptions, log: LogOptions) -> Iterator[str]:
-    """Events must not be stored in the application's SQLite file: our writes would lock it."""
-    if log.store != "sql" or not log.url.startswith(SQLITE) or not database.url.startswith(SQLITE):
-        return
-    if sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve():
-        yield 'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'

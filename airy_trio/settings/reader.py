@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import date, datetime, time
-from functools import cache, partial
+from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
@@ -29,7 +29,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK
-from airy_trio.options import NotAllowedError, Validator
+from airy_trio.options import NotAllowedError
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS, section_contradictions
 
 T = TypeVar("T")
@@ -49,11 +49,6 @@ _REFERENCE: Final = re.compile(
 """``${NAME}`` or ``${NAME:-default}``. It has no name if ``${`` begins neither."""
 
 Hook = Callable[[Any, Any], Any]
-Checks = Mapping[tuple[type, str], Validator]
-"""Validators for an option (class, name), in addition to the one that its class declares."""
-Contradictions = Callable[[object], Iterable[str | NotAllowedError]]
-"""Checks the options of one section together. A string concerns all of them, an error one; neither shows a secret."""
-
 Path = tuple[str | int, ...]
 """A place in the file: keys of tables and indices of arrays."""
 
@@ -93,7 +88,7 @@ class ConversionError(ValueError):
 
 
 class ContradictionError(ValueError):
-    """Options of one section that contradict each other: ``faults``, as ``Contradictions`` returns them."""
+    """Options of one section that contradict each other: ``faults``, as ``section_contradictions`` yields them."""
 
     def __init__(self, faults: Iterable[str | NotAllowedError]) -> None:
         self.faults = tuple(faults)
@@ -107,11 +102,9 @@ class EnvironmentFault(ValueError):
 class StrictConverter(Converter):
     """A converter for any number of documents. It generates code for each class, which takes longer than a document."""
 
-    def __init__(self, checks: Checks, contradictions: Contradictions) -> None:
+    def __init__(self) -> None:
         super().__init__(detailed_validation=True, forbid_extra_keys=True)
         self._environ: ContextVar[Mapping[str, str]] = ContextVar("environ")
-        self._checks = checks
-        self._contradictions = contradictions
         for kind in (str, bool, int, float):
             self.register_structure_hook(kind, self._scalar)
         self.register_structure_hook_func(_of(Literal), self._literal)
@@ -169,14 +162,14 @@ class StrictConverter(Converter):
 
         def checked(value: Any, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
             options: object = structure(value, target)
-            if faults := tuple(self._contradictions(options)):
+            if faults := tuple(section_contradictions(options)):
                 raise ContradictionError(faults)
             return options
 
         return checked
 
     def _option(self, cls: type, option: "attrs.Attribute[Any]") -> Hook:
-        validators = [self._checks[key] for key in lineage(cls, option.name) if key in self._checks]
+        validators = [CHECKS[key] for key in lineage(cls, option.name) if key in CHECKS]
         if option.validator is not None:
             validators.append(option.validator)
         type_: Any = option.type
@@ -191,11 +184,6 @@ class StrictConverter(Converter):
             return result
 
         return structure
-
-
-@cache
-def _converter() -> StrictConverter:
-    return StrictConverter(CHECKS, section_contradictions)
 
 
 def _of(*origins: object) -> Callable[[Any], bool]:
@@ -239,6 +227,9 @@ def expanded(text: str, environ: Mapping[str, str]) -> str:
     raise EnvironmentFault(fault)
 
 
+_CONVERTER: Final = StrictConverter()
+
+
 def read(document: Mapping[str, Any], cls: type[T], environ: Mapping[str, str]) -> tuple[T | None, list[str]]:
     """Structure the document as ``cls``. Return the options and no faults, or None and all faults.
 
@@ -247,7 +238,7 @@ def read(document: Mapping[str, Any], cls: type[T], environ: Mapping[str, str]) 
     structured: T | None = None
     faults: list[str] = []
     try:
-        structured = _converter().read(document, cls, environ)
+        structured = _CONVERTER.read(document, cls, environ)
     except (BaseValidationError, ConversionError) as error:
         faults.extend(fault_lines(error, cls))
     tables = _table(_table(document, "database"), "tables")

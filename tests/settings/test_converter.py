@@ -8,9 +8,8 @@ from attrs import field, frozen
 from cattrs.errors import ClassValidationError
 
 from airy_trio.options import at_least
+from airy_trio.settings.cross_checks import CHECKS
 from airy_trio.settings.reader import (
-    Checks,
-    ContradictionError,
     ConversionError,
     EnvironmentFault,
     StrictConverter,
@@ -40,7 +39,7 @@ class Narrower(Options):
 
 def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - an instance of cls
     environ = {"NAME": "a", "PORT": "8080", "NEGATIVE": "-5", "HALF": "0.5", "LARGE": str(2**63), "EMPTY": ""}
-    return StrictConverter({}, lambda _: ()).read(document, cls, environ)
+    return StrictConverter().read(document, cls, environ)
 
 
 @pytest.mark.parametrize(
@@ -138,14 +137,14 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, allowed: st
 
 def test_error_has_the_value_as_written() -> None:
     with pytest.raises(ClassValidationError) as caught:
-        StrictConverter({}, lambda _: ()).read({"choice": "${NAME}"}, Options, {"NAME": "hunter2"})
+        StrictConverter().read({"choice": "${NAME}"}, Options, {"NAME": "hunter2"})
     (refusal,) = caught.value.exceptions
     assert isinstance(refusal, ConversionError)
     assert refusal.written == "${NAME}"
 
 
 def test_each_document_has_its_own_environment() -> None:
-    converter = StrictConverter({}, lambda _: ())
+    converter = StrictConverter()
     assert converter.read({"text": "${NAME:-c}"}, Options, {"NAME": "a"}).text == "a"
     assert converter.read({"text": "${NAME:-c}"}, Options, {"NAME": "b"}).text == "b"
     assert converter.read({"text": "${NAME:-c}"}, Options, {}).text == "c"
@@ -158,17 +157,10 @@ def test_all_errors_of_a_class_are_raised_together() -> None:
     assert any(isinstance(error, EnvironmentFault) for error in caught.value.exceptions)
 
 
-def test_checks_apply_to_subclasses() -> None:
-    checks: Checks = {(Options, "whole"): at_least(3)}
-    converter = StrictConverter(checks, lambda _: ())
+def test_checks_apply_to_subclasses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHECKS, (Options, "whole"), at_least(3))
+    converter = StrictConverter()
     assert converter.read({"whole": 3}, Narrower, {}).whole == 3
     with pytest.raises(ClassValidationError):
         converter.read({"whole": 2}, Narrower, {})
     assert lineage(Narrower, "whole") == [(Narrower, "whole"), (Options, "whole"), (object, "whole")]
-
-
-def test_contradictions_are_checked_for_a_valid_class() -> None:
-    converter = StrictConverter({}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
-    assert converter.read({"whole": 6}, Options, {}).whole == 6
-    with pytest.raises(ContradictionError, match="no"):
-        converter.read({"whole": 7}, Options, {})
