@@ -10,7 +10,7 @@ deadlock.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -64,14 +64,13 @@ class Migrated:
     left: tuple[str, ...] = ()
 
 
-def migrate(  # noqa: PLR0913 - one for each option of the command
+def migrate(
     settings: Settings,
     *,
     with_tables: bool = False,
     grant: str | None = None,
     firing: Firing | None = None,
     waiting: Waiting | None = None,
-    record: list[str] | None = None,
 ) -> Migrated:
     """Bring both databases up to date. Safe to repeat. Synchronous; it may wait for locks for a minute.
 
@@ -79,38 +78,57 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
 
     ``grant``: a Postgres role that is granted the rights that a server needs. ``firing``: when the Postgres triggers
     fire; None does not change it. ``waiting``: called with the number of the attempt each time that a lock is not free,
-    at most ``LOCK_TRIES_MAX`` times. ``record``: makes it a preview; gets the SQL statements, which are run and rolled
-    back. Raises ``StartError``; then nothing was changed.
+    at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
     """
+    return _migrated(settings, _Options(with_tables, grant, firing), waiting)
+
+
+def preview(
+    settings: Settings,
+    *,
+    with_tables: bool = False,
+    grant: str | None = None,
+    firing: Firing | None = None,
+    waiting: Waiting | None = None,
+) -> list[str]:
+    """Return the SQL statements that ``migrate`` would run now. They are run and rolled back. Raises as it does."""
+    record: list[str] = []
+    done = _migrated(settings, _Options(with_tables, grant, firing), waiting, record)
+    return [*record, *(f"-- {line}" for line in done.left)]
+
+
+@frozen
+class _Options:
+    with_tables: bool
+    grant: str | None
+    firing: Firing | None
+
+
+def _migrated(
+    settings: Settings, options: _Options, waiting: Waiting | None, record: list[str] | None = None
+) -> Migrated:
+    """Migrate or, with ``record``, which gets the statements, preview it."""
     path, reads_only = _file_of(_address(settings)), settings.changes.reads_only
     for option, is_given, on_sqlite, if_reads_only in (
-        ("--with-tables", with_tables, None, "writes nothing into the database"),
-        (f"--grant {grant}", grant, "SQLite has no roles; the permissions of the file decide",
+        ("--with-tables", options.with_tables, None, "writes nothing into the database"),
+        (f"--grant {options.grant}", options.grant, "SQLite has no roles; the permissions of the file decide",
          "needs only SELECT on the mapped tables"),
-        (f"--triggers {firing}", firing, "SQLite has no replica roles; its triggers always fire", "needs no triggers"),
+        (f"--triggers {options.firing}", options.firing, "SQLite has no replica roles; its triggers always fire",
+         "needs no triggers"),
     ):  # fmt: skip
         if is_given and path is not None and on_sqlite is not None:
             raise StartError([f"{option}: {on_sqlite}"])
         if is_given and reads_only:
             raise StartError([f"{option}: {_BY_UPDATED_AT} {if_reads_only}"])
-    if path is not None and not with_tables:
+    if path is not None and not options.with_tables:
         require_file(path)
 
     def attempt() -> Migrated:
         if record is not None:
             record.clear()  # discard the statements of an attempt that found a table locked
-        if reads_only:
-            return _migrate_log_only(settings, record)
-        return _migrate_all(settings, record, with_tables=with_tables, grant=grant, firing=firing)
+        return _migrate_log_only(settings, record) if reads_only else _migrate_all(settings, options, record)
 
     return retry_while_locked(attempt, waiting)
-
-
-def preview(settings: Settings, **options: Any) -> list[str]:  # noqa: ANN401 - those of migrate
-    """Return the SQL statements that ``migrate`` would run now, with the same options. Raises as it does."""
-    record: list[str] = []
-    done = migrate(settings, record=record, **options)
-    return [*record, *(f"-- {line}" for line in done.left)]
 
 
 def migrate_to(
@@ -173,16 +191,14 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
             )
 
 
-def _migrate_all(
-    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
-) -> Migrated:
+def _migrate_all(settings: Settings, options: _Options, record: list[str] | None) -> Migrated:
     """Make one attempt: slow steps first, triggers last, because the application's writers wait for these."""
-    options = settings.database
-    with transaction(_address(settings), options, record=record) as connection:
-        names = _names(connection, options)
-        newer = _newer(connection, "changes", options)
+    grant = options.grant
+    with transaction(_address(settings), settings.database, record=record) as connection:
+        names = _names(connection, settings.database)
+        newer = _newer(connection, "changes", settings.database)
         made: Sequence[str] = ()
-        if with_tables and newer is None:  # else the tables would have no triggers
+        if options.with_tables and newer is None:  # else the tables would have no triggers
             made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
         tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
         if newer is None:
@@ -197,7 +213,7 @@ def _migrate_all(
                     for statement in grants:
                         place.execute(sa.text(escape_colons(statement)))
             if newer is None:
-                triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=firing)
+                triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
                 log = ChangeLog(names)
                 if log.origin(connection) is None:
                     log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
