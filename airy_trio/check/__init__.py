@@ -58,9 +58,13 @@ class Report:
 
     _lines: dict[Finding, None] = field(factory=dict)
 
-    def add(self, weight: Weight, lines: Iterable[str]) -> None:
+    def update(self, findings: Iterable[Finding]) -> None:
         """Add findings, except those that the report has already."""
-        self._lines.update(((weight, line), None) for line in lines)
+        self._lines.update(dict.fromkeys(findings))
+
+    def add(self, weight: Weight, lines: Iterable[str]) -> None:
+        """Add findings of one weight."""
+        self.update((weight, line) for line in lines)
 
     def of(self, weight: Weight) -> tuple[str, ...]:
         """Return the findings of one weight."""
@@ -120,8 +124,15 @@ class _Check:
         application, log = self.application(), self.store()
         if log is not None:
             self.report.add("note", _completeness(self.settings, log.bounds))
-        if application is None or log is None or (is_shareable(self.settings) and self.is_foreign(log, application)):
+        if application is None or log is None:
             return
+        if is_shareable(self.settings) and log.resume_point is not None:
+            try:
+                if application.is_foreign(log.resume_point):
+                    raise ForeignLogError(log.words)  # noqa: TRY301 - reported as the other one
+            except (ForeignLogError, ResumePointTooNew) as error:
+                self.report.add("problem", [f"log: {error}"])
+                return
         consumer = application.consumer
         if consumer is not None and consumer.epoch != log.bounds.epoch:
             finding = f"the changes are recorded into another event log ({consumer.store})"
@@ -168,17 +179,6 @@ class _Check:
             else:
                 self.report.add("problem", [f"auth.jwt_key: {source.words}: {fault}"])
 
-    def is_foreign(self, log: _Log, application: _Application) -> bool:
-        """Return whether the server would refuse this event log, because it is of another database."""
-        try:
-            if log.resume_point is None or not application.is_foreign(log.resume_point):
-                return False
-        except ResumePointTooNew as error:
-            self.report.add("problem", [f"log: {error}"])
-        else:
-            self.report.add("problem", [f"log: {ForeignLogError(log.words)}"])
-        return True
-
     def application(self) -> _Application | None:
         """Check the application's database. Return what decides which event log it can use, or None if not known."""
         options = self.settings.database
@@ -208,15 +208,13 @@ class _Check:
         settings, report = self.settings, self.report
         names = Names.of(settings.database.url, settings.database.schema)
         tables: Tables = {}
-        reads_only = settings.changes.reads_only
+        reads_only, here = settings.changes.reads_only, settings.log_is_here
         try:
-            here = settings.log_is_here
             tables = inspect(connection, settings.tables, watermarks=reads_only, holds_log=here)
         except MappingError as error:
             report.add("problem", error.faults)
         for newest in rows.newest_rows(connection, settings, tables):
-            for weight, line in newest.findings:
-                report.add(weight, [line])
+            report.update(newest.findings)
             if newest.all_fail:
                 finding = "none of the newest rows can be converted, so the server would send nothing of this table"
                 report.add("problem", [f"database.tables.{newest.kind}: {finding}"])
@@ -229,8 +227,7 @@ class _Check:
             identity = Identity.of(connection)
             return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
         if names.dialect == POSTGRES:
-            for weight, line in servers.skipped_writes(connection, tables, names, deletes=settings.logs_deletes):
-                report.add(weight, [line])
+            report.update(servers.skipped_writes(connection, tables, names, deletes=settings.logs_deletes))
         return self.change_log(connection, names, tables)
 
     def change_log(self, connection: sa.Connection, names: Names, tables: Tables) -> _Application | None:
