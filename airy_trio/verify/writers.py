@@ -80,23 +80,14 @@ class LossCertificate:
 
 
 class Ledger:
-    """A thread-safe record of commits and events. Times are seconds of one monotonic clock."""
+    """A thread-safe record of commits and events, which are compared at the end. Times are of one monotonic clock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._committing: dict[Change, float] = {}
         self._committed: set[str] = set()
-        self._received: set[Change] = set()
-        self._newest: dict[str, int] = {}
-        self._last: dict[str, int] = {}
-        self._events = 0
-        self._offsets: set[int] = set()
-        self._last_offset = 0
-        self._missing = 0
-        self._duplicated: list[str] = []
-        self._reordered: list[str] = []
-        self._latencies_s: list[float] = []
+        self._received: list[tuple[int, Change, float]] = []
 
     @property
     def counts(self) -> Counter[str]:
@@ -118,45 +109,45 @@ class Ledger:
         """Record that the database has confirmed the COMMIT."""
         with self._lock:
             self._committed.update(object_ for object_, _ in changes)
-            self._counts["changes"] += len(changes)
-            self._counts["transactions"] += 1
+            self._counts.update(changes=len(changes), transactions=1)
 
     def received(self, offset: int, change: Change, now: float) -> None:
         """Record an event and its position."""
-        object_, version = change
-        with self._lock:
-            newest = self._newest.get(object_, 0)
-            if offset not in self._offsets and (offset < self._last_offset or version < newest):
-                self._reordered.append(f"{object_}, at offset {offset}")
-            elif offset in self._offsets or change in self._received:
-                self._duplicated.append(f"{object_}, at offset {offset}")
-            self._missing += max(0, offset - self._last_offset - 1)
-            self._last_offset = max(self._last_offset, offset)
-            self._offsets.add(offset)
-            self._received.add(change)
-            self._newest[object_] = max(newest, version)
-            self._last[object_] = version
-            self._events += 1
-            if change in self._committing:
-                self._latencies_s.append(now - self._committing[change])
+        self._received.append((offset, change, now))
 
     def certificate(self, rows: Mapping[str, int]) -> LossCertificate:
         """Compare the events with the final ``rows``: the version of each object that was not deleted.
 
         The rows decide, not the confirmed commits: a writer that lost its connection during COMMIT does not know
-        whether its changes were committed.
+        whether its changes were committed. Every writer has ended, or was abandoned.
         """
+        newest, last = dict[str, int](), dict[str, int]()  # version of each object
+        offsets, changes = set[int](), set[Change]()
+        duplicated, reordered = list[str](), list[str]()
+        last_offset = missing = 0
+        for offset, change, _ in self._received:
+            object_, version = change
+            if offset not in offsets and (offset < last_offset or version < newest.get(object_, 0)):
+                reordered.append(f"{object_}, at offset {offset}")
+            elif offset in offsets or change in changes:
+                duplicated.append(f"{object_}, at offset {offset}")
+            missing += max(0, offset - last_offset - 1)
+            last_offset = max(last_offset, offset)
+            offsets.add(offset)
+            changes.add(change)
+            newest[object_] = max(newest.get(object_, 0), version)
+            last[object_] = version
         with self._lock:
-            objects = {*rows, *self._committed, *self._last}
-            return LossCertificate(
-                counts=Counter(self._counts),
-                received=self._events,
-                lost=sorted(object_ for object_ in objects if self._last.get(object_) != rows.get(object_, GONE)),
-                missing=self._missing,
-                duplicated=tuple(self._duplicated),
-                reordered=tuple(self._reordered),
-                latencies_s=tuple(self._latencies_s),
-            )
+            sent_at, objects = dict(self._committing), {*rows, *self._committed, *last}
+        return LossCertificate(
+            counts=self.counts,
+            received=len(self._received),
+            lost=sorted(object_ for object_ in objects if last.get(object_) != rows.get(object_, GONE)),
+            missing=missing,
+            duplicated=tuple(duplicated),
+            reordered=tuple(reordered),
+            latencies_s=tuple(now - sent_at[change] for _, change, now in self._received if change in sent_at),
+        )
 
 
 class ApplicationTable:
