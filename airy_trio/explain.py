@@ -18,7 +18,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from airy_trio import health, migrate
-from airy_trio.app.build import open_database, opened_store, wait_until_available
+from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, PostgresPoint, SqlitePoint
 from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, ResumePointLost
@@ -27,8 +27,9 @@ from airy_trio.capture.lease import is_held
 from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Table
 from airy_trio.capture.objects import DELETED, MARKS, Change, Objects
 from airy_trio.capture.queries import Queries
-from airy_trio.database import POSTGRES, SQLITE, DatabaseError, Names, sqlite_path
-from airy_trio.errors import AiryTrioError, StartError
+from airy_trio.check import servers
+from airy_trio.database import POSTGRES, Names
+from airy_trio.errors import AiryTrioError
 from airy_trio.events.destinations import OfType
 from airy_trio.events.models import ChannelUpdated
 from airy_trio.events.translate import EventTooLargeError, encode, translate
@@ -127,19 +128,12 @@ class Explanation:
 def explain(settings: Settings, subject: Subject) -> Explanation:
     """Explain one object. Raises ``AiryTrioError`` if the database cannot be read."""
     options = settings.database
-    if sa.make_url(options.url).get_backend_name() == SQLITE:
-        migrate.require_file(sqlite_path(options.url))
-    found, fault = _ask_store(settings, subject)
-    point = None if found is None else found.resume_point
-    database = open_database(options.direct_url or options.url, options)
-    try:
+    with servers.opened(options.direct_url or options.url, options.connect_timeout_s, pooled=False) as database:
+        found, fault = _ask_store(settings, subject)
+        point = None if found is None else found.resume_point
         report = database.run_sync(
             lambda connection: _read_database(connection, settings, subject, point, store_known=found is not None)
         )
-    except DatabaseError as error:
-        raise StartError([f"database.url: the database cannot be used: {error}"]) from None
-    finally:
-        database.engine.dispose()
     lines = report.lines
     if found is None:
         lines.append(f"event     not known: {fault}")

@@ -31,7 +31,6 @@ from airy_trio.check.servers import Finding, Weight
 from airy_trio.database import (
     POSTGRES,
     SQLITE,
-    DatabaseError,
     Names,
     quote_identifier,
     shown,
@@ -338,14 +337,13 @@ class _Check:
     def connected(self, place: _Place, work: Callable[[sa.Connection], T]) -> T | None:
         """Do the work with a connection; if the database is unavailable or refuses it, report a problem."""
         read_only = self.settings.changes.reads_only and place.setting == "database.url"
-        database = servers.open_database(place.url, self.settings.database.connect_timeout_s, read_only=read_only)
+        timeout_s = self.settings.database.connect_timeout_s
         try:
-            return database.run_sync(work)
-        except DatabaseError as error:
-            self.report.add("problem", [f"{place.setting}: the database cannot be used: {error}"])
+            with servers.opened(place.url, timeout_s, setting=place.setting, read_only=read_only) as database:
+                return database.run_sync(work)
+        except StartError as error:
+            self.report.add("problem", error.faults)
             return None
-        finally:
-            database.engine.dispose()
 
 
 def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:

@@ -10,12 +10,13 @@ Of SQLite: the library, rights, durability. Nothing is written.
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from airy_trio import migrate
 from airy_trio.capture import triggers
 from airy_trio.capture.mapping import Tables
 from airy_trio.database import (
@@ -23,12 +24,14 @@ from airy_trio.database import (
     ROW_SECURITY_OFF,
     SQLITE,
     Database,
+    DatabaseError,
     Names,
     postgres_engine,
     quote_identifier,
     sqlite_engine,
     sqlite_path,
 )
+from airy_trio.errors import StartError
 
 Weight = Literal["problem", "warning", "note"]
 """With a problem the server would not start or not work."""
@@ -126,16 +129,27 @@ def refusals(connection: sa.Connection, *, reads_only: bool = False) -> Iterator
         yield "this is a standby, which accepts no writes; name its primary"
 
 
-def open_database(url: str, connect_timeout_s: float, *, read_only: bool = False) -> Database:
-    """Open a database to examine it as it is, also through a pooler, and also if it has text that is not UTF-8.
+@contextmanager
+def opened(
+    url: str, connect_timeout_s: float, *, setting: str = "database.url", read_only: bool = False, pooled: bool = True
+) -> Iterator[Database]:
+    """Open a database for a block, to examine it as it is, also if it has text that is not UTF-8.
 
-    The caller disposes of its engine.
-
-    ``read_only``: open an SQLite file read-only.
+    ``read_only``: open an SQLite file read-only. ``pooled``: also through a pooler. A ``DatabaseError`` in the block
+    becomes a ``StartError`` that names the setting; it is also raised if the SQLite file does not exist.
     """
     if sa.make_url(url).get_backend_name() == SQLITE:
-        return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw", lenient=True))
-    return Database(postgres_engine(url, connect_timeout_s=connect_timeout_s, settings=ROW_SECURITY_OFF, pooled=True))
+        if setting == "database.url":
+            migrate.require_file(sqlite_path(url))
+        engine = sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw", lenient=True)
+    else:
+        engine = postgres_engine(url, connect_timeout_s=connect_timeout_s, settings=ROW_SECURITY_OFF, pooled=pooled)
+    try:
+        yield Database(engine)
+    except DatabaseError as error:
+        raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
+    finally:
+        engine.dispose()
 
 
 def missing_rights(connection: sa.Connection, names: Names, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

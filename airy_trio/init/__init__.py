@@ -17,21 +17,11 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from attrs import frozen
 
-from airy_trio import migrate
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import DELETABLE, KINDS, Scalar
 from airy_trio.check import rows, servers
-from airy_trio.database import (
-    POSTGRES,
-    SQLITE,
-    Database,
-    DatabaseError,
-    DatabaseOptions,
-    Names,
-    shown,
-    sqlite_path,
-)
+from airy_trio.database import POSTGRES, Database, DatabaseOptions, Names, shown
 from airy_trio.errors import MappingError, StartError
 from airy_trio.init import catalogue
 from airy_trio.init.catalogue import FoundTable, Row
@@ -79,18 +69,11 @@ def draft(url: str, environ: Mapping[str, str], ask: Ask) -> Draft:
     written, variable = _written(url, environ)
     environ = {**environ, variable: url} if variable else environ
     place = parse(f"[database]\nurl = {json.dumps(written)}\n", environ).database
-    if sa.make_url(place.url).get_backend_name() == SQLITE:
-        migrate.require_file(sqlite_path(place.url))
-    database = servers.open_database(place.url, place.connect_timeout_s)
-    try:
+    with servers.opened(place.url, place.connect_timeout_s) as database:
         found, proposals = _proposed(database, place, ask)
         text = text_of(written, proposals)
         settings = parse(text, environ)
         warnings, events = _read(database, partial(_tried, settings=settings))
-    except DatabaseError as error:
-        raise StartError([f"database.url: the database cannot be used: {error}"]) from None
-    finally:
-        database.engine.dispose()
     return Draft(text=text, settings=settings, found=found, warnings=warnings, events=events, variable=variable)
 
 
