@@ -31,6 +31,16 @@ from airy_trio.log.store import Position
 from airy_trio.log.tail import LATENCY_BUCKETS_S
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_PAGE_HEADERS: Final = {
+    **HEADERS,
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src {}; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200
 NUMBER_DIGITS_MAX: Final = 18
@@ -100,33 +110,16 @@ def console_pages(endpoint: "ClientEndpoint") -> Mapping[str, Page]:
         body, type_ = file.read_bytes(), MEDIA_TYPES[file.suffix]
 
         def page(request: PageRequest) -> Answer:
-            return Answer(HTTPStatus.OK, body, {"content-type": type_, **_page_headers(endpoint.origin(request.host))})
+            clients = endpoint.origin(request.host)
+            policy = _POLICY.format("'self'" if clients is None else f"'self' {clients}")
+            return Answer(
+                HTTPStatus.OK, body, {"content-type": type_, "content-security-policy": policy, **_PAGE_HEADERS}
+            )
 
         return page
 
     files = {file.name: of(file) for file in sorted(CONSOLE.iterdir()) if file.suffix in MEDIA_TYPES}
     return {"/" if name == CONSOLE_PAGE else CONSOLE_PREFIX + name: page for name, page in files.items()}
-
-
-def _page_headers(clients: str | None) -> Mapping[str, str]:
-    policy = {
-        "default-src": "'none'",
-        "script-src": "'self'",
-        "style-src": "'self'",
-        "img-src": "'self'",
-        "connect-src": "'self'" if clients is None else f"'self' {clients}",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-        "require-trusted-types-for": "'script'",
-    }
-    return {
-        "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        **HEADERS,
-        "referrer-policy": "no-referrer",
-        "cross-origin-opener-policy": "same-origin",
-        "cross-origin-resource-policy": "same-origin",
-    }
 
 
 def _probes(conditions: Callable[[], Mapping[str, Condition]]) -> Mapping[str, Page]:

@@ -18,7 +18,7 @@ import json
 import math
 import socket
 import ssl
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from http import HTTPStatus
 from http.client import HTTPException, HTTPSConnection
@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from cryptography.x509 import load_pem_x509_certificate
-from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from jwt import PyJWK
 
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.retry import Backoff, Outage
@@ -49,10 +49,6 @@ SECRET_BYTES_MIN: Final = {name: int(name[2:]) // 8 for name in SECRET_ALGORITHM
 """As long as the hash (RFC 7518, section 3.2)."""
 _RSA: Final = frozenset({"RS256", "RS384", "RS512"})
 _OF_CURVE: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-_READERS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
-    "RSA": RSAAlgorithm.from_jwk,
-    "EC": ECAlgorithm.from_jwk,
-}
 FETCH_TIMEOUT_S: Final = 5.0
 """From the look-up of the host name to the last byte."""
 WAIT_S: Final = FETCH_TIMEOUT_S + 1
@@ -136,9 +132,8 @@ def _from_jwk(entry: dict[str, Any], algorithms: Collection[str]) -> Key | None:
     kid, named = entry.get("kid"), entry.get("alg")
     if not isinstance(kid, str | None) or not isinstance(named, str | None):
         return None
-    read = _READERS.get(str(entry.get("kty")))
     try:
-        public = None if read is None else read(entry)
+        public = PyJWK(entry).key
     except Exception:  # noqa: BLE001 - a key that the library cannot read is ignored, whatever the error
         return None
     if not isinstance(public, RSAPublicKey | EllipticCurvePublicKey):

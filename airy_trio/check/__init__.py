@@ -36,7 +36,7 @@ from airy_trio.database import (
     shown,
     sqlite_path,
 )
-from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
+from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError, single_error
 from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.options import find_store
@@ -199,7 +199,9 @@ class _Check:
             expected = _Check(self.settings, Report()).connected(place, servers.identity)  # its faults come later
             if None not in (found, expected) and found != expected:
                 self.report.add("problem", [f"{place.setting}: this is another database than the one of database.url"])
-            self.connected(pooled, lambda connection: self.report.add("warning", _shared(connection, pooled)))
+            self.connected(
+                pooled, lambda connection: self.report.add("warning", pooled.named(servers.shared_pool(connection)))
+            )
         return self.connected(place, lambda connection: self.tables(connection, place))
 
     def tables(self, connection: sa.Connection, place: _Place) -> _Application | None:
@@ -270,7 +272,7 @@ class _Check:
         self.report.add("problem", place.named(problems))
         self.report.add("warning", place.named(servers.durability(connection, reads_only=reads_only)))
         self.report.add("warning", place.named(servers.lacks_session(connection)))
-        self.report.add("warning", _shared(connection, place))
+        self.report.add("warning", place.named(servers.shared_pool(connection)))
         return not problems
 
     def store(self) -> _Log | None:
@@ -330,8 +332,12 @@ class _Check:
 
         try:
             return trio.run(read)
-        except (AiryTrioError, ExceptionGroup, trio.TooSlowError) as error:
-            self.report.add("problem", _faults_of(error))
+        except trio.TooSlowError:
+            self.report.add("problem", [f"log.store: the event store has not answered within {STORE_TIMEOUT_S} s"])
+        except (AiryTrioError, ExceptionGroup) as error:
+            single = single_error(error) if isinstance(error, ExceptionGroup) else error
+            unusable = [f"log.store: the event store cannot be used: {single}"]
+            self.report.add("problem", single.faults if isinstance(single, FaultsError) else unusable)
         return None
 
     def connected(self, place: _Place, work: Callable[[sa.Connection], T]) -> T | None:
@@ -378,24 +384,3 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
         f'table "{messages.name}" (messages) has no index that begins with "{columns[0]}", so each change of a '
         f"conversation's metadata reads the whole table; run: {statement}; then restart the server"
     )
-
-
-def _shared(connection: sa.Connection, place: _Place) -> Iterator[str]:
-    """Yield a line if other programs use the same pooler as the same role, because then they share one pool."""
-    if servers.is_pooled(connection) and (others := servers.others_of_our_role(connection)):
-        role, programs = others
-        finding = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
-        yield f"{place.setting}: {finding} and share its connections with this server; give this server its own role"
-
-
-def _faults_of(error: Exception) -> Iterator[str]:
-    match error:
-        case FaultsError():
-            yield from error.faults
-        case ExceptionGroup():
-            for one in error.exceptions:
-                yield from _faults_of(one)
-        case trio.TooSlowError():
-            yield f"log.store: the event store has not answered within {STORE_TIMEOUT_S} s"
-        case _:
-            yield f"log.store: the event store cannot be used: {error}"

@@ -204,13 +204,16 @@ def lacks_session(connection: sa.Connection) -> Iterator[str]:
         yield f"{finding}; set database.direct_url to an address that reaches PostgreSQL itself"
 
 
-def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | None:
-    """Return our role and the other programs that use this database as the same role from the same host, or None.
+def shared_pool(connection: sa.Connection) -> Iterator[str]:
+    """Yield a line if other programs use the same pooler as our role, because then they share one pool.
 
-    Behind a pooler the host is the pooler's.
+    The pooler's host is that of all its clients.
     """
-    row = connection.execute(_OTHERS, {"ours": APPLICATION_NAME}).one()
-    return (row.role, list(row.programs)) if row.programs else None
+    if is_pooled(connection):
+        role, programs = connection.execute(_OTHERS, {"ours": APPLICATION_NAME}).one()
+        if programs:
+            finding = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
+            yield f"{finding} and share its connections with this server; give this server its own role"
 
 
 def skipped_writes(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[Finding]:
