@@ -18,7 +18,7 @@ from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.errors import StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, text
-from airy_trio.log.store import Bounds, EventStore, Position, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import Stdout, line
@@ -166,9 +166,12 @@ class Reader:
         """
         while True:
             bounds = await self._store.bounds()
-            if verdict := self._verdict(bounds):
+            is_foreign = self.position.epoch != bounds.epoch or self.position.offset > bounds.last
+            if is_foreign or self.position < bounds.floor:
                 self.position = bounds.floor
-                return client.Reset(verdict=verdict, position=str(bounds.floor))
+                return client.Reset(
+                    verdict="reset-epoch" if is_foreign else "reset-expired", position=str(bounds.floor)
+                )
             if bounds.head == self.position:
                 await self._store.wait(self.position)
                 continue
@@ -181,8 +184,3 @@ class Reader:
             self.position = self.position.at(found[-1].offset if found else bounds.last)
             if found:
                 return found
-
-    def _verdict(self, bounds: Bounds) -> client.Verdict | None:
-        if self.position.epoch != bounds.epoch or self.position.offset > bounds.last:
-            return "reset-epoch"
-        return "reset-expired" if self.position < bounds.floor else None

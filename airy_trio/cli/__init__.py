@@ -9,7 +9,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import NoReturn, cast
 
 import click
 import structlog
@@ -19,9 +19,6 @@ from airy_trio import __version__
 from airy_trio.cli.commands import COMMANDS, CONFIG, load_settings
 from airy_trio.cli.init import init
 from airy_trio.errors import AiryTrioError, lines_of
-
-if TYPE_CHECKING:
-    from airy_trio.settings import Settings
 
 __all__ = ["airy_trio", "main"]
 
@@ -72,34 +69,20 @@ def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, in
         return
     settings = load_settings(config)
     file = cast("Path", config)
-    if worker is not None:
-        _serve_as_worker(settings, file, worker)
-    elif settings.listener.workers > 1:
-        from airy_trio.app import supervisor
-
-        sys.exit(trio.run(supervisor.supervise, settings, file))
-    else:
-        from airy_trio import app
-        from airy_trio.settings import load
-
-        trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ)))
-
-
-def _serve_as_worker(settings: "Settings", file: Path, arguments: tuple[int, int, int]) -> None:
-    """Serve as one of several workers, or as their recorder. Every log line names the worker."""
     from airy_trio import app
-    from airy_trio.app.supervisor import RECORDER, Worker
+    from airy_trio.app import supervisor
     from airy_trio.settings import load
 
-    worker = Worker(*arguments)
-    name = RECORDER if worker.number == settings.listener.recorder else worker.number
-    structlog.contextvars.bind_contextvars(worker=name)
-
-    def reread() -> "Settings":
-        return worker.settings(load(file, os.environ))
-
-    serve = partial(app.run, worker.settings(settings), worker.stay_with_parent, reread=reread, worker=worker.number)
-    trio.run(serve)
+    if worker is not None:  # every log line names the worker
+        this = supervisor.Worker(*worker)
+        is_recorder = this.number == settings.listener.recorder
+        structlog.contextvars.bind_contextvars(worker=supervisor.RECORDER if is_recorder else this.number)
+        serve = partial(app.run, this.settings(settings), this.stay_with_parent, worker=this.number)
+        trio.run(partial(serve, reread=lambda: this.settings(load(file, os.environ))))
+    elif settings.listener.workers > 1:
+        sys.exit(trio.run(supervisor.supervise, settings, file))
+    else:
+        trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ)))
 
 
 for command in (*COMMANDS, init):

@@ -372,19 +372,16 @@ def migrate(  # noqa: PLR0913 - one for each option
         else:
             work: Callable[..., Migrated | list[str]] = implementation.preview if preview else implementation.migrate
             done = work(settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
-            lines = done if isinstance(done, list) else [*_migrated_lines(settings, done)]
+            if isinstance(done, list):
+                lines = done
+            else:
+                made = [f"made the tables {', '.join(done.made)}"] if done.made else []
+                how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
+                lines = [*made, f"watching {', '.join(done.watched)}{how}", *done.left]
     for line in lines:
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)
-
-
-def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
-    if done.made:
-        yield f"made the tables {', '.join(done.made)}"
-    how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
-    yield f"watching {', '.join(done.watched)}{how}"
-    yield from done.left
 
 
 @click.command(short_help="Print events in the terminal as they happen.")

@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -47,25 +46,28 @@ def init(url: str, file: Path, *, yes: bool, force: bool) -> None:
     from airy_trio import init as implementation
 
     taken: list[str] = []
-    ask = _ask if asks else partial(_take_best, taken)
-    draft = implementation.draft(url, os.environ, ask)
+
+    def take_best(question: str, _answers: Sequence[str], best: str) -> str:
+        taken.append(f"{question}: {best}")
+        return best
+
+    draft = implementation.draft(url, os.environ, _ask if asks else take_best)
     for line in draft.found:
         _print(line)
     for answer in taken:
         click.echo(f"airy-trio: not sure, took the best: {answer}", err=True)
     _show_events(draft)
-    _write(file, mode, draft.text)
+    try:
+        with file.open(mode, encoding="utf-8") as opened:
+            opened.write(draft.text)
+    except OSError as error:
+        raise SettingsError([f"{file}: the file cannot be written: {error.strerror}"]) from None
     _show_next(draft, file, may_migrate=_show_statements(draft))
 
 
 def _ask(question: str, answers: Sequence[str], best: str) -> str:
     answer: str = click.prompt(question, type=click.Choice(answers), default=best, err=True)
     return answer
-
-
-def _take_best(taken: list[str], question: str, _answers: Sequence[str], best: str) -> str:
-    taken.append(f"{question}: {best}")
-    return best
 
 
 def _mode_for(file: Path, *, force: bool, asks: bool) -> Literal["w", "x"]:
@@ -79,14 +81,6 @@ def _mode_for(file: Path, *, force: bool, asks: bool) -> Literal["w", "x"]:
     if force or (asks and click.confirm(f"{file} exists; replace it?", err=True)):
         return "w"
     raise SettingsError([f"{file}: this file exists and is not replaced; name another one, or add --force"])
-
-
-def _write(file: Path, mode: Literal["w", "x"], text: str) -> None:
-    try:
-        with file.open(mode, encoding="utf-8") as opened:
-            opened.write(text)
-    except OSError as error:
-        raise SettingsError([f"{file}: the file cannot be written: {error.strerror}"]) from None
 
 
 def _show_events(draft: "Draft") -> None:

@@ -208,7 +208,10 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
     migrate.require_file(path)
     if faults := [*file_refusals(), *(fault for fault in missing_file_rights(path) if str(path.parent) in fault)]:
         raise StartError(f"database.url: {fault}" for fault in faults)
-    journal_mode = _journal_mode(path)
+    try:
+        mode = "wal" if pragma(path, "journal_mode") == "wal" else "delete"
+    except sqlite3.Error as error:
+        raise StartError([f"database.url: the database cannot be used: {translated(error)}"]) from None
     _remove_stale_folders(path)
     folder = path.with_name(f"{path.name}{FOLDER_INFIX}{secrets.token_hex(HEX_DIGITS // 2)}")
     url = f"{SQLITE}:///{folder}/app.db"
@@ -224,7 +227,7 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
             ) from None
         table = ApplicationTable(engine)
         with table.session() as connection:
-            connection.exec_driver_sql(f"pragma journal_mode = {journal_mode}")
+            connection.exec_driver_sql(f"pragma journal_mode = {mode}")
             connection.exec_driver_sql(f"create table tags {COLUMNS}")
         options = evolve(settings.database, url=url, direct_url="", schema="airy_trio", migrate=False)
         yield Scratch(
@@ -319,14 +322,6 @@ def _write_and_disconnect(table: ApplicationTable) -> bool:
         table.begin(connection)
         table.change(connection, "cut off")
     return True
-
-
-def _journal_mode(path: Path) -> str:
-    try:
-        mode = pragma(path, "journal_mode")
-    except sqlite3.Error as error:
-        raise StartError([f"database.url: the database cannot be used: {translated(error)}"]) from None
-    return "wal" if mode == "wal" else "delete"
 
 
 def _remove_stale_folders(path: Path) -> None:
