@@ -7,7 +7,7 @@ a secret.
 
 import re
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -34,7 +34,6 @@ _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
 _URL_WORDS: Final = BUILT_IN["sql"].url
 _LOG_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
 _LOG_STORES: Final = {scheme: name for name, store in BUILT_IN.items() for scheme in store.schemes}
-_OTHER_STORE: Final = "; for another event store set log.store too"
 _FOREIGN: Final = frozenset({
     "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
     "sqlite+pysqlcipher", "sqlite3", "file", "mysql", "mysql+pymysql", "mysql+mysqldb", "mariadb", "oracle",
@@ -46,57 +45,44 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _ANY_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f]*")
 
 
-def _application_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
-    _check_url(option.name, url, (*SQLITE_DRIVERS, *POSTGRES_DRIVERS), _URL_WORDS)
+def _url_of(drivers: tuple[str, ...], allowed: str, *, optional: bool = False) -> Validator:
+    """Make a validator of a URL with one of these drivers. ``optional``: or an empty string."""
+
+    def validate(_instance: object, option: "Attribute[Any]", url: str) -> None:
+        fault = None if optional and not url else _url_fault(url, drivers)
+        if fault is not None:
+            raise NotAllowedError(option.name, allowed, fault)
+
+    return validate
 
 
-def _direct_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
-    if url:
-        _check_url(option.name, url, POSTGRES_DRIVERS, f'{_POSTGRES_WORDS}, or ""')
-
-
-def _check_url(name: str, text: str, drivers: tuple[str, ...], allowed: str) -> None:
-    """Check a URL. Of the URL, a message shows at most a known scheme. Raises ``NotAllowedError``."""
+def _url_fault(text: str, drivers: Collection[str]) -> str | None:
+    """Return what is wrong with a URL, or None. At most a known scheme is shown of it."""
     scheme, separator, _ = text.partition("://")
     if not separator:
-        raise NotAllowedError(name, allowed, "a string that is not a URL" if text else "an empty string")
+        return "a string that is not a URL" if text else "an empty string"
     if scheme not in drivers:
-        nameable = scheme in _FOREIGN or scheme in POSTGRES_DRIVERS or scheme in SQLITE_DRIVERS
-        raise NotAllowedError(name, allowed, f"a {scheme}:// URL" if nameable else "a URL of another kind")
-    url = _parsed(text)
-    if url is None:
-        raise NotAllowedError(name, allowed, "a URL that cannot be read")
-    if scheme in SQLITE_DRIVERS:
-        fault = 'an SQLite URL with "?" (it takes no options)' if "?" in text else _sqlite_fault(url)
-    else:
-        fault = _server_fault(url)
-    if fault is not None:
-        raise NotAllowedError(name, allowed, fault)
-
-
-def _parsed(text: str) -> sa.URL | None:
+        is_known = scheme in _FOREIGN or scheme in POSTGRES_DRIVERS or scheme in SQLITE_DRIVERS
+        return f"a {scheme}:// URL" if is_known else "a URL of another kind"
     try:
-        return None if _CONTROL.search(text) else sa.make_url(text)
+        url = None if _CONTROL.search(text) else sa.make_url(text)
     except (ArgumentError, ValueError):  # their messages show the URL
-        return None
-
-
-def _sqlite_fault(url: sa.URL) -> str | None:
-    if url.host is not None or url.username is not None or url.port is not None:
-        return "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"
-    if url.database in (None, "", ":memory:"):
-        return "an SQLite URL without a file (a database in memory belongs to one process)"
-    if str(url.database).startswith("file:"):
-        return "an SQLite URL with file: (write the path alone)"
-    return None
-
-
-def _server_fault(url: sa.URL) -> str | None:
-    if "@" in (url.host or ""):  # otherwise a later error would show a part of the password as the host
-        return "a URL with two @ (in a password write %40)"
-    if url.port is not None and not 0 < url.port <= PORT_MAX:
-        return f"a port outside 1 to {PORT_MAX}"
-    return None
+        url = None
+    if url is None:
+        return "a URL that cannot be read"
+    on_sqlite = scheme in SQLITE_DRIVERS
+    faults = (
+        (on_sqlite and "?" in text, 'an SQLite URL with "?" (it takes no options)'),
+        (on_sqlite and (url.host is not None or url.username is not None or url.port is not None),
+         "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"),
+        (on_sqlite and url.database in (None, "", ":memory:"),
+         "an SQLite URL without a file (a database in memory belongs to one process)"),
+        (on_sqlite and str(url.database).startswith("file:"), "an SQLite URL with file: (write the path alone)"),
+        # Otherwise a later error would show a part of the password as the host.
+        (not on_sqlite and "@" in (url.host or ""), "a URL with two @ (in a password write %40)"),
+        (not on_sqlite and url.port is not None and not 0 < url.port <= PORT_MAX, f"a port outside 1 to {PORT_MAX}"),
+    )  # fmt: skip
+    return next((words for applies, words in faults if applies), None)
 
 
 def _is_zone(name: str) -> bool:
@@ -116,8 +102,8 @@ def _is_table_name(name: str | list[str] | None) -> bool:
 
 
 CHECKS: Final[dict[tuple[type, str], Validator]] = {
-    (DatabaseOptions, "url"): _application_url,
-    (DatabaseOptions, "direct_url"): _direct_url,
+    (DatabaseOptions, "url"): _url_of((*SQLITE_DRIVERS, *POSTGRES_DRIVERS), _URL_WORDS),
+    (DatabaseOptions, "direct_url"): _url_of(POSTGRES_DRIVERS, f'{_POSTGRES_WORDS}, or ""', optional=True),
     (TableOptions, "name"): satisfying(_is_table_name, '"table", "schema.table", ["schema", "table"] or ""'),
     (TableOptions, "time_zone"): satisfying(_is_zone, "a name of the time zone database, such as Europe/Berlin"),
 }
@@ -164,16 +150,12 @@ def _log_contradictions(options: LogOptions) -> Iterator[str | NotAllowedError]:
             allowed = 'SCHEME://ANYTHING without control characters, or ""'
             yield NotAllowedError("url", allowed, "a string that is not a URL")
         return
-    if url:
-        is_other = bool(separator) and named is None
-        try:
-            _check_url("url", url, tuple(_LOG_STORES), _LOG_WORDS + _OTHER_STORE if is_other else _LOG_WORDS)
-        except NotAllowedError as fault:
-            yield fault
-            return
-    if named == options.store:
+    if url and (fault := _url_fault(url, _LOG_STORES)):
+        other = "; for another event store set log.store too" if separator and named is None else ""
+        yield NotAllowedError("url", _LOG_WORDS + other, fault)
+    elif named == options.store:
         return
-    if store.place:
+    elif store.place:
         yield f'store is "{options.store}", which needs url = "{store.url}"'
     elif options.url:
         yield f'url is for store = "{named}", but store is "{options.store}"'
@@ -234,22 +216,17 @@ def _key_place_faults(place: str) -> Iterator[str]:
     elif place.startswith("http://"):
         yield "jwt_key: keys are fetched over https:// only, because http:// lets others on the network replace them"
     elif place.startswith("https://"):
-        yield from _key_url_faults(place)
+        try:
+            url = urlsplit(place)
+            host = (url.hostname or "").encode("idna") if url.port != 0 else b""
+        except ValueError:  # includes UnicodeError: a name that IDNA cannot encode
+            host = b""
+        if not host or not place.isprintable() or " " in place:
+            yield "jwt_key: not a valid https:// URL"
+        elif "@" in place:
+            yield "jwt_key: the URL has a user or a password, but public keys need neither"
     elif "\0" in place:
         yield "jwt_key: not a file name"
-
-
-def _key_url_faults(text: str) -> Iterator[str]:
-    try:
-        url = urlsplit(text)
-        host, port = url.hostname, url.port
-        (host or "").encode("idna")
-    except ValueError:  # includes UnicodeError: a name that IDNA cannot encode
-        host, port = None, None
-    if not host or port == 0 or not text.isprintable() or " " in text:
-        yield "jwt_key: not a valid https:// URL"
-    elif "@" in text:
-        yield "jwt_key: the URL has a user or a password, but public keys need neither"
 
 
 def contradictions(settings: "Settings") -> Iterator[str]:
