@@ -7,6 +7,7 @@ no tables of extensions, of frameworks or of our own.
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final, Literal
 
 import sqlalchemy as sa
@@ -89,16 +90,22 @@ Row = Mapping[str, Value]
 
 def look(connection: sa.Connection, names: Names) -> Sequence[FoundTable]:
     """Find the tables. ``names``: of our own, which are left out."""
-    inspector = sa.inspect(connection)
+    if connection.dialect.name == POSTGRES:
+        rows = [
+            (row.schema, row.name, row.visible) for row in connection.execute(_POSTGRES_TABLES, {"ours": names.schema})
+        ]
+    else:
+        rows = [(None, name, True) for name in _sqlite_names(connection, names)]
+    # The settings accept no name with control characters.
+    wanted = [row for row in rows if row[1].isprintable() and not _FRAMEWORKS.fullmatch(row[1])]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sa.exc.SAWarning)  # types that SQLAlchemy does not know are "other"
-        if connection.dialect.name != POSTGRES:
-            return list(_tables(inspector, None, _sqlite_names(connection, names)))
-        found: dict[str, dict[str, bool]] = {}
-        for row in connection.execute(_POSTGRES_TABLES, {"ours": names.schema}):
-            if _may_be_mapped(row.name):
-                found.setdefault(row.schema, {})[row.name] = row.visible
-        return [table for schema, tables in found.items() for table in _tables(inspector, schema, tables)]
+        by_schema = groupby(wanted, key=lambda row: row[0])
+        return [
+            table
+            for schema, found in by_schema
+            for table in _tables(sa.inspect(connection), schema, {name: visible for _, name, visible in found})
+        ]
 
 
 def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
@@ -124,18 +131,11 @@ def _beginning(connection: sa.Connection, name: str) -> str:
     return f"case typeof({column}) when 'text' then substr({column}, 1, {TEXT_CHARS_MAX}) else {column} end"
 
 
-def _sqlite_names(connection: sa.Connection, names: Names) -> Mapping[str, bool]:
+def _sqlite_names(connection: sa.Connection, names: Names) -> Iterator[str]:
     """Return the names of tables, without virtual tables and the tables in which these store their rows."""
     rows = connection.execute(_SQLITE_TABLES).all()
-    virtual = tuple(f"{row.name}_" for row in rows if row.virtual)
-    ours = f"{names.schema}_"
-    kept = (row.name for row in rows if not row.virtual and not row.name.startswith((*virtual, ours)))
-    return {name: True for name in kept if _may_be_mapped(name)}
-
-
-def _may_be_mapped(name: str) -> bool:
-    """Return whether a table may be an application's; the settings accept no name with control characters."""
-    return name.isprintable() and not _FRAMEWORKS.fullmatch(name)
+    others = (f"{names.schema}_", *(f"{row.name}_" for row in rows if row.virtual))
+    return (row.name for row in rows if not row.virtual and not row.name.startswith(others))
 
 
 def _tables(inspector: Inspector, schema: str | None, names: Mapping[str, bool]) -> Iterator[FoundTable]:

@@ -13,8 +13,6 @@ from airy_trio.events.values import UnfitValueError, instant
 from airy_trio.init.catalogue import FoundColumn, FoundTable, Row
 from airy_trio.init.vocabulary import CODED, FAMILIES, NAMES, NOUNS, USERS, Flag, Words, singular, squashed, without_id
 
-MEANINGS_MAX: Final = 20
-"""A column with more different values does not have a closed set of them."""
 MILLISECONDS_MIN: Final = 10**11
 """Smaller numbers are times in seconds, which the server would read as milliseconds, of the year 1973 or earlier."""
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]*)?")
@@ -194,15 +192,13 @@ def translated(
     found: Collection[str], meanings: Mapping[str, Scalar], relative: Collection[str] = ()
 ) -> Mapping[str, Scalar] | None:
     """Return a translation of these values, or None if there is none, or one of them has no known meaning."""
-    if not found or len({*found}) > MEANINGS_MAX:
-        return None
     known: dict[str, Scalar | None] = {value: meanings.get(squashed(value)) for value in dict.fromkeys(found)}
     others = {meaning for meaning in known.values() if meaning is not None}
     for value, meaning in known.items():
         if meaning is None and squashed(value) in relative and len(others) == 1:
             known[value] = not others.copy().pop()
     result = {value: meaning for value, meaning in known.items() if meaning is not None}
-    return result if len(result) == len(known) else None
+    return result if result and len(result) == len(known) else None
 
 
 def unseen_words(found: Collection[str], meanings: Mapping[str, Scalar]) -> Mapping[str, Scalar]:

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 import attrs
 from cattrs import Converter
 from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping_structure_factory
-from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn, override
 
 from airy_trio.capture.feed import Kind
@@ -87,16 +87,11 @@ class ConversionError(ValueError):
         super().__init__(f"expected {allowed}")
 
 
-class ContradictionError(ValueError):
-    """Options of one section that contradict each other: ``faults``, as ``section_contradictions`` yields them."""
+class SettingFault(ValueError):
+    """A reference to the environment that cannot be resolved, or options of a section that contradict each other.
 
-    def __init__(self, faults: Iterable[str | NotAllowedError]) -> None:
-        self.faults = tuple(faults)
-        super().__init__("; ".join(map(str, self.faults)))
-
-
-class EnvironmentFault(ValueError):
-    """A reference to the environment that cannot be resolved. The message names the variable and shows no value."""
+    The message shows no value.
+    """
 
 
 class StrictConverter(Converter):
@@ -162,8 +157,11 @@ class StrictConverter(Converter):
 
         def checked(value: Any, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
             options: object = structure(value, target)
-            if faults := tuple(section_contradictions(options)):
-                raise ContradictionError(faults)
+            faults = [
+                one if isinstance(one, Exception) else SettingFault(one) for one in section_contradictions(options)
+            ]
+            if faults:
+                raise ExceptionGroup("contradictions", faults)
             return options
 
         return checked
@@ -210,7 +208,7 @@ def lineage(cls: type, name: str) -> list[tuple[type, str]]:
 def expanded(text: str, environ: Mapping[str, str]) -> str:
     """Replace every reference by its value. As in a shell, the default also replaces an empty value.
 
-    A ``${`` in a value is not expanded again. Raises ``EnvironmentFault``.
+    A ``${`` in a value is not expanded again. Raises ``SettingFault``.
     """
     references = list(_REFERENCE.finditer(text))
     unset = [each["name"] for each in references if each["rest"] is None and each["name"] not in environ]
@@ -224,7 +222,7 @@ def expanded(text: str, environ: Mapping[str, str]) -> str:
         if not any("\ud800" <= character <= "\udfff" for character in result):
             return result
         fault = f"not UTF-8 in the environment: {', '.join(dict.fromkeys(each['name'] for each in references))}"
-    raise EnvironmentFault(fault)
+    raise SettingFault(fault)
 
 
 _CONVERTER: Final = StrictConverter()
@@ -239,7 +237,7 @@ def read(document: Mapping[str, Any], cls: type[T], environ: Mapping[str, str]) 
     faults: list[str] = []
     try:
         structured = _CONVERTER.read(document, cls, environ)
-    except (BaseValidationError, ConversionError) as error:
+    except (ExceptionGroup, ConversionError) as error:
         faults.extend(fault_lines(error, cls))
     tables = _table(_table(document, "database"), "tables")
     watermarks = _table(document, "changes").get("capture") == "updated_at"
@@ -285,16 +283,15 @@ def fault_lines(error: Exception, root: type, path: Path = (), *, secret: bool =
         case IterableValidationError():
             for inner, item in error.group_exceptions()[0]:
                 yield from fault_lines(inner, root, (*path, item.index), secret=secret)
-        case ContradictionError():
-            for fault in error.faults:
-                if isinstance(fault, NotAllowedError):
-                    yield f"{dotted((*path, fault.name))}: found {fault.found}, expected {fault.allowed}"
-                else:
-                    yield f"{dotted(path)}: {fault}"
+        case ExceptionGroup():
+            for inner in error.exceptions:
+                yield from fault_lines(inner, root, path)
+        case NotAllowedError():
+            yield f"{dotted((*path, error.name))}: found {error.found}, expected {error.allowed}"
         case ConversionError():
             words = error.words or found(error.written, secret=secret)
             yield f"{dotted(path)}: found {words}, expected {error.allowed}"
-        case EnvironmentFault():
+        case SettingFault():
             yield f"{dotted(path)}: {error}"
         case _:
             raise error

@@ -11,7 +11,7 @@ from airy_trio.options import at_least
 from airy_trio.settings.cross_checks import CHECKS
 from airy_trio.settings.reader import (
     ConversionError,
-    EnvironmentFault,
+    SettingFault,
     StrictConverter,
     lineage,
 )
@@ -154,7 +154,7 @@ def test_all_errors_of_a_class_are_raised_together() -> None:
     with pytest.raises(ClassValidationError) as caught:
         convert({"text": 1, "flag": 1, "bounded": 0, "named": "${UNSET}", "either": "${UNSET}", "other": 1})
     assert len(caught.value.exceptions) == 6
-    assert any(isinstance(error, EnvironmentFault) for error in caught.value.exceptions)
+    assert any(isinstance(error, SettingFault) for error in caught.value.exceptions)
 
 
 def test_checks_apply_to_subclasses(monkeypatch: pytest.MonkeyPatch) -> None:

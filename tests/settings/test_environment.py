@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.settings.reader import EnvironmentFault, expanded
+from airy_trio.settings.reader import SettingFault, expanded
 
 ENVIRON = {"NAME": "value", "EMPTY": "", "TRICKY": "${NAME}", "_A1": "a", "BYTES": "caf\udce9"}
 
@@ -32,24 +32,24 @@ def test_references_are_replaced_once(text: str, result: str) -> None:
 
 
 def test_an_unset_variable_is_named() -> None:
-    with pytest.raises(EnvironmentFault, match=r"^not set in the environment: UNSET$"):
+    with pytest.raises(SettingFault, match=r"^not set in the environment: UNSET$"):
         expanded("a${UNSET}", ENVIRON)
 
 
 def test_all_unset_variables_are_named_once() -> None:
-    with pytest.raises(EnvironmentFault, match=r"^not set in the environment: B, A$"):
+    with pytest.raises(SettingFault, match=r"^not set in the environment: B, A$"):
         expanded("${B}${A}${B}${NAME}", ENVIRON)
 
 
 @pytest.mark.parametrize("text", ["${", "${}", "${1A}", "${A B}", "${A:default}", "${A:-${B}}", "${NAME", "${ NAME}"])
 def test_incomplete_reference_is_refused(text: str) -> None:
-    with pytest.raises(EnvironmentFault, match="begins neither") as caught:
+    with pytest.raises(SettingFault, match="begins neither") as caught:
         expanded(f"hunter2{text}", ENVIRON)
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_value_that_is_not_utf_8_is_refused() -> None:
-    with pytest.raises(EnvironmentFault, match=r"^not UTF-8 in the environment: BYTES$"):
+    with pytest.raises(SettingFault, match=r"^not UTF-8 in the environment: BYTES$"):
         expanded("${BYTES}", ENVIRON)
 
 
@@ -57,7 +57,7 @@ def test_a_value_that_is_not_utf_8_is_refused() -> None:
 def test_any_text_is_expanded_or_refused(text: str, environ: dict[str, str]) -> None:
     try:
         result = expanded(text, environ)
-    except EnvironmentFault:
+    except SettingFault:
         assert "${" in text
     else:
         assert result == text or "${" in text
