@@ -21,7 +21,7 @@ import ssl
 from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from http import HTTPStatus
-from http.client import HTTPException, HTTPSConnection
+from http.client import HTTPS_PORT, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlsplit
@@ -224,7 +224,40 @@ class KeyServer:
 
     async def load(self) -> tuple[Key, ...]:
         """See ``KeySource.load``."""
-        return read_jwks(await fetch(self.url), self.algorithms)
+        parts = urlsplit(self.url)
+        target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+        opened: list[socket.socket] = []
+        try:
+            with trio.fail_after(FETCH_TIMEOUT_S):
+                tls = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
+                host, port = parts.hostname or "", parts.port or HTTPS_PORT
+                connection = HTTPSConnection(host, port, timeout=FETCH_TIMEOUT_S, context=tls)
+                body = await trio.to_thread.run_sync(_body_of, connection, target, opened, abandon_on_cancel=True)
+                return read_jwks(body, self.algorithms)
+        except trio.TooSlowError:
+            message = f"the server of the keys took more than {FETCH_TIMEOUT_S:g} s"
+        except HTTPException:
+            message = "the server of the keys did not answer in HTTP"
+        except OSError as error:  # its words are those of the system or of TLS
+            message = f"the keys cannot be fetched: {error.strerror or type(error).__name__}"
+        finally:
+            for each in opened:
+                with suppress(OSError):  # closed already
+                    each.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, also if the server sends byte by byte
+        raise KeysFault(message)
+
+
+def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socket]) -> bytes:
+    """Request ``target``. The time-out of the socket is that of one step; the caller limits the total."""
+    with closing(connection):
+        connection.connect()
+        opened.append(connection.sock)
+        trio.from_thread.check_cancelled()
+        connection.request("GET", target, headers={"Accept": "application/json, */*", "Connection": "close"})
+        with connection.getresponse() as response:
+            if response.status != HTTPStatus.OK:
+                raise KeysFault(f"the server of the keys answered with status {response.status}")
+            return bounded(response.read(KEYS_BYTES_MAX + 1))
 
 
 def source_of(options: AuthOptions) -> KeyFile | KeyServer:
@@ -311,39 +344,3 @@ class KeyRing:
         self.keys, self.loaded = keys, True
         self._due_at = trio.current_time() + source.refresh_s
         return changed
-
-
-async def fetch(url: str) -> bytes:
-    """Return the body of a response with status 200. ``url`` is ``https://``. Raises ``KeysFault``."""
-    parts = urlsplit(url)
-    context = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
-    connection = HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=FETCH_TIMEOUT_S, context=context)
-    target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-    opened: list[socket.socket] = []
-    try:
-        with trio.fail_after(FETCH_TIMEOUT_S):
-            return await trio.to_thread.run_sync(_body_of, connection, target, opened, abandon_on_cancel=True)
-    except trio.TooSlowError:
-        message = f"the server of the keys took more than {FETCH_TIMEOUT_S:g} s"
-    except HTTPException:
-        message = "the server of the keys did not answer in HTTP"
-    except OSError as error:  # its words are those of the system or of TLS
-        message = f"the keys cannot be fetched: {error.strerror or type(error).__name__}"
-    finally:
-        for each in opened:
-            with suppress(OSError):  # closed already
-                each.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, also if the server sends byte by byte
-    raise KeysFault(message)
-
-
-def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socket]) -> bytes:
-    """Request ``target``. The time-out of the socket is that of one step; the caller limits the total."""
-    with closing(connection):
-        connection.connect()
-        opened.append(connection.sock)
-        trio.from_thread.check_cancelled()
-        connection.request("GET", target, headers={"Accept": "application/json, */*", "Connection": "close"})
-        with connection.getresponse() as response:
-            if response.status != HTTPStatus.OK:
-                raise KeysFault(f"the server of the keys answered with status {response.status}")
-            return bounded(response.read(KEYS_BYTES_MAX + 1))

@@ -54,14 +54,13 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
 
     The bar appears with the first call and disappears with the block. Nothing is written if stderr is not a terminal.
     """
+    bar = click.progressbar(length=length, label=label, file=sys.stderr, show_eta=False)
     with contextlib.ExitStack() as stack:
-        bars: list[Any] = []
 
         def show(reached: float) -> None:
-            if not bars and sys.stderr.isatty():
-                made = click.progressbar(length=length, label=label, file=sys.stderr, show_eta=False)
-                bars.append(stack.enter_context(made))
-            for bar in bars:
+            if sys.stderr.isatty():
+                if not bar.entered:
+                    stack.enter_context(bar)
                 bar.update(max(0, min(length, int(reached)) - bar.pos))
 
         yield show

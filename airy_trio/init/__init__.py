@@ -111,7 +111,9 @@ def _proposed(database: Database, place: DatabaseOptions, ask: Ask) -> tuple[Seq
     tables = _read(database, partial(catalogue.look, names=Names.of(place.url, place.schema)))
     name, proposals = recognised(tables) or ("", None)
     if proposals is None:
-        proposals = propose(tables, sample, _application(place.url), ask)
+        database_name = (sa.make_url(place.url).database or "").rpartition("/")[2]
+        application = re.sub(r"\.(db|sqlite3?)$", "", database_name) or "application"
+        proposals = propose(tables, sample, application, ask)
     if all(proposal.table is None for proposal in proposals.values()):
         wanted = "no table has a primary key of one column and the columns of a message, channel or tag"
         found = f"{wanted} (tables that can be read: {len(tables)})"
@@ -132,12 +134,6 @@ def _tried(connection: sa.Connection, settings: Settings) -> tuple[Sequence[str]
     if connection.dialect.name == POSTGRES:
         warnings += (f"database.url: {line}" for line in servers.lacks_session(connection))
     return warnings, list(islice(in_turn, EVENTS_MAX))
-
-
-def _application(url: str) -> str:
-    """Return a word for the application: the name of its database."""
-    name = (sa.make_url(url).database or "").rpartition("/")[2]
-    return re.sub(r"\.(db|sqlite3?)$", "", name) or "application"
 
 
 _HEAD: Final = """\

@@ -294,13 +294,11 @@ def _downgrade(connection: sa.Connection, stream: Stream, settings: Settings) ->
 
 def _remove(settings: Settings) -> None:
     """Make one attempt, with the triggers first (see above)."""
-    options = settings.database
-    if settings.changes.reads_only:
-        emptied = _remove_log(None, settings)
-    else:
-        with transaction(_address(settings), options) as connection:
+    reads_only = settings.changes.reads_only
+    with nullcontext() if reads_only else transaction(_address(settings), settings.database) as connection:
+        if connection is not None:
             _downgrade(connection, "changes", settings)
-            emptied = _remove_log(connection, settings)
+        emptied = _remove_log(connection, settings)
     if emptied is not None:
         lock_file(emptied).unlink(missing_ok=True)
         for ending in ("", "-wal", "-shm"):

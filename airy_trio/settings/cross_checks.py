@@ -198,16 +198,14 @@ def _jwt_contradictions(options: AuthOptions) -> Iterator[str]:
         needed = "the secret" if shared else "a file or an https:// URL of public keys"
         yield f'mode is "jwt", which needs jwt_key: {needed}'
     elif shared:
-        yield from _secret_faults(options.jwt_key, max(SECRET_BYTES_MIN[name] for name in shared), shared)
+        bytes_min = max(SECRET_BYTES_MIN[name] for name in shared)
+        if options.jwt_key.startswith(("https://", "http://")) or "-----BEGIN" in options.jwt_key:
+            yield "jwt_key: HS* needs the secret itself, but this is a URL or a PEM key"
+        elif len(options.jwt_key.encode()) < bytes_min:
+            algorithms = ", ".join(shared)
+            yield f"jwt_key: the secret of {algorithms} needs at least {bytes_min} bytes (RFC 7518, section 3.2)"
     else:
         yield from _key_place_faults(options.jwt_key)
-
-
-def _secret_faults(secret: str, bytes_min: int, names: list[str]) -> Iterator[str]:
-    if secret.startswith(("https://", "http://")) or "-----BEGIN" in secret:
-        yield "jwt_key: HS* needs the secret itself, but this is a URL or a PEM key"
-    elif len(secret.encode()) < bytes_min:
-        yield f"jwt_key: the secret of {', '.join(names)} needs at least {bytes_min} bytes (RFC 7518, section 3.2)"
 
 
 def _key_place_faults(place: str) -> Iterator[str]:

@@ -432,12 +432,12 @@ class _Run:
         turn = 0
         while not self._over.wait(TERMINATE_PERIOD_S):
             turn += 1
+            whose, terminate = "writers", self._scratch.terminate_writer
+            if turn % RECORDER_EACH == 0:
+                whose, terminate = "recorders", self._scratch.terminate_recorder
             try:
-                if turn % RECORDER_EACH == 0:
-                    if self._scratch.terminate_recorder():
-                        self._ledger.count("recorders terminated")
-                elif self._scratch.terminate_writer():
-                    self._ledger.count("writers terminated")
+                if terminate():
+                    self._ledger.count(f"{whose} terminated")
             except SQLAlchemyError:
                 self._ledger.count("terminations failed")
 
