@@ -45,11 +45,6 @@ def between(least: float, most: float) -> Validator:
     return satisfying(lambda value: _finite(value) and least <= value <= most, f"a number from {least} to {most}")
 
 
-def one_of(*choices: str) -> Validator:
-    """Make a validator: one of these strings. Raises ``NotAllowedError``."""
-    return satisfying(lambda value: value in choices, " or ".join(f'"{choice}"' for choice in choices))
-
-
 def matching(pattern: str, words: str) -> Validator:
     """Make a validator: a string that matches the whole regular expression, which ``words`` describes.
 

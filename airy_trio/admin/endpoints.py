@@ -2,7 +2,7 @@
 
 ``starting_pages`` has the probes of a server that is starting, and ``pages`` those of a running one: probes,
 ``/metrics``, ``/api/clients``, and the statistics that the console polls: ``/api/figures`` and ``/api/connections``.
-Counts are cumulative, so two answers give a rate. ``Node`` is the process that answers.
+Counts are cumulative, so two answers give a rate. ``node_of`` describes the process that answers.
 
 ``console_pages`` has the page for a browser with its files, which are in the folder ``console`` and are read once. They
 load nothing from elsewhere. The content security policy that is sent with each enforces that, and allows no inline
@@ -18,7 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -65,7 +65,7 @@ def starting_pages(conditions: Callable[[], Mapping[str, Condition]]) -> Pages:
 
 
 def pages(
-    sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoint", node: "Node"
+    sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoint", node: Mapping[str, object]
 ) -> Mapping[str, Page]:
     """Make the pages of a running server. The sources and the registry's collectors are read for every request."""
 
@@ -82,7 +82,7 @@ def pages(
 
     def figures(request: PageRequest) -> Answer:
         clients = {"url": endpoint.url(request.host), "token": endpoint.token}
-        return _json(HTTPStatus.OK, {"clients": clients, "node": node.description(), **_figures(sources)})
+        return _json(HTTPStatus.OK, {"clients": clients, "node": node, **_figures(sources)})
 
     def connections(request: PageRequest) -> Answer:
         try:
@@ -184,31 +184,22 @@ def _number(request: PageRequest, name: str, default: int, *, least: int, most: 
     return int(text)
 
 
-@frozen(kw_only=True)
-class Node:
-    """The process that these statistics describe, and the other consoles to which its console links.
+def node_of(number: int, ports: Sequence[int], others: Sequence[str]) -> Mapping[str, object]:
+    """Describe this process, whose statistics these are, and the other consoles to which its console links.
 
     ``number``: its number among the processes of its command, from 0. ``ports``: the admin port of each of them. If
-    there are several, the last one only records. ``others``: see ``AdminOptions``.
+    there are several, the last one only records; a process that is the only one has no name. ``others``: see
+    ``AdminOptions``.
     """
-
-    number: int
-    ports: Sequence[int]
-    others: Sequence[str]
-    host: str = field(factory=socket.gethostname)
-    process: int = field(factory=os.getpid)
-
-    def description(self) -> Mapping[str, object]:
-        """Return the description for JSON. A process that is the only one of its command has no name."""
-        last = len(self.ports) - 1
-        names = [f"worker {number}" for number in range(last)] + ["recorder" if last else ""]
-        return {
-            "host": self.host,
-            "process": self.process,
-            "number": self.number,
-            "processes": [{"name": name, "port": port} for name, port in zip(names, self.ports, strict=True)],
-            "others": list(self.others),
-        }
+    last = len(ports) - 1
+    names = (f"worker {each}" if each < last else "recorder" if last else "" for each in range(len(ports)))
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "number": number,
+        "processes": [{"name": name, "port": port} for name, port in zip(names, ports, strict=True)],
+        "others": list(others),
+    }
 
 
 _NAME: Final = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}")

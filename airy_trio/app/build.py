@@ -19,7 +19,7 @@ from attrs import Factory, asdict, field, frozen
 
 from airy_trio import __version__, migrate
 from airy_trio.admin import endpoints
-from airy_trio.admin.endpoints import ClientEndpoint, Node
+from airy_trio.admin.endpoints import ClientEndpoint
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness, Starting
 from airy_trio.admin.server import Page
@@ -421,7 +421,7 @@ class Parts(Sources):
 
     readiness: Readiness
     endpoint: ClientEndpoint
-    node: Node
+    node: Mapping[str, object]
     encryption: Encryption | None
     serves: bool
 
@@ -476,7 +476,7 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
             tls=encryption is not None,
             token=settings.auth.mode != "none" and not settings.auth.cookie,  # a browser sends a cookie by itself
         ),
-        node=Node(number=worker, ports=ports, others=settings.admin.others),
+        node=endpoints.node_of(worker, ports, settings.admin.others),
         encryption=encryption,
         serves=worker != recorder_worker,
     )

@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from attrs import field, frozen
 
 from airy_trio.errors import AiryTrioError, Unavailable
-from airy_trio.options import between, one_of
+from airy_trio.options import between
 
 Value = str | bytes | int | float | bool | None
 """One column's raw value. ``bytes`` is text that is not UTF-8, or a BLOB."""
@@ -318,7 +318,7 @@ CANNOT_SEE: Final = (
 class ChangesOptions:
     """How changes are captured (settings, ``[changes]``). ``overlap_s`` applies to ``updated_at`` only."""
 
-    capture: Literal["triggers", "updated_at"] = field(default="triggers", validator=one_of("triggers", "updated_at"))
+    capture: Literal["triggers", "updated_at"] = "triggers"
     overlap_s: float = field(default=OVERLAP_S, validator=between(0.1, 86_400))
     batch_rows_max: int = field(default=5000, validator=between(1, 100_000))
 

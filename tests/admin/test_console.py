@@ -7,7 +7,7 @@ import socket
 import pytest
 import trio
 
-from airy_trio.admin.endpoints import CONSOLE, MEDIA_TYPES, ClientEndpoint, Node
+from airy_trio.admin.endpoints import CONSOLE, MEDIA_TYPES, ClientEndpoint, node_of
 from airy_trio.errors import SettingsError
 from airy_trio.testing.client import connect
 from tests.admin.serving import admin, free_port, serving_all
@@ -150,10 +150,11 @@ async def test_invalid_query_is_refused(query: str, words: str, sqlite_applicati
 
 
 def test_node_names_the_processes_of_its_command() -> None:
-    alone = Node(number=0, ports=range(81, 82), others=[]).description()
+    alone = node_of(0, range(81, 82), [])
     assert alone["processes"] == [{"name": "", "port": 81}]
     assert (alone["host"], alone["process"]) == (socket.gethostname(), os.getpid())
-    several = Node(number=1, ports=range(81, 84), others=["http://b:81"]).description()
+    assert node_of(0, range(0), [])["processes"] == []
+    several = node_of(1, range(81, 84), ["http://b:81"])
     assert several["processes"] == [
         {"name": "worker 0", "port": 81},
         {"name": "worker 1", "port": 82},
