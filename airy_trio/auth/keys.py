@@ -320,23 +320,22 @@ class KeyRing:
         if source is None:
             return False
         self._began_at = trio.current_time()
+        keys, fault = None, ""
         try:
             with trio.CancelScope() as self._loading:
-                return self._accept(await source.load(), source)
+                keys = await source.load()
         except KeysFault as error:
             fault = str(error)
         except Exception as error:  # noqa: BLE001 - the answer of another server must not end this one
             fault = f"an error of the program: {type(error).__name__}"
-        else:
-            return False  # retired meanwhile
         finally:
             self._loading = None
             self._ended.set()
             self._ended = trio.Event()
-        self._due_at = trio.current_time() + self._outage.begin(fault, known=len(self.keys))
-        return False
-
-    def _accept(self, keys: tuple[Key, ...], source: KeySource) -> bool:
+        if fault:
+            self._due_at = trio.current_time() + self._outage.begin(fault, known=len(self.keys))
+        if keys is None:  # a fault, or retired meanwhile
+            return False
         changed = keys != self.keys
         if changed or self._outage.reason is not None:
             logger.info("keys of web tokens loaded", keys=len(keys))
