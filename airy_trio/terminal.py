@@ -3,13 +3,13 @@
 import json
 import os
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, TextIO
 
 import click
 
 COLOURS: Final = {"message": "green", "metadata": "cyan", "channel": "yellow", "tag": "magenta"}
-_TEXT_MAX: Final = 80
 
 
 def coloured(stream: TextIO) -> bool:
@@ -69,26 +69,34 @@ def _summary(type_: str, payload: dict[str, Any]) -> str:
             return f"{payload['conversation_id']}  {who}: {_text(message['content'])}  ({message['delivery_state']})"
         case "metadata.updated":
             metadata = json.dumps(payload["metadata"], ensure_ascii=False)
-            return f"{payload['subject']} {payload['identifier']}  {_short(metadata)}"
+            return f"{payload['subject']} {payload['identifier']}  {shortened(metadata)}"
         case "channel.updated":
             return f"{payload['id']}  {payload['source']}  {'connected' if payload['connected'] else 'disconnected'}"
         case "tag.updated":
             return f"{payload['name']}  {payload['color']}"
         case _:
-            return _short(json.dumps(payload, ensure_ascii=False))
+            return shortened(json.dumps(payload, ensure_ascii=False))
 
 
 def _text(content: object) -> str:
     """Return the text of a content if it has one, otherwise its JSON."""
     match content:
         case {"text": str(text)} | str(text):
-            return _short(text)
+            return shortened(text)
         case _:
-            return _short(json.dumps(content, ensure_ascii=False))
+            return shortened(json.dumps(content, ensure_ascii=False))
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
+def shortened(text: str, chars_max: int = 80) -> str:
+    """Return at most ``chars_max`` characters; the last one shows that some were left out."""
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
+
+
+def listed(names: Iterable[str], most: int, separator: str = ", ") -> str:
+    """Join names for a message; beyond ``most`` give only their number."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return separator.join(every[:most]) + more
 
 
 def one_line(text: str) -> str:

@@ -28,6 +28,7 @@ from airy_trio.events import values
 from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
+from airy_trio.terminal import listed, shortened
 
 ROWS_MAX: Final = 1000
 """How many rows of each table are read."""
@@ -179,7 +180,7 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
         for *row, included in query.answer(connection).rows if query is not None else ():
             for name, raw in named(table, tuple(row)).items() if included else ():
                 if not _is_listed(table, name, raw):
-                    seen.unlisted[name][_shown(raw)] = None
+                    seen.unlisted[name][shortened(printable(raw), SHOWN_CHARACTERS_MAX)] = None
     return seen
 
 
@@ -196,21 +197,15 @@ def _is_listed(table: Table, name: str, raw: Value) -> bool:
     return name not in _OPEN or name not in table.values or table.lists(name, raw)
 
 
-def _shown(raw: Value) -> str:
-    text = printable(raw)
-    return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
-
-
 def _warnings(table: Table, seen: _Seen) -> Iterator[str]:
     setting, where = f"database.tables.{table.kind}", f"the newest {seen.rows} by {seen.order}"
     for reason, faults in seen.faults.items():
         finding = f"{len(faults)} of {where} cannot be converted and would not be sent"
         yield f"{setting}: {finding}: {reason}; one is {faults[0].key}"
     for name, found in seen.unlisted.items():
-        shown = ", ".join(f'"{text}"' for text in islice(found, SHOWN_MAX))
-        more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
+        shown = listed((f'"{text}"' for text in found), SHOWN_MAX)
         effect = "would not be sent" if name in _CLOSED else "is sent unchanged"
-        finding = f"does not list {shown}{more}, found in {where}; a row with such a value {effect}"
+        finding = f"does not list {shown}, found in {where}; a row with such a value {effect}"
         yield f'{setting}.values.{name}: {finding}; list each: {name} = {{ "THEIRS" = "OURS" }}'
 
 

@@ -15,7 +15,7 @@ import trio
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from airy_trio.cli.logs import configure_logging
-from airy_trio.terminal import ProgressReport, Stdout, one_line
+from airy_trio.terminal import ProgressReport, Stdout, listed, one_line
 
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing
@@ -531,8 +531,7 @@ def _faults(certificate: "LossCertificate") -> Iterator[str]:
         ("reordered", certificate.reordered),
     ):
         if found:
-            more = f" and {len(found) - EXAMPLES_MAX} more" if len(found) > EXAMPLES_MAX else ""
-            yield f"{kind}: {'; '.join(found[:EXAMPLES_MAX])}{more}"
+            yield f"{kind}: {listed(found, EXAMPLES_MAX, '; ')}"
 
 
 COMMANDS: Final = (backfill, check, completion, demo, explain, health, migrate, tail, verify)

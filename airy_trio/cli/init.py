@@ -12,7 +12,7 @@ import click
 from airy_trio.cli.commands import lock_progress
 from airy_trio.cli.logs import configure_logging
 from airy_trio.errors import SettingsError, StartError
-from airy_trio.terminal import one_line
+from airy_trio.terminal import one_line, shortened
 
 if TYPE_CHECKING:
     from airy_trio.init import Draft
@@ -89,7 +89,7 @@ def _show_events(draft: "Draft") -> None:
     _print("")
     _print("the newest rows, as they would be sent:" if draft.events else "no rows that could be sent")
     for body in draft.events:
-        _print(body if len(body) <= _CHARS_MAX else f"{body[:_CHARS_MAX]}…")
+        _print(shortened(body, _CHARS_MAX))
 
 
 def _show_statements(draft: "Draft") -> bool:
