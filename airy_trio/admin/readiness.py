@@ -101,12 +101,13 @@ class Readiness:
 
     def conditions(self) -> Mapping[str, Condition]:
         """Return the condition of each part. Never waits."""
+        on_time = f"at most {self._lag_max_s} s behind"
         return {
             "listener": self._listener,
             "feed": self._feed(),
             "store": self._store(),
             self._watched: self._triggers,
-            "lag": self._lag(),
+            "lag": self._late("changes have waited to be recorded", self._recorder.lag_s, on_time),
         }
 
     def listen(self) -> None:
@@ -149,10 +150,6 @@ class Readiness:
             return Condition(well=False, reason=f"the event store cannot be read: {self._log.away}")
         lag_s = self._log.follow_lag_s
         return self._late("events in the store have waited to be read", lag_s, "the event store answers")
-
-    def _lag(self) -> Condition:
-        on_time = f"at most {self._lag_max_s} s behind"
-        return self._late("changes have waited to be recorded", self._recorder.lag_s, on_time)
 
     def _late(self, waited: str, lag_s: float, on_time: str) -> Condition:
         if lag_s <= self._lag_max_s:

@@ -21,7 +21,7 @@ import ssl
 from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from http import HTTPStatus
-from http.client import HTTPS_PORT, HTTPException, HTTPSConnection
+from http.client import HTTPS_PORT, HTTPException, HTTPSConnection, IncompleteRead
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlsplit
@@ -257,7 +257,10 @@ def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socke
         with connection.getresponse() as response:
             if response.status != HTTPStatus.OK:
                 raise KeysFault(f"the server of the keys answered with status {response.status}")
-            return bounded(response.read(KEYS_BYTES_MAX + 1))
+            body = bounded(response.read(KEYS_BYTES_MAX + 1))
+            if response.length:  # of the Content-Length, what is missing
+                raise IncompleteRead(body)
+            return body
 
 
 def source_of(options: AuthOptions) -> KeyFile | KeyServer:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -65,14 +65,12 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
 def _folder() -> Iterator[str]:
     """Create a temporary folder for a block. Signals are blocked until the block begins, so it is always removed."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="airy-trio-demo-")
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise
-    with folder as name:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield name
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="airy-trio-demo-"))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield folder
 
 
 async def _show(address: app.Address, database: Path, events_max: int | None, output: Stdout) -> None:

@@ -136,7 +136,7 @@ async def test_certificate_of_another_authority_is_not_trusted(authority: trustm
         (answer(b"", b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.example/\r\n"), "status 302"),
         (answer(b"", b"HTTP/1.1 500 Oh no\r\n"), "status 500"),
         (b"220 mail.example ESMTP\r\n", "did not answer in HTTP"),
-        (OK + b"Content-Length: 1000\r\n\r\n{", "not JSON"),
+        (OK + b"Content-Length: 1000\r\n\r\n{", "did not answer in HTTP"),
         (OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\n{", "did not answer in HTTP"),
         (b"", "did not answer in HTTP"),
         (OK + b"X: " + b"x" * 2**20 + b"\r\n\r\n", "did not answer in HTTP"),
