@@ -73,6 +73,7 @@ BY_FIELD: Final = ("columns", "constants", "values")
 """The options of a mapped table that are tables keyed by our fields."""
 
 
+@attrs.define
 class ConversionError(ValueError):
     """A value of a wrong type, or out of bounds.
 
@@ -80,11 +81,9 @@ class ConversionError(ValueError):
     it is None, the reader of this error decides what may be shown of ``written``.
     """
 
-    def __init__(self, written: object, allowed: str, words: str | None = None) -> None:
-        self.written = written
-        self.allowed = allowed
-        self.words = words
-        super().__init__(f"expected {allowed}")
+    written: object
+    allowed: str
+    words: str | None = None
 
 
 class SettingFault(ValueError):

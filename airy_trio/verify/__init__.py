@@ -178,9 +178,7 @@ def postgres_scratch(settings: Settings) -> Iterator[Scratch]:
         change_log = Names(POSTGRES, schema).quoted(TABLE)
         with contextlib.closing(engine.connect()) as owner:  # holds the lock
             scratch = Scratch(
-                settings=_server_settings(
-                    evolve(options, url=url, direct_url="", schema=schema, migrate=False), [schema, "tags"]
-                ),
+                settings=_server_settings(options, url, schema, [schema, "tags"]),
                 table=ApplicationTable(engine, table, application_name=schema),
                 terminate_writer=partial(_terminate, engine, _TERMINATE_WRITER, name=schema),
                 terminate_recorder=partial(
@@ -229,9 +227,8 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
         with table.session() as connection:
             connection.exec_driver_sql(f"pragma journal_mode = {mode}")
             connection.exec_driver_sql(f"create table tags {COLUMNS}")
-        options = evolve(settings.database, url=url, direct_url="", schema="airy_trio", migrate=False)
         yield Scratch(
-            settings=_server_settings(options, "tags"),
+            settings=_server_settings(settings.database, url, "airy_trio", "tags"),
             table=table,
             terminate_writer=partial(_write_and_disconnect, table),
             terminate_recorder=lambda: False,  # the recorder is in this process
@@ -245,12 +242,13 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
                 os.close(lock)
 
 
-def _server_settings(database: DatabaseSection, table: str | list[str]) -> Settings:
+def _server_settings(database: DatabaseSection, url: str, schema: str, table: str | list[str]) -> Settings:
     """Return settings of a server that watches only the scratch table, on any free port."""
-    tables = TablesOptions()
-    unmapped: dict[str, Any] = {kind: evolve(options, name="") for kind, options in tables.items()}
+    default = TablesOptions()
+    unmapped: dict[str, Any] = {kind: evolve(options, name="") for kind, options in default.items()}
+    tables = evolve(default, **unmapped | {"tags": evolve(default.tags, name=table)})
     return Settings(
-        database=evolve(database, tables=evolve(tables, **unmapped | {"tags": evolve(tables.tags, name=table)})),
+        database=evolve(database, url=url, direct_url="", schema=schema, migrate=False, tables=tables),
         changes=ChangesOptions(),
         events=EventsOptions(deletes=True),
         log=LogOptions(),
