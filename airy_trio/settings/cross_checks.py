@@ -8,6 +8,7 @@ a secret.
 import re
 import zoneinfo
 from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -188,90 +189,74 @@ def _jwt_contradictions(options: AuthOptions) -> Iterator[str]:
     channels, destinations = options.grant_claims
     if channels == destinations:
         yield f'jwt_channels_claim and jwt_destinations_claim are both "{channels}": neither could be granted alone'
-    shared = [name for name in options.jwt_algorithms if name in SECRET_ALGORITHMS]
-    if shared and len(shared) < len(options.jwt_algorithms):
-        yield (
-            "jwt_algorithms: HS* with others: the public key would also be the secret of HS*, and anyone with it could "
-            "sign tokens"
-        )
-    elif not options.jwt_key:
-        needed = "the secret" if shared else "a file or an https:// URL of public keys"
-        yield f'mode is "jwt", which needs jwt_key: {needed}'
-    elif shared:
+    key, shared = options.jwt_key, [name for name in options.jwt_algorithms if name in SECRET_ALGORITHMS]
+    if shared:
         bytes_min = max(SECRET_BYTES_MIN[name] for name in shared)
-        if options.jwt_key.startswith(("https://", "http://")) or "-----BEGIN" in options.jwt_key:
-            yield "jwt_key: HS* needs the secret itself, but this is a URL or a PEM key"
-        elif len(options.jwt_key.encode()) < bytes_min:
-            algorithms = ", ".join(shared)
-            yield f"jwt_key: the secret of {algorithms} needs at least {bytes_min} bytes (RFC 7518, section 3.2)"
+        faults: Collection[tuple[bool, str]] = (
+            (len(shared) < len(options.jwt_algorithms),
+             ("jwt_algorithms: HS* with others: the public key would also be the secret of HS*, and anyone with it "
+              "could sign tokens")),
+            (not key, 'mode is "jwt", which needs jwt_key: the secret'),
+            (key.startswith(("https://", "http://")) or "-----BEGIN" in key,
+             "jwt_key: HS* needs the secret itself, but this is a URL or a PEM key"),
+            (len(key.encode()) < bytes_min,
+             f"jwt_key: the secret of {', '.join(shared)} needs at least {bytes_min} bytes (RFC 7518, section 3.2)"),
+        )  # fmt: skip
     else:
-        yield from _key_place_faults(options.jwt_key)
+        is_url = key.startswith("https://")
+        faults = (
+            (not key, 'mode is "jwt", which needs jwt_key: a file or an https:// URL of public keys'),
+            ("-----BEGIN" in key, "jwt_key: this is a key; put it in a file and set jwt_key to the name of the file"),
+            (key.startswith("http://"),
+             "jwt_key: keys are fetched over https:// only, because http:// lets others on the network replace them"),
+            (is_url and not _has_host(key), "jwt_key: not a valid https:// URL"),
+            (is_url and "@" in key, "jwt_key: the URL has a user or a password, but public keys need neither"),
+            ("\0" in key, "jwt_key: not a file name"),
+        )  # fmt: skip
+    yield from islice((line for applies, line in faults if applies), 1)
 
 
-def _key_place_faults(place: str) -> Iterator[str]:
-    if "-----BEGIN" in place:
-        yield "jwt_key: this is a key; put it in a file and set jwt_key to the name of the file"
-    elif place.startswith("http://"):
-        yield "jwt_key: keys are fetched over https:// only, because http:// lets others on the network replace them"
-    elif place.startswith("https://"):
-        try:
-            url = urlsplit(place)
-            host = (url.hostname or "").encode("idna") if url.port != 0 else b""
-        except ValueError:  # includes UnicodeError: a name that IDNA cannot encode
-            host = b""
-        if not host or not place.isprintable() or " " in place:
-            yield "jwt_key: not a valid https:// URL"
-        elif "@" in place:
-            yield "jwt_key: the URL has a user or a password, but public keys need neither"
-    elif "\0" in place:
-        yield "jwt_key: not a file name"
+def _has_host(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        host = (url.hostname or "").encode("idna") if url.port != 0 else b""
+    except ValueError:  # includes UnicodeError: a name that IDNA cannot encode
+        return False
+    return bool(host) and text.isprintable() and " " not in text
 
 
 def contradictions(settings: "Settings") -> Iterator[str]:
     """Yield a line for options of different sections that contradict each other. Each line names all of them."""
-    database, changes, log, listener, auth = (
-        settings.database, settings.changes, settings.log, settings.listener, settings.auth,
+    database, changes, log, listener, admin = (
+        settings.database, settings.changes, settings.log, settings.listener, settings.admin,
     )  # fmt: skip
-    if auth.cookie and admission.ANY in listener.allowed_origins:
-        yield (
-            'auth.cookie, listener.allowed_origins: browsers send cookies from every page and "*" accepts every page, '
-            "so any page that a user visits could read what that user may read"
-        )
-    if is_stream_path(listener.path, listener.sse_path):
-        yield (
-            f"listener.path, listener.sse_path: {listener.path} would be an event stream as well as the WebSocket; "
-            'change one of them, or set sse_path = ""'
-        )
-    yield from _process_contradictions(listener, log, settings.admin)
-    are_files = log.store == "sql" and log.url.startswith(SQLITE) and database.url.startswith(SQLITE)
-    if are_files and sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve():  # our writes would lock it
-        yield 'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
-    if changes.reads_only:
-        if database.url.startswith(POSTGRES) and settings.log_is_here:
-            yield (
-                'log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events '
-                "need another place: an SQLite file or another database, or another log.store"
-            )
-        if settings.events.deletes and not any(settings.tables.of(kind).where for kind in DELETABLE):
-            conditions = " or ".join(f"database.tables.{kind}.where" for kind in KINDS if kind in DELETABLE)
-            yield (
-                'events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
-                f"{conditions} excludes rows that are marked as deleted"
-            )
-
-
-def _process_contradictions(listener: ListenerOptions, log: LogOptions, admin: AdminOptions) -> Iterator[str]:
     workers, port, last = listener.workers, admin.port, listener.processes - 1
-    if workers == 1:
-        if port and (admin.host, port) == (listener.host, listener.port):
-            yield f"listener.port, admin.port: both are {port}, on the same host"
-        return
-    if log.store == "memory":
-        yield f'listener.workers is {workers}, but log.store is "memory", which belongs to one process'
-    if port and port + last > PORT_MAX:
-        yield f"listener.workers is {workers}, but admin.port + {last}, of the recorder process, exceeds {PORT_MAX}"
-    if port and port <= listener.port <= port + last:
-        yield (
-            f"listener.port is {listener.port}, but admin.port to admin.port + {last} are the admin ports of the "
-            f"{workers} workers and of the recorder process"
-        )
+    are_files = log.store == "sql" and log.url.startswith(SQLITE) and database.url.startswith(SQLITE)
+    is_one_file = are_files and sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve()
+    wheres = " or ".join(f"database.tables.{kind}.where" for kind in KINDS if kind in DELETABLE)
+    found = (
+        (settings.auth.cookie and admission.ANY in listener.allowed_origins,
+         ('auth.cookie, listener.allowed_origins: browsers send cookies from every page and "*" accepts every page, '
+          "so any page that a user visits could read what that user may read")),
+        (is_stream_path(listener.path, listener.sse_path),
+         (f"listener.path, listener.sse_path: {listener.path} would be an event stream as well as the WebSocket; "
+          'change one of them, or set sse_path = ""')),
+        (workers == 1 and port and (admin.host, port) == (listener.host, listener.port),
+         f"listener.port, admin.port: both are {port}, on the same host"),
+        (workers > 1 and log.store == "memory",
+         f'listener.workers is {workers}, but log.store is "memory", which belongs to one process'),
+        (workers > 1 and port and port + last > PORT_MAX,
+         f"listener.workers is {workers}, but admin.port + {last}, of the recorder process, exceeds {PORT_MAX}"),
+        (workers > 1 and port and port <= listener.port <= port + last,
+         (f"listener.port is {listener.port}, but admin.port to admin.port + {last} are the admin ports of the "
+          f"{workers} workers and of the recorder process")),
+        (is_one_file,  # our writes would lock it
+         'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'),
+        (changes.reads_only and database.url.startswith(POSTGRES) and settings.log_is_here,
+         ('log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events need '
+          "another place: an SQLite file or another database, or another log.store")),
+        (changes.reads_only and settings.events.deletes and not any(settings.tables.of(k).where for k in DELETABLE),
+         ('events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
+          f"{wheres} excludes rows that are marked as deleted")),
+    )  # fmt: skip
+    return (line for applies, line in found if applies)
