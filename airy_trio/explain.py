@@ -117,16 +117,11 @@ class _Found:
     kept: int | None
 
 
-@frozen
-class Explanation:
-    """``lines`` for the operator, the verdict first. ``recorded``: the log has or had the object's current state."""
+def explain(settings: Settings, subject: Subject) -> tuple[bool, list[str]]:
+    """Return whether the log has or had the object's current state, and lines for the operator, the verdict first.
 
-    recorded: bool
-    lines: list[str]
-
-
-def explain(settings: Settings, subject: Subject) -> Explanation:
-    """Explain one object. Raises ``AiryTrioError`` if the database cannot be read."""
+    Raises ``AiryTrioError`` if the database cannot be read.
+    """
     options = settings.database
     with servers.opened(options.direct_url or options.url, options.connect_timeout_s, pooled=False) as database:
         found, fault = _ask_store(settings, subject)
@@ -145,7 +140,7 @@ def explain(settings: Settings, subject: Subject) -> Explanation:
     if settings.admin.port:  # each condition that is not met, and each process that does not answer
         lines += (f"server    {fault}" for fault in health.faults(settings, ready=True))
     recorded, verdict = _verdict(report, newest, subject, store_known=found is not None)
-    return Explanation(recorded, [f"verdict   {verdict}", *lines])
+    return recorded, [f"verdict   {verdict}", *lines]
 
 
 def _verdict(report: RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool) -> tuple[bool, str]:

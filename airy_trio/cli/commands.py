@@ -251,10 +251,10 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
 
     fault = f"{id_!r} lacks its subject: conversation:ID, channel:ID or message:ID"
     subject: implementation.Subject = _parsed(partial(implementation.Subject.parse, type_), id_, "ID", fault)
-    explanation = implementation.explain(settings, subject)
-    for line in explanation.lines:
+    recorded, lines = implementation.explain(settings, subject)
+    for line in lines:
         click.echo(one_line(line))
-    sys.exit(0 if explanation.recorded else 1)
+    sys.exit(0 if recorded else 1)
 
 
 @click.command(short_help="Check whether the server on this machine is alive or ready.")

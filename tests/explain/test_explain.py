@@ -49,13 +49,13 @@ async def explain(config: Path, type_: str, id_: str) -> Explained:
     subject = Subject.parse(type_, id_)
     assert subject is not None
     settings = load(config, {})
-    found = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
-    assert found.lines[0].startswith("verdict   ")
+    recorded, found = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
+    assert found[0].startswith("verdict   ")
     lines: dict[str, str] = {}
-    for line in found.lines:
+    for line in found:
         about = line[:10].strip()
         lines[about] = f"{lines[about]}\n{line[10:]}" if about in lines else line[10:]
-    return Explained(lines, found.recorded)
+    return Explained(lines, recorded)
 
 
 def configure(application: Application, folder: Path, more: str = "", *, port: int = 1) -> Path:
