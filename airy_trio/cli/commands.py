@@ -349,10 +349,10 @@ def migrate(  # noqa: PLR0913 - one for each option
         raise click.UsageError(f"{alone[0]} cannot be combined with other options{but}")
     if preview and then_backfill:
         raise click.UsageError("--sql and --backfill exclude each other")
-    if to is not None:
-        from airy_trio.migrate import stream_of
+    from airy_trio import migrate as implementation
 
-        _parsed(stream_of, to, "--to")
+    if to is not None:
+        _parsed(implementation.stream_of, to, "--to")
     settings = load_settings(config)
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
@@ -360,27 +360,29 @@ def migrate(  # noqa: PLR0913 - one for each option
         store = trio.run(adopt, settings)
         click.echo(f"began a new epoch in the event log at {store}: its events are gone, and its clients reload")
         return
-    from airy_trio import migrate as implementation
-
+    options: dict[str, Any] = {"with_tables": with_tables, "grant": grant, "firing": firing}
     with lock_progress() as waiting:
         if remove:
             implementation.remove(settings, waiting=waiting)
             lines = ["removed"]
         elif to is not None:
             lines = implementation.migrate_to(settings, to, preview=preview, waiting=waiting)
+        elif preview:
+            lines = implementation.preview(settings, waiting=waiting, **options)
         else:
-            work: Callable[..., Migrated | list[str]] = implementation.preview if preview else implementation.migrate
-            done = work(settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
-            if isinstance(done, list):
-                lines = done
-            else:
-                made = [f"made the tables {', '.join(done.made)}"] if done.made else []
-                how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
-                lines = [*made, f"watching {', '.join(done.watched)}{how}", *done.left]
+            lines = [*_migrated_lines(settings, implementation.migrate(settings, waiting=waiting, **options))]
     for line in lines:
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)
+
+
+def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
+    if done.made:
+        yield f"made the tables {', '.join(done.made)}"
+    how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
+    yield f"watching {', '.join(done.watched)}{how}"
+    yield from done.left
 
 
 @click.command(short_help="Print events in the terminal as they happen.")

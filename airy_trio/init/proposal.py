@@ -12,7 +12,6 @@ not say what Chatwoot's numbers mean. Its mapping and that of Airy Core are the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from attrs import define, field, frozen
@@ -46,6 +45,7 @@ from airy_trio.init.vocabulary import (
     squashed,
     without_id,
 )
+from airy_trio.migrate.streams import installed
 from airy_trio.settings import load
 
 SCORE_MIN: Final = 9.0
@@ -322,20 +322,13 @@ def recognised(tables: Sequence[FoundTable]) -> tuple[str, Proposals] | None:
     """
     by_name = {table.label: table for table in tables}
     for name, file, further in _KNOWN:
-        mapping = _example(file) if file else TablesOptions()
+        example = installed("config") / file
+        mapping = load(example, {"DATABASE_URL": "postgresql://host/database"}).tables if file else TablesOptions()
         found = {kind: _known(name, kind, mapping.of(kind), by_name) for kind in KINDS}
         messages = found["messages"].table
         if messages is not None and messages.columns.keys() >= {*further}:
             return name, found
     return None
-
-
-def _example(file: str) -> TablesOptions:
-    """Read an example, which is inside the installed package, or next to it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "config"
-    folder = inside if inside.is_dir() else package.with_name("config")
-    return load(folder / file, {"DATABASE_URL": "postgresql://host/database"}).tables
 
 
 def _known(name: str, kind: Kind, options: TableOptions, tables: Mapping[str, FoundTable]) -> Proposal:

@@ -109,10 +109,15 @@ def revision_of(connection: sa.Connection, stream: Stream, names: Names) -> str 
 
 
 def migrations_folder() -> Path:
-    """Return the folder of the migrations: inside the installed package, or next to it in a checkout."""
+    """Return the folder of the migrations."""
+    return installed("migrations")
+
+
+def installed(folder: str) -> Path:
+    """Return a folder that is inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
-    inside = package / "migrations"
-    return inside if inside.is_dir() else package.with_name("migrations")
+    inside = package / folder
+    return inside if inside.is_dir() else package.with_name(folder)
 
 
 def _version_table(stream: Stream) -> str:

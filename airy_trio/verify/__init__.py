@@ -60,13 +60,14 @@ from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings import DatabaseSection, Settings
 from airy_trio.testing.client import Closed, StompClient, connect
-from airy_trio.verify.writers import ApplicationTable, Ledger, LossCertificate, Rhythm, Writer, change_of, transact_long
+from airy_trio.verify.writers import ApplicationTable, Ledger, LossCertificate, Writer, change_of, transact_long
 
 __all__ = ["LossCertificate", "verify"]
 
 WRITERS: Final = 4
-RHYTHM: Final = Rhythm(delay_max_s=0.01, rest_max_s=0.03)
-"""With rests, because the load must not overload a database that is in use."""
+DELAY_MAX_S: Final = 0.01
+REST_MAX_S: Final = 0.03
+"""Writers rest, because the load must not overload a database that is in use."""
 LONG_SHARE: Final = 1 / 3
 """The share of the time for which the long transaction stays open."""
 TERMINATE_PERIOD_S: Final = 0.7
@@ -412,7 +413,8 @@ class _Run:
         await trio.to_thread.run_sync(self._write_end)
 
     async def _run_threads(self, joining: trio.CancelScope) -> None:
-        works = [Writer(number, self._scratch.table, self._ledger, RHYTHM, self._over).run for number in range(WRITERS)]
+        shared = (self._scratch.table, self._ledger, self._over, DELAY_MAX_S, REST_MAX_S)
+        works = [Writer(number, *shared).run for number in range(WRITERS)]
         with joining:
             async with trio.open_nursery() as threads:
                 for work in (*works, self._stay_open, self._terminate):

@@ -201,23 +201,19 @@ class ApplicationTable:
             return {id_: int(version) for id_, version in connection.exec_driver_sql(self._select)}
 
 
-@frozen(kw_only=True)
-class Rhythm:
-    """Pauses of a writer: after each statement up to ``delay_max_s``, after each transaction up to ``rest_max_s``."""
-
-    delay_max_s: float
-    rest_max_s: float
-
-
 @define
 class Writer:
-    """One writer, with ``number`` in the names of its objects. ``chance`` decides what it does, ``over`` ends it."""
+    """One writer, with ``number`` in the names of its objects. ``chance`` decides what it does, ``over`` ends it.
+
+    It pauses after each statement up to ``delay_max_s``, and after each transaction up to ``rest_max_s``.
+    """
 
     number: int
     table: ApplicationTable
     ledger: Ledger
-    rhythm: Rhythm
     over: threading.Event
+    delay_max_s: float
+    rest_max_s: float
     chance: random.Random = field(factory=random.Random)
     _made: int = field(default=0, init=False)
     _own: list[str] = field(factory=list, init=False)
@@ -229,7 +225,7 @@ class Writer:
                 with self.table.session() as connection:
                     while not self.over.is_set():
                         self._transact(connection)
-                        self.over.wait(self.chance.uniform(0, self.rhythm.rest_max_s))
+                        self.over.wait(self.chance.uniform(0, self.rest_max_s))
             except SQLAlchemyError:
                 # The connection was lost. The transaction is rolled back, unless it was in its COMMIT: then only the
                 # rows show whether it was committed.
@@ -245,7 +241,7 @@ class Writer:
             if discarded:
                 connection.exec_driver_sql("savepoint s")
             change = self._change(connection, number)
-            self.over.wait(self.chance.uniform(0, self.rhythm.delay_max_s))
+            self.over.wait(self.chance.uniform(0, self.delay_max_s))
             if discarded:
                 connection.exec_driver_sql("rollback to savepoint s")
                 self.ledger.count("savepoints rolled back")

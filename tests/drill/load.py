@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from airy_trio.database import SQLITE, SQLITE_BUSY_TIMEOUT_S
-from airy_trio.verify.writers import RECONNECT_S, ApplicationTable, Ledger, Rhythm, Writer, transact_long
+from airy_trio.verify.writers import RECONNECT_S, ApplicationTable, Ledger, Writer, transact_long
 
 WRITERS = 6
 LONG_S = 4.0
@@ -32,8 +32,8 @@ def table_at(url: str) -> ApplicationTable:
     return ApplicationTable(sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_size=WRITERS + 1))
 
 
-def main(url: str, seed: str, long_after_s: float, rhythm: Rhythm, long_s: float) -> None:
-    """Write until SIGTERM."""
+def main(url: str, seed: str, long_after_s: float, pauses: tuple[float, float], long_s: float) -> None:
+    """Write until SIGTERM. ``pauses``: of each writer, ``delay_max_s`` and ``rest_max_s``."""
     table, ledger, over = table_at(url), Ledger(), threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: over.set())
 
@@ -47,7 +47,7 @@ def main(url: str, seed: str, long_after_s: float, rhythm: Rhythm, long_s: float
                 over.wait(RECONNECT_S)
 
     works = [
-        Writer(number, table, ledger, rhythm, over, Random(f"{seed} {number}")).run for number in range(1, WRITERS + 1)
+        Writer(number, table, ledger, over, *pauses, Random(f"{seed} {number}")).run for number in range(1, WRITERS + 1)
     ]
     threads = [threading.Thread(target=work) for work in (write_long, *works)]
     for thread in threads:
@@ -62,4 +62,4 @@ def main(url: str, seed: str, long_after_s: float, rhythm: Rhythm, long_s: float
 if __name__ == "__main__":
     url, seed, long_after_s, delay_max_s, *times = sys.argv[1:]
     long_s, rest_max_s, *_ = *map(float, times), *(LONG_S, 0.0)[len(times) :]
-    main(url, seed, float(long_after_s), Rhythm(delay_max_s=float(delay_max_s), rest_max_s=rest_max_s), long_s)
+    main(url, seed, float(long_after_s), (float(delay_max_s), rest_max_s), long_s)
