@@ -185,6 +185,13 @@ async def test_row_fault_is_reported(any_application: Application, tmp_path: Pat
     assert (found["verdict"], found.recorded) == ("no event: the row cannot be converted", False)
 
 
+async def test_text_that_is_not_utf_8_is_a_row_fault(sqlite_application: Application, tmp_path: Path) -> None:
+    sqlite_application.migrate()
+    sqlite_application.execute("insert into tags values ('t1', cast(x'ff' as text), 'red')")
+    found = await explain(configure(sqlite_application, tmp_path), "tag", "t1")
+    assert "tags t1: name is not UTF-8 text" in found["row"]
+
+
 async def test_row_excluded_by_where_counts_as_deleted(any_application: Application, tmp_path: Path) -> None:
     more = "[database.tables.tags]\nwhere = \"name <> 'flag'\"\n"
     any_application.migrate()
