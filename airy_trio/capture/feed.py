@@ -244,13 +244,6 @@ class ChangeFeed(Protocol):
         """
         ...
 
-    async def identified(self, point: str) -> str:
-        """Return a stored point of this database with the database's identity, which older versions did not write.
-
-        Raises ``ResumePointTooNew``.
-        """
-        ...
-
     async def seal(self, after: str, upto: str) -> str:
         """Make everything read up to a point durable, and return the point to store instead of ``upto``.
 
