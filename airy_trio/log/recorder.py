@@ -106,13 +106,16 @@ class Recorder:
         self._log = log
         self._options = options
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
-        self._rows = BatchRows(options.batch_rows_max)
+        # The largest at first: an object that changes in two batches of a backlog is sent twice.
+        self._limit = options.batch_rows_max
         self._state = StateRecorder(options.state)
         self._appends = self._folded = 0  # appends with something to fold, and those of them that are folded
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "value_faults": 0, "kept": 0, "ended": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
         self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
+        self._task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self._has_started = False  # and has reported it
         self.recording = False
         """Whether this node holds the lease and its last batch was recorded."""
         self.recorded: str | None = None
@@ -137,7 +140,7 @@ class Recorder:
         """Return the number of events appended since the start by type, 0 for a type that has not occurred."""
         return dict(self._types)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114, ASYNC128 - _Starting calls it
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114, ASYNC128 - _finish_start calls it
         """Record while this node holds the lease, wait for it otherwise, until cancelled.
 
         Reports that it has started when another server is known to write our log, or when the first batch is recorded.
@@ -148,12 +151,12 @@ class Recorder:
         because a server with a new mapping can record. Before the start these errors are raised. Errors that waiting
         does not resolve are always raised.
         """
-        starting = _Starting(task_status)
+        self._task_status = task_status
         while True:
             try:
-                await self._lead(starting)
+                await self._lead()
             except (Unavailable, StaleAppend, ForeignLogError, MappingError) as error:
-                if not (starting.done or isinstance(error, StaleAppend)):
+                if not (self._has_started or isinstance(error, StaleAppend)):
                     raise
                 self.recording, self.interruption = False, "; ".join(lines_of(error))
                 self._mark_behind()
@@ -179,18 +182,18 @@ class Recorder:
                 self._folded = appends
         return False
 
-    async def _lead(self, starting: "_Starting") -> None:
+    async def _lead(self) -> None:
         """Acquire the lease and record until it is lost or offered.
 
         Its loss may also show as ``Unavailable`` or ``StaleAppend``.
         """
         await self.ahead.discard()
-        await self._acquire_lease(starting)
-        if not starting.done and await self._consumption.foreign() is not None:
+        await self._acquire_lease()
+        if not self._has_started and await self._consumption.foreign() is not None:
             # The server whose log is named may only have a short outage. If it is alive it acquires the lease now.
             await self._lease.release()
             await trio.sleep(NEWCOMER_PAUSE_S)
-            await self._acquire_lease(starting)
+            await self._acquire_lease()
         offer_at = trio.current_time() + STANDBY_TERM_S if self._options.standby else inf
         head, point = await self._consumption.start_point()
         bounds = await self._log.store.bounds()
@@ -207,7 +210,7 @@ class Recorder:
                 logger.info("recording" if self._outage.since is None else "recording again", store=self._options.store)
                 self.recording, self.interruption = True, None
                 self._outage.end()
-            starting.finish()
+            self._finish_start()
             if not more:
                 self._behind_since = None
                 await self._feed.settle(self.recorded)
@@ -223,7 +226,7 @@ class Recorder:
                 logger.warning("the lease was lost: another server may record")
                 return
 
-    async def _acquire_lease(self, starting: "_Starting") -> None:
+    async def _acquire_lease(self) -> None:
         """Poll the lease until this node holds it.
 
         Meanwhile the consumer of the changes is checked: if it stays another event log for ``FOREIGN_PATIENCE_S``, a
@@ -241,16 +244,16 @@ class Recorder:
                 foreign = await self._consumption.foreign()
                 if foreign is None:
                     if (
-                        starting.done
+                        self._has_started
                         or now - waiting_since >= BEGINNING_PATIENCE_S
                         or await self._consumption.has_begun()
                     ):
                         check_at = foreign_since = now + CONSUMER_POLL_S
                         self.interruption, self._behind_since = None, None
-                        starting.finish("another server records; this one serves")
+                        self._finish_start("another server records; this one serves")
                 elif now - foreign_since >= FOREIGN_PATIENCE_S:
                     error = ForeignConsumerError(foreign)
-                    if not starting.done:
+                    if not self._has_started:
                         raise error
                     if self.interruption is None:
                         logger.error("recording interrupted", reason=str(error))
@@ -278,7 +281,7 @@ class Recorder:
         if batch.changes:
             reached = await self._feed.seal(recorded, reached)
         if batch.more:  # begins after the seal, which needs the same connection
-            self.ahead.begin(reached, self._rows.limit)
+            self.ahead.begin(reached, self._limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
             state = self._state.change(
@@ -296,12 +299,11 @@ class Recorder:
     async def _read(self, point: str) -> tuple[Batch, "TranslatedBatch", float]:
         """Read a batch that is small enough to append, and translate it; return also when it was requested."""
         while True:
-            batch, requested_at = await self.ahead.take(point, self._rows.limit)
+            batch, requested_at = await self.ahead.take(point, self._limit)
             translated = await translate_batch(batch, self._options.events, body_bytes_max=self._options.body_bytes_max)
+            self._limit = adapted_limit(self._limit, self._options.batch_rows_max, batch, translated)
             if translated.share == 1:
-                self._rows.fitted(batch, translated.size)
                 return batch, translated, requested_at
-            self._rows.exceeded(batch, translated.share)
 
     async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, str, bool]:
         """Begin an epoch after the changes that are visible now."""
@@ -311,6 +313,14 @@ class Recorder:
         self._state.begin(None)
         logger.warning("new epoch: the database has another history", reason=str(reason))
         return head, self.recorded, True
+
+    def _finish_start(self, event: str = "") -> None:
+        """Report that the recorder has started, unless it has, and log ``event`` if there is one."""
+        if not self._has_started:
+            if event:
+                logger.info(event)
+            self._has_started = True
+            self._task_status.started()
 
     def _mark_behind(self) -> None:
         """There may be changes to record: start measuring the lag, unless it is being measured."""
@@ -329,22 +339,6 @@ class Recorder:
         self._counts["faults"] += len(translated.faults)
         for fault in translated.faults:
             logger.warning("row fault", table=fault.table, key=fault.key, reason=fault.reason)
-
-
-class _Starting:
-    """Reports once that the recorder has started."""
-
-    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
-        self._task_status = task_status
-        self.done = False
-
-    def finish(self, event: str = "") -> None:
-        """Report it, and log ``event`` if there is one. Idempotent."""
-        if not self.done:
-            if event:
-                logger.info(event)
-            self.done = True
-            self._task_status.started()
 
 
 @frozen(kw_only=True)
@@ -391,22 +385,16 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
     return TranslatedBatch(events=events, faults=faults, value_faults=value_faults, size=size, share=share, ended=ended)
 
 
-class BatchRows:
-    """How many rows of the change log are read at once: ``limit``, from what the settings allow down to 1."""
+def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: TranslatedBatch) -> int:
+    """Return how many rows of the change log to read after a batch that was read with ``limit``, at most ``rows_max``.
 
-    def __init__(self, rows_max: int) -> None:
-        self._rows_max = rows_max
-        # Begin with the largest: an object that changes in two batches of a backlog is sent twice.
-        self.limit = rows_max
-
-    def fitted(self, batch: Batch, size: int) -> None:
-        """Adapt to a batch with ``size`` bytes of bodies: double the limit if it was full and two would have fitted."""
-        if batch.changes >= self.limit and 2 * size <= BATCH_BYTES_MAX:
-            self.limit = min(2 * self.limit, self._rows_max)
-
-    def exceeded(self, batch: Batch, share: float) -> None:
-        """Adapt to a batch that was too large and of which about ``share`` fits: read fewer rows, at least one."""
-        self.limit = max(1, int(batch.changes * share * 0.9))
+    Fewer, but at least one, if the batch is too large; twice as many if it was full and two of it would have fitted.
+    """
+    if translated.share < 1:
+        return max(1, int(batch.changes * translated.share * 0.9))
+    if batch.changes >= limit and 2 * translated.size <= BATCH_BYTES_MAX:
+        return min(2 * limit, rows_max)
+    return limit
 
 
 @define(eq=False)

@@ -8,7 +8,7 @@ import trio
 from airy_trio.capture.feed import Batch, Tag
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log import recorder
-from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, translate_batch
+from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, TranslatedBatch, adapted_limit, translate_batch
 from airy_trio.log.store import StoredEvent
 from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import faulty, node, recorded, started, tag, until
@@ -105,21 +105,19 @@ async def test_translation_stops_when_the_batch_is_too_large() -> None:
 
 
 def test_rows_grow_while_batches_are_full_and_small() -> None:
-    rows = BatchRows(5000)
-    assert rows.limit == 5000
-    rows.exceeded(batch(5000), 0.2)
-    seen = []
-    for _ in range(5):
-        seen.append(rows.limit)
-        rows.fitted(batch(rows.limit), BATCH_BYTES_MAX // 2)
+    def translated(share: float, size: int = 0) -> TranslatedBatch:
+        return TranslatedBatch(events=(), faults=(), value_faults=0, size=size, share=share)
+
+    def adapted(limit: int, changes: int, translated: TranslatedBatch) -> int:
+        return adapted_limit(limit, 5000, batch(changes), translated)
+
+    seen = [adapted(5000, 5000, translated(0.2))]
+    for _ in range(4):
+        seen.append(adapted(seen[-1], seen[-1], translated(1, BATCH_BYTES_MAX // 2)))
     assert seen == [900, 1800, 3600, 5000, 5000]
-    rows.fitted(batch(5000), BATCH_BYTES_MAX)
-    rows.exceeded(batch(5000), 0.5)
-    assert rows.limit == 2250
-    rows.fitted(batch(2249), 0)
-    rows.fitted(batch(2250), BATCH_BYTES_MAX // 2 + 1)
-    assert rows.limit == 2250
+    assert adapted(5000, 5000, translated(1, BATCH_BYTES_MAX)) == 5000
+    assert adapted(5000, 5000, translated(0.5)) == 2250
+    assert adapted(2250, 2249, translated(1)) == 2250
+    assert adapted(2250, 2250, translated(1, BATCH_BYTES_MAX // 2 + 1)) == 2250
     for changes, share in ((2, 0.99), (100, 0.0)):
-        rows.exceeded(batch(changes), share)
-        assert rows.limit == 1
-    assert BatchRows(7).limit == 7
+        assert adapted(2250, changes, translated(share)) == 1
