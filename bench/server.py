@@ -118,7 +118,7 @@ async def serve(
         if second_server is not None:
             await intake.start(app.serve, settings.load(second_server, os.environ))
         intake.start_soon(producer.log.follow)
-        intake.start_soon(sessions.fan_out)
+        intake.start_soon(sessions.fan_out, connections)
         intake.start_soon(sessions.wheel.run)
         intake.start_soon(accept, listening, sessions, connections, encryption)
         intake.start_soon(producer.listen)

@@ -210,7 +210,7 @@ async def _serve(
                     start.starting.finish()
                     listening = None
                     if parts.serves:
-                        intake.start_soon(sessions.fan_out)
+                        intake.start_soon(sessions.fan_out, connections)
                         intake.start_soon(sessions.wheel.run)
                         intake.start_soon(sessions.follow_keys)
                         intake.start_soon(sessions.leave_unread_store, settings.listener.drain_s)

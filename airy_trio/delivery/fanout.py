@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, cast
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
@@ -276,15 +276,6 @@ class FanOut:
         batches.count_repeats(batch, repeats, now)
 
 
-@frozen
-class SenderStatistics:
-    """Clients now: registered; with a send task; and handed over, but without a send task yet."""
-
-    known: int
-    sending: int
-    waiting: int
-
-
 @define(eq=False)
 class _SendTask:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
@@ -304,23 +295,14 @@ class Senders:
     def __init__(self, eventlog: EventLog, batches: Batches) -> None:
         self._eventlog = eventlog
         self._batches = batches
-        self._connections: dict[Client, trio.Nursery] = {}
         self._waiting: deque[Client] = deque()
         self._handed_over = trio.Event()
         self._sending: dict[Client, _SendTask] = {}
-        self._busy = trio.Event()
 
-    def statistics(self) -> SenderStatistics:
-        """Return the current counts."""
-        return SenderStatistics(len(self._connections), len(self._sending), len(self._waiting))
-
-    def register(self, client: Client, connections: trio.Nursery) -> None:
-        """Accept a client. Its send tasks run in ``connections``."""
-        self._connections[client] = connections
-
-    def forget(self, client: Client) -> None:
-        """Start no more send tasks for a client. Idempotent."""
-        self._connections.pop(client, None)
+    @property
+    def sending(self) -> int:
+        """The number of clients with a send task."""
+        return len(self._sending)
 
     async def stop(self, client: Client) -> None:
         """Cancel the send task of a client, if there is one, and wait until it has ended."""
@@ -335,30 +317,27 @@ class Senders:
             self._waiting.append(client)
             self._handed_over.set()
 
-    async def run(self) -> None:
-        """Start a send task for each client that was handed over, until cancelled."""
+    async def run(self, connections: trio.Nursery) -> None:
+        """Start a send task in ``connections`` for each client that was handed over, until cancelled."""
         while True:
             self._handed_over = trio.Event()
-            self._start_tasks()
+            self._start_tasks(connections)
             await self._handed_over.wait()
 
-    def _start_tasks(self) -> None:
+    def _start_tasks(self, connections: trio.Nursery) -> None:
         # Not in `run`, which waits: its variables would keep the last client alive. `_disconnect_expired` the same.
         while self._waiting:
             client = self._waiting.popleft()
-            connections = self._connections.get(client)
-            if connections is not None:
+            if client.state is BEHIND:  # its session has not ended meanwhile
                 task = self._sending[client] = _SendTask()
                 connections.start_soon(self._send, client, task, name=_SEND)
-                self._busy.set()
 
     async def watch(self) -> None:
         """Disconnect clients that are behind and whose next event has been trimmed. Runs until cancelled."""
         while True:
-            if not self._sending:
-                self._busy = trio.Event()
-                await self._busy.wait()
             await trio.sleep(WATCH_EVERY_S)
+            if not self._sending:
+                continue
             try:
                 floor = await self._eventlog.floor()
             except StoreUnavailable:

@@ -237,7 +237,7 @@ class _Acceptor:
             self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answered, turn)
         else:
             encrypted = self._encrypted(transport, slot.handshake_turn)
-            self._connections.start_soon(self._sessions.serve, self._connections, encrypted, slot, name=_SESSION)
+            self._connections.start_soon(self._sessions.serve, encrypted, slot, name=_SESSION)
 
     def _encrypted(self, transport: SocketTransport, turn: Turn) -> Transport:
         return transport if self._encryption is None else TlsTransport(transport, self._encryption.context, turn)

@@ -171,27 +171,24 @@ class Sessions:
                 listed.append({"session": client.session, "user": client.user.name, "verdict": verdict})
         return {"position": str(position), "clients": counts.total(), **counts, "sessions": listed}
 
-    async def fan_out(self) -> None:
-        """Run the fan-out, the send tasks' dispatcher and the fair queues until cancelled."""
+    async def fan_out(self, connections: trio.Nursery) -> None:
+        """Run the fan-out, the dispatcher of send tasks in ``connections``, and the fair queues until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._services.senders.run)
+            nursery.start_soon(self._services.senders.run, connections)
             nursery.start_soon(self._services.senders.watch)
             nursery.start_soon(self._services.fanout.run)
             nursery.start_soon(self.fair_queue.run)
             nursery.start_soon(self.admission.handshakes.run)
 
-    async def serve(
-        self, connections: trio.Nursery, transport: Transport, slot: ConnectionSlot | None = None
-    ) -> DisconnectReason:
+    async def serve(self, transport: Transport, slot: ConnectionSlot | None = None) -> DisconnectReason:
         """Serve one connection until it is closed; return why it ended.
 
-        The session's tasks run in ``connections`` and end before this returns. Owns the transport and the slot,
-        which is released at the end; without a slot no limit applies. Raises nothing but cancellation, which aborts the
-        connection.
+        Its send task ends before this returns. Owns the transport and the slot, which is released at the end; without a
+        slot no limit applies. Raises nothing but cancellation, which aborts the connection.
         """
         try:
             self._accepted += 1
-            session = Session(self._services, connections, transport, slot, self._accepted)
+            session = Session(self._services, transport, slot, self._accepted)
             self._clients[session.client] = None
             if self._disconnecting:
                 session.client.disconnect(SHUTTING_DOWN)

@@ -53,22 +53,20 @@ DROPPED_BYTES_MAX: Final = 65_536
 class Session:
     """One connection; ``run``, called once, does everything.
 
-    ``client``: its state, with the disconnect reason at the end. Owns the transport; its tasks run in ``connections``.
+    ``client``: its state, with the disconnect reason at the end. Owns the transport.
     ``slot``: counts the connection against the limits; None: no limits.
     """
 
-    __slots__ = ("_connections", "_services", "_turn", "client", "conversation")
+    __slots__ = ("_services", "_turn", "client", "conversation")
 
     def __init__(
         self,
         services: Services,
-        connections: trio.Nursery,
         transport: Transport,
         slot: ConnectionSlot | None,
         number: int,
     ) -> None:
         self._services = services
-        self._connections = connections
         self._turn = services.fair_queue.enter if slot is None else slot.turn
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)
         connection = StompFraming(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
@@ -152,7 +150,6 @@ class Session:
             client.disconnect(evolve(REFUSED, prose="204: This was a preflight request."))
             return
         client.stream.limit(BYTES_BEFORE_CONNECT_MAX)
-        services.senders.register(client, self._connections)
         receive = client.stream.receive if wanted is None else client.stream.receive_some
         # The request itself is not kept: it contains credentials.
         conversation = self.conversation = Conversation(
@@ -205,7 +202,6 @@ class Session:
         self.client.close()
         if self.conversation is not None:
             self.conversation.end()
-        self._services.senders.forget(self.client)
         self._services.wheel.forget(self.client)
 
     async def _close_handshake(self) -> bool:

@@ -176,7 +176,6 @@ class Delivery:
         conversation = Conversation(client, services, Inbox(trio.sleep_forever, turn, bytes_max=0), turn=turn)
         rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders, version=version)
         self.rigs.append(rig)
-        self.senders.register(client, self.nursery)
         await rig.request("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
         return rig
 
@@ -188,7 +187,8 @@ async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
     services = Services(log, options, ReplayOptions(), Authenticator(AuthOptions()), server="airy-trio/test")
     senders = services.senders
     async with trio.open_nursery() as nursery:
-        for task in (services.fanout.run, senders.run, senders.watch, services.wheel.run, services.durables.run):
+        nursery.start_soon(senders.run, nursery)
+        for task in (services.fanout.run, senders.watch, services.wheel.run, services.durables.run):
             nursery.start_soon(task)
         delivery = Delivery(log, services, nursery)
         yield delivery

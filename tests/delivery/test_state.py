@@ -175,7 +175,7 @@ async def test_full_window_keeps_no_page(autojump_clock: MockClock) -> None:
         await rig.request("SUBSCRIBE", *CURRENT, *ONE_BY_ONE)
         await wait_all_tasks_blocked()
         assert rig.client.state is ClientState.LIVE, "a full window is not behind"
-        assert rig.senders.statistics().sending == 0
+        assert rig.senders.sending == 0
 
 
 @pytest.mark.usefixtures("small_pages")

@@ -124,7 +124,7 @@ class Server:
         self.log.detach(view, self)
 
     async def _serve(self, transport: Transport, ending: "Ending", slot: ConnectionSlot | None) -> None:
-        ending.reason = await self.sessions.serve(self.connections, transport, slot)
+        ending.reason = await self.sessions.serve(transport, slot)
         ending.at = trio.current_time()
         ending.event.set()
 
@@ -159,15 +159,19 @@ async def serving(
     *,
     listen: bool = True,
     authenticator: Authenticator | None = None,
+    for_send_tasks: Callable[[trio.Nursery], trio.Nursery] = lambda connections: connections,
 ) -> AsyncGenerator[Server]:
-    """Serve until the block ends, then cancel everything. ``authenticator``: used instead of one made from ``auth``."""
+    """Serve until the block ends, then cancel everything.
+
+    ``authenticator``: used instead of one made from ``auth``. ``for_send_tasks``: returns the nursery of send tasks.
+    """
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
     authenticator = authenticator or Authenticator(auth or AuthOptions())
     sessions = Sessions(Services(log, options, replay or ReplayOptions(), authenticator, server="airy-trio/test"))
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
         intake.start_soon(log.follow)
-        intake.start_soon(sessions.fan_out)
+        intake.start_soon(sessions.fan_out, for_send_tasks(connections))
         intake.start_soon(sessions.wheel.run)
         intake.start_soon(sessions.durables.run)
         intake.start_soon(sessions.follow_keys)

@@ -1,4 +1,4 @@
-"""A fault at every await of a session: in its own task, in each task that it starts, and before it begins.
+"""A fault at every await of a session: in its own task, in its send task, and before it begins.
 
 The test drives each coroutine itself and throws a fault into it when it resumes from its n-th await.
 """
@@ -7,6 +7,7 @@ import itertools
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import h11
@@ -18,6 +19,7 @@ from trio.testing import MockClock
 
 from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
 from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import Client
 from airy_trio.events.destinations import parse
 from airy_trio.log.store import StoreUnavailable
 from airy_trio.stomp.frames import Connect, Frame
@@ -90,14 +92,18 @@ def _place(coroutine: Any) -> str:  # noqa: ANN401 - of any kind
 
 
 class Nursery:
-    """Takes the place of the nursery of all connections, and drives the tasks that a session starts in it."""
+    """Takes the place of the nursery of all connections for send tasks, and drives them, except the bystander's."""
 
-    def __init__(self, nursery: trio.Nursery, awaits: Awaits) -> None:
+    awaits: Awaits
+    bystander: Client
+
+    def of(self, nursery: trio.Nursery) -> trio.Nursery:
         self._nursery = nursery
-        self._awaits = awaits
+        return cast("trio.Nursery", self)
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object, name: object = None) -> None:
-        self._nursery.start_soon(self._awaits.drive, function, *arguments, name=name)
+        run = function if self.bystander in arguments else partial(self.awaits.drive, function)
+        self._nursery.start_soon(run, *arguments, name=name)
 
 
 async def behave(client: StompClient) -> None:
@@ -139,10 +145,9 @@ async def serve_faultily(
 ) -> StompClient:
     """Serve one client, with a fault at one of the awaits, until its life ends."""
     ours, theirs = trio.testing.memory_stream_pair()
-    nursery = cast("trio.Nursery", Nursery(server.connections, awaits))
 
     async def serve() -> None:
-        await server.sessions.serve(nursery, StreamTransport(ours))
+        await server.sessions.serve(StreamTransport(ours))
         ended.set()
 
     server.connections.start_soon(awaits.drive, serve)
@@ -157,14 +162,16 @@ async def serve_faultily(
 async def test_fault_at_any_await_ends_at_most_that_session(
     life: Callable[[StompClient], Awaitable[None]], fault: Callable[[], Exception], autojump_clock: MockClock
 ) -> None:
-    log = await open_log()
-    async with serving(log, authenticator=Asking(AUTH), listen=False) as server:
+    log, nursery = await open_log(), Nursery()
+    async with serving(log, authenticator=Asking(AUTH), listen=False, for_send_tasks=nursery.of) as server:
         await log.append(log.head, [event(number, channel="ch9") for number in range(1, 21)], "point")
         bystander = (await server.plug_connected(headers=[("passcode", "t0ken"), ("heart-beat", "0,1000")])).client
         await bystander.subscribe(headers=[("replay", "none")])
+        [nursery.bystander] = server.clients
         tasks = len(server.connections.child_tasks)
         for number in itertools.count(1):
             awaits, ended = Awaits(number, fault), trio.Event()
+            nursery.awaits = awaits
             with capture_logs():
                 client = await serve_faultily(server, awaits, ended, life)
                 await client.stream.aclose()

@@ -266,7 +266,7 @@ async def test_a_connection_aborted_at_shutdown_is_logged_as_closed(server: Serv
     ours, theirs = trio.testing.memory_stream_pair()
     with capture_logs() as logs:
         async with trio.open_nursery() as connections:
-            connections.start_soon(server.sessions.serve, connections, StreamTransport(ours))
+            connections.start_soon(server.sessions.serve, StreamTransport(ours))
             await trio.testing.wait_all_tasks_blocked()
             connections.cancel_scope.cancel()
     assert [line["event"] for line in logs] == ["connection closed"]
