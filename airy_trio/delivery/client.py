@@ -103,17 +103,17 @@ class Client:
 
     ``connection``: the protocol, in its framing. ``stream``: writes to the socket. ``number``: counts the connections
     of this process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the
-    connection and its subscriptions against the limits; None: no limits. ``user``: from CONNECT. ``connected``: CONNECT
-    was accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end
-    the conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request and does not
-    read, so the client does not count as silent.
+    connection and its subscriptions, and has the client's address. ``user``: from CONNECT. ``connected``: CONNECT was
+    accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end the
+    conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request and does not read, so
+    the client does not count as silent.
     """
 
     connection: Framing
     stream: FramedStream
+    slot: ConnectionSlot
     number: int = 0
     begun_at: float = 0.0
-    slot: ConnectionSlot | None = None
     state: ClientState = ClientState.CONNECTING
     user: User = ANONYMOUS
     connected: bool = False
@@ -127,16 +127,6 @@ class Client:
     def session(self) -> str:
         """The name of the session, as in CONNECTED."""
         return self.connection.session
-
-    @property
-    def address(self) -> str | None:
-        """The address for the log: the client's, or that of its proxy until the upgrade request was read."""
-        return None if self.slot is None else self.slot.name
-
-    @property
-    def peer(self) -> str | None:
-        """The address, or network, that the connection is counted by."""
-        return None if self.slot is None else self.slot.counted_as
 
     def identify(self, user: User) -> None:
         """Record the user whose credentials CONNECT contained."""

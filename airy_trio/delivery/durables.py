@@ -89,9 +89,9 @@ class DurableClaim:
         return self.stored.owner, self.stored.name
 
     @property
-    def address(self) -> str | None:
+    def address(self) -> str:
         """The client's address, as it is counted."""
-        return self.subscription.client.peer
+        return self.subscription.client.slot.key
 
 
 class Durables:
@@ -103,8 +103,8 @@ class Durables:
         self._claims: dict[Subscription, DurableClaim] = {}
         self._by_key: dict[Key, DurableClaim] = {}
         # Claims that the store does not know yet, by address; the address whose turn is next comes first.
-        self._unclaimed: OrderedDict[str | None, dict[DurableClaim, None]] = OrderedDict()
-        self._claimed_in_period: Counter[str | None] = Counter()  # by address
+        self._unclaimed: OrderedDict[str, dict[DurableClaim, None]] = OrderedDict()
+        self._claimed_in_period: Counter[str] = Counter()  # by address
         self._period_ends = -math.inf
         self._reclaiming: set[DurableClaim] = set()
         self._released: dict[Key, DurableClaim] = {}
@@ -315,9 +315,7 @@ class Durables:
             self._claimed_in_period.clear()
         found = list(islice(self._reclaiming, STEP_MAX))
         for address, claims in self._unclaimed.items():
-            left = STEP_MAX - len(found)
-            if address is not None:
-                left = min(left, CLAIMS_PER_ADDRESS_AND_PERIOD_MAX - self._claimed_in_period[address])
+            left = min(STEP_MAX - len(found), CLAIMS_PER_ADDRESS_AND_PERIOD_MAX - self._claimed_in_period[address])
             found += islice((claim for claim in claims if claim.key not in self._released), left)
             if len(found) == STEP_MAX:
                 break

@@ -407,7 +407,7 @@ async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: B
             subscription.position,
             subscription.view.destination,
             subscription.replay,
-            address=subscription.client.peer or "",
+            address=subscription.client.slot.key,
         )
     except StoreUnavailable:
         subscription.store_failed(trio.current_time())

@@ -332,7 +332,7 @@ class Conversation:
             # They were revoked during the write, when only clients that were connected already were disconnected.
             return UNAUTHORIZED
         live = client.go_live()
-        logger.debug("connection opened", session=client.session, address=client.address, user=user.name)
+        logger.debug("connection opened", session=client.session, address=client.slot.address, user=user.name)
         if live:
             end = user.expires_at  # by the clock of the system, not in Trio's time
             expires_at = math.inf if end is None else trio.current_time() + end - time.time()
@@ -342,11 +342,11 @@ class Conversation:
     async def _refuse(self, refusal: Refusal) -> DisconnectReason:
         client, reason = self._client, refusal.reason
         self._services.sampled_log.log(
-            "credentials refused", reason, session=client.session, address=client.address, reason=reason
+            "credentials refused", reason, session=client.session, address=client.slot.address, reason=reason
         )
         if refusal.kind is not RefusalKind.UNAVAILABLE:  # that is not the client's fault, so there is no delay
             client.scope.deadline = math.inf  # CONNECT has arrived in time
-            delay_s = self._services.authenticator.delay_s(client.peer)
+            delay_s = self._services.authenticator.delay_s(client.slot.key)
             await self.inbox.unless_gone(trio.sleep(delay_s))  # noqa: ASYNC105 - awaited there
         return _REFUSED[refusal.kind]
 
@@ -369,7 +369,7 @@ class Conversation:
             refused = services.durables.refusal(request, client.user, request.durable)
         if refused is not None:
             return refused
-        if client.slot is not None and not client.slot.subscribe():
+        if not client.slot.subscribe():
             prose = "The clients of this address have as many subscriptions as are allowed."
             details = "listener.subscriptions_per_address_max is reached"
             return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt, details=details)
@@ -409,7 +409,7 @@ class Conversation:
         """
         if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
             return None
-        eventlog, address = self._services.eventlog, self._client.peer or ""
+        eventlog, address = self._services.eventlog, self._client.slot.key
         look_up = partial(eventlog.channels_of, granted.destination, address=address)
         if await self.inbox.unless_gone(until_available(look_up)) <= granted.channels:
             return None
@@ -421,7 +421,7 @@ class Conversation:
         last_event_id = request.last_event_id
         if last_event_id is None and acknowledged is not None:
             last_event_id = str(acknowledged)
-        wanted = StartRequest(last_event_id, request.replay, self._client.peer or "")
+        wanted = StartRequest(last_event_id, request.replay, self._client.slot.key)
         services = self._services
         # For most clients, and without the tasks of `unless_gone`, which cost more than all the rest.
         found = start_at_once(services.eventlog, subscription.view, wanted, services.replay)
@@ -434,8 +434,7 @@ class Conversation:
         subscription = client.subscriptions.pop(number, None)
         if subscription is not None:
             subscription.end()
-            if client.slot is not None:
-                client.slot.unsubscribe()
+            client.slot.unsubscribe()
             services.eventlog.detach(subscription.view, subscription)
             self._unwritten |= services.durables.release(subscription)
 

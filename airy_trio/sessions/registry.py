@@ -124,7 +124,7 @@ class Sessions:
             behind=behind,
             durables=durables.claimed,
             durables_unwritten=durables.unwritten,
-            addresses=admission.addresses,
+            addresses=len(admission.by_address),
             waited=self.fair_queue.waited,
             deliveries=batches.deliveries,
             bytes=batches.bytes,
@@ -180,11 +180,11 @@ class Sessions:
             nursery.start_soon(self.fair_queue.run)
             nursery.start_soon(self.admission.handshakes.run)
 
-    async def serve(self, transport: Transport, slot: ConnectionSlot | None = None) -> DisconnectReason:
+    async def serve(self, transport: Transport, slot: ConnectionSlot) -> DisconnectReason:
         """Serve one connection until it is closed; return why it ended.
 
-        Its send task ends before this returns. Owns the transport and the slot, which is released at the end; without a
-        slot no limit applies. Raises nothing but cancellation, which aborts the connection.
+        Its send task ends before this returns. Owns the transport and the slot, which is released at the end. Raises
+        nothing but cancellation, which aborts the connection.
         """
         try:
             self._accepted += 1
@@ -204,8 +204,7 @@ class Sessions:
         else:
             return session.client.reason or GONE
         finally:
-            if slot is not None:
-                slot.leave()
+            slot.leave()
 
     def refusal(
         self, data: bytes | bytearray, seen: int, refused: RequestRefusedError, *, loopback: bool
@@ -317,7 +316,7 @@ def _describe(client: Client, now: float) -> dict[str, Any]:
         "number": client.number,
         "session": client.session,
         "user": client.user.name,
-        "address": client.address,
+        "address": client.slot.address,
         "state": client.state.value,
         "connected_s": round(max(0.0, now - client.begun_at), 1),
         "behind": sum(one["behind"] for one in subscriptions),

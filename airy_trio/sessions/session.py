@@ -54,7 +54,7 @@ class Session:
     """One connection; ``run``, called once, does everything.
 
     ``client``: its state, with the disconnect reason at the end. Owns the transport.
-    ``slot``: counts the connection against the limits; None: no limits.
+    ``slot``: counts the connection against the limits.
     """
 
     __slots__ = ("_services", "_turn", "client", "conversation")
@@ -63,14 +63,14 @@ class Session:
         self,
         services: Services,
         transport: Transport,
-        slot: ConnectionSlot | None,
+        slot: ConnectionSlot,
         number: int,
     ) -> None:
         self._services = services
-        self._turn = services.fair_queue.enter if slot is None else slot.turn
+        self._turn = slot.turn
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)
         connection = StompFraming(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
-        self.client = Client(connection, stream, number=number, begun_at=trio.current_time(), slot=slot)
+        self.client = Client(connection, stream, slot, number=number, begun_at=trio.current_time())
         self.conversation: Conversation | None = None  # from the accepted request on
 
     async def run(self) -> None:
@@ -115,7 +115,7 @@ class Session:
         refused = ended.prose if ended.name == REFUSED.name else None
         fields = {
             "session": client.session,
-            "address": client.address,
+            "address": client.slot.address,
             "user": client.user.name,
             "disconnect": ended.name,
             "error": ended.token,
@@ -136,7 +136,7 @@ class Session:
             request, wanted = await self._accept()
         except HandshakeError as error:
             services.sampled_log.log(
-                "TLS handshake failed", "TLS", session=client.session, address=client.address, reason=str(error)
+                "TLS handshake failed", "TLS", session=client.session, address=client.slot.address, reason=str(error)
             )
             client.disconnect(GONE)
             return
@@ -178,14 +178,12 @@ class Session:
             request = await _read_request(stream)
             if is_stream_path(request.path, options.sse_path):
                 wanted = stream_in(request, options.sse_path)
-                if slot is not None:
-                    slot.examine(request, wanted.host, wanted.origin)
+                slot.examine(request, wanted.host, wanted.origin)
                 return request, wanted
             if request.path != options.path:
                 raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
             upgrade = upgrade_in(request)
-            if slot is not None:
-                slot.examine(request, upgrade.host, upgrade.origin)
+            slot.examine(request, upgrade.host, upgrade.origin)
         except RequestRefusedError as error:
             if wanted is not None and error.status is HTTPStatus.SERVICE_UNAVAILABLE:
                 answer = later(wanted.origin, error)

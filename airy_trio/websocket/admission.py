@@ -128,28 +128,24 @@ class Admission:
         self.fair_queue = fair_queue
         self.handshakes = FairQueue(HANDSHAKES_PER_PASS)
         self.suspended = False
-        self.proxies = Proxies(options.trusted_proxies)
         self.rules = OriginRules(
             host=options.host, hosts=options.hosts, allowed_origins=options.allowed_origins, console=console
         )
         self.subscriptions_max = (
             options.subscriptions_per_address_max or SUBSCRIPTIONS_PER_CONNECTION * options.connections_per_address_max
         )
+        self.by_address: Counter[str] = Counter()
+        """Current connections, by address as ``counted``."""
         self.subscriptions: Counter[str] = Counter()
-        """By address, as ``counted``."""
+        """The same for subscriptions."""
         self.connections = 0
         """Current ones."""
         self.turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
         """Connections turned away since the start, by limit."""
         self._options = options
-        self._by_address: Counter[str] = Counter()
+        self._proxies = tuple(ip_network(text) for text in options.trusted_proxies)
         self._unreported = 0
         self._report_at = -REPORT_EVERY_S
-
-    @property
-    def addresses(self) -> int:
-        """The number of addresses that the current connections are counted by."""
-        return len(self._by_address)
 
     def arrive(self, peer: str, *, loopback: bool) -> "ConnectionSlot":
         """Count a new connection; the caller must call ``leave`` of the slot when it ends.
@@ -159,25 +155,41 @@ class Admission:
         """
         if self.connections >= self._options.connections_max:
             raise self._beyond(_TOTAL, peer)
-        slot = ConnectionSlot(self, peer, loopback, address_of(peer), name=peer)
-        if slot.address is not None and not self.proxies.has(slot.address):
-            slot.counted_as = self.take_place(slot.address)
+        slot = ConnectionSlot(self, loopback, address=peer, key=peer)
+        address = address_of(peer)
+        if not self.is_proxy(address):
+            slot.key = self.take_place(address)
+            slot.counted = True
         self.connections += 1
         return slot
 
     def take_place(self, address: Address) -> str:
         """Count a connection by its address; return the key. Raises ``RequestRefusedError`` at the limit."""
         key = counted(address)
-        if self._by_address[key] >= self._options.connections_per_address_max:
+        if self.by_address[key] >= self._options.connections_per_address_max:
             raise self._beyond(_PER_ADDRESS, key)
-        self._by_address[key] += 1
+        self.by_address[key] += 1
         return key
 
-    def leave(self, counted_as: str | None) -> None:
-        """Stop counting a connection."""
-        self.connections -= 1
-        if counted_as is not None:
-            _subtract(self._by_address, counted_as, 1)
+    def is_proxy(self, address: Address) -> bool:
+        """Return whether an address is a trusted proxy's."""
+        return any(address in network for network in self._proxies)
+
+    def client_of(self, proxy: Address, forwarded: Sequence[str]) -> Address:
+        """Return the client behind a trusted proxy; the proxy itself if the header names none.
+
+        ``forwarded``: the values of X-Forwarded-For in order. An entry that is not an address ends the search, because
+        nothing to its left was written by a trusted proxy.
+        """
+        found = proxy
+        for text in reversed([part.strip(" \t") for value in forwarded for part in value.split(",")]):
+            try:
+                found = address_of(text)
+            except ValueError:
+                break
+            if not self.is_proxy(found):
+                break
+        return found
 
     def _beyond(self, limit: str, address: str) -> RequestRefusedError:
         self.turned_away[limit] += 1
@@ -197,17 +209,15 @@ class Admission:
 class ConnectionSlot:
     """One connection, from the accept loop until its session has ended.
 
-    ``peer``: the address of the socket. ``address``: the client's, or a proxy's until the request was read; None: the
-    socket has none. ``name``: the address of the client for the log. ``counted_as``: the address that it is counted by;
-    None: not counted by address yet. ``subscriptions``: its share of the subscriptions of that address.
+    ``address``: the client's, or a proxy's until the request was read. ``key``: the address or network by which it is
+    queued, and counted once it is ``counted``. ``subscriptions``: its share of the subscriptions of that key.
     """
 
     admission: Admission
-    peer: str
     loopback: bool
-    address: Address | None
-    name: str
-    counted_as: str | None = None
+    address: str
+    key: str
+    counted: bool = False
     subscriptions: int = 0
 
     def examine(self, request: Request, host: str, origin: str | None) -> None:
@@ -218,82 +228,51 @@ class ConnectionSlot:
         self.admission.rules.check(host, origin, loopback=self.loopback)
         if self.admission.suspended:
             raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The event store is unavailable.", _RETRY)
-        if self.counted_as is None and self.address is not None:
+        if not self.counted:
             forwarded = request.headers.get("x-forwarded-for", ())
-            client = self.admission.proxies.client_of(self.address, forwarded)
-            self.counted_as = self.admission.take_place(client)
-            self.address = client
-            self.name = str(client)
+            client = self.admission.client_of(address_of(self.address), forwarded)
+            self.key = self.admission.take_place(client)
+            self.counted = True
+            self.address = str(client)
 
     def turn(self) -> Awaitable[None]:
         """Wait for a turn in the fair queue, among connections of the same address, or proxy if not yet known."""
-        return self.admission.fair_queue.enter(self.counted_as or self.peer)
+        return self.admission.fair_queue.enter(self.key)
 
     def handshake_turn(self) -> Awaitable[None]:
         """Wait in the same way for a step of a TLS handshake."""
-        return self.admission.handshakes.enter(self.counted_as or self.peer)
+        return self.admission.handshakes.enter(self.key)
 
     def subscribe(self) -> bool:
         """Count one more subscription; return False if the address has as many as allowed."""
-        key = self.counted_as
-        if key is not None:
-            if self.admission.subscriptions[key] >= self.admission.subscriptions_max:
-                return False
-            self.admission.subscriptions[key] += 1
-            self.subscriptions += 1
+        if self.admission.subscriptions[self.key] >= self.admission.subscriptions_max:
+            return False
+        self.admission.subscriptions[self.key] += 1
+        self.subscriptions += 1
         return True
 
     def unsubscribe(self, count: int = 1) -> None:
         """Stop counting subscriptions."""
-        if self.counted_as is not None:
-            self.subscriptions -= count
-            _subtract(self.admission.subscriptions, self.counted_as, count)
+        self.subscriptions -= count
+        _subtract(self.admission.subscriptions, self.key, count)
 
     def leave(self) -> None:
         """Stop counting the connection and its subscriptions. Call it once."""
         self.unsubscribe(self.subscriptions)
-        self.admission.leave(self.counted_as)
-
-
-class Proxies:
-    """The proxies whose X-Forwarded-For is believed."""
-
-    def __init__(self, networks: Iterable[str]) -> None:
-        self._networks = tuple(ip_network(text) for text in networks)
-
-    def has(self, address: Address) -> bool:
-        """Return whether an address is a trusted proxy's."""
-        return any(address in network for network in self._networks)
-
-    def client_of(self, proxy: Address, forwarded: Sequence[str]) -> Address:
-        """Return the client behind a trusted proxy; the proxy itself if the header names none.
-
-        ``forwarded``: the values of X-Forwarded-For in order. An entry that is not an address ends the search, because
-        nothing to its left was written by a trusted proxy.
-        """
-        found = proxy
-        for text in reversed([part.strip(" \t") for value in forwarded for part in value.split(",")]):
-            address = address_of(text)
-            if address is None:
-                break
-            found = address
-            if not self.has(address):
-                break
-        return found
+        self.admission.connections -= 1
+        if self.counted:
+            _subtract(self.admission.by_address, self.key, 1)
 
 
 @lru_cache(CACHED_MAX)
-def address_of(text: str) -> Address | None:
-    """Parse an address as sockets and proxies write it: with a zone, in brackets, with a port. None if it is not one.
+def address_of(text: str) -> Address:
+    """Parse an address as sockets and proxies write it: with a zone, in brackets, with a port. Raises ``ValueError``.
 
     An IPv4 address mapped into IPv6 becomes the IPv4 address.
     """
     found = _WITH_PORT.fullmatch(text)
     bare = text if found is None else found[1] or found[2]
-    try:
-        address = ip_address(bare.partition("%")[0])
-    except ValueError:
-        return None
+    address = ip_address(bare.partition("%")[0])
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 

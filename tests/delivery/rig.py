@@ -18,6 +18,8 @@ from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredE
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
 from airy_trio.stomp.codec import encode
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.websocket.admission import Admission, AdmissionOptions, ConnectionSlot
+from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.stream import FramedStream
 from tests.delegating_store import Current, DelegatingStore, Read
 from tests.delivery.messages import Reader, stomp
@@ -25,6 +27,11 @@ from tests.memory_transport import MemoryTransport
 
 SEND_TIMEOUT_S = 10.0
 STUCK_READS = 100
+
+
+def slot() -> ConnectionSlot:
+    """Return the slot of a connection that no other connection can affect."""
+    return Admission(AdmissionOptions(), FairQueue()).arrive("192.0.2.1", loopback=False)
 
 
 class MoodyStore(DelegatingStore):
@@ -165,7 +172,7 @@ class Delivery:
     ) -> Rig:
         """Connect one more client."""
         stream = FramedStream(transport, send_timeout_s=send_timeout_s)
-        client = Client(StompFraming(self.services.connections, "s1"), stream)
+        client = Client(StompFraming(self.services.connections, "s1"), stream, slot())
         services = copy(self.services)
         services.replay = replay or ReplayOptions()
 

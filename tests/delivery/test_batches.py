@@ -19,6 +19,7 @@ from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Subscribe
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
+from tests.delivery.rig import slot
 from tests.sessions.serving import event, events, open_log
 
 
@@ -35,7 +36,7 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
     (request,) = connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
     assert isinstance(request, Subscribe)
     subscription = Subscription(
-        Client(connection, cast("FramedStream", None)),
+        Client(connection, cast("FramedStream", None), slot()),
         1,
         connection.message_prefix(request),
         log.head.at(offset),

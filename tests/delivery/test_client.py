@@ -17,10 +17,11 @@ from airy_trio.log.tail import View
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.stream import FramedStream
+from tests.delivery.rig import slot
 
 
 def client() -> Client:
-    return Client(StompFraming(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None))
+    return Client(StompFraming(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None), slot())
 
 
 def subscribed(window: Window | None = None) -> Subscription:

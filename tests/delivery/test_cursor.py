@@ -27,6 +27,7 @@ from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Frame, Subscribe
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
+from tests.delivery.rig import slot
 from tests.memory_transport import MemoryTransport
 
 OBJECTS = 6
@@ -94,7 +95,7 @@ class Viewer:
         connection.connected()
         [request] = connection.receive(f"SUBSCRIBE\nid:0\ndestination:/events\nack:{self.ack.value}\n\n\0".encode())
         assert isinstance(request, Subscribe)
-        client = Client(connection, FramedStream(MemoryTransport(), send_timeout_s=1))
+        client = Client(connection, FramedStream(MemoryTransport(), send_timeout_s=1), slot())
         window = None if self.ack is AckMode.AUTO else Window(self.ack, 1)
         new = self.subscription = Subscription(
             client, request.number, connection.message_prefix(request), log.head, window=window

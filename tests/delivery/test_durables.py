@@ -662,13 +662,11 @@ async def test_acknowledgements_are_written_together_and_soon(
 async def test_many_returning_clients_are_claimed_together(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
-    plugged = [await log_in(server) for _ in range(30)]
+    clients = await from_addresses(server, *(f"192.0.2.{number}" for number in range(30)))
     store.delay_s = 1.0
-    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
-    for number, one in enumerate(plugged):
-        await one.client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))
-    for one in plugged:
-        assert (await one.client.receive()).command == "RECEIPT"
+    await claim_each(clients)
+    for client in clients:
+        assert (await client.receive()).command == "RECEIPT"
     assert len(store.claims) == 2
     assert sum(len(claim) for claim in store.claims) == 30
 

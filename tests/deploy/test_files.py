@@ -262,7 +262,7 @@ def test_settings_named_in_a_proxy_file_admit_its_clients(name: str) -> None:
         slot = admission.arrive("127.0.0.1", loopback=True)
         upgrade = upgrade_in(request)
         slot.examine(request, upgrade.host, upgrade.origin)
-        return slot.name
+        return slot.address
 
     assert trio.run(admit) == "192.0.2.1"
 

@@ -80,11 +80,15 @@ class Server:
         """Open a socket to the listener, without an upgrade."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
+    def slot(self) -> ConnectionSlot:
+        """Return a slot for a connection from this machine."""
+        return self.sessions.admission.arrive(HOST, loopback=True)
+
     def start(self, transport: Transport, slot: ConnectionSlot | None = None) -> "Ending":
-        """Start a session over a transport."""
+        """Start a session over a transport. ``slot`` None: see ``slot``."""
         ending = Ending()
         self.endings.append(ending)
-        self.connections.start_soon(self._serve, transport, ending, slot)
+        self.connections.start_soon(self._serve, transport, ending, slot or self.slot())
         return ending
 
     def plug(
@@ -123,7 +127,7 @@ class Server:
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
-    async def _serve(self, transport: Transport, ending: "Ending", slot: ConnectionSlot | None) -> None:
+    async def _serve(self, transport: Transport, ending: "Ending", slot: ConnectionSlot) -> None:
         ending.reason = await self.sessions.serve(transport, slot)
         ending.at = trio.current_time()
         ending.event.set()

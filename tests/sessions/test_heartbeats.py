@@ -19,6 +19,7 @@ from airy_trio.stomp.frames import HeartBeat
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
 from airy_trio.websocket.stream import FramedStream
+from tests.delivery.rig import slot
 from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import open_log
 
@@ -47,7 +48,7 @@ def timers_of(
 ) -> ClientTimers:
     connection = StompFraming(ConnectionOptions(server="airy-trio/test"), "s1")
     stream = FramedStream(transport, send_timeout_s=10, turn=turn)
-    client = Client(connection, stream, state=ClientState.LIVE)
+    client = Client(connection, stream, slot(), state=ClientState.LIVE)
     return ClientTimers(client, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 

@@ -250,12 +250,12 @@ async def test_a_connection_is_logged_without_its_input(server: Server, autojump
         await plugged.ending.wait()
     session = connected.get("session")
     assert [(line.pop("event"), line.pop("log_level"), line) for line in logs] == [
-        ("connection opened", "debug", {"session": session, "address": None, "user": None}),
+        ("connection opened", "debug", {"session": session, "address": "127.0.0.1", "user": None}),
         (
             "connection closed",
             "info",
             {
-                "session": session, "address": None, "user": None, "disconnect": "forbidden",
+                "session": session, "address": "127.0.0.1", "user": None, "disconnect": "forbidden",
                 "error": "403-send-not-allowed", "refused": None, "reason": None, "lasted_s": pytest.approx(5, abs=2),
             },
         ),
@@ -266,7 +266,7 @@ async def test_a_connection_aborted_at_shutdown_is_logged_as_closed(server: Serv
     ours, theirs = trio.testing.memory_stream_pair()
     with capture_logs() as logs:
         async with trio.open_nursery() as connections:
-            connections.start_soon(server.sessions.serve, StreamTransport(ours))
+            connections.start_soon(server.sessions.serve, StreamTransport(ours), server.slot())
             await trio.testing.wait_all_tasks_blocked()
             connections.cancel_scope.cancel()
     assert [line["event"] for line in logs] == ["connection closed"]

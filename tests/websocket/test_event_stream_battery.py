@@ -124,7 +124,7 @@ async def with_bystander(options: ListenerOptions | None = None) -> AsyncGenerat
             while server.sessions.statistics().clients > 1:  # noqa: ASYNC110 - the others end by themselves
                 await trio.lowlevel.checkpoint()
             admission = server.sessions.admission
-            assert (admission.connections, admission.addresses, admission.subscriptions.total()) == (1, 1, 1)
+            assert (admission.connections, len(admission.by_address), admission.subscriptions.total()) == (1, 1, 1)
     assert [line for line in logs if line["log_level"] in {"warning", "error"}] == []
 
 
