@@ -92,7 +92,7 @@ def pages(
         except ValueError as error:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         page = sources.sessions.connections(after=after, limit=limit, behind=behind)
-        return _json(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
+        return _json(HTTPStatus.OK, {"total": len(sources.sessions.clients), **page})
 
     return {
         **_probes(sources.conditions),
@@ -151,16 +151,17 @@ def _json(status: HTTPStatus, body: Mapping[str, object]) -> Answer:
 
 
 def _figures(sources: Sources) -> Mapping[str, Any]:
-    found, recorder = sources.sessions.statistics(), sources.recorder
-    latencies, recorded, log = sources.sessions.latencies, recorder.statistics(), sources.log
+    sessions, recorder, log = sources.sessions, sources.recorder, sources.log
+    batches, recorded = sessions.services.batches, recorder.statistics()
+    latencies = batches.latencies
     ready, parts = _readiness(sources.conditions())
     return {
         "version": __version__,
-        "connections": found.clients,
-        "subscriptions": found.subscriptions,
-        "behind": found.behind,
-        "deliveries": found.deliveries,
-        "bytes": found.bytes,
+        "connections": len(sessions.clients),
+        "subscriptions": sessions.subscriptions,
+        "behind": sessions.behind,
+        "deliveries": batches.deliveries,
+        "bytes": batches.bytes,
         "latency": {"bounds_s": LATENCY_BUCKETS_S, "counts": latencies.counts, "total_s": latencies.total_s},
         "recording": recorder.recording,
         "lag_s": recorder.lag_s,

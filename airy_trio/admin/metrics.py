@@ -59,34 +59,35 @@ class _ServerCollector(Collector):
         yield _gauges("ready", "Whether each part is ready, as in /readyz.", "part", well)
 
     def _clients(self) -> Iterator[Metric]:
-        found = self._sources.sessions.statistics()
-        yield _gauge("connections", "Open connections.", found.clients)
+        sessions = self._sources.sessions
+        services, durables, admission = sessions.services, sessions.durables, sessions.admission
+        yield _gauge("connections", "Open connections.", len(sessions.clients))
         tasks = trio.lowlevel.current_statistics().tasks_living
         yield _gauge("tasks", "Tasks of the server's event loop, about one for each connection.", tasks)
-        yield _gauge("subscriptions", "Subscriptions of all connections.", found.subscriptions)
+        yield _gauge("subscriptions", "Subscriptions of all connections.", sessions.subscriptions)
         words = "Subscriptions started, by the header resume of their RECEIPT."
-        yield _counters("subscriptions_started", words, "resume", found.started)
-        yield _gauge("connections_behind", "Connections with events still to be sent.", found.behind)
-        yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", found.durables)
-        unstored = found.durables_unwritten
-        yield _gauge("durable_subscriptions_deferred", "Those with acknowledgements not yet stored.", unstored)
+        yield _counters("subscriptions_started", words, "resume", services.started)
+        yield _gauge("connections_behind", "Connections with events still to be sent.", sessions.behind)
+        yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", durables.claimed)
+        words = "Those with acknowledgements not yet stored."
+        yield _gauge("durable_subscriptions_deferred", words, durables.unwritten)
         waited = "Client requests that waited in the fair queue behind others."
-        yield _counter("client_requests_queued", waited, found.waited)
-        yield _counter("deliveries", "Events sent, once for each subscription.", found.deliveries)
-        yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found.bytes)
-        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.acks_ignored)
-        yield _counter("nacks", "Messages that clients answered with NACK.", found.nacks)
-        ended = found.disconnects
-        yield _counters("disconnects", "Ended connections, by disconnect reason.", "reason", ended)
-        yield _gauge("client_addresses", "Client addresses with open connections.", found.addresses)
-        limited = found.turned_away
+        yield _counter("client_requests_queued", waited, sessions.fair_queue.waited)
+        yield _counter("deliveries", "Events sent, once for each subscription.", services.batches.deliveries)
+        yield _counter("delivered_bytes", "Bytes of the messages that carry events.", services.batches.bytes)
+        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", services.acks_ignored)
+        yield _counter("nacks", "Messages that clients answered with NACK.", services.nacks)
+        words = "Ended connections, by disconnect reason."
+        yield _counters("disconnects", words, "reason", sessions.disconnects)
+        yield _gauge("client_addresses", "Client addresses with open connections.", len(admission.by_address))
+        limited = admission.turned_away
         yield _counters("connections_rejected", "Connections rejected because of a limit.", "limit", limited)
-        requests = {str(status): count for status, count in found.requests_refused.items()}
+        requests = {str(status): count for status, count in services.requests_refused.items()}
         yield _counters("http_requests_refused", "Requests refused in HTTP, by status.", "status", requests)
-        refused = found.client_faults
+        refused = sessions.client_faults
         yield _counters("frames_refused", "Connections ended because of a frame, by STOMP error.", "error", refused)
         words = 'From the change in the database to the socket; with capture = "updated_at", from its event in the log.'
-        yield _histogram("delivery_seconds", words, self._sources.sessions.latencies)
+        yield _histogram("delivery_seconds", words, services.batches.latencies)
 
     def _recording(self) -> Iterator[Metric]:
         recorder = self._sources.recorder

@@ -120,7 +120,9 @@ class SampledLog:
 class Services:
     """The parts of a process that all of its sessions share.
 
-    ``requests_refused``: by HTTP status. ``started``: subscriptions, by the ``resume`` of their RECEIPT.
+    Counted since the start: ``requests_refused`` by HTTP status; subscriptions ``started`` by the ``resume`` of their
+    RECEIPT; ``acks_ignored``, ACKs and NACKs of messages that are unknown or were acknowledged before; ``nacks`` of
+    messages in flight.
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class Services:
         # Counters begin at 0: an alert on the rate of a counter misses an increase that creates the counter.
         self.requests_refused = Counter({status.value: 0 for status in STATUSES})
         self.started = Counter(dict.fromkeys(RESUMES, 0))
+        self.acks_ignored = self.nacks = 0
         self.sampled_log = SampledLog()
 
 
@@ -233,8 +236,7 @@ class Conversation:
     """The requests of one client. One task calls ``handle``, with each WebSocket message from ``inbox`` in its turn.
 
     ``turn``: awaited to let other clients proceed. ``upgrade_token``: the token of the upgrade request, used if CONNECT
-    has none. ``acks_ignored``: ACKs and NACKs of messages that are unknown or were acknowledged before. ``nacks``:
-    NACKs of messages in flight.
+    has none.
     """
 
     _client: Client
@@ -243,8 +245,6 @@ class Conversation:
     _turn: Turn = field(kw_only=True)
     _upgrade_token: str | None = field(default=None, kw_only=True)
     _unwritten: bool = field(default=False, init=False)  # acknowledgements that the next RECEIPT has to wait for
-    acks_ignored: int = field(default=0, init=False)
-    nacks: int = field(default=0, init=False)
 
     async def handle(self, message: bytes) -> DisconnectReason | None:
         """Handle all frames in a message; return the disconnect reason if one of them ends the session."""
@@ -454,10 +454,10 @@ class Conversation:
             and one.window.acknowledge(position.offset)
         ]
         if not known:
-            self.acks_ignored += 1
+            self._services.acks_ignored += 1
             return
         if not ack.accepted:
-            self.nacks += 1
+            self._services.nacks += 1
             logger.info("event refused", message_id=str(position), session=self._client.session)
         for subscription in known:
             self._unwritten |= self._services.durables.acknowledged(subscription)

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import structlog
 import trio
-from attrs import frozen
 
 from airy_trio.auth import AuthOptions, Key
 from airy_trio.delivery.client import Client, ClientState, Subscription
@@ -29,7 +28,6 @@ from airy_trio.delivery.disconnects import (
 )
 from airy_trio.events.destinations import Addressed, covers, destinations_of, text
 from airy_trio.log.store import Position
-from airy_trio.log.tail import Latencies
 from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
@@ -57,90 +55,36 @@ NOT_GRANTED: Final = "not_granted"  # the credentials exclude the event
 NO_SUBSCRIPTION: Final = "no_subscription"
 
 
-@frozen(kw_only=True)
-class SessionStatistics:
-    """What there is now, and the counts since the start.
-
-    Now: ``clients``; their ``subscriptions``; clients ``behind``, which have a send task; ``durables`` that clients
-    have claimed; those with acknowledgements that the store does not have yet (``durables_unwritten``); the
-    ``addresses`` that the connections are counted by.
-
-    Since the start: ``waited``, how often a client had to wait in the fair queue; ``deliveries`` and ``bytes``
-    (``Batches``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
-    name of their disconnect reason (``disconnects``), and those that a client's fault has ended by its token
-    (``client_faults``); ``requests_refused`` by HTTP status; connections ``turned_away`` by the limit; subscriptions
-    ``started`` by the ``resume`` of their RECEIPT.
-    """
-
-    clients: int
-    subscriptions: int
-    behind: int
-    durables: int
-    durables_unwritten: int
-    addresses: int
-    waited: int
-    deliveries: int
-    bytes: int
-    acks_ignored: int
-    nacks: int
-    disconnects: Mapping[str, int]
-    client_faults: Mapping[str, int]
-    requests_refused: Mapping[int, int]
-    turned_away: Mapping[str, int]
-    started: Mapping[str, int]
-
-
 class Sessions:
     """All sessions of one process. ``fan_out``, ``wheel.run`` and ``durables.run`` run as tasks alongside them.
 
     ``durables.run`` must outlive them: their last acknowledgements are written when they have ended.
+
+    ``clients``: the current ones, the oldest first. ``disconnects``: ended sessions, by the name of their disconnect
+    reason. ``client_faults``: those that a fault of the client has ended, by its token.
     """
 
     def __init__(self, services: Services, console: Console | None = None) -> None:
-        self._services = services
+        self.services = services
         self.fair_queue, self.wheel, self.durables = services.fair_queue, services.wheel, services.durables
         self.admission = Admission(services.options, services.fair_queue, console)
         # These counters begin at 0 as well.
-        self._disconnects = Counter({reason.name: 0 for reason in CATALOGUE})
-        self._client_faults = Counter(dict.fromkeys(CLIENT_FAULT_TOKENS, 0))
-        self._acks_ignored = 0
-        self._nacks = 0
-        self._clients: dict[Client, None] = {}  # the oldest first
+        self.disconnects = Counter({reason.name: 0 for reason in CATALOGUE})
+        self.client_faults = Counter(dict.fromkeys(CLIENT_FAULT_TOKENS, 0))
+        self.clients: dict[Client, None] = {}
         self._accepted = 0
         self._ended = trio.Event()
         self._disconnecting = False
 
-    def statistics(self) -> SessionStatistics:
-        """Return the current and cumulative counts."""
-        subscriptions = behind = 0
-        for client in self._clients:
-            subscriptions += len(client.subscriptions)
-            behind += client.state is ClientState.BEHIND
-        admission, durables = self.admission, self.durables
-        batches = self._services.batches
-        return SessionStatistics(
-            clients=len(self._clients),
-            subscriptions=subscriptions,
-            behind=behind,
-            durables=durables.claimed,
-            durables_unwritten=durables.unwritten,
-            addresses=len(admission.by_address),
-            waited=self.fair_queue.waited,
-            deliveries=batches.deliveries,
-            bytes=batches.bytes,
-            acks_ignored=self._acks_ignored,
-            nacks=self._nacks,
-            disconnects=dict(self._disconnects),
-            client_faults=dict(self._client_faults),
-            requests_refused=dict(self._services.requests_refused),
-            turned_away=dict(admission.turned_away),
-            started=dict(self._services.started),
-        )
+    @property
+    def subscriptions(self) -> int:
+        """The number of current subscriptions."""
+        return sum(len(client.subscriptions) for client in self.clients)
 
     @property
-    def latencies(self) -> Latencies:
-        """Times from the change in the database to a client's socket, without replays."""
-        return self._services.batches.latencies
+    def behind(self) -> int:
+        """The number of current clients that are behind, and so have a send task."""
+        return sum(client.state is ClientState.BEHIND for client in self.clients)
 
     def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
         """Describe the first ``limit`` connections with numbers above ``after``, the oldest first.
@@ -151,7 +95,7 @@ class Sessions:
         now = trio.current_time()
         found: list[dict[str, Any]] = []
         last: int | None = None
-        for client in self._clients:
+        for client in self.clients:
             if client.number <= after or (behind and not _is_behind(client)):
                 continue
             if len(found) == limit:
@@ -164,7 +108,7 @@ class Sessions:
         """Count the clients by their verdict on an event, and list the first ``LISTED_MAX``, as values for JSON."""
         counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NOT_GRANTED: 0, NO_SUBSCRIPTION: 0})
         listed: list[Mapping[str, object]] = []
-        for client in self._clients:
+        for client in self.clients:
             verdict = _verdict(client, position, event)
             counts[verdict] += 1
             if len(listed) < LISTED_MAX:
@@ -174,9 +118,9 @@ class Sessions:
     async def fan_out(self, connections: trio.Nursery) -> None:
         """Run the fan-out, the dispatcher of send tasks in ``connections``, and the fair queues until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._services.senders.run, connections)
-            nursery.start_soon(self._services.senders.watch)
-            nursery.start_soon(self._services.fanout.run)
+            nursery.start_soon(self.services.senders.run, connections)
+            nursery.start_soon(self.services.senders.watch)
+            nursery.start_soon(self.services.fanout.run)
             nursery.start_soon(self.fair_queue.run)
             nursery.start_soon(self.admission.handshakes.run)
 
@@ -188,8 +132,8 @@ class Sessions:
         """
         try:
             self._accepted += 1
-            session = Session(self._services, transport, slot, self._accepted)
-            self._clients[session.client] = None
+            session = Session(self.services, transport, slot, self._accepted)
+            self.clients[session.client] = None
             if self._disconnecting:
                 session.client.disconnect(SHUTTING_DOWN)
             try:
@@ -214,7 +158,7 @@ class Sessions:
         For an event stream the refusal is a stream too. ``data`` and ``seen``: see ``read_head``. ``loopback``: see
         ``Admission.arrive``.
         """
-        sse_path = self._services.options.sse_path
+        sse_path = self.services.options.sse_path
         try:
             request = read_head(data, seen)
             if request is None:
@@ -232,20 +176,20 @@ class Sessions:
 
         ``file_keys`` and errors: see ``Authenticator.renew``.
         """
-        self._services.authenticator.renew(options, file_keys)
+        self.services.authenticator.renew(options, file_keys)
         self._disconnect_revoked()
 
     async def follow_keys(self) -> None:
         """Refresh the keys of web tokens, and disconnect clients whose key was revoked. Runs until cancelled."""
         while True:
-            if await self._services.authenticator.refresh_keys():
+            if await self.services.authenticator.refresh_keys():
                 self._disconnect_revoked()
 
     def _disconnect_revoked(self) -> None:
-        authenticator = self._services.authenticator
+        authenticator = self.services.authenticator
         revoked = [
             client
-            for client in self._clients
+            for client in self.clients
             if client.state in {ClientState.LIVE, ClientState.BEHIND} and not authenticator.accepts(client.user)
         ]
         for client in revoked:
@@ -259,16 +203,16 @@ class Sessions:
         Until this server can read the store again, it refuses new clients. During shorter outages the clients stay
         connected; they miss nothing.
         """
-        away_max_s = self._services.options.away_max_s
+        away_max_s = self.services.options.away_max_s
         while away_max_s:
             await trio.sleep(min(CHECK_STORE_EVERY_S, away_max_s))
             was_suspended = self.admission.suspended
-            self.admission.suspended = self._services.eventlog.away_s > away_max_s
+            self.admission.suspended = self.services.eventlog.away_s > away_max_s
             if self.admission.suspended and not was_suspended:
                 logger.warning(
                     "event store unavailable for too long; clients are disconnected and come back elsewhere",
                     away_max_s=away_max_s,
-                    clients=len(self._clients),
+                    clients=len(self.clients),
                 )
                 await self._disconnect_spread(drain_s, STORE_UNAVAILABLE)
 
@@ -280,12 +224,12 @@ class Sessions:
         self._disconnecting = True
         with trio.move_on_after(drain_s + CLOSE_TIMEOUT_S):
             await self._disconnect_spread(drain_s, reason)
-            while self._clients:
+            while self.clients:
                 self._ended = trio.Event()
                 await self._ended.wait()
 
     async def _disconnect_spread(self, drain_s: float, reason: DisconnectReason) -> None:
-        clients = tuple(self._clients)
+        clients = tuple(self.clients)
         interval_s = min(SPREAD_S, drain_s / max(1, len(clients)))
         begun_at = trio.current_time()
         for count, client in enumerate(clients):
@@ -293,16 +237,13 @@ class Sessions:
             client.disconnect(reason)
 
     def _count(self, session: Session) -> None:
-        client, conversation = session.client, session.conversation
-        del self._clients[client]
+        client = session.client
+        del self.clients[client]
         self._ended.set()
         reason = client.reason or GONE
-        self._disconnects[reason.name] += 1
+        self.disconnects[reason.name] += 1
         if reason.token is not None and reason.token.startswith(CLIENT_FAULT):
-            self._client_faults[reason.token] += 1
-        if conversation is not None:
-            self._acks_ignored += conversation.acks_ignored
-            self._nacks += conversation.nacks
+            self.client_faults[reason.token] += 1
 
 
 def _is_behind(client: Client) -> bool:

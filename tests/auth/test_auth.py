@@ -138,9 +138,11 @@ async def test_frames_after_a_refused_connect_are_not_answered(command: str, aut
         with pytest.raises(Closed):
             await plugged.client.receive()
         await server.ended()
-        counted = server.sessions.statistics()
-        assert (counted.disconnects["unauthorized"], sum(counted.disconnects.values())) == (1, 1)
-        assert (counted.client_faults["401-unauthorized"], sum(counted.client_faults.values())) == (1, 1)
+        assert (server.sessions.disconnects["unauthorized"], sum(server.sessions.disconnects.values())) == (1, 1)
+        assert (server.sessions.client_faults["401-unauthorized"], sum(server.sessions.client_faults.values())) == (
+            1,
+            1,
+        )
 
 
 async def test_a_refused_client_still_has_its_deadline(autojump_clock: MockClock) -> None:

@@ -269,7 +269,7 @@ async def test_client_receives_only_its_channels(destination: str, replay: str, 
         got = [(await client.receive()).get("message-id") for _ in wanted]
         assert got == [str(first.at(place)) for place in wanted]
         await client.disconnect()
-        assert server.sessions.statistics().deliveries == len(wanted)
+        assert server.sessions.services.batches.deliveries == len(wanted)
 
 
 @pytest.mark.parametrize("place", ["tail", "store"])
@@ -293,7 +293,7 @@ async def test_a_conversation_of_another_channel_is_refused(newest: str, place: 
         await log.append(log.head, [event(5, channel="ch2"), event(6, channel="ch3")], "point")
         assert (await plugged.client.receive()).body == event(6).body
         await plugged.client.disconnect()
-        assert server.sessions.statistics().deliveries == 1
+        assert server.sessions.services.batches.deliveries == 1
 
 
 async def test_a_refused_conversation_reads_like_a_refused_channel(autojump_clock: MockClock) -> None:

@@ -446,7 +446,7 @@ async def test_a_second_claim_takes_over_at_once(server: Server, autojump_clock:
     assert trio.current_time() - begun_at < SOON_S
     await server.append(5, 5)
     assert offsets(await take(second.client, 1)) == [5]
-    assert server.sessions.statistics().client_faults["409-durable-taken"] == 1
+    assert server.sessions.client_faults["409-durable-taken"] == 1
 
 
 async def test_claiming_a_name_twice_in_one_connection_disconnects_it(
@@ -471,7 +471,7 @@ async def test_one_of_many_simultaneous_claims_remains(server: Server, store: St
     for one in plugged:
         await one.client.send(subscribe)
     await wait_all_tasks_blocked()
-    left = [one for one in plugged if one.ending.reason is None and server.sessions.statistics().clients]
+    left = [one for one in plugged if one.ending.reason is None and server.sessions.clients]
     frames = [await error_and_code(one) for one in plugged[:-1]]
     assert frames == [("409-durable-taken", 4409)] * 9
     assert plugged[-1] in left
@@ -745,7 +745,7 @@ async def test_acknowledgements_wait_for_an_unavailable_store(
         await server.append(3, 3)
         await client.send(Frame("ACK", (("id", (await client.receive()).get("ack") or ""), ("receipt", "written"))))
         await trio.sleep(SCAN_EVERY_S)
-        assert server.sessions.statistics().durables_unwritten == 1
+        assert server.sessions.durables.unwritten == 1
         store.fault = None
         assert (await client.receive()).get("receipt-id") == "written"
     assert await store.offset() == 3
@@ -911,5 +911,5 @@ async def test_leaving_during_a_wait_for_the_store_is_noticed(
     await plugged.client.stream.aclose()
     assert await plugged.ending.wait() is disconnects.GONE
     assert plugged.ending.at - begun_at < SOON_S
-    assert server.sessions.statistics().durables == 0
+    assert server.sessions.durables.claimed == 0
     await server.ended()

@@ -67,7 +67,7 @@ class Server:
     @property
     def clients(self) -> list[Client]:
         """The connected clients, the oldest first."""
-        return list(self.sessions._clients)  # noqa: SLF001 - only tests need them
+        return list(self.sessions.clients)
 
     async def append(self, first: int, last: int, *, size: int = 0) -> None:
         await self.log.append(self.log.head, events(first, last, size=size), "point")
@@ -121,7 +121,7 @@ class Server:
         with trio.fail_after(10):
             while self.connections.child_tasks:  # noqa: ASYNC110 - a nursery has no event for this
                 await trio.lowlevel.checkpoint()
-        assert not self.sessions.statistics().clients
+        assert not self.sessions.clients
         assert not self.sessions.wheel.clients
         view = self.log.attach(EVERYTHING, self)
         assert list(view.readers) == [self]

@@ -32,7 +32,7 @@ async def test_reads_before_connect_are_limited(flood: str) -> None:
             assert answers[-1] == "ERROR"
             assert int.from_bytes(payload[:2]) == 1009
             await server.ended()
-            assert server.sessions.statistics().client_faults["413-frame-too-large"] == 1
+            assert server.sessions.client_faults["413-frame-too-large"] == 1
 
 
 async def test_the_read_limit_ends_with_connect() -> None:

@@ -305,33 +305,32 @@ async def test_only_client_faults_are_counted_by_token(server: Server, autojump_
         await wrong.client.send(Frame("NONSENSE"))
         await wrong.ending.wait()
     await server.sessions.disconnect_all(1)
-    found = server.sessions.statistics()
-    ended = {name: count for name, count in found.disconnects.items() if count}
+    ended = {name: count for name, count in server.sessions.disconnects.items() if count}
     assert ended == {"protocol error": 2, "shutting down": 1}
-    assert {token: count for token, count in found.client_faults.items() if count} == {"400-unknown-command": 2}
+    assert {token: count for token, count in server.sessions.client_faults.items() if count} == {
+        "400-unknown-command": 2
+    }
 
 
 async def test_a_client_with_unsent_events_is_behind(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
     await client.subscribe()
     await trio.testing.wait_all_tasks_blocked()
-    assert server.sessions.statistics().behind == 0
+    assert server.sessions.behind == 0
     await server.append(1, 1)
     await trio.testing.wait_all_tasks_blocked()
-    assert server.sessions.statistics().behind == 1  # the cursor has moved; the client has not read the bytes
+    assert server.sessions.behind == 1  # the cursor has moved; the client has not read the bytes
     await client.receive()
     await client.subscribe(subscription="1", headers=[("replay", "all")])
     await client.receive()
     await server.append(2, 400, size=1000)
     await trio.testing.wait_all_tasks_blocked()
-    found = server.sessions.statistics()
-    assert (found.clients, found.subscriptions, found.behind) == (1, 2, 1)
+    assert (len(server.sessions.clients), server.sessions.subscriptions, server.sessions.behind) == (1, 2, 1)
     for _ in range(2 * 399):
         await client.receive()
     await trio.testing.wait_all_tasks_blocked()
-    found = server.sessions.statistics()
-    assert (found.behind, found.deliveries) == (0, 800)
-    assert 800_000 < found.bytes < 1_000_000
+    assert (server.sessions.behind, server.sessions.services.batches.deliveries) == (0, 800)
+    assert 800_000 < server.sessions.services.batches.bytes < 1_000_000
 
 
 class WatchedTransport(StreamTransport):
@@ -361,8 +360,10 @@ async def test_a_blocked_client_is_disconnected_when_its_events_are_trimmed(auto
         assert await ending.wait() is disconnects.POSITION_EXPIRED
         assert ending.at - begun_at <= WATCH_EVERY_S + CLOSE_TIMEOUT_S + LINGER_S
         assert transport.aborted
-        counted = server.sessions.statistics()
-        assert (counted.disconnects["position expired"], counted.client_faults["410-position-expired"]) == (1, 1)
+        assert (
+            server.sessions.disconnects["position expired"],
+            server.sessions.client_faults["410-position-expired"],
+        ) == (1, 1)
         await server.ended()
 
 

@@ -443,8 +443,7 @@ async def test_unknown_and_repeated_acks_are_ignored_and_counted(server: Server,
     assert (await client.receive()).get("receipt-id") == "done"
     await client.disconnect()
     await plugged.ending.wait()
-    statistics = server.sessions.statistics()
-    assert (statistics.acks_ignored, statistics.nacks) == (5, 1)
+    assert (server.sessions.services.acks_ignored, server.sessions.services.nacks) == (5, 1)
 
 
 # Line 13
@@ -489,7 +488,7 @@ async def test_send_is_refused_and_reaches_no_client(
 async def test_receipt_follows_the_effect_of_its_frame(server: Server, version: str, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(version=version)).client
     await client.subscribe(headers=[("ack", "client-individual"), ("prefetch-count", "1"), ("replay", "none")])
-    assert server.sessions.statistics().subscriptions == 1
+    assert server.sessions.subscriptions == 1
     await server.append(1, 1)
     message = await client.receive()
     assert offsets([message]) == [1]
@@ -499,7 +498,7 @@ async def test_receipt_follows_the_effect_of_its_frame(server: Server, version: 
     assert offsets(await arrivals(client)) == [2]
     await client.send(Frame("UNSUBSCRIBE", (("id", "0"), ("receipt", "gone"))))
     assert (await client.receive()).get("receipt-id") == "gone"
-    assert server.sessions.statistics().subscriptions == 0
+    assert server.sessions.subscriptions == 0
 
 
 async def test_receipts_for_any_frame_come_in_order(server: Server, autojump_clock: MockClock) -> None:
@@ -595,7 +594,7 @@ async def test_error_has_its_headers_and_is_the_last_frame(
     requested = () if receipt is None else (("receipt", receipt),)
     await plugged.client.send(evolve(frame, headers=(*frame.headers, *requested)))
     await trio.testing.wait_all_tasks_blocked()  # the ERROR is on its way
-    assert server.sessions.statistics().subscriptions == 0
+    assert server.sessions.subscriptions == 0
     await server.append(2, 2)
     error, closed = await error_and_code(plugged.client)
     assert (error.get("message"), closed) == (token, code)

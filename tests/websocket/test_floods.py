@@ -34,7 +34,7 @@ async def test_endless_fragments_are_refused_without_memory(content: bytes) -> N
             await other.subscribe()
             await server.append(1, 1)
             assert (await other.receive()).command == "MESSAGE"
-            disconnects = server.sessions.statistics().disconnects
+            disconnects = server.sessions.disconnects
             assert disconnects["too large"] == 1
 
 
