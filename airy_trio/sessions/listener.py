@@ -12,7 +12,7 @@ import socket
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 import trio
@@ -23,10 +23,11 @@ from airy_trio.options import at_least, between, matching
 from airy_trio.retry import Backoff, Outage
 from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.sessions.registry import Sessions
-from airy_trio.sessions.session import LINGER_S, read_to_end
+from airy_trio.sessions.session import LINGER_S, accept_request, read_to_end
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
-from airy_trio.websocket.request import HEAD_BYTES_MAX, RequestRefusedError
+from airy_trio.websocket.request import Request, RequestRefusedError
+from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.tls import Encryption, TlsTransport
 from airy_trio.websocket.transport import SocketTransport, Transport
 
@@ -247,10 +248,7 @@ class _Acceptor:
         try:
             if refused is not None:
                 with trio.move_on_after(LINGER_S):
-                    await transport.handshake()
-                    transport.push(await self._answer_to(transport, refused, turn))
-                    await transport.send_eof()
-                    await read_to_end(transport, turn)
+                    await self._refuse(transport, refused, turn)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("connection lost while it was rejected")
         except Exception:  # it would end the nursery of all sessions
@@ -260,14 +258,14 @@ class _Acceptor:
             with trio.move_on_after(LINGER_S, shield=True):
                 await transport.abort()
 
-    async def _answer_to(self, transport: Transport, refused: RequestRefusedError, turn: Turn) -> bytes:
-        """Read the peer's request and return the answer. Large cookies and tokens arrive in several packets."""
-        data = bytearray()
-        while received := await transport.receive_some(HEAD_BYTES_MAX):
-            await turn()
-            parsed_before = len(data)
-            data += received
-            answer = self._sessions.refusal(data, parsed_before, refused, loopback=self._loopback)
-            if answer is not None:
-                return answer
-        return refused.answer()
+    async def _refuse(self, transport: Transport, refused: RequestRefusedError, turn: Turn) -> None:
+        def examine(_request: Request, host: str, origin: str | None) -> NoReturn:
+            self._sessions.admission.rules.check(host, origin, loopback=self._loopback)
+            raise refused
+
+        await transport.handshake()
+        stream = FramedStream(transport, send_timeout_s=LINGER_S, turn=turn)
+        with suppress(RequestRefusedError):  # it is answered
+            await accept_request(stream, self._sessions.services.options, examine, refused)
+        await transport.send_eof()
+        await read_to_end(transport, turn)

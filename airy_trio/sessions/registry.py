@@ -31,8 +31,6 @@ from airy_trio.log.store import Position
 from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
-from airy_trio.websocket.event_stream import is_stream_path, later, stream_in
-from airy_trio.websocket.request import RequestRefusedError, read_head
 from airy_trio.websocket.transport import Transport
 
 logger = structlog.get_logger(__name__)
@@ -149,27 +147,6 @@ class Sessions:
             return session.client.reason or GONE
         finally:
             slot.leave()
-
-    def refusal(
-        self, data: bytes | bytearray, seen: int, refused: RequestRefusedError, *, loopback: bool
-    ) -> bytes | None:
-        """Return the refusal for a connection beyond a limit; None if the request is incomplete.
-
-        For an event stream the refusal is a stream too. ``data`` and ``seen``: see ``read_head``. ``loopback``: see
-        ``Admission.arrive``.
-        """
-        sse_path = self.services.options.sse_path
-        try:
-            request = read_head(data, seen)
-            if request is None:
-                return None
-            if not is_stream_path(request.path, sse_path):
-                return refused.answer()
-            wanted = stream_in(request, sse_path)
-            self.admission.rules.check(wanted.host, wanted.origin, loopback=loopback)
-        except RequestRefusedError:
-            return refused.answer()
-        return later(wanted.origin, refused)
 
     def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
         """Replace the credentials; disconnect clients whose own are no longer accepted, with ``401-unauthorized``.

@@ -13,6 +13,7 @@ clients (5,000 clients, medians of three interleaved rounds; ``websockets``: 17.
 """
 
 import secrets
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -23,7 +24,7 @@ from attrs import evolve
 from airy_trio.delivery.client import Client
 from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, TOO_SLOW, reason_after
 from airy_trio.delivery.framing import EventStreamFraming, StompFraming, requests_of
-from airy_trio.sessions.conversation import Conversation, Inbox, Services
+from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.event_stream import StreamRequest, is_stream_path, later, preflight_answer, stream_in
 from airy_trio.websocket.fair_queue import Turn
@@ -133,7 +134,7 @@ class Session:
         client, services = self.client, self._services
         try:
             await client.stream.transport.handshake()
-            request, wanted = await self._accept()
+            request, wanted = await accept_request(client.stream, services.options, client.slot.examine)
         except HandshakeError as error:
             services.sampled_log.log(
                 "TLS handshake failed", "TLS", session=client.session, address=client.slot.address, reason=str(error)
@@ -165,35 +166,6 @@ class Session:
             reason = await conversation.answer(requests_of(wanted, services.options.heartbeat_ms))
             if reason is not None:
                 client.disconnect(reason)
-
-    async def _accept(self) -> tuple[Request, StreamRequest | None]:
-        """Read the request and accept it: an upgrade, or an event stream, which is returned too.
-
-        Raises ``RequestRefusedError`` after a refusal was written.
-        """
-        stream, slot, options = self.client.stream, self.client.slot, self._services.options
-        request: Request | None = None
-        wanted: StreamRequest | None = None
-        try:
-            request = await _read_request(stream)
-            if is_stream_path(request.path, options.sse_path):
-                wanted = stream_in(request, options.sse_path)
-                slot.examine(request, wanted.host, wanted.origin)
-                return request, wanted
-            if request.path != options.path:
-                raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
-            upgrade = upgrade_in(request)
-            slot.examine(request, upgrade.host, upgrade.origin)
-        except RequestRefusedError as error:
-            if wanted is not None and error.status is HTTPStatus.SERVICE_UNAVAILABLE:
-                answer = later(wanted.origin, error)
-            else:
-                answer = error.answer(empty=request is not None and request.method == "HEAD")
-            await stream.write(answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
-            raise
-        subprotocol = next((known for known in SUBPROTOCOLS if known in upgrade.subprotocols), None)
-        await stream.upgrade(upgrade.answer(subprotocol), options.frame_bytes_max)
-        return request, None
 
     def _release(self) -> None:
         """Release everything that reads or writes for the client. Idempotent."""
@@ -242,8 +214,42 @@ class Session:
         await abort(transport, client.session)
 
 
+async def accept_request(
+    stream: FramedStream,
+    options: SessionOptions,
+    examine: Callable[[Request, str, str | None], None],
+    refusal: RequestRefusedError | None = None,
+) -> tuple[Request, StreamRequest | None]:
+    """Read the request of a connection and accept it: an upgrade, or an event stream, which is returned too.
+
+    ``examine``: called with the request, its Host and its Origin; see ``ConnectionSlot.examine``. ``refusal``: answered
+    in place of every other. Raises ``RequestRefusedError`` after a refusal was written, and ``InputEnded``.
+    """
+    request: Request | None = None
+    wanted: StreamRequest | None = None
+    try:
+        request = await _read_request(stream)
+        if is_stream_path(request.path, options.sse_path):
+            wanted = stream_in(request, options.sse_path)
+            examine(request, wanted.host, wanted.origin)
+            return request, wanted
+        if request.path != options.path:
+            raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
+        upgrade = upgrade_in(request)
+        examine(request, upgrade.host, upgrade.origin)
+    except RequestRefusedError as error:
+        if wanted is not None and error.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            answer = later(wanted.origin, error)
+        else:
+            answer = (refusal or error).answer(empty=request is not None and request.method == "HEAD")
+        await stream.write(answer)  # noqa: ASYNC120 - if this is cancelled, the connection ends anyway
+        raise
+    subprotocol = next((known for known in SUBPROTOCOLS if known in upgrade.subprotocols), None)
+    await stream.upgrade(upgrade.answer(subprotocol), options.frame_bytes_max)
+    return request, None
+
+
 async def _read_request(stream: FramedStream) -> Request:
-    """Read the head of a request. Raises ``InputEnded`` and ``RequestRefusedError``."""
     data = bytearray()
     while True:
         parsed_before = len(data)

@@ -14,7 +14,6 @@ cookies would be sent along, so such requests are refused. A navigation, in a wi
 user can open a stream: the browser lets no other page read it.
 """
 
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl
@@ -22,7 +21,7 @@ from urllib.parse import parse_qsl
 from attrs import frozen
 
 from airy_trio.stomp.frames import REPLAYS
-from airy_trio.websocket.request import NO_STORE, Request, RequestRefusedError
+from airy_trio.websocket.request import LAST_RESPONSE, Request, RequestRefusedError, response_head
 
 PATH_BYTES_MAX: Final = 512
 """The same limit as for the destination of a SUBSCRIBE."""
@@ -41,8 +40,10 @@ _ALLOWED_HEADERS: Final = "Authorization, Cache-Control, Last-Event-ID"
 """The headers that known clients other than ``EventSource`` send."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
 _STREAM: Final = (
-    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
-    "X-Content-Type-Options: nosniff\r\nConnection: close\r\n"
+    ("Content-Type", "text/event-stream"),
+    ("X-Accel-Buffering", "no"),
+    ("X-Content-Type-Options", "nosniff"),
+    *LAST_RESPONSE,
 )
 
 Header = tuple[str, str]
@@ -76,11 +77,8 @@ def stream_in(request: Request, prefix: str) -> StreamRequest:
     if request.method not in ("GET", "OPTIONS"):
         words = "Event streams are read with GET."
         raise RequestRefusedError(HTTPStatus.METHOD_NOT_ALLOWED, words, ("Allow", _METHODS))
-    if "transfer-encoding" in request.headers or request.one("content-length") not in (None, "0"):
-        raise RequestRefusedError(_BAD, "A request for events must not have a body.")
-    host, origin = request.one("host"), request.one("origin")
-    if host is None:
-        raise RequestRefusedError(_BAD, "The header host is missing.")
+    request.refuse_body("events")
+    host, origin = request.host(), request.one("origin")
     path = request.path.removeprefix(prefix)
     if request.method == "OPTIONS":
         return StreamRequest(host, origin, path, preflight=True)
@@ -124,24 +122,23 @@ def sharing(origin: str | None) -> tuple[Header, ...]:
 
 def preflight_answer(origin: str | None) -> bytes:
     """Return the whole response to a preflight request of an allowed origin."""
-    headers = (
+    return no_content(
         ("Allow", _METHODS),
         ("Access-Control-Allow-Methods", "GET"),
         ("Access-Control-Allow-Headers", _ALLOWED_HEADERS),
         ("Access-Control-Max-Age", str(PREFLIGHT_AGE_S)),
         *sharing(origin),
     )
-    return no_content(*headers)
 
 
 def no_content(*headers: Header) -> bytes:
     """Return a whole response without content."""
-    return f"HTTP/1.1 204 No Content\r\nConnection: close\r\n{_lines((NO_STORE, *headers))}\r\n".encode("latin-1")
+    return response_head(HTTPStatus.NO_CONTENT, *LAST_RESPONSE, *headers)
 
 
 def stream_head(origin: str | None, retry_ms: int) -> bytes:
     """Return the head of a response with a stream, and the time after which the client is to reconnect."""
-    return f"{_STREAM}{_lines(sharing(origin))}\r\n".encode("latin-1") + retry(retry_ms)
+    return response_head(HTTPStatus.OK, *_STREAM, *sharing(origin)) + retry(retry_ms)
 
 
 def retry(retry_ms: int) -> bytes:
@@ -169,7 +166,3 @@ def event(event_id: str, body: bytes) -> bytes:
     if b"\n" in body or b"\r" in body:
         body = b"\ndata: ".join(body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
     return b"id: %s\ndata: %s\n\n" % (event_id.encode(), body)
-
-
-def _lines(headers: Iterable[Header]) -> str:
-    return "".join(f"{name}: {value}\r\n" for name, value in headers)

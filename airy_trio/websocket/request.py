@@ -18,8 +18,9 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 """The request line and the headers. Cookies and tokens of some KiB must fit."""
 HEADERS_MAX: Final = 100
 SUBPROTOCOLS_MAX: Final = 16
-NO_STORE: Final = ("Cache-Control", "no-store")
-"""In every response: without it a cache may keep some refusals, and give them to other clients (RFC 9110, 15.1)."""
+LAST_RESPONSE: Final = (("Connection", "close"), ("Cache-Control", "no-store"))
+"""In every response but that to an upgrade: the connection ends after it, and without ``no-store`` a cache may keep
+some refusals, and give them to other clients (RFC 9110, section 15.1)."""
 QUOTED_CHARS_MAX: Final = 255
 """A header's value in the log: as long as the name of a host may be."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
@@ -68,12 +69,17 @@ class RequestRefusedError(Exception):
         return response(self.status, self.words, *self.headers, empty=empty)
 
 
+def response_head(status: HTTPStatus, *headers: tuple[str, str]) -> bytes:
+    """Return the head of a response with these headers alone."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode("latin-1")
+
+
 def response(status: HTTPStatus, words: str, *headers: tuple[str, str], empty: bool = False) -> bytes:
     """Return a whole response with a line of text, after which the connection is closed. ``empty``: to a HEAD."""
-    body = f"{words}\n"
-    own = ("Connection", "close"), NO_STORE, ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
-    lines = "".join(f"{name}: {value}\r\n" for name, value in (*own, *headers))
-    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n{'' if empty else body}".encode("latin-1")
+    body = f"{words}\n".encode("latin-1")
+    own = (*LAST_RESPONSE, ("Content-Type", "text/plain"), ("Content-Length", str(len(body))))
+    return response_head(status, *own, *headers) + (b"" if empty else body)
 
 
 @frozen
@@ -94,6 +100,18 @@ class Request:
         if len(values) > 1:
             raise RequestRefusedError(_BAD, f"The header {name} is repeated.")
         return values[0] if values else None
+
+    def refuse_body(self, subject: str) -> None:
+        """Raise ``RequestRefusedError`` if the request has a body."""
+        if "transfer-encoding" in self.headers or self.one("content-length") not in (None, "0"):
+            raise RequestRefusedError(_BAD, f"A request for {subject} must not have a body.")
+
+    def host(self) -> str:
+        """Return Host. Raises ``RequestRefusedError`` if it is missing or repeated."""
+        host = self.one("host")
+        if host is None:
+            raise RequestRefusedError(_BAD, "The header host is missing.")
+        return host
 
     def tokens(self, name: str) -> tuple[str, ...]:
         """Return the tokens of a list header, over all its lines. Raises ``RequestRefusedError`` for other text."""
@@ -116,11 +134,13 @@ class Upgrade:
     def answer(self, subprotocol: str | None) -> bytes:
         """Return the response that accepts the upgrade, with one of ``subprotocols`` or none."""
         digest = hashlib.sha1(self.key.encode("ascii") + _ACCEPT_SUFFIX, usedforsecurity=False).digest()
-        chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
-        return (
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode('ascii')}\r\n{chosen}\r\n"
-        ).encode("ascii")
+        return response_head(
+            HTTPStatus.SWITCHING_PROTOCOLS,
+            ("Upgrade", "WebSocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", base64.b64encode(digest).decode("ascii")),
+            *(() if subprotocol is None else (("Sec-WebSocket-Protocol", subprotocol),)),
+        )
 
 
 def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
@@ -150,11 +170,8 @@ def upgrade_in(request: Request) -> Upgrade:
         raise RequestRefusedError(_BAD, "This is a WebSocket endpoint; it serves nothing else.")
     if "upgrade" not in (token.lower() for token in request.tokens("connection")):
         raise RequestRefusedError(_BAD, "The header connection does not request an upgrade.")
-    if "transfer-encoding" in request.headers or request.one("content-length") not in (None, "0"):
-        raise RequestRefusedError(_BAD, "A request for a WebSocket must not have a body.")
-    host, version, key = (request.one(name) for name in ("host", "sec-websocket-version", "sec-websocket-key"))
-    if host is None:
-        raise RequestRefusedError(_BAD, "The header host is missing.")
+    request.refuse_body("a WebSocket")
+    host, version, key = request.host(), request.one("sec-websocket-version"), request.one("sec-websocket-key")
     if version is None:
         raise RequestRefusedError(_BAD, "The header sec-websocket-version is missing.")
     if version != _VERSION:
