@@ -105,8 +105,7 @@ class Client:
     of this process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the
     connection and its subscriptions, and has the client's address. ``user``: from CONNECT. ``connected``: CONNECT was
     accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end the
-    conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request and does not read, so
-    the client does not count as silent.
+    conversation; its deadline is that of CONNECT.
     """
 
     connection: Framing
@@ -120,7 +119,6 @@ class Client:
     reason: DisconnectReason | None = None
     subscriptions: "dict[int, Subscription]" = field(factory=dict)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
-    occupied: bool = False
     _wake_up: trio.Event | None = field(default=None, init=False)
 
     @property
@@ -171,15 +169,6 @@ class Client:
         """Wake the send task of a client that is BEHIND: a subscription may have work."""
         if self._wake_up is not None:
             self._wake_up.set()
-
-    def begin_request(self) -> None:
-        """Record that the session stops reading to handle a request."""
-        self.occupied = True
-
-    def end_request(self) -> None:
-        """Record that it reads again; the time of the request does not count as the client's silence."""
-        self.occupied = False
-        self.stream.read_at = trio.current_time()
 
     def disconnect(self, reason: DisconnectReason) -> None:
         """End the conversation for this reason; the first one wins. Never waits."""

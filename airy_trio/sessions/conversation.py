@@ -248,18 +248,13 @@ class Conversation:
 
     async def handle(self, message: bytes) -> DisconnectReason | None:
         """Handle all frames in a message; return the disconnect reason if one of them ends the session."""
-        client = self._client
-        client.begin_request()
-        try:
-            for begin in range(0, len(message), PIECE_BYTES):
-                if begin:
-                    await self._yield()
-                reason = await self._handle_piece(message[begin : begin + PIECE_BYTES])
-                if reason is not None:
-                    return reason
-            return None
-        finally:
-            client.end_request()
+        for begin in range(0, len(message), PIECE_BYTES):
+            if begin:
+                await self._yield()
+            reason = await self._handle_piece(message[begin : begin + PIECE_BYTES])
+            if reason is not None:
+                return reason
+        return None
 
     def end(self) -> None:
         """End all subscriptions, and drop the messages that were read ahead. Idempotent."""

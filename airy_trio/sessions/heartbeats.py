@@ -83,7 +83,7 @@ class ClientTimers:
             client.disconnect(TOKEN_EXPIRED)
             return True
         if now >= self.silent_at:
-            if not (client.occupied or stream.input_queued):
+            if stream.reading:
                 client.disconnect(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
                 return True
             stream.read_at = now  # the server has not read: that is not the client's silence

@@ -62,9 +62,9 @@ class FramedStream:
     ``turn`` waits for a turn in the fair queue. Each read needs one, and each further frame in the same input another.
     ``closing``: a Close frame was written, or is about to be. ``stalled``: the peer took nothing for
     ``send_timeout_s``. ``ended``: the client has ended its input, with a Close frame or with the stream.
-    ``input_queued``: input has arrived that is not read yet: it waits for its turn, or an answer has to leave first.
-    ``read_at``, ``written_at``: the last input and output in Trio's time; ``drained_at``: the last time the peer took
-    pending data.
+    ``reading``: the client's next input is awaited, since ``read_at``; otherwise the server has something else to do
+    first, such as an answer, or waits for its turn. ``written_at``: the last output; ``drained_at``: the last time the
+    peer took pending data; all in Trio's time.
     """
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
@@ -74,7 +74,7 @@ class FramedStream:
     closing: bool = field(default=False, init=False)
     stalled: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
-    input_queued: bool = field(default=False, init=False)
+    reading: bool = field(default=False, init=False)
     read_at: float = field(factory=trio.current_time, init=False)
     written_at: float = field(factory=trio.current_time, init=False)
     drained_at: float = field(factory=trio.current_time, init=False)
@@ -203,10 +203,13 @@ class FramedStream:
         Raises ``InputEnded`` or another ``trio.BrokenResourceError`` at the end, and ``TooMuchInputError``.
         """
         data, fault = b"", None
+        self.reading, self.read_at = True, trio.current_time()
         try:
             data = await self.transport.receive_some(RECEIVE_BYTES_MAX)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             fault = error
+        finally:
+            self.reading = False
         if not data:
             self.ended = True
         elif self._frames is not None:
@@ -223,22 +226,15 @@ class FramedStream:
             self._bytes_left -= len(data)
             if self._bytes_left < 0:
                 raise TooMuchInputError
-        self.read_at = trio.current_time()
         return data
 
     async def _answer(self) -> None:
         """Write the answers that are due. Raises ``InputEnded`` after that to a Close frame."""
-        if self._pong is None and self._close_answer is None and not self._undrained:
-            return
-        self.input_queued = True
-        try:
-            if self._pong is not None or self._undrained:
-                await self._write_pong()
-            if self._close_answer is not None:
-                await self.close(self._close_answer)
-                raise InputEnded
-        finally:
-            self.input_queued = False
+        if self._pong is not None or self._undrained:
+            await self._write_pong()
+        if self._close_answer is not None:
+            await self.close(self._close_answer)
+            raise InputEnded
 
     async def _write_pong(self) -> None:
         if self._pong is not None and self.offer(pong_frame(self._pong), trio.current_time()):
@@ -260,19 +256,11 @@ class FramedStream:
         self._controls_at = max(self._controls_at, now) + 1 / CONTROLS_PER_S
         wait_s = self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S
         if wait_s > 0:
-            self.input_queued = True
-            try:
-                await trio.sleep(wait_s)
-            finally:
-                self.input_queued = False
+            await trio.sleep(wait_s)
 
     async def _wait_turn(self) -> None:
         self._admitted = False
-        self.input_queued = True
-        try:
-            await self._turn()
-        finally:
-            self.input_queued = False
+        await self._turn()
         self._admitted = True
 
     def _push_now(self, data: bytes) -> bool:

@@ -48,6 +48,7 @@ def timers_of(
 ) -> ClientTimers:
     connection = StompFraming(ConnectionOptions(server="airy-trio/test"), "s1")
     stream = FramedStream(transport, send_timeout_s=10, turn=turn)
+    stream.reading = True
     client = Client(connection, stream, slot(), state=ClientState.LIVE)
     return ClientTimers(client, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
@@ -139,11 +140,11 @@ async def test_a_ping_is_written_with_an_expected_heart_beat(
 
 async def test_a_client_being_served_is_not_silent(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     one = timers_of(MemoryTransport(), incoming_s=1)
-    one.client.occupied = True
+    one.client.stream.reading = False
     wheel.watch(one)
     await trio.sleep(100)
     found = [one.client.reason]
-    one.client.occupied = False
+    one.client.stream.reading = True
     await trio.sleep(2.5 + 2 * SLOT_S)
     assert [*found, one.client.reason] == [None, disconnects.SILENT]
     assert (wheel.clients, wheel.slots) == (0, 0)
@@ -163,6 +164,7 @@ async def test_silence_after_waiting_for_a_turn_times_out(wheel: TimerWheel, aut
         found = [one.client.reason]
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(one.client.stream.receive_some)
         await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
         found.append(one.client.reason)
         await trio.sleep(3 * SLOT_S)

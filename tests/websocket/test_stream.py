@@ -128,12 +128,12 @@ async def test_cancelled_write_is_completed_by_the_next(autojump_clock: MockCloc
     assert transport.take() == b"456"
 
 
-async def test_read_at_is_the_time_of_the_last_input(autojump_clock: MockClock) -> None:
+async def test_read_at_is_the_time_since_which_input_is_awaited(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     await trio.sleep(5)
     transport.feed(b"x")
     assert await stream.receive_some() == b"x"
-    assert stream.read_at == 5
+    assert (stream.reading, stream.read_at) == (False, 5)
 
 
 async def test_input_that_waits_for_its_turn_is_not_silence(autojump_clock: MockClock) -> None:
@@ -145,10 +145,12 @@ async def test_input_that_waits_for_its_turn_is_not_silence(autojump_clock: Mock
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.receive_some)
         await trio.sleep(10)
-        assert stream.input_queued
+        assert not stream.reading
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert (stream.input_queued, stream.read_at) == (False, trio.current_time())
+        nursery.start_soon(stream.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (stream.reading, stream.read_at) == (True, trio.current_time())
         nursery.cancel_scope.cancel()
 
 
