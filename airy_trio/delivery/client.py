@@ -60,8 +60,6 @@ from attrs import define, field, frozen
 from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.framing import Framing
-from airy_trio.events.destinations import Destination
-from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Replay
 from airy_trio.log.store import Position
 from airy_trio.log.tail import View
@@ -125,10 +123,6 @@ class Client:
     def session(self) -> str:
         """The name of the session, as in CONNECTED."""
         return self.connection.session
-
-    def identify(self, user: User) -> None:
-        """Record the user whose credentials CONNECT contained."""
-        self.user = user
 
     def go_live(self) -> bool:
         """Step from CONNECTING to LIVE after CONNECTED was written; False if the client is already being disconnected.
@@ -276,7 +270,7 @@ class Subscription:
     there is none. ``number``: counts the subscriptions of the client; its ack ids begin with it. ``prefix``: the bytes
     that all MESSAGE frames of this subscription begin with; for event streams a constant. ``window``: None if the
     client does not acknowledge. ``live_after``: the newest offset when it began; events up to it are not live.
-    ``view``: of its destination, since ``attach``. ``started``: the RECEIPT was written. ``resume_header``: a header
+    ``view``: of its destination, whose reader it is. ``started``: the RECEIPT was written. ``resume_header``: a header
     line for the next MESSAGE, or empty.
 
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
@@ -313,10 +307,6 @@ class Subscription:
     def shareable(self) -> bool:
         """Whether its frames are those of every subscription of the view with the same prefix and position."""
         return self.window is None and not self.resume_header
-
-    def attach(self, eventlog: EventLog, destination: Destination) -> None:
-        """Become a reader of a destination's view."""
-        self.view = eventlog.attach(destination, self)
 
     def begin_after(self, position: Position, replay: Replay | None = None, resume_header: bytes = b"") -> None:
         """Set where the subscription begins, before it is started."""

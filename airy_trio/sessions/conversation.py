@@ -321,7 +321,7 @@ class Conversation:
             user = await self.inbox.unless_gone(authenticator.authenticate(request, token))
         if isinstance(user, Refusal):
             return await self._refuse(user)
-        client.identify(user)
+        client.user = user
         await self._send(client.connection.connected())
         if not authenticator.accepts(user):
             # They were revoked during the write, when only clients that were connected already were disconnected.
@@ -376,7 +376,7 @@ class Conversation:
             live_after=services.eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
         )
-        subscription.attach(services.eventlog, granted)
+        subscription.view = services.eventlog.attach(granted, subscription)
         client.subscriptions[request.number] = subscription
         claim: DurableClaim | None = None
         if request.durable is not None and client.user.name is not None:  # its acknowledged position is known then

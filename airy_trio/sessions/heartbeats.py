@@ -116,11 +116,6 @@ class TimerWheel:
         """The number of clients with timers."""
         return len(self._slot_of)
 
-    @property
-    def slots(self) -> int:
-        """The number of slots that they are filed in."""
-        return len(self._slots)
-
     def watch(self, timers: ClientTimers) -> None:
         """Serve the timers of a client until ``forget``."""
         due_at = min(timers.write_at, timers.silent_at, timers.expires_at, trio.current_time() + HORIZON_S)

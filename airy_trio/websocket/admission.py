@@ -15,7 +15,7 @@ the same origin. Wire contract, "The connection".
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
@@ -128,9 +128,7 @@ class Admission:
         self.fair_queue = fair_queue
         self.handshakes = FairQueue(HANDSHAKES_PER_PASS)
         self.suspended = False
-        self.rules = OriginRules(
-            host=options.host, hosts=options.hosts, allowed_origins=options.allowed_origins, console=console
-        )
+        self.rules = OriginRules(options, console)
         self.subscriptions_max = (
             options.subscriptions_per_address_max or SUBSCRIPTIONS_PER_CONNECTION * options.connections_per_address_max
         )
@@ -292,16 +290,13 @@ def counted(address: Address) -> str:
 class OriginRules:
     """The rules for Host and Origin of a request.
 
-    ``host`` is the address that the listener is bound to, ``hosts`` are further names. An empty ``allowed_origins``
-    means the same host and port as in Host, or the console.
+    Without ``allowed_origins`` a page may have the same host and port as in Host, or be of the console.
     """
 
-    def __init__(
-        self, *, host: str, hosts: Iterable[str], allowed_origins: Iterable[str], console: Console | None = None
-    ) -> None:
-        self._hosts = frozenset({_host(host), *map(_host, hosts)})
-        self._any_host = not list(hosts)
-        self._origins = frozenset(ANY if origin == ANY else _parsed(origin) for origin in allowed_origins)
+    def __init__(self, options: AdmissionOptions, console: Console | None) -> None:
+        self._hosts = frozenset(map(_host, (options.host, *options.hosts)))
+        self._any_host = not options.hosts
+        self._origins = frozenset(ANY if origin == ANY else _parsed(origin) for origin in options.allowed_origins)
         self._console = console
 
     def check(self, named_host: str, origin: str | None, *, loopback: bool) -> None:

@@ -100,7 +100,7 @@ class Viewer:
         new = self.subscription = Subscription(
             client, request.number, connection.message_prefix(request), log.head, window=window
         )
-        new.attach(log, EVERYTHING)
+        new.view = log.attach(EVERYTHING, new)
         client.subscriptions[new.number] = new
         client.state = ClientState.BEHIND
         position = None if self.position is None else str(self.position)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.websocket.admission import Console, OriginRules, is_loopback
+from airy_trio.websocket.admission import AdmissionOptions, Console, OriginRules, is_loopback
 from airy_trio.websocket.request import RequestRefusedError
 from tests.settings.reading import fault, read
 
@@ -44,13 +44,15 @@ def status(rules: OriginRules, host: str, origin: str | None, *, loopback: bool)
     ],
 )
 def test_on_a_loopback_address_host_must_be_a_loopback_name(host: str, loopback: bool, expected: int) -> None:
-    rules = OriginRules(host="127.0.0.1", hosts=[], allowed_origins=[])
+    rules = OriginRules(AdmissionOptions(host="127.0.0.1", hosts=[], allowed_origins=[]), None)
     assert status(rules, host, None, loopback=loopback) == expected
 
 
 @pytest.mark.parametrize("loopback", [False, True])
 def test_hosts_are_allowed_in_addition_to_the_bound_one(*, loopback: bool) -> None:
-    rules = OriginRules(host="10.0.0.5", hosts=["Chat.Example.org", "[2001:DB8::1]"], allowed_origins=[])
+    rules = OriginRules(
+        AdmissionOptions(host="10.0.0.5", hosts=["Chat.Example.org", "[2001:DB8::1]"], allowed_origins=[]), None
+    )
     for host in ("chat.example.org", "chat.example.org:443", "10.0.0.5:8080", "[2001:db8:0::1]:8080"):
         assert status(rules, host, None, loopback=loopback) == 0
     assert status(rules, "other.example.org", None, loopback=loopback) == 403
@@ -84,7 +86,7 @@ def test_hosts_are_allowed_in_addition_to_the_bound_one(*, loopback: bool) -> No
     ],
 )
 def test_origin_must_match_host_without_a_list(origin: str | None, host: str, expected: int) -> None:
-    rules = OriginRules(host="0.0.0.0", hosts=[], allowed_origins=[], console=CONSOLE)  # noqa: S104 - nothing listens
+    rules = OriginRules(AdmissionOptions(host="0.0.0.0", hosts=[], allowed_origins=[]), CONSOLE)  # noqa: S104 - nothing listens
     assert status(rules, host, origin, loopback=False) == expected
 
 
@@ -103,13 +105,13 @@ def test_origin_must_match_host_without_a_list(origin: str | None, host: str, ex
 )
 def test_list_of_origins_replaces_the_same_host(origin: str | None, expected: int) -> None:
     allowed = ["https://Chat.example.org", "capacitor://localhost"]
-    rules = OriginRules(host="0.0.0.0", hosts=[], allowed_origins=allowed, console=CONSOLE)  # noqa: S104 - the same
+    rules = OriginRules(AdmissionOptions(host="0.0.0.0", hosts=[], allowed_origins=allowed), CONSOLE)  # noqa: S104 - the same
     assert status(rules, "here:8080", origin, loopback=False) == expected
 
 
 @pytest.mark.parametrize("origin, expected", [("https://anything.example", 0), ("null", 403), ("no origin", 403)])
 def test_star_allows_any_origin_but_null(origin: str, expected: int) -> None:
-    rules = OriginRules(host="127.0.0.1", hosts=[], allowed_origins=["*"])
+    rules = OriginRules(AdmissionOptions(host="127.0.0.1", hosts=[], allowed_origins=["*"]), None)
     assert status(rules, "localhost", origin, loopback=True) == expected
 
 
@@ -130,7 +132,7 @@ def test_star_allows_any_origin_but_null(origin: str, expected: int) -> None:
 def test_refusal_names_host_origin_and_setting_to_the_log_alone(
     allowed: list[str], host: str, origin: str | None, details: str
 ) -> None:
-    rules = OriginRules(host="127.0.0.1", hosts=["chat"], allowed_origins=allowed)
+    rules = OriginRules(AdmissionOptions(host="127.0.0.1", hosts=["chat"], allowed_origins=allowed), None)
     with pytest.raises(RequestRefusedError) as caught:
         rules.check(host, origin, loopback=True)
     assert str(caught.value).startswith(f"{caught.value.status.value}: {caught.value.words} {details}")
@@ -154,7 +156,7 @@ def test_refusal_names_host_origin_and_setting_to_the_log_alone(
     ],
 )
 def test_the_console_is_an_origin_of_its_own(console: Console | None, origin: str, host: str, expected: int) -> None:
-    rules = OriginRules(host="127.0.0.1", hosts=["chat.example.org"], allowed_origins=[], console=console)
+    rules = OriginRules(AdmissionOptions(host="127.0.0.1", hosts=["chat.example.org"], allowed_origins=[]), console)
     assert status(rules, host, origin, loopback=True) == expected
 
 
