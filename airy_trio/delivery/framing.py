@@ -65,13 +65,11 @@ _CHALLENGE: Final = ("WWW-Authenticate", "Bearer")
 class Framing(Protocol):
     """How the bytes of one client are read and written. Sans-IO.
 
-    ``session``: the name of the session. ``answers_end``: the client answers the server's end with its own.
-    ``has_headers``: an event can have further header lines. Without them, all clients that return to one position share
-    the batches that they lack.
+    ``session``: the name of the session. ``has_headers``: an event can have further header lines. Without them, all
+    clients that return to one position share the batches that they lack.
     """
 
     session: str
-    answers_end: bool
     has_headers: bool
 
     def receive(self, data: bytes) -> list[Request]:
@@ -107,7 +105,7 @@ class Framing(Protocol):
         ...
 
     def end(self, reason: DisconnectReason) -> bytes | None:
-        """Encode the end of the stream; None if it has none."""
+        """Encode the end of the stream; None if it has none, empty if the client does not answer it."""
         ...
 
 
@@ -115,7 +113,6 @@ class StompFraming(Connection):
     """STOMP, with each frame in a WebSocket message of its own."""
 
     __slots__ = ()
-    answers_end = True
     has_headers = True
 
     def connected(self) -> bytes:
@@ -149,7 +146,6 @@ class EventStreamFraming:
     """
 
     __slots__ = ("_begun", "_origin", "_returning", "session")
-    answers_end = False
     has_headers = False
 
     def __init__(self, session: str, *, origin: str | None, returning: bool) -> None:

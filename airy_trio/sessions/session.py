@@ -191,8 +191,8 @@ class Session:
                 end = client.connection.end(reason)
                 if end is not None:
                     await stream.close(end)
-                if client.connection.answers_end and not stream.ended:
-                    await read_to_end(stream.transport, self._turn, after=stream.unread, or_close=True)
+                if end and not stream.ended:
+                    await read_to_end(stream.transport, self._turn, or_close_after=stream.unread)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
             return True
@@ -259,18 +259,17 @@ async def _read_request(stream: FramedStream) -> Request:
             return request
 
 
-async def read_to_end(transport: Transport, turn: Turn, *, after: bytes = b"", or_close: bool = False) -> None:
-    """Read and drop input to its end, or to a Close frame. Each read takes a turn in the fair queue.
+async def read_to_end(transport: Transport, turn: Turn, *, or_close_after: bytes | None = None) -> None:
+    """Read and drop input to its end. Each read takes a turn in the fair queue.
 
-    ``after``: the input that came before.
+    ``or_close_after``: return after a Close frame too; this is the input that came before.
     """
-    tail = after[-CLOSE_BYTES_MAX:]
-    if or_close and ends_with_close(tail):
-        return
-    while data := await transport.receive_some(DROPPED_BYTES_MAX):
-        tail = (tail + data)[-CLOSE_BYTES_MAX:]
-        if or_close and ends_with_close(tail):
+    tail = or_close_after or b""
+    while or_close_after is None or not ends_with_close(tail):
+        data = await transport.receive_some(DROPPED_BYTES_MAX)
+        if not data:
             return
+        tail = (tail + data)[-CLOSE_BYTES_MAX:]
         await turn()
 
 
