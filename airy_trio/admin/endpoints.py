@@ -18,7 +18,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -29,6 +29,7 @@ from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.events.models import TYPES
 from airy_trio.log.store import Position
 from airy_trio.log.tail import LATENCY_BUCKETS_S
+from airy_trio.sessions.listener import Address
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _PAGE_HEADERS: Final = {
@@ -212,19 +213,12 @@ class ClientEndpoint:
     """The port for clients as a browser reaches it.
 
     ``url``: its WebSocket URL if it differs from the listener's (a proxy, a certificate for a name), otherwise "".
-    ``token``: whether CONNECT needs one. ``host``, ``port``: as configured, until ``opened``.
+    ``token``: whether CONNECT needs one. ``address``: of the listener, once the server has started.
     """
 
     _url: str
-    _host: str
-    _port: int
-    _path: str
-    _tls: bool
     token: bool
-
-    def opened(self, host: str, port: int) -> None:
-        """Note where the listener is bound."""
-        self._host, self._port = host, port
+    address: Address | None = None
 
     def url(self, host: str) -> str | None:
         """Return the WebSocket URL for a page that was requested with the Host header ``host``.
@@ -232,15 +226,12 @@ class ClientEndpoint:
         It has the listener's address, or the page's host if the listener is on all addresses. None: there is no port
         yet, or ``host`` is not a host name.
         """
-        if self._url:
-            return self._url
         here = _NAME.match(host)
-        if not self._port or here is None:
-            return None
-        name = here[0] if self._host in {"0.0.0.0", "::", ""} else self._host  # noqa: S104 - only compared
-        if ":" in name and not name.startswith("["):
-            name = f"[{name}]"
-        return f"{'wss' if self._tls else 'ws'}://{name}:{self._port}{self._path}"
+        if self._url or self.address is None or here is None:
+            return self._url or None
+        if self.address.host not in {"0.0.0.0", "::", ""}:  # noqa: S104 - only compared
+            return self.address.url
+        return evolve(self.address, host=here[0].strip("[]")).url
 
     def origin(self, host: str) -> str | None:
         """Return scheme, host and port of that URL, for a Content-Security-Policy."""

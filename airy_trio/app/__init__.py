@@ -3,6 +3,7 @@
 ``build`` makes the parts, ``server`` runs them and has the nursery tree, ``supervisor`` runs several processes.
 """
 
-from airy_trio.app.server import Address, run, serve
+from airy_trio.app.server import run, serve
+from airy_trio.sessions.listener import Address
 
 __all__ = ["Address", "run", "serve"]

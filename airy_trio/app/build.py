@@ -470,10 +470,6 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
         readiness=readiness,
         endpoint=ClientEndpoint(
             settings.admin.websocket_url,
-            host=settings.listener.host,
-            port=settings.listener.port,
-            path=settings.listener.path,
-            tls=encryption is not None,
             token=settings.auth.mode != "none" and not settings.auth.cookie,  # a browser sends a cookie by itself
         ),
         node=endpoints.node_of(worker, ports, settings.admin.others),

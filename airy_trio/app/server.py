@@ -41,7 +41,7 @@ from airy_trio.delivery.disconnects import INTERNAL
 from airy_trio.errors import FaultsError, SettingsError, StartError, single_error
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
-from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket, within_files
+from airy_trio.sessions.listener import Address, ListenerOptions, accept, open_listening_socket, within_files
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
 from airy_trio.websocket import tls
@@ -51,22 +51,6 @@ logger = structlog.get_logger(__name__)
 
 FLUSH_TIMEOUT_S: Final = 5.0
 """Time at shutdown to store the acknowledgements of durable subscriptions."""
-
-
-@frozen(kw_only=True)
-class Address:
-    """Where a server listens."""
-
-    host: str
-    port: int
-    path: str
-    tls: bool = False
-
-    @property
-    def url(self) -> str:
-        """The WebSocket URL for a client on this machine."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'wss' if self.tls else 'ws'}://{host}:{self.port}{self.path}"
 
 
 async def serve(  # noqa: ASYNC128 - _serve reports that it has started
@@ -251,10 +235,10 @@ def _started(settings: Settings, parts: Parts, listening: socket.socket | None) 
     options = settings.listener
     host, port = (options.host, options.port) if listening is None else listening.getsockname()[:2]
     address = Address(host=host, port=port, path=options.path, tls=parts.encryption is not None)
+    parts.endpoint.address = address
     if listening is None:
         parts.readiness.record_only()
     else:
-        parts.endpoint.opened(host, port)
         parts.readiness.listen()
         logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
         for warning in settings.exposures():

@@ -28,10 +28,9 @@ import structlog
 import trio
 from attrs import evolve, frozen
 
-from airy_trio.app.server import Address
 from airy_trio.errors import StartError
 from airy_trio.retry import Backoff
-from airy_trio.sessions.listener import ListenerOptions, open_listening_socket
+from airy_trio.sessions.listener import Address, ListenerOptions, open_listening_socket
 from airy_trio.settings import Settings
 
 logger = structlog.get_logger(__name__)

@@ -91,6 +91,22 @@ class ListenerOptions(SessionOptions):
         return self.workers if self.recorder is None else self.workers + 1
 
 
+@frozen(kw_only=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+    path: str
+    tls: bool = False
+
+    @property
+    def url(self) -> str:
+        """The WebSocket URL for a client on this machine."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'wss' if self.tls else 'ws'}://{host}:{self.port}{self.path}"
+
+
 class BrokenListenerError(AiryTrioError):
     """The listening socket is broken."""
 

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from airy_trio.admin.endpoints import CONSOLE, MEDIA_TYPES, ClientEndpoint, node_of
+from airy_trio.app import Address
 from airy_trio.errors import SettingsError
 from airy_trio.testing.client import connect
 from tests.admin.serving import admin, free_port, serving_all
@@ -17,7 +18,8 @@ ASSET = re.compile(r'(?:src|href)="(console/[^"]+)"')
 
 
 def endpoint(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> ClientEndpoint:
-    return ClientEndpoint(url, host=host, port=port, path="/ws.communication", tls=tls, token=False)
+    address = Address(host=host, port=port, path="/ws.communication", tls=tls) if port else None
+    return ClientEndpoint(url, token=False, address=address)
 
 
 @pytest.mark.parametrize(

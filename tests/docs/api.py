@@ -9,7 +9,7 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).parents[2] / "airy_trio"
 PUBLISHED: Final = (
-    ("Serve", "airy_trio", "app/server.py", ("serve", "Address")),
+    ("Serve", "airy_trio", "app/server.py sessions/listener.py", ("serve", "Address")),
     ("Settings", "airy_trio.settings", "settings/__init__.py", ("load", "parse")),
     ("Migrations", "airy_trio.migrate", "migrate/__init__.py", ("migrate", "Migrated", "preview", "remove")),
     (
