@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
@@ -168,7 +168,7 @@ class Acknowledge:
     inside a transaction have none.
     """
 
-    acks: Collection[Ack]
+    acks: Iterable[Ack]
     receipt: str | None
 
 

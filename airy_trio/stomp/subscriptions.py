@@ -31,9 +31,6 @@ class WaitingAcks:
     def __len__(self) -> int:
         return len(self._packed) // _PACKED.size
 
-    def __contains__(self, ack: object) -> bool:
-        return any(ack == waiting for waiting in self)
-
     def __iter__(self) -> Iterator[Ack]:
         for number, epoch, offset in _PACKED.iter_unpack(self._packed):
             accepted = offset >= 0
@@ -56,15 +53,19 @@ class WaitingAcks:
 
 @define(eq=False, weakref_slot=False)
 class Transactions:
-    """Open transactions by the client's names. ``acks_held``, of all of them together, is at most ``acks_max``."""
+    """Open transactions by the client's names. All of them together have at most ``acks_max`` acknowledgements."""
 
     _transactions_max: int
     _acks_max: int
-    acks_held: int = field(default=0, init=False)
     _open: dict[str, WaitingAcks] = field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def acks_held(self) -> int:
+        """The number of acknowledgements in all open transactions."""
+        return sum(map(len, self._open.values()))
 
     def begin(self, name: str) -> None:
         """Open a transaction."""
@@ -80,19 +81,16 @@ class Transactions:
         if self.acks_held == self._acks_max:
             raise RemoteProtocolError(*errors.TOO_MANY_TRANSACTION_ACKS)
         acks.append(ack)
-        self.acks_held += 1
 
     def end(self, name: str) -> WaitingAcks:
         """Close a transaction and return its acknowledgements in order. COMMIT uses them, ABORT does not."""
         acks = self._acks_of(name)
         del self._open[name]
-        self.acks_held -= len(acks)
         return acks
 
     def clear(self) -> None:
         """Drop all open transactions, as at the end of the connection (STOMP 1.2, "BEGIN")."""
         self._open.clear()
-        self.acks_held = 0
 
     def _acks_of(self, name: str) -> WaitingAcks:
         try:
@@ -116,9 +114,7 @@ class OpenSubscriptions:
 
     _subscriptions_max: int
     _in_flight_max: int
-    _prefetch: int = field(default=0, init=False)  # sum over the open subscriptions
     _open: dict[int, OpenSubscription] = field(factory=dict, init=False)
-    _numbers: dict[str, int] = field(factory=dict, init=False)
     _last_number: int = field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -130,22 +126,19 @@ class OpenSubscriptions:
         Raises ``RemoteProtocolError`` for an id that is open, beyond ``subscriptions_max``, and if the sum of
         ``prefetch`` would exceed ``in_flight_max``.
         """
-        if subscription.id in self._numbers:
+        if subscription.id is not None and self.number_of(subscription.id) is not None:
             raise RemoteProtocolError(*errors.DUPLICATE_SUBSCRIPTION)
         if len(self._open) == self._subscriptions_max:
             raise RemoteProtocolError(*errors.TOO_MANY_SUBSCRIPTIONS)
-        if self._prefetch + subscription.prefetch > self._in_flight_max:
+        if sum(one.prefetch for one in self._open.values()) + subscription.prefetch > self._in_flight_max:
             raise RemoteProtocolError(*errors.TOO_MUCH_PREFETCH)
-        self._prefetch += subscription.prefetch
         self._last_number += 1
         self._open[self._last_number] = subscription
-        if subscription.id is not None:
-            self._numbers[subscription.id] = self._last_number
         return self._last_number
 
     def number_of(self, subscription_id: str) -> int | None:
         """Return the number of the open subscription with this id, if there is one."""
-        return self._numbers.get(subscription_id)
+        return next((number for number, one in self._open.items() if one.id == subscription_id), None)
 
     def numbers_to(self, destination: str) -> tuple[int, ...]:
         """Return the numbers of all open subscriptions to a destination, oldest first."""
@@ -153,7 +146,4 @@ class OpenSubscriptions:
 
     def end(self, number: int) -> None:
         """Close an open subscription."""
-        subscription = self._open.pop(number)
-        self._prefetch -= subscription.prefetch
-        if subscription.id is not None:
-            del self._numbers[subscription.id]
+        del self._open[number]
