@@ -304,6 +304,11 @@ class Subscription:
         )
 
     @property
+    def in_tail(self) -> bool:
+        """Whether the tail has all that follows its position, and no replay comes first."""
+        return self.replay is None and self.position.offset >= self.view.evicted
+
+    @property
     def shareable(self) -> bool:
         """Whether its frames are those of every subscription of the view with the same prefix and position."""
         return self.window is None and not self.resume_header

@@ -92,8 +92,6 @@ class Batches:
         key = (view, subscription.prefix, position.epoch, position.offset, view.last)
         batch = self._shared.get(key)
         if batch is None:
-            if position.offset < view.evicted:
-                raise LookupError(f"{position} is before the tail")
             batch = self._from_tail(subscription, after=position, prefix=subscription.prefix)
             _remember(self._shared, key, batch, SHARED_BATCHES_MAX)
         return batch
@@ -209,7 +207,7 @@ class FanOut:
             client.wake()
             return None
         taken: EncodedBatch | None = None
-        if subscription.replay is None and subscription.position.offset >= subscription.view.evicted:
+        if subscription.in_tail:
             batch = self._batches.next_batch(subscription)
             if client.stream.offer(batch.data, now):
                 self._batches.commit(subscription, batch, now)
@@ -389,7 +387,7 @@ async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batche
         raise PositionExpired(f"{subscription.position} is of an epoch that has ended")
     if not subscription.has_work:
         return False
-    if subscription.replay is not None or subscription.position.offset < subscription.view.evicted:
+    if not subscription.in_tail:
         return await _serve_page(subscription, eventlog, batches)
     await _send_one(subscription, eventlog, batches)
     return True
@@ -425,18 +423,17 @@ async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Bat
         await stream.drain()
         if not _may_send(subscription, eventlog):
             return False
-        if page is not None:
-            batch = batches.of_page(subscription, page)
-        elif subscription.position.offset >= subscription.view.evicted:
+        if page is None:
+            if subscription.position.offset < subscription.view.evicted:  # since the lock was waited for
+                return False
             batch = batches.next_batch(subscription)
+        elif (found := batches.of_page(subscription, page)) is not None:
+            batch = found
         else:
-            batch = None
-        if batch is None:
-            if page is not None:
-                if subscription.replay is not None and page.completes_state:
-                    # The object of the last event has changed or ended since the previous page was read.
-                    subscription.resume_header += STATE_COMPLETE
-                subscription.skip_to(page.upto)
+            if subscription.replay is not None and page.completes_state:
+                # The object of the last event has changed or ended since the previous page was read.
+                subscription.resume_header += STATE_COMPLETE
+            subscription.skip_to(page.upto)
             return False
         # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
         batches.commit(subscription, batch, trio.current_time())

@@ -103,9 +103,6 @@ async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
-    found = start_at_once(eventlog, view, request, options)
-    if found is not None:
-        return found
     resume = LIVE
     if request.last_event_id is not None:
         position = Position.parse(request.last_event_id)

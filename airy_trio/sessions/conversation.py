@@ -297,20 +297,17 @@ class Conversation:
             case Unsubscribe():
                 for number in request.numbers:
                     self._unsubscribe(number)
-                await self._send_receipt_when_written(request.receipt)
             case Acknowledge():
                 for count, ack in enumerate(request.acks, 1):
                     self._acknowledge(ack)
                     if count % ACKS_PER_TURN == 0:
                         await self._yield()
-                await self._send_receipt_when_written(request.receipt)
             case Disconnect():
                 self.end()
-                await self._send_receipt_when_written(request.receipt)
-                return DONE
             case _:
                 assert_never(request)
-        return None
+        await self._send_receipt_when_written(request.receipt)
+        return DONE if isinstance(request, Disconnect) else None
 
     async def _connect(self, request: Connect) -> DisconnectReason | None:
         """Send CONNECTED and start the client's timers; or return why the client is refused."""

@@ -41,6 +41,9 @@ if client.state is BEHIND and not stream.transport.pending and not any(
             client.state = LIVE"""
 
 
+TAIL_ALONE = "subscription.position.offset >= subscription.view.evicted"
+
+
 @frozen
 class Mutant:
     """A fault: in the source of ``owner.name``, ``sound`` is replaced by ``unsound``.
@@ -144,8 +147,8 @@ MUTANTS = (
         "no evicted check in the fan-out",
         FanOut,
         "serve",
-        "subscription.position.offset >= subscription.view.evicted",
-        "True",
+        "subscription.in_tail",
+        "subscription.replay is None",
     ),
     Mutant(
         "a page of the store counts as sent after its first batch",
@@ -326,11 +329,11 @@ DIRECTED = (
         lambda _clock: test_reads.test_a_replay_has_no_events_after_its_end_that_an_earlier_read_has_found(),
     ),
     (
-        Mutant("the fan-out forgets the state", FanOut, "serve", "subscription.replay is None and", ""),
+        Mutant("the fan-out forgets the state", FanOut, "serve", "subscription.in_tail", TAIL_ALONE),
         test_state.test_fan_out_sends_nothing_before_the_state,
     ),
     (
-        Mutant("the send task forgets the state", fanout, "_serve", "subscription.replay is not None or", ""),
+        Mutant("the send task forgets the state", fanout, "_serve", "subscription.in_tail", f"({TAIL_ALONE})"),
         partial(with_small_pages, test_state.test_state_is_sent_in_pages, 5),
     ),
     (
