@@ -41,13 +41,12 @@ from airy_trio.websocket.event_stream import (
     StreamRequest,
     event,
     named_event,
-    no_content,
     retry,
     sharing,
     stream_head,
 )
 from airy_trio.websocket.frames import HEART_BEAT, close_frame, text_message
-from airy_trio.websocket.request import response
+from airy_trio.websocket.request import LAST_RESPONSE, response, response_head
 
 # The header line of the MESSAGE that completes the current state; an event stream has an event of its own after it.
 STATE_COMPLETE: Final = header("state", "complete", None)
@@ -205,7 +204,7 @@ class EventStreamFraming:
     def _refusal(self, reason: DisconnectReason) -> bytes:
         shared = sharing(self._origin)
         if reason.reconnect is Reconnect.NO and self._returning:
-            return no_content(*shared)
+            return response_head(HTTPStatus.NO_CONTENT, *LAST_RESPONSE, *shared)
         status = HTTPStatus(int((reason.token or "")[:3]))
         challenge = (_CHALLENGE,) if status is HTTPStatus.UNAUTHORIZED else ()
         return response(status, f"{reason.token}: {reason.prose}", *challenge, *shared)

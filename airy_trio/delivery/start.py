@@ -47,29 +47,19 @@ class StartRequest:
 class Start:
     """Where a subscription starts: after ``position``, with the replay if there is one, then with all later events.
 
-    ``resume``: the header of the same name. ``whole``: whether the replay has all that was asked for; None if the
-    RECEIPT has no header ``state``. ``until``: the end of the current state. ``missing``: the types that the state does
-    not have completely.
+    ``resume``: the header of the same name. ``state``: the headers that say what the replay has, if that is not all of
+    the recent window.
     """
 
     position: Position
     resume: str
     replay: Replay | None = None
-    whole: bool | None = None
-    until: Position | None = None
-    missing: tuple[str, ...] = ()
+    state: tuple[tuple[str, str], ...] = ()
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """The headers of the RECEIPT."""
-        found = [("position", str(self.position)), ("resume", self.resume)]
-        if self.whole is not None:
-            found.append(("state", "current" if self.whole else "partial"))
-        if self.until is not None:
-            found.append(("until", str(self.until)))
-        if self.missing:
-            found.append(("state-missing", ",".join(self.missing)))
-        return tuple(found)
+        return ("position", str(self.position)), ("resume", self.resume), *self.state
 
 
 async def start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
@@ -125,7 +115,7 @@ def _recent(eventlog: EventLog, view: View, since: Position, resume: str, option
     begin = _limited(since.offset, eventlog.head, options)
     until = eventlog.recent_end()
     replay = Replay(until=until) if begin < until.offset and eventlog.may_have_replaced(view, begin) else None
-    return Start(since.at(begin), resume, replay, whole=False if begin > since.offset else None)
+    return Start(since.at(begin), resume, replay, (("state", "partial"),) if begin > since.offset else ())
 
 
 def _limited(since: int, head: Position, options: ReplayOptions) -> int:
@@ -137,20 +127,23 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
     while True:
         found = await eventlog.current_state(options.window_s)
         types = types_of(view.destination)
-        missing = tuple(sorted(found.missing(STATE_TYPES & types)))
+        missing = sorted(found.missing(STATE_TYPES & types))
+        headers = [("state", "partial" if missing else "current"), ("until", str(found.until))]
+        if missing:
+            headers.append(("state-missing", ",".join(missing)))
         # Deletions are included. If the window begins before the tail of this node, the replay may have an event of an
         # object that was deleted later, and the client must receive the deletion too.
         others = frozenset(type_ for type_ in types if type_.replace(".deleted", ".updated") not in found.kept)
         since = _limited(found.since, found.until, options) if others else found.until.offset
-        replay = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
+        replay: Replay | None = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
         begin = found.until.at(since if found.at is None else 0)
         try:
             page = await eventlog.page(begin, view.destination, replay, address=address)
         except PositionExpired:  # another epoch or generation has begun
             continue
         if page.completes_state and not page.events:
-            return Start(found.until, resume, None, not missing, found.until, missing)
-        return Start(begin, resume, replay, not missing, found.until, missing)
+            begin, replay = found.until, None
+        return Start(begin, resume, replay, tuple(headers))
 
 
 async def _verdict(eventlog: EventLog, view: View, position: Position | None, address: str) -> str:

@@ -122,18 +122,15 @@ def sharing(origin: str | None) -> tuple[Header, ...]:
 
 def preflight_answer(origin: str | None) -> bytes:
     """Return the whole response to a preflight request of an allowed origin."""
-    return no_content(
+    return response_head(
+        HTTPStatus.NO_CONTENT,
+        *LAST_RESPONSE,
         ("Allow", _METHODS),
         ("Access-Control-Allow-Methods", "GET"),
         ("Access-Control-Allow-Headers", _ALLOWED_HEADERS),
         ("Access-Control-Max-Age", str(PREFLIGHT_AGE_S)),
         *sharing(origin),
     )
-
-
-def no_content(*headers: Header) -> bytes:
-    """Return a whole response without content."""
-    return response_head(HTTPStatus.NO_CONTENT, *LAST_RESPONSE, *headers)
 
 
 def stream_head(origin: str | None, retry_ms: int) -> bytes:

@@ -14,7 +14,7 @@ from airy_trio.log.event_log import COMPARED_MAX, STATE_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Replay
-from airy_trio.log.store import Bounds, StateAt, StoreUnavailable
+from airy_trio.log.store import Bounds, Position, StateAt, StoreUnavailable
 from tests.delivery.kept import GENERATION, keep
 from tests.sessions.serving import event, events, open_log
 
@@ -199,7 +199,8 @@ async def test_an_empty_state_ends_where_it_begins() -> None:
     log = await filled()
     await keep(log, "ab", types=MAPPED, whole=MAPPED)
     begin = await found_state(log, OfType("tag.updated"))
-    assert (begin.replay, begin.position, begin.until, begin.whole) == (None, log.head, log.head, True)
+    assert (begin.replay, begin.position, until_of(begin)) == (None, log.head, log.head)
+    assert dict(begin.headers)["state"] == "current"
     begin = await found_state(log)
     assert (state_of(begin), begin.position) == (StateAt(GENERATION, log.head), log.head.at(0))
 
@@ -224,20 +225,21 @@ async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_
     assert state_of(await found_state(log, other)) == StateAt("second", log.head)
     await log.begin_epoch(log.head, "point")
     begin = await found_state(log)
-    assert (begin.replay, begin.until, begin.whole) == (None, log.head, False)
+    assert (begin.replay, until_of(begin)) == (None, log.head)
+    assert dict(begin.headers)["state"] == "partial"
     assert log.epoch != before.epoch
     await log.begin_epoch(log.head, "point")
-    assert (await found_state(log)).until == log.head
+    assert until_of(await found_state(log)) == log.head
 
 
 async def test_clients_that_come_together_get_the_same_state(autojump_clock: MockClock) -> None:
     log = await filled()
     await keep(log, "ab")
-    first = (await found_state(log)).until
+    first = until_of(await found_state(log))
     await keep(log, "c")
-    assert (await found_state(log)).until == first
+    assert until_of(await found_state(log)) == first
     await trio.sleep(STATE_AGE_S)
-    assert (await found_state(log)).until == log.head
+    assert until_of(await found_state(log)) == log.head
 
 
 async def test_the_state_ends_at_the_head_of_this_node() -> None:
@@ -248,7 +250,11 @@ async def test_the_state_ends_at_the_head_of_this_node() -> None:
     await log.catch_up()
     await keep(other, "bc")
     begin = await found_state(log)
-    assert begin.until == log.head == other.head.at(2)
+    assert until_of(begin) == log.head == other.head.at(2)
+
+
+def until_of(begin: Start) -> Position | None:
+    return Position.parse(dict(begin.headers)["until"])
 
 
 async def recent(log: EventLog, options: ReplayOptions = WINDOW) -> Start:
@@ -338,8 +344,10 @@ async def test_without_a_state_only_the_recent_window_is_sent() -> None:
     log = await filled()
     begin = await found_state(log)
     replay = Replay(until=log.head, since=7, types=frozenset(TYPES), announced=True)
-    assert (begin.position, begin.replay, begin.whole) == (log.head.at(7), replay, False)
+    assert (begin.position, begin.replay) == (log.head.at(7), replay)
+    assert dict(begin.headers)["state"] == "partial"
     await trio.sleep(0.01)
     log, options = await open_log(log.store), ReplayOptions(window_s=0)
     begin = await start(log, log.attach(EVERYTHING, log), StartRequest(None, "current"), options)
-    assert (begin.position, begin.replay, begin.whole) == (log.head, None, False)
+    assert (begin.position, begin.replay) == (log.head, None)
+    assert dict(begin.headers)["state"] == "partial"
