@@ -20,13 +20,13 @@ After any status but 200 an ``EventSource`` never reconnects. Some other clients
 204, which the HTML standard provides for this. A client without an earlier stream gets the status instead, because its
 body has the reason.
 """
-# ruff: noqa: ARG002, D102 - the port documents each method and its arguments
+# ruff: noqa: ARG002, D102 - both framings have the same methods, which are described once
 
 import json
 import random
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 from airy_trio.delivery.disconnects import PROTOCOL_ERROR, DisconnectReason, Reconnect
 from airy_trio.events.destinations import ROOT
@@ -34,7 +34,7 @@ from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.codec import EOL, NUL, header, message_head
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.frames import AckMode, Connect, HeartBeat, Request, Subscribe, Version
+from airy_trio.stomp.frames import AckMode, Connect, HeartBeat, Subscribe, Version
 from airy_trio.websocket.event_stream import (
     COMMENT,
     RETRY_LATER_MS,
@@ -61,86 +61,48 @@ _COMPLETE: Final = b'{"state":"complete"}'
 _CHALLENGE: Final = ("WWW-Authenticate", "Bearer")
 
 
-class Framing(Protocol):
-    """How the bytes of one client are read and written. Sans-IO.
-
-    ``session``: the name of the session. ``has_headers``: an event can have further header lines. Without them, all
-    clients that return to one position share the batches that they lack.
-    """
-
-    session: str
-    has_headers: bool
-
-    def receive(self, data: bytes) -> list[Request]:
-        """Return the requests in a piece of input. Raises ``RemoteProtocolError``."""
-        ...
-
-    def connected(self) -> bytes:
-        """Accept CONNECT; return the bytes of the answer, which may be none."""
-        ...
-
-    def message_prefix(self, request: Subscribe) -> bytes:
-        """Return what the bytes of a subscription's events depend on, besides the event."""
-        ...
-
-    def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-        """Encode the answer to a request that has taken effect. ``headers``: of that to a SUBSCRIBE (wire contract)."""
-        ...
-
-    def message_ack(self, number: int, message_id: str) -> bytes:
-        """Encode the header line with the ack id of an event."""
-        ...
-
-    def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
-        """Encode an event of a subscription. ``headers``: further header lines."""
-        ...
-
-    def heart_beat(self) -> bytes:
-        """Encode a heart-beat, which is then written at once."""
-        ...
-
-    def last_words(self, reason: DisconnectReason) -> bytes:
-        """Encode the disconnect reason; empty if the client receives none. Call it once."""
-        ...
-
-    def end(self, reason: DisconnectReason) -> bytes | None:
-        """Encode the end of the stream; None if it has none, empty if the client does not answer it."""
-        ...
-
-
 class StompFraming(Connection):
-    """STOMP, with each frame in a WebSocket message of its own."""
+    """STOMP, with each frame in a WebSocket message of its own. Sans-IO.
+
+    ``has_headers``: an event can have further header lines. Without them, all clients that return to one position share
+    the batches that they lack.
+    """
 
     __slots__ = ()
     has_headers = True
 
     def connected(self) -> bytes:
+        """Accept CONNECT; return the bytes of the answer."""
         return text_message(super().connected())
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+        """Encode the answer to a request that has taken effect. ``headers``: of that to a SUBSCRIBE (wire contract)."""
         return text_message(super().receipt(receipt_id, headers))
 
     def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
+        """Encode an event of a subscription. ``headers``: further header lines."""
         head = message_head(message_id, len(stored.body), truncated=stored.truncated)
         return text_message(b"".join((prefix, head, headers, EOL, stored.body, NUL)))
 
     def heart_beat(self) -> bytes:
+        """Encode a heart-beat, which is then written at once."""
         return HEART_BEAT
 
     def last_words(self, reason: DisconnectReason) -> bytes:
-        """See ``Framing.last_words``: an ERROR."""
+        """Encode the disconnect reason; empty if the client receives none. Call it once."""
         if reason.token is None:
             return b""
         return text_message(self.error(reason.token, reason.prose, reason.receipt_id, reason.headers))
 
     def end(self, reason: DisconnectReason) -> bytes | None:
-        """See ``Framing.end``: a Close frame."""
+        """Encode the end of the stream; None if it has none, empty if the client does not answer it."""
         return None if reason.close_code is None else close_frame(reason.close_code, reason.token or reason.name)
 
 
 class EventStreamFraming:
-    """Server-Sent Events: the response to a request that an admission has accepted.
+    """Server-Sent Events: the response to a request that an admission has accepted. Sans-IO.
 
+    ``StompFraming`` and ``Connection`` describe the methods, which are the same here.
     ``origin`` and ``returning``: see ``StreamRequest``. The request itself is not kept: it may be large.
     """
 
@@ -154,23 +116,23 @@ class EventStreamFraming:
         self._begun = False  # whether the head of the stream was encoded
 
     def receive(self, data: bytes) -> NoReturn:
-        """See ``Framing.receive``. Nothing may follow the request: the response lasts as long as the connection."""
+        """Refuse it: the response lasts as long as the connection, so nothing may follow the request."""
         raise RemoteProtocolError(PROTOCOL_ERROR.token or "", "Nothing may follow a request for events.")
 
     def connected(self) -> bytes:
-        """See ``Framing.connected``: the subscription may still be refused by status."""
+        """Return nothing: the subscription may still be refused by status."""
         return b""
 
     def message_prefix(self, request: Subscribe) -> bytes:
         return STREAM_PREFIX
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-        """See ``Framing.receipt``: the first event. From then on the client can resume at its position."""
+        """Encode the first event. From then on the client can resume at its position."""
         facts = dict(headers)
         return self._head() + named_event("subscribed", _json(facts.items()), facts["position"])
 
     def message_ack(self, number: int, message_id: str) -> bytes:
-        """See ``Framing.message_ack``: no event is acknowledged."""
+        """Return nothing: no event is acknowledged."""
         return b""
 
     def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
@@ -178,11 +140,11 @@ class EventStreamFraming:
         return event(message_id, stored.body) + (named_event("state", _COMPLETE) if completes else b"")
 
     def heart_beat(self) -> bytes:
-        """See ``Framing.heart_beat``: a comment."""
+        """Encode a comment."""
         return self._head() + COMMENT
 
     def last_words(self, reason: DisconnectReason) -> bytes:
-        """See ``Framing.last_words``, and the table at the top of this module."""
+        """Encode the disconnect reason by the table at the top of this module."""
         if reason.token is None:
             return b""
         if not self._begun and reason.reconnect in (Reconnect.NO, Reconnect.WITH_CREDENTIALS):
@@ -192,7 +154,7 @@ class EventStreamFraming:
         return self._head() + later + named_event("disconnect", _json(facts))
 
     def end(self, reason: DisconnectReason) -> bytes | None:
-        """See ``Framing.end``: the stream ends with the connection."""
+        """Return no bytes: the stream ends with the connection."""
         return b""
 
     def _head(self) -> bytes:
@@ -208,6 +170,10 @@ class EventStreamFraming:
         status = HTTPStatus(int((reason.token or "")[:3]))
         challenge = (_CHALLENGE,) if status is HTTPStatus.UNAUTHORIZED else ()
         return response(status, f"{reason.token}: {reason.prose}", *challenge, *shared)
+
+
+Framing = StompFraming | EventStreamFraming
+"""How the bytes of one client are read and written."""
 
 
 def requests_of(wanted: StreamRequest, heartbeat_ms: int) -> tuple[Connect, Subscribe]:
