@@ -60,13 +60,7 @@ class Session:
 
     __slots__ = ("_services", "_turn", "client", "conversation")
 
-    def __init__(
-        self,
-        services: Services,
-        transport: Transport,
-        slot: ConnectionSlot,
-        number: int,
-    ) -> None:
+    def __init__(self, services: Services, transport: Transport, slot: ConnectionSlot, number: int) -> None:
         self._services = services
         self._turn = slot.turn
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)

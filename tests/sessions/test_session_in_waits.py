@@ -411,6 +411,22 @@ async def test_close_frame_that_was_read_by_half_is_recognised(at: int, autojump
         assert transport.ended, "a client awaits our FIN after both Close frames"
 
 
+async def test_silence_counts_while_a_request_waits_for_the_store(autojump_clock: MockClock) -> None:
+    store = GatedStore()
+    options = ListenerOptions(port=0, heartbeat_ms=1000)
+    async with serving(await open_log(store), options, listen=False) as server:
+        connect = frame(TEXT, b"CONNECT\naccept-version:1.2\nheart-beat:1000,0\n\n\0")
+        transport, _ = await begin(server, head(), connect)
+        store.gate = trio.Event()
+        transport.feed(subscribe(0, "all"))
+        for _ in range(20):
+            await trio.sleep(1)
+            transport.feed(frame(TEXT, b"\n"))
+        found = [server.endings[0].reason]
+        await trio.sleep(10)
+        assert [*found, server.endings[0].reason] == [None, disconnects.SILENT]
+
+
 async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_clock: MockClock) -> None:
     store = GatedStore()
     options = ListenerOptions(port=0, heartbeat_ms=1000)
