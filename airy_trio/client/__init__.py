@@ -282,14 +282,9 @@ class Events(AsyncIterator[Event | Reset | State]):
 class Follower:
     """A client of one server, from ``open``. It has a connection while a loop over ``events`` runs."""
 
-    def __init__(self, address: ServerAddress, token: Token | None) -> None:
-        self._address = address
-        self._token = token
-        self._loops, self._to_serve = trio.open_memory_channel[_Loop](float("inf"))
+    def __init__(self, loops: trio.MemorySendChannel[_Loop]) -> None:
+        self._loops = loops
         self._loop: _Loop | None = None
-        self._rejected_tokens = 0
-        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
-        self._lost = False
 
     def events(
         self, destination: str = "/events", *, position: PositionStore | str | None = None, begin: Begin = "next"
@@ -318,10 +313,21 @@ class Follower:
         if self._loop is not None:
             self._loop.end(fault)
 
+
+class _Connector:
+    """Keeps a connection open for one loop after another."""
+
+    def __init__(self, address: ServerAddress, token: Token | None) -> None:
+        self._address = address
+        self._token = token
+        self._rejected_tokens = 0
+        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
+        self._lost = False
+
     @trio.lowlevel.enable_ki_protection  # Ctrl-C is the program's: it must not end this task instead
-    async def _run(self) -> None:
-        """Keep a connection open for one loop after another, until cancelled."""
-        async for loop in self._to_serve:
+    async def run(self, loops: trio.MemoryReceiveChannel[_Loop]) -> None:
+        """Serve loops. Runs until cancelled."""
+        async for loop in loops:
             await loop.run(self._connect)
 
     async def _connect(self, loop: _Loop) -> NoReturn:
@@ -387,10 +393,12 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
     ``logging``. Raises ``ValueError`` for any other URL. What the block raises is not wrapped in a group. Resource
     handling: the socket is closed with the block, without a DISCONNECT.
     """
-    client = Follower(ServerAddress.parse(url, tls), token)
+    connector = _Connector(ServerAddress.parse(url, tls), token)
+    sending, receiving = trio.open_memory_channel[_Loop](float("inf"))
+    client = Follower(sending)
     try:
         async with tasks() as nursery:
-            nursery.start_soon(client._run)  # noqa: SLF001 - its other methods are for programs
+            nursery.start_soon(connector.run, receiving)
             yield client
     finally:
         client.close()
