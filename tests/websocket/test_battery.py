@@ -249,7 +249,6 @@ def texts() -> Iterator[Case]:
             yield Case(f"6 invalid {number} is reported before its message ends", [first], code=1007)
     for number, octets in enumerate(MORE_INVALID):
         yield Case(f"6 more invalid {number} {octets!r}", [frame(TEXT, ask_with(octets))], code=1007)
-        yield Case(f"6 more invalid {number} in a fragment", cut(ask_with(octets), 3), code=1007)
     begun = frame(TEXT, PREFIX + b"\xf4\x90\x80\x80" + b"y" * 100)[:-100]
     yield Case("6 invalid is reported before its frame ends", [begun], code=1007)
     yield Case("6 invalid is reported before its frame ends, octet by octet", pieces(begun, 1), code=1007)
@@ -274,6 +273,8 @@ def texts_in_pieces() -> Iterator[Case]:
             yield Case(
                 f"6 invalid {number} cut at {at}", cut(ask_with(octets), ask_with(octets).index(octets) + at), code=1007
             )
+    for number, octets in enumerate(MORE_INVALID):
+        yield Case(f"6 more invalid {number} in a fragment", cut(ask_with(octets), 3), code=1007)
 
 
 def closes() -> Iterator[Case]:
