@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,25 +24,8 @@ import hypothesis
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tests.application import any_application, postgres_application, sqlite_application
-from tests.command_line import command_line
-from tests.pgbouncer import pgbouncer
-from tests.postgres import own_postgres, postgres, postgres_database
-from tests.redis_server import collected, own_redis, redis_server
-
-__all__ = [
-    "any_application",
-    "collected",
-    "command_line",
-    "own_postgres",
-    "own_redis",
-    "pgbouncer",
-    "postgres",
-    "postgres_application",
-    "postgres_database",
-    "redis_server",
-    "sqlite_application",
-]
+FIXTURES = ("tests.application", "tests.command_line", "tests.pgbouncer", "tests.postgres", "tests.redis_server")
+"""The modules with the shared fixtures."""
 
 # A shell starts background jobs with SIGINT ignored. Every program that a test starts and interrupts would inherit
 # this.
@@ -98,6 +82,10 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.register_profile("quick", hypothesis.settings(), max_examples=QUICK_EXAMPLES)
         hypothesis.settings.load_profile("quick")
         sys.addaudithook(_fail_if_a_process_starts)
+    # If workers run the tests, half a second of imports would be for nothing here.
+    if config.getoption("dist", "no") == "no" or not config.getoption("tx"):
+        for name in FIXTURES:
+            config.pluginmanager.register(import_module(name), name)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
