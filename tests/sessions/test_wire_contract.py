@@ -109,13 +109,10 @@ async def test_no_common_version_is_answered_with_the_supported_ones(server: Ser
     assert (error.get("message"), error.get("version"), code) == ("400-no-common-version", "1.0,1.1,1.2", 1002)
 
 
-@pytest.mark.parametrize("command", ["SUBSCRIBE", "SEND", "DISCONNECT", "CONNECTED"])
-async def test_any_frame_before_connect_ends_the_session(
-    server: Server, command: str, autojump_clock: MockClock
-) -> None:
+async def test_any_frame_before_connect_ends_the_session(server: Server, autojump_clock: MockClock) -> None:
     client = server.plug().client
     await client.upgrade()
-    await client.send(Frame(command, (("destination", "/events"), ("id", "0"))))
+    await client.send(Frame("SUBSCRIBE", (("destination", "/events"), ("id", "0"))))
     error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-not-connected", 1002)
 
@@ -137,20 +134,19 @@ async def test_missing_connect_times_out(server: Server, autojump_clock: MockClo
 
 
 # Line 7
-@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("heart_beat", ["", "heart-beat:0,0\n", "heart-beat:1000,60000\n"])
 async def test_connected_always_carries_its_four_headers(
-    server: Server, version: str, heart_beat: str, autojump_clock: MockClock
+    server: Server, heart_beat: str, autojump_clock: MockClock
 ) -> None:
     client = server.plug().client
     await client.upgrade()
-    await client.send_text(f"CONNECT\naccept-version:{version}\n{heart_beat}\n\0")
+    await client.send_text(f"CONNECT\naccept-version:1.2\n{heart_beat}\n\0")
     lines = (await client.receive_text()).split("\n")
     session = lines[2].removeprefix("session:")
     assert session.isalnum()
     assert lines == [
         "CONNECTED",
-        f"version:{version}",
+        "version:1.2",
         f"session:{session}",
         "server:airy-trio/test",
         "heart-beat:30000,30000",
@@ -254,15 +250,12 @@ async def test_subscriptions_are_limited_for_each_connection(server: Server, aut
     assert b"subscriptions_max" not in error.body
 
 
-@pytest.mark.parametrize("header, token", [("id", "413-id-too-large"), ("destination", "413-destination-too-large")])
-async def test_too_long_headers_end_the_session(
-    server: Server, header: str, token: str, autojump_clock: MockClock
-) -> None:
+async def test_too_long_destination_ends_the_session(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
-    headers = {"id": "0", "destination": "/events"}
-    await client.send(Frame("SUBSCRIBE", tuple({**headers, header: "/events/channel/".ljust(513, "x")}.items())))
+    headers = (("id", "0"), ("destination", "/events/channel/".ljust(513, "x")))
+    await client.send(Frame("SUBSCRIBE", headers))
     error, code = await error_and_code(client)
-    assert (error.get("message"), code) == (token, 1009)
+    assert (error.get("message"), code) == ("413-destination-too-large", 1009)
 
 
 # Line 10
@@ -319,14 +312,18 @@ async def test_unsubscribe_by_destination_in_1_0(server: Server, autojump_clock:
 
 
 # Line 11
-@pytest.mark.parametrize("ack", ACK_MODES)
-@pytest.mark.parametrize("given", ["", "id:s 0\\c\n"])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "version, given, ack",
+    [
+        ("1.0", "", "auto"),
+        ("1.0", "id:s 0\\c\n", "client"),
+        ("1.1", "id:s 0\\c\n", "client-individual"),
+        *(("1.2", "id:s 0\\c\n", ack) for ack in ACK_MODES),
+    ],
+)
 async def test_message_headers_and_their_order(
     server: Server, version: str, given: str, ack: str, autojump_clock: MockClock
 ) -> None:
-    if version != "1.0":
-        given = given or "id:s\n"  # required
     client = (await server.plug_connected(version=version)).client
     await client.send_text(f"SUBSCRIBE\n{given}destination:/events/channel/a%20%c3%a4\nack:{ack}\nreceipt:r\n\n\0")
     assert (await client.receive()).get("receipt-id") == "r"
@@ -382,21 +379,20 @@ async def test_prefetch_count_is_ignored_with_auto(server: Server, autojump_cloc
     assert offsets(await arrivals(client)) == list(range(1, 301))
 
 
-@pytest.mark.parametrize("count", ["0", "10001", "many"])
-async def test_prefetch_count_out_of_range_ends_the_session(
-    server: Server, count: str, autojump_clock: MockClock
-) -> None:
+async def test_prefetch_count_that_is_no_number_ends_the_session(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
-    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("prefetch-count", count))
+    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("prefetch-count", "many"))
     await client.send(Frame("SUBSCRIBE", headers))
     error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-bad-prefetch-count", 1002)
 
 
-@pytest.mark.parametrize("command", ["ACK", "NACK"])
-@pytest.mark.parametrize("version, freed", [("1.0", {"a", "b"}), ("1.1", {"b"}), ("1.2", {"b"})])
+@pytest.mark.parametrize(
+    "command, version, freed",
+    [("ACK", "1.0", {"a", "b"}), ("ACK", "1.1", {"b"}), ("ACK", "1.2", {"b"}), ("NACK", "1.2", {"b"})],
+)
 async def test_ack_concerns_one_subscription_or_all_in_1_0(
-    server: Server, version: str, freed: set[str], command: str, autojump_clock: MockClock
+    server: Server, command: str, version: str, freed: set[str], autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(version=version)).client
     for subscription in ("a", "b"):
@@ -466,13 +462,12 @@ async def test_acks_of_a_transaction_count_at_commit(
 
 # Line 14
 @pytest.mark.parametrize("transaction", [False, True])
-@pytest.mark.parametrize("version", VERSIONS)
 async def test_send_is_refused_and_reaches_no_client(
-    server: Server, version: str, *, transaction: bool, autojump_clock: MockClock
+    server: Server, *, transaction: bool, autojump_clock: MockClock
 ) -> None:
     other = (await server.plug_connected()).client
     await other.subscribe()
-    client = (await server.plug_connected(version=version)).client
+    client = (await server.plug_connected()).client
     lines = "destination:/events\nreceipt:r\n"
     if transaction:
         await client.send_text("BEGIN\ntransaction:t\n\n\0")
@@ -570,18 +565,19 @@ async def test_disconnect_without_receipt_is_only_closed(server: Server, autojum
 
 
 # Line 16
-@pytest.mark.parametrize("receipt", [None, "r"])
 @pytest.mark.parametrize(
-    "frame, token, code",
+    "frame, receipt, token, code",
     [
-        (Frame("SEND", (("destination", "/events"),)), "403-send-not-allowed", 4403),
-        (Frame("SUBSCRIBE", (("id", "0"), ("destination", "/nowhere"))), "404-unknown-destination", 4404),
+        (Frame("SEND", (("destination", "/events"),)), "r", "403-send-not-allowed", 4403),
+        (Frame("SUBSCRIBE", (("id", "0"), ("destination", "/nowhere"))), "r", "404-unknown-destination", 4404),
         (
             Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("durable", "d"))),
+            "r",
             "403-durable-needs-auth",
             4403,
         ),
-        (Frame("NONSENSE"), "400-unknown-command", 1002),
+        (Frame("SUBSCRIBE", (("id", "0"), ("destination", "/nowhere"))), None, "404-unknown-destination", 4404),
+        (Frame("NONSENSE"), None, "400-unknown-command", 1002),
     ],
 )
 async def test_error_has_its_headers_and_is_the_last_frame(
@@ -697,20 +693,16 @@ def padded(command: str, size: int) -> str:
 
 
 # Line 17
-@pytest.mark.parametrize("command", ["FOO", "send", "CONNECTED", "MESSAGE", "RECEIPT", "ERROR"])
-async def test_unknown_and_server_commands_are_400_and_1002(
-    server: Server, command: str, autojump_clock: MockClock
-) -> None:
+async def test_unknown_and_server_commands_are_400_and_1002(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
-    await client.send(Frame(command))
+    await client.send(Frame("MESSAGE"))
     error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-unknown-command", 1002)
 
 
-@pytest.mark.parametrize("data", [b"ACK\nid\n\n\0", b"ACK\0", b"ACK\nid:\\t\n\n\0", b"ACK\nid:\xff\n\n\0"])
-async def test_malformed_frames_are_400_and_1002(server: Server, data: bytes, autojump_clock: MockClock) -> None:
+async def test_malformed_frames_are_400_and_1002(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
-    await client.send_bytes(data)
+    await client.send_bytes(b"ACK\nid:\xff\n\n\0")
     error, code = await error_and_code(client)
     assert (error.get("message"), code) == ("400-malformed-frame", 1002)
 
