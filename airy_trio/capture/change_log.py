@@ -125,7 +125,7 @@ class PostgresPoint(_Point):
 
     ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
     holds the oids of the database and of the change log, which are different after a dump is restored. Before the first
-    batch ``place`` is "", which matches any value, as does a ``mark`` before the first seal.
+    batch ``place`` is "", and before the first seal ``mark`` is ""; both then match any value.
     """
 
     system: str
@@ -217,7 +217,7 @@ def first_point(connection: sa.Connection, log: str) -> str:
 def is_foreign_point(text: str, source: str) -> bool:
     """Return whether a point belongs to another database than ``source``, or to another capture mode.
 
-    False if the point does not say. Raises ``ResumePointTooNew``.
+    False if the point names no source. Raises ``ResumePointTooNew``.
     """
     match parsed_point(text):
         case {"source": str(other)}:

@@ -240,7 +240,7 @@ class ChangeFeed(Protocol):
     async def is_foreign(self, point: str) -> bool:
         """Return whether a stored point belongs to another database or capture mode; its event log is off limits.
 
-        False if the point does not say. Raises ``ResumePointTooNew``.
+        False if the point does not show it. Raises ``ResumePointTooNew``.
         """
         ...
 

@@ -130,7 +130,7 @@ class Watermarks:
             identity = Identity(found["identity"], found["source"])
             return cls(identity=identity, life=found["life"], serial=int(found["serial"]), marks=marks)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ResumePointLost('what was recorded is of another way of capture than "updated_at"') from None
+            raise ResumePointLost('the recorded resume point was not written with capture = "updated_at"') from None
 
     def __str__(self) -> str:
         found = {
@@ -144,7 +144,7 @@ class Watermarks:
 
 
 def is_foreign(text: str, identity: Identity) -> bool:
-    """Whether a resume point is of another database than ``identity``, or of another way of capture.
+    """Return whether a resume point belongs to another database than ``identity``, or to another capture mode.
 
     Raises ``ResumePointTooNew``.
     """
@@ -260,7 +260,7 @@ class UpdatedAtFeed(InspectedFeed):
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
         identity = Identity.of(connection, file)
-        is_same = file is not None or point.identity.source == identity.source  # a file that was moved is the same file
+        is_same = file is not None or point.identity.source == identity.source  # a moved file is the same one
         if point.identity.history != identity.history or not is_same:
             raise ResumePointLost("the database is another one, or another file, than the one that was recorded")
         self._trim_returned(point)

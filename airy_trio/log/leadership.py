@@ -35,7 +35,7 @@ class ForeignConsumerError(AiryTrioError):
 
 
 class ForeignLogError(AiryTrioError):
-    """The event log holds the events of another database, or of another way of capture. Nothing was written to it."""
+    """The event log holds the events of another database, or of another capture mode. Nothing was written to it."""
 
     def __init__(self, store: str) -> None:
         super().__init__(

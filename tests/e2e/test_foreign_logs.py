@@ -40,7 +40,7 @@ PAIRS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
 
 @frozen
 class Watched:
-    """An application and its way of capture."""
+    """An application and its capture mode."""
 
     application: Application
     capture: str
