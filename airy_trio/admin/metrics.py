@@ -69,7 +69,7 @@ class _ServerCollector(Collector):
         yield _counters("subscriptions_started", words, "resume", services.started)
         yield _gauge("connections_behind", "Connections with events still to be sent.", sessions.behind)
         yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", durables.claimed)
-        words = "Those with acknowledgements not yet stored."
+        words = "Durable subscriptions with acknowledgements not yet stored."
         yield _gauge("durable_subscriptions_deferred", words, durables.unwritten)
         waited = "Client requests that waited in the fair queue behind others."
         yield _counter("client_requests_queued", waited, sessions.fair_queue.waited)

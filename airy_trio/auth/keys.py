@@ -8,7 +8,7 @@ task keeps it current: it loads them at regular intervals, and at once when a to
 fails, the keys stay as they are. However many tokens name unknown keys, the source is loaded at most once in its
 ``pause_s``, by that one task; a token waits for it for a limited time.
 
-A server of keys is reached with one GET over HTTPS, limited in time and size. Its certificate is verified with the
+A key server is reached with one GET over HTTPS, limited in time and size. Its certificate is verified with the
 certificate authorities of the system, or of ``SSL_CERT_FILE``. Redirects are not followed, proxies are not used, and no
 error contains the path or the query of the URL, which may be secret.
 """
@@ -235,20 +235,24 @@ class KeyServer:
                 body = await trio.to_thread.run_sync(_body_of, connection, target, opened, abandon_on_cancel=True)
                 return read_jwks(body, self.algorithms)
         except trio.TooSlowError:
-            message = f"the server of the keys took more than {FETCH_TIMEOUT_S:g} s"
+            message = f"the key server took more than {FETCH_TIMEOUT_S:g} s"
         except HTTPException:
-            message = "the server of the keys did not answer in HTTP"
-        except OSError as error:  # its words are those of the system or of TLS
+            message = "the key server did not answer in HTTP"
+        except OSError as error:  # the reason comes from the system or from TLS
             message = f"the keys cannot be fetched: {error.strerror or type(error).__name__}"
         finally:
             for each in opened:
                 with suppress(OSError):  # closed already
-                    each.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, also if the server sends byte by byte
+                    each.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, even if bytes still arrive
         raise KeysFault(message)
 
 
 def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socket]) -> bytes:
-    """Request ``target``. The time-out of the socket is that of one step; the caller limits the total."""
+    """Request ``target`` and return the body. The socket's time-out limits each step; the caller limits the total.
+
+    ``opened``: gets the socket, so that the caller can shut it down. Raises ``KeysFault``, ``HTTPException`` and
+    ``OSError``.
+    """
     with closing(connection):
         connection.connect()
         opened.append(connection.sock)
@@ -256,9 +260,9 @@ def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socke
         connection.request("GET", target, headers={"Accept": "application/json, */*", "Connection": "close"})
         with connection.getresponse() as response:
             if response.status != HTTPStatus.OK:
-                raise KeysFault(f"the server of the keys answered with status {response.status}")
+                raise KeysFault(f"the key server answered with status {response.status}")
             body = bounded(response.read(KEYS_BYTES_MAX + 1))
-            if response.length:  # of the Content-Length, what is missing
+            if response.length:  # bytes of the Content-Length that have not arrived
                 raise IncompleteRead(body)
             return body
 
@@ -274,7 +278,7 @@ def source_of(options: AuthOptions) -> KeyFile | KeyServer:
 class KeyRing:
     """The keys that are valid now, and their source; None: they never change.
 
-    ``loaded``: whether ``keys`` were ever loaded. A server of keys may not have answered yet.
+    ``loaded``: whether ``keys`` were ever loaded. A key server may not have answered yet.
     """
 
     def __init__(self, keys: tuple[Key, ...] = (), source: KeySource | None = None) -> None:
