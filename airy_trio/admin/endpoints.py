@@ -6,7 +6,7 @@ Counts are cumulative, so two answers give a rate. ``node_of`` describes the pro
 
 ``console_pages`` has the page for a browser with its files, which are in the folder ``console`` and are read once. They
 load nothing from elsewhere. The content security policy that is sent with each enforces that, and allows no inline
-script or style. The console receives events as a client; ``ClientEndpoint`` is where it finds the port for clients.
+script or style. The console receives events as a client; ``ClientEndpoint`` has the URL of the port for clients.
 """
 
 import json
@@ -187,10 +187,10 @@ def _number(request: PageRequest, name: str, default: int, *, least: int, most: 
 
 
 def node_of(number: int, ports: Sequence[int], others: Sequence[str]) -> Mapping[str, object]:
-    """Describe this process, whose statistics these are, and the other consoles to which its console links.
+    """Describe the process that answers, and list the other consoles that its console links to.
 
     ``number``: its number among the processes of its command, from 0. ``ports``: the admin port of each of them. If
-    there are several, the last one only records; a process that is the only one has no name. ``others``: see
+    there are several, the last one only records; the only process of a command has no name. ``others``: see
     ``AdminOptions``.
     """
     last = len(ports) - 1
@@ -213,7 +213,7 @@ class ClientEndpoint:
     """The port for clients as a browser reaches it.
 
     ``url``: its WebSocket URL if it differs from the listener's (a proxy, a certificate for a name), otherwise "".
-    ``token``: whether CONNECT needs one. ``address``: of the listener, once the server has started.
+    ``token``: whether CONNECT needs one. ``address``: the listener's, None until the server has started.
     """
 
     _url: str
@@ -223,8 +223,8 @@ class ClientEndpoint:
     def url(self, host: str) -> str | None:
         """Return the WebSocket URL for a page that was requested with the Host header ``host``.
 
-        It has the listener's address, or the page's host if the listener is on all addresses. None: there is no port
-        yet, or ``host`` is not a host name.
+        Without a configured URL it names the listener's host, or the page's if the listener accepts connections on all
+        addresses. None: the server has not started, or ``host`` is not a host name.
         """
         here = _NAME.match(host)
         if self._url or self.address is None or here is None:

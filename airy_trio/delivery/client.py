@@ -270,8 +270,8 @@ class Subscription:
     there is none. ``number``: counts the subscriptions of the client; its ack ids begin with it. ``prefix``: the bytes
     that all MESSAGE frames of this subscription begin with; for event streams a constant. ``window``: None if the
     client does not acknowledge. ``live_after``: the newest offset when it began; events up to it are not live.
-    ``view``: of its destination, whose reader it is. ``started``: the RECEIPT was written. ``resume_header``: a header
-    line for the next MESSAGE, or empty.
+    ``view``: that of its destination; the subscription is one of its readers. ``started``: the RECEIPT was written.
+    ``resume_header``: a header line for the next MESSAGE, or empty.
 
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
     true after a batch of live events, while it needs no acks.
@@ -305,7 +305,7 @@ class Subscription:
 
     @property
     def in_tail(self) -> bool:
-        """Whether the tail has all that follows its position, and no replay comes first."""
+        """Whether the tail has every event after its position, and no replay comes first."""
         return self.replay is None and self.position.offset >= self.view.evicted
 
     @property

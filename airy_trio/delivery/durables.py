@@ -90,7 +90,7 @@ class DurableClaim:
 
     @property
     def address(self) -> str:
-        """The client's address, as it is counted."""
+        """The address or network by which the client is counted."""
         return self.subscription.client.slot.key
 
 

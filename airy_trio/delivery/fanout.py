@@ -323,10 +323,10 @@ class Senders:
             await self._handed_over.wait()
 
     def _start_tasks(self, connections: trio.Nursery) -> None:
-        # Not in `run`, which waits: its variables would keep the last client alive. `_disconnect_expired` the same.
+        # Not in `run`, which waits: its variables would keep the last client alive. For `_disconnect_expired` likewise.
         while self._waiting:
             client = self._waiting.popleft()
-            if client.state is BEHIND:  # its session has not ended meanwhile
+            if client.state is BEHIND:  # else it is being disconnected
                 task = self._sending[client] = _SendTask()
                 connections.start_soon(self._send, client, task, name=_SEND)
 
@@ -424,7 +424,7 @@ async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Bat
         if not _may_send(subscription, eventlog):
             return False
         if page is None:
-            if subscription.position.offset < subscription.view.evicted:  # since the lock was waited for
+            if subscription.position.offset < subscription.view.evicted:  # evicted while this task waited for the lock
                 return False
             batch = batches.next_batch(subscription)
         elif (found := batches.of_page(subscription, page)) is not None:

@@ -95,7 +95,7 @@ class StompFraming(Connection):
         return text_message(self.error(reason.token, reason.prose, reason.receipt_id, reason.headers))
 
     def end(self, reason: DisconnectReason) -> bytes | None:
-        """Encode the end of the stream; None if it has none, empty if the client does not answer it."""
+        """Encode the Close frame, which the client answers; None if the reason has no close code."""
         return None if reason.close_code is None else close_frame(reason.close_code, reason.token or reason.name)
 
 
@@ -116,7 +116,7 @@ class EventStreamFraming:
         self._begun = False  # whether the head of the stream was encoded
 
     def receive(self, data: bytes) -> NoReturn:
-        """Refuse it: the response lasts as long as the connection, so nothing may follow the request."""
+        """Refuse all input: the response lasts as long as the connection, so nothing may follow the request."""
         raise RemoteProtocolError(PROTOCOL_ERROR.token or "", "Nothing may follow a request for events.")
 
     def connected(self) -> bytes:
@@ -154,7 +154,7 @@ class EventStreamFraming:
         return self._head() + later + named_event("disconnect", _json(facts))
 
     def end(self, reason: DisconnectReason) -> bytes | None:
-        """Return no bytes: the stream ends with the connection."""
+        """Return no bytes, because the stream ends with the connection: the client has nothing to answer."""
         return b""
 
     def _head(self) -> bytes:

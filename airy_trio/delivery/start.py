@@ -47,8 +47,8 @@ class StartRequest:
 class Start:
     """Where a subscription starts: after ``position``, with the replay if there is one, then with all later events.
 
-    ``resume``: the header of the same name. ``state``: the headers that say what the replay has, if that is not all of
-    the recent window.
+    ``resume``: the header of the same name. ``state``: the headers that describe the replay, unless it is the whole
+    recent window.
     """
 
     position: Position

@@ -120,9 +120,9 @@ class SampledLog:
 class Services:
     """The parts of a process that all of its sessions share.
 
-    Counted since the start: ``requests_refused`` by HTTP status; subscriptions ``started`` by the ``resume`` of their
-    RECEIPT; ``acks_ignored``, ACKs and NACKs of messages that are unknown or were acknowledged before; ``nacks`` of
-    messages in flight.
+    Counts since the start: ``requests_refused``, by HTTP status; ``started``, subscriptions by the ``resume`` of their
+    RECEIPT; ``acks_ignored``, ACKs and NACKs of messages that are unknown or were acknowledged before; ``nacks``, NACKs
+    of messages in flight.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class ClientTimers:
         return max(self.client.stream.read_at, self.pinged_at) + PING_EVERY_S
 
     def serve(self, now: float) -> bool:
-        """Do whatever is due: disconnect the client, or write to it.
+        """Do what is due: disconnect the client, or write to it.
 
         False if the transport refused, or took only a part: a send task has to write the rest.
         """
@@ -86,7 +86,7 @@ class ClientTimers:
             if stream.reading:
                 client.disconnect(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
                 return True
-            stream.read_at = now  # the server has not read: that is not the client's silence
+            stream.read_at = now  # the server is not reading, so the client does not count as silent
         if now < self.write_at:
             return True
         # Programs do not see a PING, so a client that expects heart-beats gets one together with it.

@@ -281,7 +281,7 @@ class _Acceptor:
 
         await transport.handshake()
         stream = FramedStream(transport, send_timeout_s=LINGER_S, turn=turn)
-        with suppress(RequestRefusedError):  # it is answered
+        with suppress(RequestRefusedError):  # the refusal was written
             await accept_request(stream, self._sessions.services.options, examine, refused)
         await transport.send_eof()
         await read_to_end(transport, turn)

@@ -59,7 +59,7 @@ class Sessions:
     ``durables.run`` must outlive them: their last acknowledgements are written when they have ended.
 
     ``clients``: the current ones, the oldest first. ``disconnects``: ended sessions, by the name of their disconnect
-    reason. ``client_faults``: those that a fault of the client has ended, by its token.
+    reason. ``client_faults``: those that a fault of the client has ended, by the token of the fault.
     """
 
     def __init__(self, services: Services, console: Console | None = None) -> None:
@@ -81,7 +81,7 @@ class Sessions:
 
     @property
     def behind(self) -> int:
-        """The number of current clients that are behind, and so have a send task."""
+        """The number of current clients in the state BEHIND."""
         return sum(client.state is ClientState.BEHIND for client in self.clients)
 
     def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
@@ -114,7 +114,10 @@ class Sessions:
         return {"position": str(position), "clients": counts.total(), **counts, "sessions": listed}
 
     async def fan_out(self, connections: trio.Nursery) -> None:
-        """Run the fan-out, the dispatcher of send tasks in ``connections``, and the fair queues until cancelled."""
+        """Run the fan-out, the dispatcher of send tasks and the fair queues until cancelled.
+
+        The send tasks run in ``connections``.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.services.senders.run, connections)
             nursery.start_soon(self.services.senders.watch)
@@ -125,8 +128,8 @@ class Sessions:
     async def serve(self, transport: Transport, slot: ConnectionSlot) -> DisconnectReason:
         """Serve one connection until it is closed; return why it ended.
 
-        Its send task ends before this returns. Owns the transport and the slot, which is released at the end. Raises
-        nothing but cancellation, which aborts the connection.
+        The connection's send task ends before this returns. Owns the transport, and the slot, which it releases at
+        the end. Raises nothing but cancellation, which aborts the connection.
         """
         try:
             self._accepted += 1

@@ -54,8 +54,8 @@ DROPPED_BYTES_MAX: Final = 65_536
 class Session:
     """One connection; ``run``, called once, does everything.
 
-    ``client``: its state, with the disconnect reason at the end. Owns the transport.
-    ``slot``: counts the connection against the limits.
+    Owns the transport. ``client``: its state, with the disconnect reason at the end. ``slot``: counts the connection
+    against the limits.
     """
 
     __slots__ = ("_services", "_turn", "client", "conversation")
@@ -169,7 +169,9 @@ class Session:
         self._services.wheel.forget(self.client)
 
     async def _close_handshake(self) -> bool:
-        """Send reason and end and wait for the client's Close frame; False if the connection must be aborted.
+        """Send the reason and the end of the stream, then wait for the client's Close frame, if one is expected.
+
+        Return False if the connection must be aborted.
 
         Further input is dropped without being parsed: 100,000 small messages of ten clients each would otherwise use
         all of the processor.
@@ -216,8 +218,8 @@ async def accept_request(
 ) -> tuple[Request, StreamRequest | None]:
     """Read the request of a connection and accept it: an upgrade, or an event stream, which is returned too.
 
-    ``examine``: called with the request, its Host and its Origin; see ``ConnectionSlot.examine``. ``refusal``: answered
-    in place of every other. Raises ``RequestRefusedError`` after a refusal was written, and ``InputEnded``.
+    ``examine``: called with the request, its Host and its Origin; see ``ConnectionSlot.examine``. ``refusal``: written
+    instead of any other refusal. Raises ``RequestRefusedError`` after a refusal was written, and ``InputEnded``.
     """
     request: Request | None = None
     wanted: StreamRequest | None = None
@@ -256,7 +258,7 @@ async def _read_request(stream: FramedStream) -> Request:
 async def read_to_end(transport: Transport, turn: Turn, *, or_close_after: bytes | None = None) -> None:
     """Read and drop input to its end. Each read takes a turn in the fair queue.
 
-    ``or_close_after``: return after a Close frame too; this is the input that came before.
+    ``or_close_after``: the input that was read before; if it is not None, a Close frame also ends the reading.
     """
     tail = or_close_after or b""
     while or_close_after is None or not ends_with_close(tail):

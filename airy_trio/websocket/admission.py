@@ -133,11 +133,11 @@ class Admission:
             options.subscriptions_per_address_max or SUBSCRIPTIONS_PER_CONNECTION * options.connections_per_address_max
         )
         self.by_address: Counter[str] = Counter()
-        """Current connections, by address as ``counted``."""
+        """Current connections, by address or network (see ``counted``)."""
         self.subscriptions: Counter[str] = Counter()
-        """The same for subscriptions."""
+        """Current subscriptions, by the same keys."""
         self.connections = 0
-        """Current ones."""
+        """The number of current connections."""
         self.turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
         """Connections turned away since the start, by limit."""
         self._options = options
@@ -208,7 +208,8 @@ class ConnectionSlot:
     """One connection, from the accept loop until its session has ended.
 
     ``address``: the client's, or a proxy's until the request was read. ``key``: the address or network by which it is
-    queued, and counted once it is ``counted``. ``subscriptions``: its share of the subscriptions of that key.
+    queued and counted. ``counted``: whether it is counted by ``key`` yet; until the request was read, a connection from
+    a proxy is not. ``subscriptions``: its share of the subscriptions of that key.
     """
 
     admission: Admission
@@ -290,7 +291,7 @@ def counted(address: Address) -> str:
 class OriginRules:
     """The rules for Host and Origin of a request.
 
-    Without ``allowed_origins`` a page may have the same host and port as in Host, or be of the console.
+    Without ``allowed_origins``, an origin must have the same host and port as the header Host, or be the console's.
     """
 
     def __init__(self, options: AdmissionOptions, console: Console | None) -> None:

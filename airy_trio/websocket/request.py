@@ -19,8 +19,8 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 HEADERS_MAX: Final = 100
 SUBPROTOCOLS_MAX: Final = 16
 LAST_RESPONSE: Final = (("Connection", "close"), ("Cache-Control", "no-store"))
-"""In every response but that to an upgrade: the connection ends after it, and without ``no-store`` a cache may keep
-some refusals, and give them to other clients (RFC 9110, section 15.1)."""
+"""In every response but the one that accepts an upgrade: the connection ends after it, and without ``no-store`` a cache
+may keep some refusals and give them to other clients (RFC 9110, section 15.1)."""
 QUOTED_CHARS_MAX: Final = 255
 """A header's value in the log: as long as the name of a host may be."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
@@ -102,12 +102,12 @@ class Request:
         return values[0] if values else None
 
     def refuse_body(self, subject: str) -> None:
-        """Raise ``RequestRefusedError`` if the request has a body."""
+        """Raise ``RequestRefusedError`` if the request has a body. ``subject``: what it requests."""
         if "transfer-encoding" in self.headers or self.one("content-length") not in (None, "0"):
             raise RequestRefusedError(_BAD, f"A request for {subject} must not have a body.")
 
     def host(self) -> str:
-        """Return Host. Raises ``RequestRefusedError`` if it is missing or repeated."""
+        """Return the value of Host. Raises ``RequestRefusedError`` if it is missing or repeated."""
         host = self.one("host")
         if host is None:
             raise RequestRefusedError(_BAD, "The header host is missing.")

@@ -62,9 +62,9 @@ class FramedStream:
     ``turn`` waits for a turn in the fair queue. Each read needs one, and each further frame in the same input another.
     ``closing``: a Close frame was written, or is about to be. ``stalled``: the peer took nothing for
     ``send_timeout_s``. ``ended``: the client has ended its input, with a Close frame or with the stream.
-    ``reading``: the client's next input is awaited, since ``read_at``; otherwise the server has something else to do
-    first, such as an answer, or waits for its turn. ``written_at``: the last output; ``drained_at``: the last time the
-    peer took pending data; all in Trio's time.
+    ``reading``: the session is awaiting the client's next input, since ``read_at``. Otherwise it is writing an answer,
+    waiting for its turn, or handling earlier input. ``written_at``: the last output; ``drained_at``: the last time the
+    peer took pending data. All times are Trio's.
     """
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
