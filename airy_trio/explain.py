@@ -198,9 +198,9 @@ def _read_database(
         return report
     key = _key(table, subject)
     report.row, report.body, words = _row(connection, settings, table, key)
-    if report.row in ("absent", "excluded"):  # a deletion is recorded with ``deletes``, unless its event is a state
+    if report.row in ("absent", "excluded"):  # a deletion is recorded only with ``deletes``, or if it is a state
         report.recordable = settings.events.deletes or table.kind not in DELETABLE
-    if report.row == "absent" and settings.changes.reads_only:  # without triggers an absent row is not noticed
+    if report.row == "absent" and settings.changes.reads_only:  # without triggers a deletion is not detected
         report.recordable = False
     report.lines.append(f"row       {words}")
     if settings.changes.reads_only:

@@ -88,12 +88,12 @@ def _text(content: object) -> str:
 
 
 def shortened(text: str, chars_max: int = 80) -> str:
-    """Return at most ``chars_max`` characters; the last one shows that some were left out."""
+    """Cut a text to at most ``chars_max`` characters; an ellipsis at its end marks the cut."""
     return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
 
 
 def listed(names: Iterable[str], most: int, separator: str = ", ") -> str:
-    """Join names for a message; beyond ``most`` give only their number."""
+    """Join at most ``most`` names for a message, with the number of the others at the end."""
     every = list(names)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return separator.join(every[:most]) + more

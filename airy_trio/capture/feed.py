@@ -238,7 +238,7 @@ class ChangeFeed(Protocol):
         ...
 
     async def is_foreign(self, point: str) -> bool:
-        """Return whether a stored point belongs to another database or capture mode; its event log is off limits.
+        """Return whether a stored point belongs to another database or capture mode. Its log is not to be used then.
 
         False if the point does not show it. Raises ``ResumePointTooNew``.
         """

@@ -128,7 +128,7 @@ class _Check:
         if is_shareable(self.settings) and log.resume_point is not None:
             try:
                 if application.is_foreign(log.resume_point):
-                    raise ForeignLogError(log.words)  # noqa: TRY301 - reported as the other one
+                    raise ForeignLogError(log.words)  # noqa: TRY301 - both are reported below
             except (ForeignLogError, ResumePointTooNew) as error:
                 self.report.add("problem", [f"log: {error}"])
                 return

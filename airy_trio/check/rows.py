@@ -80,7 +80,7 @@ class NewestRows:
 class _Seen:
     """Findings in the newest rows of one table, by reason and by field. ``objects``: metadata has several rows each.
 
-    ``order``: by what these rows are the newest.
+    ``order``: the names of the columns by which these rows are the newest.
     """
 
     rows: int
@@ -113,9 +113,9 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
 
 
 def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tables, table: Table) -> _Seen | None:
-    """Read in the best order that is fast enough; None if none is. Raises the driver's error.
+    """Read the newest rows in the best order that is fast enough; None if no order is. Raises the driver's error.
 
-    NULL comes first if it is a fault; then Postgres can use an index too.
+    Rows with NULL come first if NULL is a fault. That is also the order in which Postgres can use a plain index.
     """
     queries = Queries(connection.dialect.name, table, settings.listener.message_bytes_max)
     sent_at = table.columns.get("sent_at")
@@ -137,7 +137,7 @@ def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tabl
 
 @contextmanager
 def bounded(connection: sa.Connection) -> Iterator[None]:
-    """Limit the time of the statements in a savepoint, which is rolled back; on Postgres forbid writes too."""
+    """Run a block in a savepoint with a time limit for statements, then roll it back; on Postgres forbid writes too."""
     with connection.begin_nested() as reading:
         if connection.dialect.name == POSTGRES:
             connection.exec_driver_sql("set transaction read only")

@@ -133,10 +133,11 @@ def refusals(connection: sa.Connection, *, reads_only: bool = False) -> Iterator
 def opened(
     url: str, connect_timeout_s: float, *, setting: str = "database.url", read_only: bool = False, pooled: bool = True
 ) -> Iterator[Database]:
-    """Open a database for a block, to examine it as it is, also if it has text that is not UTF-8.
+    """Open a database for a block, to examine it unchanged, even if it has text that is not UTF-8.
 
-    ``read_only``: open an SQLite file read-only. ``pooled``: also through a pooler. A ``DatabaseError`` in the block
-    becomes a ``StartError`` that names the setting; it is also raised if the SQLite file does not exist.
+    ``read_only``: open an SQLite file read-only. ``pooled``: the URL may lead to a pooler. A ``DatabaseError`` in the
+    block becomes a ``StartError`` that names the setting. If the application's SQLite file does not exist,
+    ``StartError`` is raised at once.
     """
     if sa.make_url(url).get_backend_name() == SQLITE:
         if setting == "database.url":
@@ -205,9 +206,9 @@ def lacks_session(connection: sa.Connection) -> Iterator[str]:
 
 
 def shared_pool(connection: sa.Connection) -> Iterator[str]:
-    """Yield a line if other programs use the same pooler as our role, because then they share one pool.
+    """Yield a line if other programs use the pooler with our role, because then they share one pool with this server.
 
-    The pooler's host is that of all its clients.
+    Such programs have our role and our host in Postgres: all clients of a pooler have the pooler's host.
     """
     if is_pooled(connection):
         role, programs = connection.execute(_OTHERS, {"ours": APPLICATION_NAME}).one()

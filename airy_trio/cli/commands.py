@@ -453,10 +453,10 @@ def tail(  # noqa: PLR0913 - one for each option
     run_until_signalled(work)
 
 
-def _parsed(parse: Callable[[str], Any], text: str, name: str, fault: str = "") -> Any:  # noqa: ANN401 - of parse
+def _parsed(parse: Callable[[str], Any], text: str, name: str, fault: str = "") -> Any:  # noqa: ANN401 - from parse
     """Parse an argument or option. Raises ``click.BadParameter`` if ``parse`` raises ``ValueError`` or returns None.
 
-    ``fault``: the message; without it, that of the ``ValueError``.
+    ``fault``: the message; if it is empty, the message of the ``ValueError``.
     """
     try:
         found = parse(text)

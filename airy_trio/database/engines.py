@@ -46,8 +46,8 @@ _PLAIN_SESSION = {
 GRACE_S: Final = 1.0
 """How long units of work may go on when their connection is closed, and again after they were interrupted."""
 
-# The pool raises its errors, and also logs them with a traceback. Without a handler, Python prints that on stderr, for
-# example when a signal ends a command while a connection is returned.
+# The pool raises its errors, and also logs them with a traceback. Without a handler, Python would print the log on
+# stderr, for example when a signal ends a command while a connection is returned to the pool.
 logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 

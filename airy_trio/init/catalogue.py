@@ -109,7 +109,7 @@ def look(connection: sa.Connection, names: Names) -> Sequence[FoundTable]:
 
 
 def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
-    """Read some rows, those with the largest keys. None if that takes too long or fails (see ``inspect``)."""
+    """Read some rows, those with the largest keys. Empty if that takes too long or is refused."""
     columns = [_beginning(connection, column.name) for column in table.columns.values()]
     order = f" order by t.{quote_identifier(table.key)} desc" if table.key is not None else ""
     name = quoted_name(table.schema, table.name)

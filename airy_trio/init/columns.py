@@ -66,9 +66,10 @@ class Columns:
         self.put(name, Source(constant=constant, why=MISSING[name]))
 
     def take(self, name: str, otherwise: Scalar | None = None, *, always: bool = False) -> bool:
-        """Assign the best column whose values are accepted; without one, the constant ``otherwise``, and return False.
+        """Assign the best column whose values are accepted; return whether a column was assigned.
 
-        ``always``: if no column is accepted, assign the one with the best name.
+        ``always``: if no column is accepted, assign the one with the best name. ``otherwise``: the constant to assign
+        if there is no column.
         """
         found = self.take_coded(name) if name in CODED else self._take_named(name, always=always)
         if not found and otherwise is not None:

@@ -96,7 +96,7 @@ class _Proposer:
     _messages: Proposal = field(init=False)
 
     def proposals(self) -> Proposals:
-        """Propose messages first, because the other kinds refer to them."""
+        """Propose a mapping of each kind: messages first, because the other kinds refer to them."""
         self._messages = self._proposal("messages", _message_score, self._assign_messages)
         others: Proposals = {
             "metadata": self._proposal("metadata", self._metadata_score, self._assign_metadata),
@@ -148,7 +148,7 @@ class _Proposer:
         """Assign columns to the conversation and the channel of a message. One column may be both."""
         channel = columns.reference("channel_id", CHANNELS)
         conversation = columns.reference("conversation_id", CONVERSATIONS)
-        if conversation is None and channel is None:  # with NULL is better than none: only rows with NULL are not sent
+        if conversation is None and channel is None:  # a column with NULLs: the other rows are sent
             conversation = next(references(columns.table, CONVERSATIONS), None)
         if channel is not None:
             columns.put("channel_id", Source(column=channel.name, why=f"refers to {target(channel)}"))
@@ -163,7 +163,7 @@ class _Proposer:
             self._ask_column(columns, "conversation_id", "all")
 
     def _metadata_score(self, table: FoundTable) -> float:
-        """Score a table with keys, values, and what they are about."""
+        """Score a table with keys, values, and columns that show what they are about."""
         has_both = all(any(candidates(table, "metadata", name)) for name in ("key", "value"))
         return 8.0 + _noun_score(table, "metadata") if has_both and self._about(table) is not None else 0.0
 
@@ -176,7 +176,7 @@ class _Proposer:
         columns.take("updated_at")
 
     def _channel_score(self, table: FoundTable) -> float:
-        """Score the table that messages refer to with their channel, or one with such a name."""
+        """Score the table that the channel column of messages refers to, or a table that is named like channels."""
         column = self._messages.column("channel_id")
         messages = self._messages.table
         if table is messages or table.key is None:
@@ -230,7 +230,7 @@ class _Proposer:
         return None
 
     def _ask_column(self, columns: Columns, name: str, constant: Scalar) -> None:
-        """Ask for the column of a field; without one it is a constant."""
+        """Ask for the column of a field. If the answer is none, assign the constant."""
         question = f"{SINGULAR[columns.kind]}: {MISSING[name]}; which column is its {name}"
         chosen = self._ask(question, (*columns.free, NONE), NONE)
         if chosen == NONE:
@@ -244,7 +244,7 @@ _SHORT_TEXTS: Final = ("title", "subject", "summary", "name", "description")
 _NO_TABLE: Final[Mapping[Kind, str]] = {
     "messages": "no table has a key, a text, and enough else of a message",
     "metadata": "no table has keys and values of a conversation, message or channel",
-    "channels": "no table has such a name, and messages refer to no channel",
+    "channels": "no table is named like channels, and messages refer to no channel",
     "tags": "no table is called tags or labels and has a key and a name",
 }
 
@@ -254,7 +254,7 @@ def _key_of(table: FoundTable) -> Source:
 
 
 def _message_score(table: FoundTable) -> float:
-    """Score a table with a key and a text. A table of messages may have any name; those of other kinds may not."""
+    """Score a table with a key and a text; 0 below ``SCORE_MIN``. A table of messages may have any name."""
     texts = [column.name for column, _ in candidates(table, "messages", "content")]
     if table.key is None or not texts:
         return 0.0
@@ -269,7 +269,7 @@ def _message_score(table: FoundTable) -> float:
 
 
 def _tag_score(table: FoundTable) -> float:
-    """Score a table with such a name, a key and a name of the tag."""
+    """Score a table that is named like tags and has a key and a column for the name."""
     score = _noun_score(table, "tags")
     if score == 0 or table.key is None or not any(candidates(table, "tags", "name")):
         return 0.0
@@ -277,7 +277,7 @@ def _tag_score(table: FoundTable) -> float:
 
 
 def _noun_score(table: FoundTable, kind: Kind) -> float:
-    """Return up to 8.5 for a table whose last word is a noun, more for an earlier one; 0 for other names."""
+    """Return up to 8.5 if a table's name ends with a noun of the kind, more for a noun listed earlier; otherwise 0."""
     last, nouns = singular(table.name), NOUNS[kind]
     for number, noun in enumerate(map(squashed, nouns)):
         if last.endswith(noun):
@@ -332,7 +332,7 @@ def recognised(tables: Sequence[FoundTable]) -> tuple[str, Proposals] | None:
 
 
 def _known(name: str, kind: Kind, options: TableOptions, tables: Mapping[str, FoundTable]) -> Proposal:
-    """Propose the mapping of a known schema, if there is a table with all its columns."""
+    """Propose the mapping of one kind of a known schema; without a table if none has all of its columns."""
     columns = {one.name: options.columns.get(one.name, one.name) for one in FIELDS[kind]}
     needed = {
         columns[one.name]

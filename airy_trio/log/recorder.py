@@ -106,7 +106,7 @@ class Recorder:
         self._log = log
         self._options = options
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
-        # The largest at first: an object that changes in two batches of a backlog is sent twice.
+        # Begin with the largest, because an object that changes in two batches of a backlog is sent twice.
         self._limit = options.batch_rows_max
         self._state = StateRecorder(options.state)
         self._appends = self._folded = 0  # appends with something to fold, and those of them that are folded
@@ -115,7 +115,7 @@ class Recorder:
         self._behind_since: float | None = None
         self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
         self._task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-        self._has_started = False  # and has reported it
+        self._has_started = False  # whether the start was reported
         self.recording = False
         """Whether this node holds the lease and its last batch was recorded."""
         self.recorded: str | None = None
@@ -237,7 +237,7 @@ class Recorder:
             await trio.sleep(poll_s)  # a recorder process that is alive makes several attempts meanwhile
         check_at = foreign_since = waiting_since = trio.current_time()
         if self.interruption is not None:
-            check_at += CONSUMER_POLL_S  # a server that cannot record either holds the lease only for a read
+            check_at += CONSUMER_POLL_S  # another server that cannot record holds the lease for one read
         while not await self._lease.try_acquire():
             now = trio.current_time()
             if now >= check_at:
@@ -315,7 +315,7 @@ class Recorder:
         return head, self.recorded, True
 
     def _finish_start(self, event: str = "") -> None:
-        """Report that the recorder has started, unless it has, and log ``event`` if there is one."""
+        """Report once that the recorder has started, and log ``event`` if there is one. Idempotent."""
         if not self._has_started:
             if event:
                 logger.info(event)
@@ -388,7 +388,7 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
 def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: TranslatedBatch) -> int:
     """Return how many rows of the change log to read after a batch that was read with ``limit``, at most ``rows_max``.
 
-    Fewer, but at least one, if the batch is too large; twice as many if it was full and two of it would have fitted.
+    If the batch is too large: fewer, but at least one. If it was full, and one twice as large would fit: twice as many.
     """
     if translated.share < 1:
         return max(1, int(batch.changes * translated.share * 0.9))

@@ -107,7 +107,7 @@ class _Options:
 def _migrated(
     settings: Settings, options: _Options, waiting: Waiting | None, record: list[str] | None = None
 ) -> Migrated:
-    """Migrate or, with ``record``, which gets the statements, preview it."""
+    """Migrate. With ``record`` it is a preview: the record gets the statements."""
     path, reads_only = _file_of(_address(settings)), settings.changes.reads_only
     for option, is_given, on_sqlite, if_reads_only in (
         ("--with-tables", options.with_tables, None, "writes nothing into the database"),
@@ -230,7 +230,7 @@ def _migrate_log_only(settings: Settings, record: list[str] | None) -> Migrated:
 
 
 def _upgrade_log(store: sa.Connection, settings: Settings) -> str | None:
-    """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
+    """Bring the ``log`` stream up to date, or return the line that explains why not. Raises ``StartError``."""
     if faults := list(encoding_faults(store, settings)):
         raise StartError(faults)
     newer = _newer(store, "log", settings.database)

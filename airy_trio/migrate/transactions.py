@@ -98,7 +98,7 @@ def transaction(
         committed = record is None
     except SQLAlchemyError as error:
         fault = translated(error)
-        if not isinstance(fault, DatabaseError) or fault.sqlstate == LOCK_NOT_AVAILABLE:  # the latter is tried again
+        if not isinstance(fault, DatabaseError) or fault.sqlstate == LOCK_NOT_AVAILABLE:  # a lock time-out is retried
             raise fault from None
         settings_of = {options.url: "database.url", options.direct_url: "database.direct_url"}
         setting = settings_of.get(url, "log.url")

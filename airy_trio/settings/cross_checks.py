@@ -47,7 +47,7 @@ _ANY_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f]*")
 
 
 def _url_of(drivers: tuple[str, ...], allowed: str, *, optional: bool = False) -> Validator:
-    """Make a validator of a URL with one of these drivers. ``optional``: or an empty string."""
+    """Make a validator: a URL with one of these drivers. ``optional``: an empty string is allowed too."""
 
     def validate(_instance: object, option: "Attribute[Any]", url: str) -> None:
         fault = None if optional and not url else _url_fault(url, drivers)
@@ -58,7 +58,7 @@ def _url_of(drivers: tuple[str, ...], allowed: str, *, optional: bool = False) -
 
 
 def _url_fault(text: str, drivers: Collection[str]) -> str | None:
-    """Return what is wrong with a URL, or None. At most a known scheme is shown of it."""
+    """Return what is wrong with a URL, or None. Of the URL, at most a known scheme is shown."""
     scheme, separator, _ = text.partition("://")
     if not separator:
         return "a string that is not a URL" if text else "an empty string"
@@ -250,13 +250,13 @@ def contradictions(settings: "Settings") -> Iterator[str]:
         (workers > 1 and port and port <= listener.port <= port + last,
          (f"listener.port is {listener.port}, but admin.port to admin.port + {last} are the admin ports of the "
           f"{workers} workers and of the recorder process")),
-        (is_one_file,  # our writes would lock it
+        (is_one_file,  # our writes would lock the application's file
          'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'),
         (changes.reads_only and database.url.startswith(POSTGRES) and settings.log_is_here,
          ('log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events need '
           "another place: an SQLite file or another database, or another log.store")),
         (changes.reads_only and settings.events.deletes and not any(settings.tables.of(k).where for k in DELETABLE),
-         ('events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
+         ('events.deletes: changes.capture = "updated_at" does not detect deleted rows; allowed only if '
           f"{wheres} excludes rows that are marked as deleted")),
     )  # fmt: skip
     return (line for applies, line in found if applies)

@@ -119,7 +119,7 @@ class Ledger:
         """Compare the events with the final ``rows``: the version of each object that was not deleted.
 
         The rows decide, not the confirmed commits: a writer that lost its connection during COMMIT does not know
-        whether its changes were committed. Every writer has ended, or was abandoned.
+        whether its changes were committed. Call this when every writer has ended or was abandoned.
         """
         newest, last = dict[str, int](), dict[str, int]()  # version of each object
         offsets, changes = set[int](), set[Change]()
@@ -205,7 +205,7 @@ class ApplicationTable:
 class Writer:
     """One writer, with ``number`` in the names of its objects. ``chance`` decides what it does, ``over`` ends it.
 
-    It pauses after each statement up to ``delay_max_s``, and after each transaction up to ``rest_max_s``.
+    It pauses for up to ``delay_max_s`` after each statement, and for up to ``rest_max_s`` after each transaction.
     """
 
     number: int
