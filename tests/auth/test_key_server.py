@@ -38,7 +38,7 @@ def answer(data: bytes, head: bytes = OK) -> bytes:
 class Publisher:
     """An HTTPS server that answers everything with ``response``.
 
-    If it ``hangs``, it goes on with a byte now and then until the client has ended the connection.
+    If it ``hangs``, it then sends a byte every 0.1 s until the client ends the connection.
     """
 
     url: str
@@ -179,7 +179,7 @@ async def test_hanging_server_times_out_while_others_run(
         with pytest.raises(KeysFault, match="took more than 1 s"):
             await source(publisher).load()
         assert turns > 3
-        with trio.fail_after(2):  # the thread that was abandoned has ended the connection
+        with trio.fail_after(2):  # the abandoned thread ends the connection
             await publisher.broken.wait()
         nursery.cancel_scope.cancel()
 

@@ -125,7 +125,7 @@ async def test_settling_gives_up_on_a_locked_file_and_succeeds_later(sqlite_appl
 
 
 async def test_running_server_whose_log_is_taken_is_interrupted(any_application: Application, feed: AnyFeed) -> None:
-    """It does not end, but a server that starts then does."""
+    """It continues, but a server that starts then ends."""
     store = MemoryStore()
     kind = SqlitePoint if any_application.dialect == SQLITE else PostgresPoint
     log = EventLog(store, LogOptions(store="memory"))

@@ -315,4 +315,4 @@ async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: M
         before = turns
         await rig.conversation.handle(acks)
         assert turns - before >= 10
-        assert rig.conversation._services.acks_ignored == 1000  # noqa: SLF001 - a copy of those of the delivery
+        assert rig.conversation._services.acks_ignored == 1000  # noqa: SLF001 - a copy of the delivery's services

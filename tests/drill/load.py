@@ -33,7 +33,7 @@ def table_at(url: str) -> ApplicationTable:
 
 
 def main(url: str, seed: str, long_after_s: float, pauses: tuple[float, float], long_s: float) -> None:
-    """Write until SIGTERM. ``pauses``: of each writer, ``delay_max_s`` and ``rest_max_s``."""
+    """Write until SIGTERM. ``pauses``: ``delay_max_s`` and ``rest_max_s`` of each ``Writer``."""
     table, ledger, over = table_at(url), Ledger(), threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: over.set())
 

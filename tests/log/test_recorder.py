@@ -491,7 +491,7 @@ async def test_lost_column_is_logged_although_the_outage_began_otherwise(
     nursery.cancel_scope.cancel()
 
 
-async def test_several_recorders_that_lost_a_column_do_not_mistake_each_other_for_one_that_records(
+async def test_no_recorder_that_lost_a_column_reports_that_another_records(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     class Slow(LosesAColumn):

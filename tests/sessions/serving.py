@@ -85,7 +85,7 @@ class Server:
         return self.sessions.admission.arrive(HOST, loopback=True)
 
     def start(self, transport: Transport, slot: ConnectionSlot | None = None) -> "Ending":
-        """Start a session over a transport. ``slot`` None: see ``slot``."""
+        """Start a session over a transport. Without ``slot`` the connection is one from this machine."""
         ending = Ending()
         self.endings.append(ending)
         self.connections.start_soon(self._serve, transport, ending, slot or self.slot())

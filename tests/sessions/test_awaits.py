@@ -40,7 +40,7 @@ FAULTS: Sequence[Callable[[], Exception]] = (
     lambda: StoreUnavailable("away"),
     lambda: StopAsyncIteration("bug"),
 )
-"""One of each kind: unexpected, of the connection, of the store, and one with a meaning in Python."""
+"""One of each kind: unexpected, of the connection, of the store, and one that Python itself uses."""
 
 
 class Asking(Authenticator):
@@ -92,7 +92,7 @@ def _place(coroutine: Any) -> str:  # noqa: ANN401 - of any kind
 
 
 class Nursery:
-    """Takes the place of the nursery of all connections for send tasks, and drives them, except the bystander's."""
+    """Replaces the nursery of all connections for send tasks, and drives these, except the bystander's."""
 
     awaits: Awaits
     bystander: Client

@@ -103,7 +103,7 @@ async def test_subscriptions_are_counted_by_address() -> None:
             assert closed.value.code == 1013
             assert b"subscriptions_per_address_max" not in error.body
             third = await clients.enter_async_context(await server.dial())
-            while len(server.sessions.clients) > 2:  # noqa: ASYNC110 - its place is free when it has ended
+            while len(server.sessions.clients) > 2:  # noqa: ASYNC110 - only then its place is free
                 await trio.lowlevel.checkpoint()
             assert (await third.subscribe(subscription="a")).command == "RECEIPT"
             await first.send(Frame("UNSUBSCRIBE", (("id", "b"), ("receipt", "r"))))

@@ -262,7 +262,7 @@ def texts() -> Iterator[Case]:
 
 
 def texts_in_pieces() -> Iterator[Case]:
-    """Yield texts that arrive in two fragments or octet by octet: cases for the reader of frames alone."""
+    """Yield texts that arrive in two fragments or octet by octet. They test only the reader of frames."""
     for number, text in enumerate(VALID):
         message = ask_with(text.encode())
         yield works(f"6 valid {number} octet by octet", [bytes([octet]) for octet in frame(TEXT, message)], RECEIPT)

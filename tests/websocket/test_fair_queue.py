@@ -257,7 +257,7 @@ async def test_large_message_is_handled_in_pieces() -> None:
         message = b"ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
         assert await rig.conversation.handle(message) is None
         assert rig.turns - before == (len(message) - 1) // PIECE_BYTES
-        assert rig.conversation._services.acks_ignored == 3000  # noqa: SLF001 - a copy of those of the delivery
+        assert rig.conversation._services.acks_ignored == 3000  # noqa: SLF001 - a copy of the delivery's services
         receipt = "\u20ac" * PIECE_BYTES
         await rig.request("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
         assert rig.read()[-1].get("receipt-id") == receipt

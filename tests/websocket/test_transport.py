@@ -41,7 +41,7 @@ def pair() -> Generator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def narrow(pair: tuple[socket.socket, socket.socket]) -> tuple[socket.socket, socket.socket]:
-    """The same with small buffers, which single bytes fill soon."""
+    """The same pair with small buffers, which are soon full of single bytes."""
     pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     return pair
