@@ -90,8 +90,7 @@ class _Point:
             values = {name: found[name] for name in fields_dict(cls)}
             if all(isinstance(value, int if name == "seq" else str) for name, value in values.items()):
                 return cls(**values)
-        message = "the recorded resume point is of another kind of database, or has the format of the first version"
-        raise ResumePointLost(message)
+        raise ResumePointLost("the recorded resume point was written for another kind of database")
 
     def __str__(self) -> str:
         return json.dumps({"format": POINT_FORMAT, **asdict(self)}, separators=(",", ":"))
