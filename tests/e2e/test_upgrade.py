@@ -1,13 +1,16 @@
 """Upgrade and rollback: servers resume, and a schema that is too new is reported in one line."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
+from airy_trio.app.build import opened_store
 from airy_trio.migrate import streams
 from airy_trio.migrate.streams import Stream
+from airy_trio.settings import Settings
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
@@ -142,24 +145,34 @@ async def test_sqlite_server_restores_only_missing_triggers(sqlite_application: 
 
 
 def older_revisions() -> list[str]:
-    """Return every revision of each stream except the newest, and except ``changes_0001``.
-
-    Before ``changes_0002`` the change log had no identity, and resume points of that time are not read: a new epoch
-    begins.
-    """
+    """Return every revision of each stream except the newest."""
     files = (path for stream in STREAMS for path in (streams.migrations_folder() / stream).glob("[0-9]*.py"))
     found = [f"{path.parent.name}_{path.name[:4]}" for path in sorted(files)]
-    return [revision for revision in found if revision not in {"changes_0001", *map(streams.head, STREAMS)}]
+    return [revision for revision in found if revision not in map(streams.head, STREAMS)]
 
 
-def go_back(application: Application, revision: str) -> None:
-    """Bring the schema, with its data, into the state of an older revision."""
+async def go_back(application: Application, settings: Settings, revision: str) -> None:
+    """Bring the schema, with its data, and the resume point into the state of an older revision."""
     stream: Stream = "log" if revision.startswith("log") else "changes"
+    if revision == "changes_0001":
+        async with opened_store(settings) as opened:
+            point = await opened.store.resume_point()
+            assert point is not None
+            stored = await opened.store.append((await opened.store.bounds()).head, [], point_of_0001(point))
+            assert stored is not None
     home = home_of(application, stream)
     with home.engine.begin() as connection:
         streams.downgrade(connection, stream, home.names, revision)
     assert home.scalar(f"select version_num from {home.log_table(f'{stream}_version')}") == revision
     home.engine.dispose()
+
+
+def point_of_0001(point: str) -> str:
+    """Return a resume point in the format of ``changes_0001``."""
+    found = json.loads(point)
+    if "token" in found:  # of SQLite
+        return json.dumps([found["seq"], found["token"]])
+    return json.dumps({key: found[key] for key in ("system", "timeline", "snapshot", "place", "target", "seq")})
 
 
 async def subscribe_durably(client: StompClient) -> Frame:
@@ -182,7 +195,7 @@ async def assert_goes_on_after_upgrade(application: Application, folder: Path, r
             assert (await client.receive()).get("receipt-id") == "written"
             await before.kill()
         application.tag("t2")
-        go_back(application, revision)
+        await go_back(application, application.settings(more), revision)
         application.tag("t3")
         application.migrate(more)
         application.tag("t4")
@@ -212,4 +225,4 @@ async def test_upgrade_from_each_older_revision_resumes(
 @pytest.mark.slow
 async def test_upgrade_with_redis_resumes(any_application: Application, tmp_path: Path, own_redis: RedisServer) -> None:
     more = f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n'
-    await assert_goes_on_after_upgrade(any_application, tmp_path, "changes_0002", more)
+    await assert_goes_on_after_upgrade(any_application, tmp_path, "changes_0001", more)
