@@ -91,6 +91,10 @@ class MemoryFeed:
         await self._changes.reach()
         return False
 
+    async def identified(self, point: str) -> str:
+        """Return the point as given."""
+        return point
+
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes are never lost within a history
         """Return the point as given."""
         return upto

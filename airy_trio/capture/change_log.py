@@ -20,6 +20,8 @@ A resume point says how far a feed has read, and in which history of the databas
   points that the event log may hold (``History``), so that a database or an event log that was restored to an older
   state is detected.
 
+A key that is missing, as in points of older versions, matches any value.
+
 Sealing
 =======
 
@@ -84,12 +86,17 @@ class _Point:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse the output of ``str``. Raises ``ResumePointLost`` for any other text, and ``ResumePointTooNew``."""
+        """Parse the output of ``str`` in this version or an older one.
+
+        Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
+        """
         found: Any = parsed_point(text)
-        with suppress(KeyError, TypeError, ValueError):
-            values = {name: found[name] for name in fields_dict(cls)}
+        try:
+            values = {name: found[name] for name in fields_dict(cls).keys() & found.keys()}
             if all(isinstance(value, int if name == "seq" else str) for name, value in values.items()):
                 return cls(**values)
+        except (AttributeError, TypeError, ValueError):
+            pass
         raise ResumePointLost("the recorded resume point was written for another kind of database")
 
     def __str__(self) -> str:
@@ -108,6 +115,15 @@ class SqlitePoint(_Point):
     source: str = ""
     mark: str = ""
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """See ``_Point.parse``. A list ``[seq, token]`` is of an older version."""
+        match parsed_point(text):
+            case [int(seq), str(token)]:
+                return cls(seq, token)
+            case _:
+                return super().parse(text)
+
 
 SQLITE_FIRST: Final = SqlitePoint(0, "")
 """The point before the first row."""
@@ -125,7 +141,7 @@ class PostgresPoint(_Point):
 
     ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
     holds the oids of the database and of the change log, which are different after a dump is restored. Before the first
-    batch ``place`` is "", and before the first seal ``mark`` is ""; both then match any value.
+    batch ``place`` is "", which matches any value, as it does for ``source`` and ``mark``.
     """
 
     system: str
@@ -190,7 +206,7 @@ class History:
 
         A point before the origin comes from an older copy of an event log: changes after it have been trimmed.
         """
-        if point.source != self.source:
+        if point.source and point.source != self.source:
             raise ResumePointLost("the change log belongs to another database than was recorded")
         if isinstance(point, PostgresPoint):
             origin = PostgresPoint.parse(self.origin)
@@ -214,16 +230,38 @@ def first_point(connection: sa.Connection, log: str) -> str:
     return str(evolve(PostgresPoint.now(connection, log), place=""))
 
 
-def is_foreign_point(text: str, source: str) -> bool:
-    """Return whether a point belongs to another database than ``source``, or to another capture mode.
+def source_of(text: str) -> str:
+    """Return the identity of a point's change log, or "" if the point has none. Raises ``ResumePointTooNew``."""
+    match parsed_point(text):
+        case {"source": str(source)}:
+            return source
+        case _:
+            return ""
 
-    False if the point names no source. Raises ``ResumePointTooNew``.
+
+def is_foreign_point(text: str, source: str) -> bool:
+    """Return whether a point belongs to another change log than ``source``, or to another capture mode.
+
+    False if the point does not say, like those of older versions. Raises ``ResumePointTooNew``.
     """
     match parsed_point(text):
-        case {"source": str(other)}:
-            return other != source
+        case {"identity": _}:  # Capture by ``updated_at``; these points had no source in older versions.
+            return True
         case _:
-            return False
+            return source_of(text) not in ("", source)
+
+
+def identified_point(text: str, source: str) -> str:
+    """Return a point with ``source`` added, unless it names one already. Any other text is returned unchanged.
+
+    Raises ``ResumePointTooNew``.
+    """
+    if source_of(text):
+        return text
+    for kind in (PostgresPoint, SqlitePoint):
+        with suppress(ResumePointLost):
+            return str(evolve(kind.parse(text), source=source))
+    return text
 
 
 def parsed_point(text: str) -> object:
@@ -293,10 +331,11 @@ class ChangeLog:
         if not updated.rowcount:
             connection.execute(sa.insert(self.state).values(id=_STATE_ID, origin=origin))
 
-    def history(self, connection: sa.Connection) -> History:
-        """Return the history of these changes, which the first migration stores before it creates triggers."""
-        [(source, origin, mark, replaced_mark)] = self._history.rows(connection, {})
-        return History(source=source, origin=origin, mark=mark, replaced_mark=replaced_mark)
+    def history(self, connection: sa.Connection) -> History | None:
+        """Return the history of these changes; None before the first migration stored it."""
+        for source, origin, mark, replaced_mark in self._history.rows(connection, {}):
+            return History(source=source, origin=origin, mark=mark, replaced_mark=replaced_mark)
+        return None
 
     def consumer(self, connection: sa.Connection) -> Consumer | None:
         """Return the event log that consumes these changes."""
@@ -345,10 +384,17 @@ class LoggedFeed(InspectedFeed, Generic[P]):
 
     def _origin(self, connection: sa.Connection) -> str:
         history = self._log.history(connection)
-        return str(evolve(self._point.parse(history.origin), source=history.source))
+        if history is None:
+            return first_point(connection, self._log.names.quoted(TABLE))
+        return identified_point(history.origin, history.source)
 
     async def is_foreign(self, point: str) -> bool:
-        return is_foreign_point(point, (await self._reading.run(self._log.history)).source)
+        history = await self._reading.run(self._log.history)
+        return history is not None and is_foreign_point(point, history.source)
+
+    async def identified(self, point: str) -> str:
+        history = await self._reading.run(self._log.history)
+        return point if history is None else identified_point(point, history.source)
 
     async def seal(self, after: str, upto: str) -> str:
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
@@ -371,7 +417,8 @@ class LoggedFeed(InspectedFeed, Generic[P]):
 
         def work(connection: sa.Connection) -> tuple[str, int]:
             found, count = self._discard(connection)
-            point = str(evolve(found, source=self._log.history(connection).source))
+            history = self._log.history(connection)
+            point = str(found if history is None else evolve(found, source=history.source))
             self._log.set_origin(connection, point)
             return point, count
 

@@ -238,9 +238,16 @@ class ChangeFeed(Protocol):
         ...
 
     async def is_foreign(self, point: str) -> bool:
-        """Return whether a stored point belongs to another database or capture mode. Its log is not to be used then.
+        """Return whether a stored point belongs to another database or capture mode; its event log is off limits.
 
-        False if the point does not show it. Raises ``ResumePointTooNew``.
+        False if the point does not say. Raises ``ResumePointTooNew``.
+        """
+        ...
+
+    async def identified(self, point: str) -> str:
+        """Return a stored point of this database with the database's identity, which older versions did not write.
+
+        Raises ``ResumePointTooNew``.
         """
         ...
 

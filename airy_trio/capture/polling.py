@@ -114,7 +114,7 @@ class Mark:
 
 @frozen(kw_only=True)
 class Watermarks:
-    """A resume point: number ``serial`` of the feed ``life``."""
+    """A resume point: number ``serial`` of the feed ``life``. A point of an older version has the source ""."""
 
     identity: Identity
     life: str
@@ -123,14 +123,17 @@ class Watermarks:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote. Raises ``ResumePointLost`` for any other text, and ``ResumePointTooNew``."""
+        """Read what ``str`` wrote. Points of older versions also have digests of row versions, which are not used.
+
+        Raises ``ResumePointLost`` if another way of capture wrote it, and ``ResumePointTooNew``.
+        """
         found: Any = parsed_point(text)
         try:
             marks = {kind: Mark.of(*found["marks"][kind]) for kind in KINDS if kind in found["marks"]}
-            identity = Identity(found["identity"], found["source"])
+            identity = Identity(found["identity"], found.get("source", ""))
             return cls(identity=identity, life=found["life"], serial=int(found["serial"]), marks=marks)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ResumePointLost('the recorded resume point was not written with capture = "updated_at"') from None
+            raise ResumePointLost('what was recorded is of another way of capture than "updated_at"') from None
 
     def __str__(self) -> str:
         found = {
@@ -143,15 +146,19 @@ class Watermarks:
         return json.dumps(found, separators=(",", ":"))
 
 
-def is_foreign(text: str, identity: Identity) -> bool:
-    """Return whether a resume point belongs to another database than ``identity``, or to another capture mode.
+def is_foreign(text: str, identity: Identity, dialect: str) -> bool:
+    """Whether a resume point is of another database than ``identity``, or of another way of capture.
 
-    Raises ``ResumePointTooNew``.
+    A point of an older version has no source. If it is of a file, nothing can be concluded from its history, because a
+    replaced file has another inode. Raises ``ResumePointTooNew``.
     """
     try:
-        return Watermarks.parse(text).identity.source != identity.source
+        recorded = Watermarks.parse(text).identity
     except ResumePointLost:
         return True
+    if not recorded.source:
+        return dialect == POSTGRES and recorded.history != identity.history
+    return recorded.source != identity.source
 
 
 @frozen(kw_only=True)
@@ -222,7 +229,14 @@ class UpdatedAtFeed(InspectedFeed):
         return await self.origin()
 
     async def is_foreign(self, point: str) -> bool:
-        return is_foreign(point, await self._reading.run(Identity.of))
+        return is_foreign(point, await self._reading.run(Identity.of), self._dialect)
+
+    async def identified(self, point: str) -> str:
+        found = Watermarks.parse(point)
+        if found.identity.source:
+            return point
+        ours = await self._reading.run(Identity.of)
+        return str(evolve(found, identity=evolve(found.identity, source=ours.source)))
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database
         return upto
@@ -260,7 +274,8 @@ class UpdatedAtFeed(InspectedFeed):
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
         identity = Identity.of(connection, file)
-        is_same = file is not None or point.identity.source == identity.source  # a moved file is the same one
+        # A file that was moved is the same file, and points of older versions have no source.
+        is_same = file is not None or point.identity.source in {"", identity.source}
         if point.identity.history != identity.history or not is_same:
             raise ResumePointLost("the database is another one, or another file, than the one that was recorded")
         self._trim_returned(point)

@@ -221,8 +221,10 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         """
         here, history = PostgresPoint.now(connection, self._log_name), self._log.history(connection)
         point.require_history_of(here)
-        history.require(point)
-        return self._reading.generation, evolve(here, source=history.source)
+        if history is not None:
+            history.require(point)
+            here = evolve(here, source=history.source)
+        return self._reading.generation, here
 
     async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch:
         """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection."""

@@ -131,7 +131,10 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)
-        self._log.history(connection).require(point)
+        history = self._log.history(connection)
+        if history is not None:
+            history.require(point)
+            point = evolve(point, source=history.source)
         rows = self._page.rows(connection, {"seq": point.seq, "limit": limit + 1 if point.seq else limit})
         if point.seq:
             if not rows or (rows[0][_SEQ], rows[0][_TOKEN]) != (point.seq, point.token):

@@ -226,7 +226,7 @@ class _Check:
             return None  # our tables are of no interest then
         if reads_only:
             identity = Identity.of(connection)
-            return _Application(None, lambda point: polling.is_foreign(point, identity))
+            return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
         if names.dialect == POSTGRES:
             report.update(servers.skipped_writes(connection, tables, names, deletes=settings.logs_deletes))
         return self.change_log(connection, names, tables)
@@ -250,10 +250,10 @@ class _Check:
         if tables:
             report.add("note", [f"watching {', '.join(tables)}"])
         log = ChangeLog(names)
-        if log.origin(connection) is None:  # only `migrate --to` has run
+        history = log.history(connection)
+        if history is None:
             return None
-        source = log.history(connection).source
-        return _Application(log.consumer(connection), lambda point: is_foreign_point(point, source))
+        return _Application(log.consumer(connection), lambda point: is_foreign_point(point, history.source))
 
     def server(self, connection: sa.Connection, names: Names, place: _Place) -> bool:
         """Check the database server or file itself; return whether it can be used.

@@ -5,7 +5,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.capture.change_log import PostgresPoint, SqlitePoint
+from airy_trio.capture.change_log import PostgresPoint, SqlitePoint, source_of
 from airy_trio.capture.feed import ResumePointLost, ResumePointTooNew
 from airy_trio.capture.polling import Watermarks
 
@@ -43,17 +43,34 @@ def test_an_sqlite_point_survives_as_text(point: SqlitePoint) -> None:
         PostgresPoint.parse(str(point))
 
 
-@given(st.text() | st.sampled_from(["", "[]", "{}", "null", '["1",2]', '[7,"token"]', '{"seq":7,"token":"t"}']))
+@given(st.text() | st.sampled_from(["", "[]", "{}", "null", '["1",2]', '{"system":"1","snapshot":"x"}']))
 def test_unreadable_text_is_a_lost_resume_point(text: str) -> None:
     for kind in (PostgresPoint, SqlitePoint):
         with pytest.raises(ResumePointLost, match="another kind of database"):
             kind.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text, point",
+    [
+        (
+            '{"system":"1","timeline":"2","snapshot":"3:3:","place":"4.5","target":"","seq":6}',
+            PostgresPoint(system="1", timeline="2", snapshot="3:3:", place="4.5", seq=6),
+        ),
+        ('{"system":"1","timeline":"2","snapshot":"3:3:"}', PostgresPoint(system="1", timeline="2", snapshot="3:3:")),
+        ('[7,"token"]', SqlitePoint(7, "token")),
+        ('{"seq":7,"token":"token"}', SqlitePoint(7, "token")),
+    ],
+)
+def test_points_of_older_formats_are_read(text: str, point: PostgresPoint | SqlitePoint) -> None:
+    assert type(point).parse(text) == point
+    assert source_of(text) == ""
+
+
 @pytest.mark.parametrize("point", [PostgresPoint(system="1", timeline="2", snapshot="3:3:"), SqlitePoint(7, "token")])
 def test_point_of_a_newer_format_names_a_newer_version(point: PostgresPoint | SqlitePoint) -> None:
     newer = str(point).replace('"format":1', '"format":2')
-    for read in (PostgresPoint.parse, SqlitePoint.parse, Watermarks.parse):
+    for read in (PostgresPoint.parse, SqlitePoint.parse, source_of, Watermarks.parse):
         with pytest.raises(ResumePointTooNew, match="a newer airy-trio has written the event log"):
             read(newer)
 

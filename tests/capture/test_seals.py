@@ -9,7 +9,7 @@ import pytest
 import trio
 from attrs import evolve
 
-from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog, PostgresPoint, SqlitePoint
+from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog, PostgresPoint, SqlitePoint, source_of
 from airy_trio.capture.feed import ResumePointLost
 from airy_trio.capture.lease import OwnLease
 from airy_trio.capture.postgres import PostgresFeed
@@ -124,17 +124,17 @@ async def test_settling_gives_up_on_a_locked_file_and_succeeds_later(sqlite_appl
     await feed.aclose()
 
 
-async def test_running_server_whose_log_is_taken_is_interrupted(any_application: Application, feed: AnyFeed) -> None:
-    """It continues, but a server that starts then ends."""
+async def test_point_of_an_older_version_gets_an_identity(any_application: Application, feed: AnyFeed) -> None:
+    """So no other database can take the log first. A running server whose log is taken is interrupted, not ended."""
     store = MemoryStore()
     kind = SqlitePoint if any_application.dialect == SQLITE else PostgresPoint
     log = EventLog(store, LogOptions(store="memory"))
     await log.open()
 
-    async def take_log() -> None:
+    async def rewrite(*, source: str) -> None:
         """Store the same resume point with another identity and no mark."""
         stored = await store.resume_point() or ""
-        point = str(evolve(kind.parse(stored), source="another", mark=""))
+        point = str(evolve(kind.parse(stored), source=source, mark=""))
         await store.append((await store.bounds()).head, (), point, replaces=stored)
 
     @asynccontextmanager
@@ -146,8 +146,12 @@ async def test_running_server_whose_log_is_taken_is_interrupted(any_application:
             nursery.cancel_scope.cancel()
 
     with trio.fail_after(TIMEOUT_S):
+        async with recording():
+            pass
+        await rewrite(source="")
         async with recording() as recorder:
-            await take_log()
+            assert source_of(await store.resume_point() or "")
+            await rewrite(source="another")
             any_application.tag("refused")
             await until(partial(_is_refused, recorder))
         with pytest.raises(ForeignLogError):

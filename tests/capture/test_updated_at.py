@@ -1,5 +1,6 @@
 """Capture by ``updated_at`` over SQLite and Postgres: the changes that are read, each once, and their order."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
-from airy_trio.database import SQLITE, DatabaseUnavailable, sqlite
+from airy_trio.capture.polling import Watermarks
+from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
 from tests.capture.feeds import read_all
@@ -191,6 +193,19 @@ async def test_commit_between_a_wait_and_a_read_does_not_end_the_trust_in_report
     assert logs == []
 
 
+async def test_point_with_digests_of_an_older_version_is_read(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US)
+        older = json.loads((await feed.read(after, 10)).resume_point) | {"digests": {"tags": "AAAAAAAAAAE="}}
+        watched.tag("late", START_US - SECOND_US)
+        watched.tag("too late", START_US - 7 * SECOND_US)
+    async with watching(watched.application) as feed:
+        objects, after, _ = await read_all(feed, json.dumps(older))
+        assert names(objects) == [("late", "flag"), ("t1", "flag")]
+        assert "digests" not in json.loads(after)
+
+
 async def test_versions_before_the_overlap_are_forgotten(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
@@ -309,6 +324,30 @@ async def test_point_of_another_source_or_capture_is_foreign(watched: Watched) -
         assert await feed.is_foreign(ours.replace('"source":"', '"source":"1'))
         assert await feed.is_foreign('[0,""]')
         assert await feed.is_foreign(str(SqlitePoint(1, "token", "source")))
+
+
+async def test_point_of_an_older_version_gets_its_source(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        point = Watermarks.parse(await feed.origin())
+        found = json.loads(str(point))
+        del found["source"]
+        older = json.dumps(found)
+        assert not await feed.is_foreign(older)
+        assert Watermarks.parse(await feed.identified(older)) == point
+        found["identity"] = "another"
+        cluster = watched.application.dialect == POSTGRES
+        assert await feed.is_foreign(json.dumps(found)) == cluster  # a file may have been replaced
+
+
+async def test_point_of_an_older_version_loses_nothing(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        older = json.loads(await feed.origin())
+    del older["source"]
+    watched.tag("t1", START_US)
+    async with watching(watched.application) as feed:
+        batch = await feed.read(json.dumps(older), 10)
+        assert batch.changes == 1
+        assert Watermarks.parse(batch.resume_point).identity.source
 
 
 async def test_file_that_was_moved_is_read_on(tmp_path: Path) -> None:
