@@ -20,6 +20,7 @@ import socket
 import ssl
 from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPS_PORT, HTTPException, HTTPSConnection, IncompleteRead
 from pathlib import Path
@@ -225,38 +226,39 @@ class KeyServer:
     async def load(self) -> tuple[Key, ...]:
         """See ``KeySource.load``."""
         parts = urlsplit(self.url)
+        host, port = parts.hostname or "", parts.port or HTTPS_PORT
         target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-        opened: list[socket.socket] = []
         try:
             with trio.fail_after(FETCH_TIMEOUT_S):
                 tls = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
-                host, port = parts.hostname or "", parts.port or HTTPS_PORT
-                connection = HTTPSConnection(host, port, timeout=FETCH_TIMEOUT_S, context=tls)
-                body = await trio.to_thread.run_sync(_body_of, connection, target, opened, abandon_on_cancel=True)
+                stream = await trio.open_tcp_stream(host, port)  # tries the next address if one does not answer
+                with socket.socket(fileno=stream.socket.detach()) as plain, plain.dup() as same:
+                    try:
+                        ask = partial(_body_of, plain, tls, host, port, target)
+                        body = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+                    finally:
+                        with suppress(OSError):  # it has ended already
+                            same.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, even if bytes still arrive
                 return read_jwks(body, self.algorithms)
         except trio.TooSlowError:
             message = f"the key server took more than {FETCH_TIMEOUT_S:g} s"
         except HTTPException:
             message = "the key server did not answer in HTTP"
-        except OSError as error:  # the reason comes from the system or from TLS
-            message = f"the keys cannot be fetched: {error.strerror or type(error).__name__}"
-        finally:
-            for each in opened:
-                with suppress(OSError):  # closed already
-                    each.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, even if bytes still arrive
+        except OSError as error:
+            cause = error.__cause__ or error  # of Trio's error: that of the only address, or a group of all
+            first = getattr(cause, "exceptions", (cause,))[0]
+            message = f"the keys cannot be fetched: {getattr(first, 'strerror', None) or type(first).__name__}"
         raise KeysFault(message)
 
 
-def _body_of(connection: HTTPSConnection, target: str, opened: list[socket.socket]) -> bytes:
-    """Request ``target`` and return the body. The socket's time-out limits each step; the caller limits the total.
+def _body_of(plain: socket.socket, tls: ssl.SSLContext, host: str, port: int, target: str) -> bytes:
+    """Request ``target`` over a connected socket and return the body. The time-out of the socket limits each step.
 
-    ``opened``: gets the socket, so that the caller can shut it down. Raises ``KeysFault``, ``HTTPException`` and
-    ``OSError``.
+    Raises ``KeysFault``, ``HTTPException`` and ``OSError``.
     """
-    with closing(connection):
-        connection.connect()
-        opened.append(connection.sock)
-        trio.from_thread.check_cancelled()
+    plain.settimeout(FETCH_TIMEOUT_S)
+    with closing(HTTPSConnection(host, port)) as connection:
+        connection.sock = tls.wrap_socket(plain, server_hostname=host)
         connection.request("GET", target, headers={"Accept": "application/json, */*", "Connection": "close"})
         with connection.getresponse() as response:
             if response.status != HTTPStatus.OK:

@@ -125,7 +125,7 @@ class Watermarks:
     def parse(cls, text: str) -> Self:
         """Read what ``str`` wrote. Points of older versions also have digests of row versions, which are not used.
 
-        Raises ``ResumePointLost`` if another way of capture wrote it, and ``ResumePointTooNew``.
+        Raises ``ResumePointLost`` if another capture mode wrote it, and ``ResumePointTooNew``.
         """
         found: Any = parsed_point(text)
         try:
@@ -133,7 +133,7 @@ class Watermarks:
             identity = Identity(found["identity"], found.get("source", ""))
             return cls(identity=identity, life=found["life"], serial=int(found["serial"]), marks=marks)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise ResumePointLost('what was recorded is of another way of capture than "updated_at"') from None
+            raise ResumePointLost('what was recorded is of another capture mode than "updated_at"') from None
 
     def __str__(self) -> str:
         found = {
@@ -147,7 +147,7 @@ class Watermarks:
 
 
 def is_foreign(text: str, identity: Identity, dialect: str) -> bool:
-    """Whether a resume point is of another database than ``identity``, or of another way of capture.
+    """Whether a resume point is of another database than ``identity``, or of another capture mode.
 
     A point of an older version has no source. If it is of a file, nothing can be concluded from its history, because a
     replaced file has another inode. Raises ``ResumePointTooNew``.

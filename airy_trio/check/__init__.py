@@ -36,7 +36,7 @@ from airy_trio.database import (
     shown,
     sqlite_path,
 )
-from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError, single_error
+from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
 from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.options import find_store
@@ -332,12 +332,8 @@ class _Check:
 
         try:
             return trio.run(read)
-        except trio.TooSlowError:
-            self.report.add("problem", [f"log.store: the event store has not answered within {STORE_TIMEOUT_S} s"])
-        except (AiryTrioError, ExceptionGroup) as error:
-            single = single_error(error) if isinstance(error, ExceptionGroup) else error
-            unusable = [f"log.store: the event store cannot be used: {single}"]
-            self.report.add("problem", single.faults if isinstance(single, FaultsError) else unusable)
+        except (AiryTrioError, ExceptionGroup, trio.TooSlowError) as error:
+            self.report.add("problem", _faults_of(error))
         return None
 
     def connected(self, place: _Place, work: Callable[[sa.Connection], T]) -> T | None:
@@ -384,3 +380,17 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
         f'table "{messages.name}" (messages) has no index that begins with "{columns[0]}", so each change of a '
         f"conversation's metadata reads the whole table; run: {statement}; then restart the server"
     )
+
+
+def _faults_of(error: Exception) -> Iterator[str]:
+    """Yield the faults of an event store that cannot be used. It may be of another package, with tasks of its own."""
+    match error:
+        case FaultsError():
+            yield from error.faults
+        case ExceptionGroup():
+            for one in error.exceptions:
+                yield from _faults_of(one)
+        case trio.TooSlowError():
+            yield f"log.store: the event store has not answered within {STORE_TIMEOUT_S} s"
+        case _:
+            yield f"log.store: the event store cannot be used: {error}"

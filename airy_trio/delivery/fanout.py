@@ -296,6 +296,7 @@ class Senders:
         self._waiting: deque[Client] = deque()
         self._handed_over = trio.Event()
         self._sending: dict[Client, _SendTask] = {}
+        self._busy = trio.Event()
 
     @property
     def sending(self) -> int:
@@ -329,13 +330,15 @@ class Senders:
             if client.state is BEHIND:  # else it is being disconnected
                 task = self._sending[client] = _SendTask()
                 connections.start_soon(self._send, client, task, name=_SEND)
+                self._busy.set()
 
     async def watch(self) -> None:
         """Disconnect clients that are behind and whose next event has been trimmed. Runs until cancelled."""
         while True:
-            await trio.sleep(WATCH_EVERY_S)
             if not self._sending:
-                continue
+                self._busy = trio.Event()
+                await self._busy.wait()
+            await trio.sleep(WATCH_EVERY_S)
             try:
                 floor = await self._eventlog.floor()
             except StoreUnavailable:

@@ -27,7 +27,7 @@ from airy_trio.sessions.session import LINGER_S, accept_request, read_to_end
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.request import Request, RequestRefusedError
-from airy_trio.websocket.stream import FramedStream
+from airy_trio.websocket.stream import FramedStream, InputEnded
 from airy_trio.websocket.tls import Encryption, TlsTransport
 from airy_trio.websocket.transport import SocketTransport, Transport
 
@@ -281,7 +281,11 @@ class _Acceptor:
 
         await transport.handshake()
         stream = FramedStream(transport, send_timeout_s=LINGER_S, turn=turn)
-        with suppress(RequestRefusedError):  # the refusal was written
+        try:
             await accept_request(stream, self._sessions.services.options, examine, refused)
+        except RequestRefusedError:
+            pass  # the refusal was written
+        except InputEnded:  # before the request was complete
+            await stream.write(refused.answer())
         await transport.send_eof()
         await read_to_end(transport, turn)

@@ -209,14 +209,14 @@ def _jwt_contradictions(options: AuthOptions) -> Iterator[str]:
             ("-----BEGIN" in key, "jwt_key: this is a key; put it in a file and set jwt_key to the name of the file"),
             (key.startswith("http://"),
              "jwt_key: keys are fetched over https:// only, because http:// lets others on the network replace them"),
-            (is_url and not _has_host(key), "jwt_key: not a valid https:// URL"),
+            (is_url and not _is_valid_url(key), "jwt_key: not a valid https:// URL"),
             (is_url and "@" in key, "jwt_key: the URL has a user or a password, but public keys need neither"),
             ("\0" in key, "jwt_key: not a file name"),
         )  # fmt: skip
     yield from islice((line for applies, line in faults if applies), 1)
 
 
-def _has_host(text: str) -> bool:
+def _is_valid_url(text: str) -> bool:
     try:
         url = urlsplit(text)
         host = (url.hostname or "").encode("idna") if url.port != 0 else b""

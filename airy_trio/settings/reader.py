@@ -85,6 +85,9 @@ class ConversionError(ValueError):
     allowed: str
     words: str | None = None
 
+    def __str__(self) -> str:  # without the value, which may be a secret
+        return f"expected {self.allowed}"
+
 
 class SettingFault(ValueError):
     """A reference to the environment that cannot be resolved, or options of a section that contradict each other.

@@ -432,12 +432,12 @@ class _Run:
         turn = 0
         while not self._over.wait(TERMINATE_PERIOD_S):
             turn += 1
-            whose, terminate = "writers", self._scratch.terminate_writer
+            terminated, terminate = "writers", self._scratch.terminate_writer
             if turn % RECORDER_EACH == 0:
-                whose, terminate = "recorders", self._scratch.terminate_recorder
+                terminated, terminate = "recorders", self._scratch.terminate_recorder
             try:
                 if terminate():
-                    self._ledger.count(f"{whose} terminated")
+                    self._ledger.count(f"{terminated} terminated")
             except SQLAlchemyError:
                 self._ledger.count("terminations failed")
 

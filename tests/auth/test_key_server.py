@@ -3,8 +3,9 @@
 import socket
 import ssl
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import trio
@@ -103,6 +104,22 @@ async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
         at = publisher.url.replace("localhost", "[::1]")
         assert [key.kid for key in await KeyServer(at, ("ES256",)).load()] == ["first"]
         assert b"\r\nhost: %s\r\n" % at.split("/")[2].encode() in publisher.requests[0].lower()
+
+
+async def test_address_that_does_not_answer_delays_the_keys_only_briefly(
+    authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with publishing(FIRST, authority=authority) as publisher:
+        port = urlsplit(publisher.url).port
+        with socket.create_server(("127.0.0.2", port or 0), backlog=0), ExitStack() as stack:
+            for _ in range(4):  # fill the backlog
+                waiting = stack.enter_context(socket.socket())
+                waiting.settimeout(0)
+                waiting.connect_ex(("127.0.0.2", port))
+            found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in ("127.0.0.2", "127.0.0.1")]
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *_given, **_named: found)
+            with trio.fail_after(FETCH_TIMEOUT_S / 2):
+                assert [key.kid for key in await source(publisher).load()] == ["first"]
 
 
 async def test_path_and_query_are_escaped(authority: trustme.CA) -> None:

@@ -1,6 +1,7 @@
 """Each finding of ``check``, produced on a real database."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from airy_trio.check import Report, check
 from airy_trio.check.servers import DURABLE
 from airy_trio.database import POSTGRES
 from airy_trio.log.current import Marks
+from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import StateChange
 from airy_trio.settings import parse
 from tests.application import Application, application
@@ -332,3 +334,20 @@ def test_stores_that_are_not_sql(sqlite_application: Application) -> None:
     assert 'log.store: "memory" ends with the process; after each start clients must reload' in memory.of("note")
     (finding,) = problems(check(sqlite_application.settings('[log]\nstore = "absent"\n')))
     assert finding.startswith('log.store: there is no event store "absent"')
+
+
+def test_fault_in_a_task_of_a_store_is_reported_with_its_setting(
+    sqlite_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def opened(_url: str) -> AsyncGenerator[MemoryStore]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused)
+            yield MemoryStore()
+
+    async def refused() -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("airy_trio.check.find_store", lambda _name: opened)
+    found = problems(check(sqlite_application.migrate('[log]\nstore = "redis"\nurl = "redis://127.0.0.1:1/0"\n')))
+    assert found == ("log.store: the event store cannot be used: [Errno 111] Connection refused",)

@@ -487,6 +487,17 @@ async def test_request_in_pieces_beyond_a_limit_is_a_stream_too() -> None:
                 assert answer.startswith(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
 
 
+async def test_incomplete_request_beyond_a_limit_is_refused_at_its_end() -> None:
+    async with serving(options=evolve(OPTIONS, connections_max=1)) as server:
+        with trio.fail_after(20):
+            async with requesting(server.port) as first, await trio.open_tcp_stream(HOST, server.port) as second:
+                await first.subscribed()
+                await second.send_all(b"GET /eve")
+                await second.send_eof()
+                answer = b"".join([octets async for octets in second])
+                assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+
+
 # Line 33
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT", "PATCH", "get", "X-Y"])
 async def test_only_get_reads_events(method: str, server: Server, autojump_clock: MockClock) -> None:
