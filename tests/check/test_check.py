@@ -346,6 +346,7 @@ def test_fault_in_a_task_of_a_store_is_reported_with_its_setting(
             yield MemoryStore()
 
     async def refused() -> None:
+        await trio.lowlevel.checkpoint()
         raise ConnectionRefusedError(111, "Connection refused")
 
     monkeypatch.setattr("airy_trio.check.find_store", lambda _name: opened)
