@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ClientState, ReplayOptions
-from airy_trio.delivery.fanout import BATCH_BYTES_MAX
+from airy_trio.delivery.fanout import BATCH_BYTES_MAX, WATCH_EVERY_S
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.websocket.frames import close_frame
@@ -271,6 +271,34 @@ async def test_a_trimmed_position_disconnects_the_client(autojump_clock: MockClo
         rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await wait_all_tasks_blocked()
         assert rig.client.reason is disconnects.POSITION_EXPIRED
+
+
+class AskedStore(MoodyStore):
+    """Counts how often its bounds are read."""
+
+    asked = 0
+
+    async def bounds(self) -> Bounds:
+        self.asked += 1
+        return await super().bounds()
+
+
+async def test_no_expired_positions_are_searched_while_no_client_is_behind(autojump_clock: MockClock) -> None:
+    kept = AskedStore(Random(1), **NEVER_AWAY)
+    transport = MemoryTransport(100)
+    async with rigged(await open_log(kept), transport) as rig:
+        rig.read()
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=1000))
+        await wait_all_tasks_blocked()
+        assert rig.senders.sending == 1
+        await trio.sleep(WATCH_EVERY_S + 1)
+        searched = kept.asked
+        await rig.read_all()
+        await trio.sleep(WATCH_EVERY_S)  # the search that was due when the client caught up
+        caught_up = kept.asked
+        await trio.sleep(100 * WATCH_EVERY_S)
+        assert (searched > 0, kept.asked) == (True, caught_up)
 
 
 async def test_unsubscribing_with_a_full_socket_ends_delivery(autojump_clock: MockClock) -> None:

@@ -411,13 +411,20 @@ async def test_close_frame_that_was_read_by_half_is_recognised(at: int, autojump
         assert transport.ended, "a client awaits our FIN after both Close frames"
 
 
-async def test_silence_counts_while_a_request_waits_for_the_store(autojump_clock: MockClock) -> None:
+@asynccontextmanager
+async def beating_while_the_store_waits() -> AsyncGenerator[tuple[Server, MemoryTransport, GatedStore]]:
+    """Connect a client that has promised a heart-beat each second to a server whose store does not answer."""
     store = GatedStore()
     options = ListenerOptions(port=0, heartbeat_ms=1000)
     async with serving(await open_log(store), options, listen=False) as server:
         connect = frame(TEXT, b"CONNECT\naccept-version:1.2\nheart-beat:1000,0\n\n\0")
         transport, _ = await begin(server, head(), connect)
         store.gate = trio.Event()
+        yield server, transport, store
+
+
+async def test_silence_counts_while_a_request_waits_for_the_store(autojump_clock: MockClock) -> None:
+    async with beating_while_the_store_waits() as (server, transport, _):
         transport.feed(subscribe(0, "all"))
         for _ in range(20):
             await trio.sleep(1)
@@ -428,12 +435,7 @@ async def test_silence_counts_while_a_request_waits_for_the_store(autojump_clock
 
 
 async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_clock: MockClock) -> None:
-    store = GatedStore()
-    options = ListenerOptions(port=0, heartbeat_ms=1000)
-    async with serving(await open_log(store), options, listen=False) as server:
-        connect = frame(TEXT, b"CONNECT\naccept-version:1.2\nheart-beat:1000,0\n\n\0")
-        transport, _ = await begin(server, head(), connect)
-        store.gate = trio.Event()
+    async with beating_while_the_store_waits() as (server, transport, store):
         beat = frame(TEXT, b"\n")
         transport.feed(subscribe(0, "all") + beat[:3])  # the beat is cut between two reads
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -451,6 +453,7 @@ async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_c
             (client,) = server.clients
             while client.stream.reading:  # noqa: ASYNC110 - a stream has no event for this
                 await trio.lowlevel.checkpoint()
+            assert store.gate is not None
             store.gate.set()  # the store answers while the beat waits for its turn
             store.gate = None
             for _ in range(4):
