@@ -74,6 +74,8 @@ MOMENT: Final = (
     "|| '.' || coalesce(cast(cast(to_regclass(:log) as oid) as text), '') as place"
 )
 """Columns: the snapshot and the place of a ``PostgresPoint``. ``:log`` is the quoted name of the change log."""
+# The first eight digits of a WAL file's name are the present timeline. ``pg_control_checkpoint()`` would return that of
+# the last checkpoint, which may be from before a promotion.
 _NOW = sa.text(
     "select cast(system_identifier as text) as system, "  # noqa: S608 - no text of others
     f"substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, {MOMENT} from pg_control_system()"
@@ -173,6 +175,7 @@ class PostgresPoint(_Point):
 
     def has_read(self, other: Self) -> bool:
         """Return whether this snapshot sees everything that the other point's snapshot sees, in the same history."""
+        # What is open in this snapshot and had begun before the other one was taken must be open in the other one too.
         unread = {txid for txid in self.in_progress if int(txid) < other.next_transaction}
         return self.next_transaction >= other.next_transaction and unread <= set(other.in_progress)
 
@@ -208,6 +211,8 @@ class History:
         """
         if point.source and point.source != self.source:
             raise ResumePointLost("the change log belongs to another database than was recorded")
+        # Transaction numbers of two clusters cannot be compared; ``require_history_of`` compares the cluster with the
+        # present one.
         if isinstance(point, PostgresPoint):
             origin = PostgresPoint.parse(self.origin)
             trimmed = origin.system == point.system and not point.has_read(origin)
@@ -303,6 +308,8 @@ class ChangeLog:
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark", "backfill")),
         )
         quoted = escape_colons(names.quoted(STATE))
+        # The newest marks come first, so the limit drops the oldest ones. The rest of a mark that is cut equals no mark
+        # of a point.
         self.seal = sa.text(
             f"update {quoted} set mark = :mark, replaced_mark = case when mark = :replaced then :replaced "  # noqa: S608
             f"else :replaced || ' ' || substr(mark || ' ' || replaced_mark, 1, {MARKS_CHARS_MAX}) end"
@@ -405,6 +412,7 @@ class LoggedFeed(InspectedFeed, Generic[P]):
 
     async def settle(self, point: str) -> None:
         """See ``ChangeFeed.settle``. If the database is busy or unavailable, the next call settles instead."""
+        # The recorder settles whenever it has nothing to read, and a point needs a commit only once.
         if self._seals and point != self._settled:
             try:
                 await self._mark(self._log.settle, mark=self._point.parse(point).mark)
@@ -414,7 +422,10 @@ class LoggedFeed(InspectedFeed, Generic[P]):
                 self._settled = point
 
     async def restart(self) -> str:
-
+        # Deletion and new origin are one transaction. If the server ends before the event log has begun its new epoch,
+        # the log still has its old point. That is of another history or before the new origin, so the next read raises
+        # ``ResumePointLost`` again, instead of continuing after a gap. The pool does not hold the lease, but the caller
+        # has just appended, which proves that no other recorder has taken over.
         def work(connection: sa.Connection) -> tuple[str, int]:
             found, count = self._discard(connection)
             history = self._log.history(connection)
@@ -431,6 +442,9 @@ class LoggedFeed(InspectedFeed, Generic[P]):
 
         def work(connection: sa.Connection) -> int:
             count = self._delete(connection, point, limit)
+            # In the transaction of the deletion, so that an event log that is restored from an older copy finds its
+            # point before the origin. If there was more than ``limit`` to delete, the origin is ahead of the deletion,
+            # which only makes the database reject points that it could still serve.
             if count:
                 self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
             return count
