@@ -85,6 +85,7 @@ class BoundQuery:
         itself is wrong, and its error is raised.
         """
         postgres = connection.dialect.name == POSTGRES
+        # A savepoint outlives a rollback to it, so one is enough for all parts.
         if postgres and self.keys:
             connection.exec_driver_sql("savepoint airy_query")
         rows: list[Row] = []
@@ -206,6 +207,9 @@ class Queries:
         if not self._postgres:
             name = escape_colons(quote_text(self._table.name))
             return _query(f"select sql from sqlite_master where type = 'table' and name = {name}")  # noqa: S608 - quoted
+        # ``pg_class`` is read in the snapshot, while ``pg_relation_filenode`` returns the present file; a partitioned
+        # table has none, which is 0 in the former and NULL in the latter. The join gives a row of NULLs, because
+        # ``pg_typeof`` needs a row and the table may be empty.
         types = ", ".join(f"cast(pg_typeof({_name(column)}) as oid)" for column in self._typed)
         table = f"cast({quote_text(self.name)} as regclass)"
         stored = f"(select {table} as oid)"
@@ -307,6 +311,8 @@ class Queries:
                 f"select airy_wanted.airy_1 as wanted, newest.channel_id from {keys} "  # noqa: S608 - names quoted
                 f"cross join lateral ({newest}) newest"
             )
+        # A conversation without a message gives no row. The inner query alone could not distinguish it from one whose
+        # newest message has a NULL for its channel.
         return (
             f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id from {keys} "  # noqa: S608 - names quoted
             f"where exists (select 1 {found})"
@@ -316,6 +322,8 @@ class Queries:
         keys, channel = self._wanted(1), self.text(self._table.columns.get("channel_id"))
         timed = f" and {time} is not null" if time else ""
         if self._postgres:
+            # Any order serves ``distinct on``. In this one Postgres compares octets, which costs less than the order of
+            # a language.
             matches, wanted = self._matches(conversation, 1), 'airy_wanted.airy_1 collate "C"'
             return (
                 f"select distinct on ({wanted}) airy_wanted.airy_1 as wanted, {channel} as channel_id "  # noqa: S608 - names quoted
@@ -346,6 +354,7 @@ class Queries:
     def _joined(self, keys: Sequence[Column]) -> str:
         """The wanted keys, joined to the table; the keys come first, so that the table's index is used."""
         on = " and ".join(self._matches(column, number) for number, column in enumerate(keys, start=1))
+        # SQLite does not change the order of the tables in a CROSS JOIN.
         join = "join" if self._postgres else "cross join"
         return f"{self._wanted(len(keys))} {join} {self.name} t on {on}"
 
