@@ -32,6 +32,8 @@ _SESSION_ENDED: Final = "57P"
 DRIVER_ERRORS: Final = (SQLAlchemyError, psycopg.Error, sqlite3.Error)
 """The errors that ``translated`` knows. A unit of work may also use the driver itself."""
 
+# psycopg raises an InternalError for, among others, a transaction that was idle for too long (25P03), and one that
+# cannot write because the server has become a standby (25006).
 _POSTGRES_UNAVAILABLE: Final = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 # A class of SQLSTATE: too large for the server. psycopg counts it as operational, but trying again does not help.
 _POSTGRES_LIMIT_CLASS: Final = "54"
@@ -82,6 +84,7 @@ def translated(error: Exception) -> Exception:
             unavailable = disconnected or (isinstance(driver, _POSTGRES_UNAVAILABLE) and not too_large)
         case sqlite3.Error():
             code = getattr(driver, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            # The low octet of an extended code is the primary code.
             unavailable = code & 0xFF in _SQLITE_UNAVAILABLE or code in _SQLITE_UNAVAILABLE_EXTENDED
         case _:
             return error
@@ -130,6 +133,8 @@ class DedicatedConnection:
         Without ``transaction`` the unit is meant for a single cheap query on the driver's own connection. Raises
         ``DatabaseUnavailable`` or ``DatabaseRefused``, after which the connection is closed.
         """
+        # Read before the wait for the limiter. A unit that gets its turn after a closing would otherwise open a
+        # connection that nothing closes.
         closings = self._closings
 
         def unit() -> T:
@@ -141,11 +146,14 @@ class DedicatedConnection:
                     return work(self._connection)
             except DRIVER_ERRORS as error:
                 self._drop()
+                # Without the original error, because its message may quote values and a traceback would show it.
                 raise translated(error) from None
             finally:
                 if self._closings != closings:
                     self._drop()
 
+        # Trio returns the token of the limiter when the thread has ended, not when its task is cancelled. So two units
+        # never use the connection at the same time, and an abandoned one delays the next.
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     async def run_pipeline(self, work: Callable[[Pipeline], Awaitable[T]], *, reopen: bool = False) -> T:
@@ -155,6 +163,8 @@ class DedicatedConnection:
         been opened by ``run``. It is closed if the unit leaves it with an open transaction or an unread result, for
         example because it was cancelled; the server is then asked to end the statement. Raises the errors of ``run``.
         """
+        # Without the limiter, because no unit is running: a pool lends a connection to one task at a time, and the one
+        # that listens for appends is used by one task at a time.
         if reopen and self._pipeline is not None and self._pipeline.lost():
             self._drop()
         if reopen and self._connection is None:
@@ -176,11 +186,14 @@ class DedicatedConnection:
             self._drop()
             raise translated(error) from None
         finally:
+            # An open transaction would keep its locks and its snapshot, and the next unit would take an unread result
+            # for its own. If the connection was closed above, there is no pipeline any more.
             if (
                 pipeline is not None
                 and self._pipeline is pipeline
                 and (self._closings != closings or not pipeline.idle)
             ):
+                # In this order, because the request to cancel is made from the open connection.
                 pipeline.cancel()
                 self._drop()
             self._limiter.release()
@@ -229,8 +242,11 @@ class PipelinePool:
         errors of ``Database.run``, after which it is not known whether the statements had an effect, as after a
         cancellation.
         """
+        # A loop, because another task may take the connection before a task that was woken runs.
         while not self._idle:
             await self._waiting.park()
+        # The one that was used last. So no more are opened than tasks need at the same time, and this one is the least
+        # likely to have been closed by the server while it was idle.
         connection = self._idle.pop()
         attempt = partial(connection.run_pipeline, work, reopen=True)
         was_idle = connection.is_open
@@ -238,6 +254,7 @@ class PipelinePool:
             try:
                 return await attempt()
             except DatabaseUnavailable as error:
+                # Without a SQLSTATE the error is no answer of the server.
                 is_lost = error.sqlstate is None or error.sqlstate.startswith(_SESSION_ENDED)
                 if not (repeatable and was_idle and is_lost):
                     raise
@@ -279,6 +296,7 @@ class Database:
             try:
                 return self.run_sync(work, immediate=immediate)
             finally:
+                # The connection has been returned to the pool, and is closed with all that are idle.
                 if self._closings != closings:
                     self.engine.pool.dispose()
 
@@ -306,6 +324,8 @@ class Database:
 
     async def _close(self) -> None:
         """Close idle connections, then wait until no unit of work is running; each closes its own connection."""
+        # With another limiter: all tokens of this one may be held by units that wait for a lock, and idle connections
+        # need not wait for these. A limiter gives each borrower one token, hence a borrower for each below.
         await trio.to_thread.run_sync(self.engine.pool.dispose, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         held: list[object] = []
         try:

@@ -67,6 +67,8 @@ def postgres_engine(
         "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds, from 2
         "application_name": APPLICATION_NAME,
         "client_encoding": "utf8",
+        # A connection that only listens sends nothing, so the system has to find out that the server is gone: within
+        # half a minute (seconds, except the last, which is in milliseconds).
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -79,6 +81,8 @@ def postgres_engine(
         connect_args=arguments,
         hide_parameters=True,
         pool_size=THREADS_MAX,
+        # A round trip for each unit of a ``Database``. The connections on the route of an event are not returned to the
+        # pool between two units (``DedicatedConnection``), and do without it.
         pool_pre_ping=True,
         pool_reset_on_return="rollback",
         execution_options={"open_connections": (opened := OpenConnections())},
@@ -108,7 +112,7 @@ def postgres_engine(
         if not pooled:
             _configure(connection, _PLAIN_SESSION | (settings or {}), local=False)
             connection.allow_for_pooler()  # one in session mode, which needs no direct_url
-            connection.commit()
+            connection.commit()  # otherwise the first rollback would undo the settings
 
     return engine
 
@@ -143,6 +147,7 @@ def sqlite_engine(
     opened = OpenConnections()
 
     def connect() -> sqlite3.Connection:
+        # Units of work use a connection one after the other, but in different threads.
         connection = sqlite3.connect(
             uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, factory=_Connection
         )
@@ -165,6 +170,8 @@ def sqlite_engine(
         execution_options={"open_connections": opened},
     )
 
+    # In WAL mode a transaction that has read cannot write after another connection has committed: SQLite rejects the
+    # write at once, without waiting for the busy time-out. Hence ``immediate`` for every unit that writes.
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         immediate = connection.get_execution_options().get("immediate", False)
@@ -222,6 +229,9 @@ class OpenConnections:
                 if isinstance(driver, sqlite3.Connection):
                     driver.interrupt()
                 else:
+                    # This ends the wait of the thread that uses the socket, which closing the descriptor would not.
+                    # Besides, the number of a closed descriptor could be given to another file while the thread still
+                    # uses it; here only the duplicate is closed.
                     with socket.socket(fileno=os.dup(driver.fileno())) as same:
                         same.shutdown(socket.SHUT_RDWR)
 
@@ -235,6 +245,7 @@ async def close_in_time(close: Callable[[], Awaitable[object]], open_connections
         with trio.move_on_after(GRACE_S) as patience:
             await close()
         if patience.cancelled_caught:
+            # The threads for which the first attempt has waited fail now, except in a wait for a lock of SQLite.
             open_connections.interrupt()
             with trio.move_on_after(GRACE_S):
                 await close()
@@ -249,6 +260,7 @@ async def close_all(*closings: Callable[[], Awaitable[object]]) -> None:
 
 def discard(connection: sa.Connection) -> None:
     """Close a connection instead of returning it to its pool: it may have locks or an unfinished transaction."""
+    # A pool would only roll it back, which does not release the advisory locks of its session.
     connection.invalidate()
     connection.close()
 

@@ -63,6 +63,7 @@ class MonitoredConnection(psycopg.Connection[Any]):
     def opened(cls, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 - those of psycopg.connect
         """Connect; the arguments are those of ``psycopg.connect``."""
         made = cls.connect(*arguments, **options)
+        # ``connect`` and not this method: a connection that checks another one is not checked itself over a third one.
         made.open_another = partial(cls.connect, *arguments, **options)
         # psycopg itself prepares nothing: after a rollback it deallocates all prepared statements of the session, not
         # only its own, if it has any.
@@ -117,6 +118,7 @@ class MonitoredConnection(psycopg.Connection[Any]):
             wanted = next(gen)
             while True:
                 ready = yield wanted
+                # psycopg resumes the generator at short intervals, with this value if nothing has arrived.
                 if ready != waiting.READY_NONE:
                     arrived_at = time.monotonic()
                 elif time.monotonic() - arrived_at >= self.answer_timeout_s:
@@ -201,6 +203,7 @@ class Pipeline:
         self._connection = connection
         self._libpq = connection.pgconn
         self._loading = Transformer(connection)
+        # ``postgres_engine`` sets None for a pooler, behind which a prepared statement may be in another session.
         self._prepares = connection.prepare_threshold is not None
         self._prepared: dict[str, bytes] = {}  # the names of prepared statements by their SQL
 
@@ -262,6 +265,8 @@ class Pipeline:
         and the connection can be used; a transaction that had begun is in the failed state. After any other error, and
         after a cancellation, the connection must be closed, and it is not known whether the statements were executed.
         """
+        # Not reset by a ``finally``: after a cancellation or a lost connection there is no way back to a usable one,
+        # and the owner closes it (``DedicatedConnection.run_pipeline``).
         libpq = self._libpq
         libpq.enter_pipeline_mode()
         prepared = [sql for statement, parameters in statements for sql in self._send(statement, parameters)]
@@ -269,9 +274,12 @@ class Pipeline:
         await self._flush()
         results = await self._results()
         libpq.exit_pipeline_mode()
+        # A statement that was rejected or skipped is not prepared. All others stay prepared, also after a rollback.
         for result, sql in zip(results, prepared, strict=True):
             if sql is not None and result.status != pq.ExecStatus.COMMAND_OK:
                 del self._prepared[sql]
+        # Everything up to the synchronisation has been read, so the connection can be used after this error, and after
+        # a cancellation while rows are converted.
         _raise_failed(results)
         return [await self._rows(result) for result, sql in zip(results, prepared, strict=True) if sql is None]
 
@@ -281,6 +289,7 @@ class Pipeline:
         The next part is made while the server works on those before it; after each there is a checkpoint. Error
         handling: see ``run``; after any error the connection must be closed.
         """
+        # Not in pipeline mode, in which libpq does not support COPY.
         libpq = self._libpq
         libpq.send_query(sql.encode())
         await self._flush()
@@ -355,6 +364,7 @@ class Pipeline:
 
     async def _receive(self, results: list[pq.abc.PGresult]) -> None:
         """Add the results up to the last one, which never arrives if libpq has given up the connection."""
+        # Before anything has arrived OpenSSL cannot have buffered a rest (``TLS_REST_S``).
         patience_s = math.inf
         check_at = trio.current_time() + self._connection.answer_timeout_s
         while True:

@@ -68,6 +68,7 @@ class Pace:
     look_settled_s: float
 
 
+# With this pace an idle server takes 8 to 9 % of a core, instead of 0.7 % with reports of the system.
 EAGER: Final = Pace(poll_s=0.001, look_s=0.004, poll_settled_s=0.002, look_settled_s=0.05)
 """For the one process that reads an application's file."""
 SPARING: Final = Pace(poll_s=0.004, look_s=0.25, poll_settled_s=0.02, look_settled_s=0.25)
@@ -110,6 +111,7 @@ class FileEvents:
         descriptor: int = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
             return None
+        # In SQLite's default journal mode the removal of the journal is the commit.
         mask = _MODIFY | _MOVED_TO | _CREATE | _DELETE
         if library.inotify_add_watch(descriptor, os.fsencode(folder), mask) < 0:
             os.close(descriptor)
@@ -132,7 +134,7 @@ class FileEvents:
                     await trio.lowlevel.wait_readable(self._descriptor)
                 self._count += 1
             finally:
-                self._reading.set()
+                self._reading.set()  # also if this task is cancelled: another one that waits reads on
                 self._reading = None
 
     def take(self) -> bool:
@@ -146,6 +148,7 @@ class FileEvents:
             _, mask, _, size = _EVENT.unpack_from(data, at)
             name = data[at + _EVENT.size : at + _EVENT.size + size].rstrip(b"\0")
             self.ended |= bool(mask & _IGNORED)
+            # An overflow means that events were lost, perhaps some of these files.
             found |= name in self._names or bool(mask & (_OVERFLOW | _IGNORED))
             at += _EVENT.size + size
         return found
@@ -223,6 +226,8 @@ class SqliteWatch:
             now, look_s = trio.current_time(), self._pace.look_settled_s if settled else self._pace.look_s
             if self.touched():
                 self._touched_at = now
+            # Just after a write each check is followed by a look, later only some are: a check costs two calls of
+            # ``stat``, a look costs a thread.
             elif now - self._touched_at > COMMIT_S and now - self._looked_at < look_s:
                 continue
             self._looked_at = now
@@ -273,6 +278,8 @@ class FileVersions:
         ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
         version = await self._connection.run(ask, transaction=False)
         before, self._last = self._last, version
+        # The path already leads to the new file, while the connection still has the old one open. So the versions in
+        # this answer are those of the old file, and are read again.
         if before is not None and version.file != before.file:
             await self._close()
             return await self.ask()
