@@ -203,6 +203,8 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
         tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
         if newer is None:
             upgrade(connection, "changes", names)
+        # A transaction in another database is committed before the one here. If this one then fails, the event log has
+        # its tables already, which changes nothing for the next attempt.
         with _store(connection, settings, record) as store:
             left = (newer, None if store is None else _upgrade_log(store, settings))
             if grant is not None:
@@ -215,6 +217,7 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
             if newer is None:
                 triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
                 log = ChangeLog(names)
+                # A repeated migration must not move it: an empty event log would begin later, and miss changes.
                 if log.origin(connection) is None:
                     log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
     return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
@@ -299,6 +302,7 @@ def _remove(settings: Settings) -> None:
         if connection is not None:
             _downgrade(connection, "changes", settings)
         emptied = _remove_log(connection, settings)
+    # Both transactions are committed by now.
     if emptied is not None:
         lock_file(emptied).unlink(missing_ok=True)
         for ending in ("", "-wal", "-shm"):
