@@ -406,6 +406,7 @@ class LoggedFeed(InspectedFeed, Generic[P]):
     async def seal(self, after: str, upto: str) -> str:
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
             return upto
+        # Random and not a number that grows, which a restored database would give a second time.
         mark = secrets.token_hex(8)
         await self._mark(self._log.seal, mark=mark, replaced=self._point.parse(after).mark)
         return str(evolve(self._point.parse(upto), mark=mark))

@@ -254,6 +254,7 @@ class Objects:
             return None
         carried = (f.name for f in FIELDS[kind] if f.carried)
         known = {"id": id_, **dict(zip(carried, change.old, strict=False))}
+        # Converted like a row that was read, so that the mapping's constants and values apply to it as well.
         [(_, row, _)] = self._rows[kind].convert([(*map(known.get, self._tables[kind].columns), False)])
         return _gone(kind, row)
 
