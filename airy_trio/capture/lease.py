@@ -170,7 +170,7 @@ class FileLease:
 
     def _try_lock(self) -> bool:
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise DatabaseRefused(f"the lock file {self._path} cannot be opened: {error.strerror}") from None
         try:
@@ -212,7 +212,7 @@ def is_held(connection: sa.Connection, names: Names) -> bool:
         return bool(connection.execute(_HELD, arguments).scalar_one())
     database = connection.exec_driver_sql("PRAGMA database_list").one()[2]
     try:
-        file = os.open(lock_file(Path(database)), os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(lock_file(Path(database)), os.O_RDONLY)
     except OSError:  # No server has run here, or this user may not read its lock file.
         return False
     try:

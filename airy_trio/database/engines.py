@@ -84,7 +84,6 @@ def postgres_engine(
         # A round trip for each unit of a ``Database``. The connections on the route of an event are not returned to the
         # pool between two units (``DedicatedConnection``), and do without it.
         pool_pre_ping=True,
-        pool_reset_on_return="rollback",
         execution_options={"open_connections": (opened := OpenConnections())},
     )
     # First of all listeners, before any statement: it must be possible to interrupt that.
