@@ -135,11 +135,14 @@ logger = structlog.get_logger(__name__)
 
 
 class PostgresFeed(LoggedFeed[PostgresPoint]):
-    """``ChangeFeed`` over one connection in REPEATABLE READ, and a pool for the few writes.
+    """``ChangeFeed`` over one connection in REPEATABLE READ, and a pool for the few writes."""
 
-    The reading connection also holds the recorder's lease, so that losing one is losing both.
-    """
-
+    # The reads, the lease, the marks of seals, and the wake-up's lock with its LISTEN share one session, the reading
+    # connection. With sessions of their own, one of them could end without the others: a recorder that has lost its
+    # lease would go on reading, one that cannot read would keep the lease, and without the lock writers would take the
+    # recorder for awake while it waits for their notifications. In one session they end together, which one number
+    # shows, the connection's ``generation``. The price is that each waits for the one before, so a read ahead begins
+    # after the seal of the batch that precedes it (``Recorder``).
     _point = PostgresPoint
 
     def __init__(self, source: LoggedChanges) -> None:

@@ -75,6 +75,8 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
         Raises ``DatabaseUnavailable`` if the file is locked for longer than ``READER_BUSY_TIMEOUT_S``.
         """
+        # The feed's own writes (trims and marks) end the wait too, because they are made over other connections. The
+        # read that follows finds nothing.
         self._version = await self._file.wait_for_other(self._version, after_s=0.0)
         self._woken = True  # the next read sees at least this version
 
