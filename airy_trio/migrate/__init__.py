@@ -7,7 +7,7 @@ that has fired one holds locks on our tables, and waiting for those while we hol
 deadlock.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escape_colons, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Schema, Stream, downgrade, revision_of, revisions, schema_of, upgrade
-from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
+from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, errors_of, retry_while_locked, transaction
 from airy_trio.settings import Settings
 
 __all__ = [
@@ -207,20 +207,24 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
         # its tables already, which changes nothing for the next attempt.
         with _store(connection, settings, record) as store:
             left = (newer, None if store is None else _upgrade_log(store, settings))
-            if grant is not None:
-                statements = {connection: postgres_triggers.grant_statements(grant, tables, names)}
-                if store is not None and store.dialect.name == POSTGRES:
-                    statements.setdefault(store, postgres_triggers.grant_statements(grant, {}, names))
-                for place, grants in statements.items():
-                    for statement in grants:
-                        place.execute(sa.text(escape_colons(statement)))
-            if newer is None:
-                triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
-                log = ChangeLog(names)
-                # A repeated migration must not move it: an empty event log would begin later, and miss changes.
-                if log.origin(connection) is None:
-                    log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
+            if grant is not None and store not in (None, connection) and store.dialect.name == POSTGRES:
+                _execute(store, postgres_triggers.grant_statements(grant, {}, names))
+            # Without this, the transaction around it would report errors of this database as those of the store.
+            with errors_of(_address(settings), settings.database):
+                if grant is not None:
+                    _execute(connection, postgres_triggers.grant_statements(grant, tables, names))
+                if newer is None:
+                    triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
+                    log = ChangeLog(names)
+                    # A repeated migration must not move it: an empty event log would begin later, and miss changes.
+                    if log.origin(connection) is None:
+                        log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
     return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
+
+
+def _execute(connection: sa.Connection, statements: Iterable[str]) -> None:
+    for statement in statements:
+        connection.execute(sa.text(escape_colons(statement)))
 
 
 def _migrate_log_only(settings: Settings, record: list[str] | None) -> Migrated:

@@ -90,7 +90,11 @@ def transaction(
         _record(engine, f"-- {shown(url)}", record)
     committed = False
     try:
-        with engine.connect() as connection, connection.execution_options(immediate=not read_only).begin() as begun:
+        with (
+            errors_of(url, options),
+            engine.connect() as connection,
+            connection.execution_options(immediate=not read_only).begin() as begun,
+        ):
             # No table has the oid 0, so this key is not that of a lease (``PostgresLease``). The lock time-out counts
             # for this lock as well, so a second migration is repeated like one that finds a table locked.
             if connection.dialect.name == POSTGRES and not read_only:  # on SQLite BEGIN IMMEDIATE excludes others
@@ -99,17 +103,27 @@ def transaction(
             if record is not None:
                 begun.rollback()
         committed = record is None
-    except SQLAlchemyError as error:
-        fault = translated(error)
-        if not isinstance(fault, DatabaseError) or fault.sqlstate == LOCK_NOT_AVAILABLE:  # a lock time-out is retried
-            raise fault from None
-        settings_of = {options.url: "database.url", options.direct_url: "database.direct_url"}
-        setting = settings_of.get(url, "log.url")
-        raise StartError([f"{setting}: the database cannot be used: {fault}"]) from None
     finally:
         engine.dispose()
         if created is not None and not committed:
             created.unlink(missing_ok=True)
+
+
+@contextmanager
+def errors_of(url: str, options: DatabaseOptions) -> Iterator[None]:
+    """Translate errors of the database at ``url``. The translated error names the setting that has this URL.
+
+    Raises ``StartError``, and ``DatabaseError`` if a lock is not available, which ``retry_while_locked`` handles.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        fault = translated(error)
+        if not isinstance(fault, DatabaseError) or fault.sqlstate == LOCK_NOT_AVAILABLE:
+            raise fault from None
+        settings_of = {options.url: "database.url", options.direct_url: "database.direct_url"}
+        setting = settings_of.get(url, "log.url")
+        raise StartError([f"{setting}: the database cannot be used: {fault}"]) from None
 
 
 def _create_file(path: Path) -> Path | None:
