@@ -41,7 +41,9 @@ _ALLOWED_HEADERS: Final = "Authorization, Cache-Control, Last-Event-ID"
 _BAD: Final = HTTPStatus.BAD_REQUEST
 _STREAM: Final = (
     ("Content-Type", "text/event-stream"),
+    # nginx would otherwise hold events back until one of its buffers is full.
     ("X-Accel-Buffering", "no"),
+    # A page that loads the stream as a script must not run what an event contains.
     ("X-Content-Type-Options", "nosniff"),
     *LAST_RESPONSE,
 )
@@ -80,6 +82,7 @@ def stream_in(request: Request, prefix: str) -> StreamRequest:
     request.refuse_body("events")
     host, origin = request.host(), request.one("origin")
     path = request.path.removeprefix(prefix)
+    # Path and query are not checked: the browser sends the request itself next, and a page can read only that answer.
     if request.method == "OPTIONS":
         return StreamRequest(host, origin, path, preflight=True)
     if origin is None and request.one("sec-fetch-mode") == "no-cors":
@@ -117,6 +120,8 @@ def sharing(origin: str | None) -> tuple[Header, ...]:
     """Return the headers that let a page of an allowed origin read a response; none if the client is not a page."""
     if origin is None:
         return ()
+    # The origin itself, because "*" is not valid for requests with credentials (Fetch standard, "CORS protocol and
+    # credentials"). Hence Vary: a cache must not give the answer for one origin to a page of another.
     return ("Access-Control-Allow-Origin", origin), ("Access-Control-Allow-Credentials", "true"), ("Vary", "Origin")
 
 

@@ -54,6 +54,8 @@ class FairQueue:
         if self._left:
             self._left -= 1
             return
+        # `_left` is not restored in each pass, because that would wake `run` without need: a task that finds nothing
+        # left wakes it. So on an idle server one task in `entries_per_pass` waits, for two passes.
         self._not_empty.set()
         lot = self._waiting.get(address)
         if lot is None:
@@ -70,6 +72,8 @@ class FairQueue:
                 self._not_empty = trio.Event()
                 self._start_pass()
                 while self._waiting:
+                    # Tasks that were admitted become runnable in the next pass, and so does this one. So this is one
+                    # round for each pass.
                     await trio.lowlevel.checkpoint()
                     self._start_pass()
         finally:

@@ -30,6 +30,8 @@ _ACCEPT_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 """The constant of RFC 6455, section 1.3, which proves that the server has understood the request."""
 _VERSION: Final = "13"
 
+# Only HTTP/1.1, because an upgrade needs it. Only paths: the absolute form (RFC 9112, section 3.2.2) is for proxies,
+# and would name a second host next to the header Host.
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.1\r\n")
 _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
@@ -149,6 +151,7 @@ def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
     ``seen`` is the length of ``data`` in the previous call, which returned None. Those octets are not searched again;
     otherwise a head that arrives octet by octet would cost the square of its length.
     """
+    # The first octets of the separator may have been the last ones of the previous call.
     end = data.find(_END, max(0, seen - len(_END) + 1), HEAD_BYTES_MAX)
     if end < 0:
         _refuse_hopeless(data, seen)
@@ -194,8 +197,10 @@ def _refuse_hopeless(data: bytes | bytearray, seen: int) -> None:
     if len(data) >= HEAD_BYTES_MAX:
         words = f"The head of the request is larger than {HEAD_BYTES_MAX} bytes."
         raise RequestRefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, words)
+    # True in the one call that completes the request line, so the line is matched only once.
     line_complete = data.find(b"\n") >= seen
     if (
+        # TLS on a port without it, and most other protocols, are refused at their first octet.
         not data[:1].isalpha()
         or _BARE_LINE_END.search(data, max(0, seen - 1))  # the last seen octet may be a CR without its LF
         or (line_complete and not _REQUEST_LINE.match(data))

@@ -113,6 +113,8 @@ class FramedStream:
         Has no checkpoint if no other task is writing and the peer takes the data at once. Raises
         ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
         """
+        # The lock may be held although nothing is pending: its holder has not continued yet. Writing now would overtake
+        # it, and all tasks that wait behind it.
         if self.transport.pending or (self._lock is not None and self._lock.locked()):
             async with self.lock:
                 if self.closing:
@@ -121,6 +123,7 @@ class FramedStream:
             return True
         if self.closing:
             return False
+        # No lock: there is no checkpoint from the test above to the end of this write.
         if self._push_now(data):
             async with self.lock:  # free: there was no checkpoint since it was tested
                 await self.drain()
@@ -130,6 +133,8 @@ class FramedStream:
         """Write the Close frame, unless one was written before, and wait until it has left."""
         self.closing = True  # before waiting for the lock: no other task may write after this frame
         async with self.lock:
+            # If this is cancelled, `_closed` is still unset, and the next call writes its frame. After `_push_now` the
+            # transport has all of the frame, whatever is cancelled.
             await self.drain()
             if not self._closed:
                 self._closed = True
@@ -149,11 +154,15 @@ class FramedStream:
     async def drain(self) -> None:
         """Wait until nothing is pending; no checkpoint if nothing is. For the holder of ``lock``."""
         while self.transport.pending:
+            # The limit begins again when a part has left: a slow peer that goes on reading is not stalled, however long
+            # it takes for all.
             with trio.move_on_after(self._send_timeout_s) as patience:
                 await self.transport.drain()
             if patience.cancelled_caught:
                 self.stalled = True
                 raise StalledError(f"nothing was taken for {self._send_timeout_s} s")
+            # For the timers: any bytes that leave count as a heart-beat, and any that the peer takes show that it is
+            # alive.
             self.written_at = self.drained_at = trio.current_time()
 
     async def upgrade(self, answer: bytes, message_bytes_max: int) -> None:
@@ -175,6 +184,9 @@ class FramedStream:
         if frames is None:
             raise RuntimeError("the connection was not upgraded")
         while True:
+            # Here instead of after the frame that it answers: if a call is cancelled while it waits to write, the next
+            # one continues. Nothing more is read before the answer has left, so a client that sends PINGs and reads
+            # nothing blocks only itself.
             await self._answer()
             found = None
             if frames.has_unread:
@@ -183,6 +195,7 @@ class FramedStream:
                 try:
                     found = frames.next()
                 finally:
+                    # Also for an invalid Close frame, which raises: the session must not wait for another one.
                     self.ended |= frames.closed
             if found is None:
                 await self.receive_some()
@@ -193,6 +206,8 @@ class FramedStream:
                 return content
             if opcode == CLOSE:
                 self._close_answer = close_answer(content)
+            # Answers are stored before `_pace`, which may be cancelled. A PONG needs nothing but `read_at`, which the
+            # next read sets.
             elif opcode == PING:
                 self._pong = content
             await self._pace()
@@ -213,7 +228,9 @@ class FramedStream:
         if not data:
             self.ended = True
         elif self._frames is not None:
-            self._frames.feed(data)  # before the first wait: if this is cancelled, nothing is lost
+            # Before the first wait: if this is cancelled, nothing is lost. Without frames the input would be, but it is
+            # either a part of a request, whose connection then ends, or sent to an event stream, which is not allowed.
+            self._frames.feed(data)
         try:
             await self._wait_turn()  # also for the end, because hundreds of connections may end together
             if fault is not None:

@@ -99,6 +99,7 @@ class TlsTransport:
                 await self._transport.drain()
             if not self._established:
                 await self._feed_record(HANDSHAKE_READ_BYTES)
+                # Before each step with input. The first one, above, has none and costs nothing.
                 await self._turn()
 
     def offer(self, data: bytes) -> bool:
@@ -119,12 +120,14 @@ class TlsTransport:
                 await self._transport.drain()
                 self._flush()
                 return
+            # Nothing is pending below, so OpenSSL did not take the data: it has half of a handshake message of the
+            # peer. Only more input changes that, and another task reads it.
             self._flush()
             if not self._unsent or self._transport.pending:
                 return
             self._input_fed = trio.Event()
             await self._input_fed.wait()
-            self._check_usable()
+            self._check_usable()  # also set by `_close`, which leaves nothing pending: without this it would seem sent
 
     async def receive_some(self, bytes_max: int) -> bytes:
         """See ``Transport.receive_some``. A close_notify ends the stream of the peer; an end without one breaks it."""
@@ -141,8 +144,11 @@ class TlsTransport:
             if self._input_fed is not None:
                 self._input_fed.set()
             if data is not None:
+                # The checkpoint that Trio expects, but not a place to be cancelled: OpenSSL does not have this data any
+                # more.
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
+            # Decrypting a complete record gave nothing: it was one without content, such as a key update.
             if complete:
                 self._empty_records += 1
                 if self._empty_records > EMPTY_RECORDS_MAX:
@@ -167,6 +173,8 @@ class TlsTransport:
 
     async def aclose(self) -> None:
         """See ``Transport.aclose``: with close_notify, unless data is pending."""
+        # Otherwise close_notify would have to wait behind the pending data. The peer finds that its stream was
+        # truncated.
         if not self.pending:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 self._send_close_notify()
@@ -195,10 +203,13 @@ class TlsTransport:
         records = [self._outgoing.read()] if self._outgoing.pending else []
         try:
             while self._unencrypted is not None:
+                # One record in each step. OpenSSL would take all of the data, but a BIO keeps the memory of the most
+                # that it has ever held: after one batch of 64 KiB a connection would keep 65 KiB instead of 29
+                # (measured with 200 connections).
                 written = self._tls.write(self._unencrypted[:RECORD_BYTES_MAX])
                 self._unencrypted = self._unencrypted[written:] if written < len(self._unencrypted) else None
                 records.append(self._outgoing.read())
-        except ssl.SSLWantReadError:
+        except ssl.SSLWantReadError:  # half of a handshake message of the peer, see `drain`
             records.append(self._outgoing.read())
         except ssl.SSLError as error:
             raise trio.BrokenResourceError(self._fail(error)) from None
@@ -220,9 +231,13 @@ class TlsTransport:
 
     async def _feed_record(self, bytes_max: int) -> bool:
         """Give OpenSSL the peer's next record, or the part that has arrived; return whether the record is complete."""
+        # The head of a record has its length; within a record any octet is progress. If this is cancelled, what has
+        # arrived is in `_received`. OpenSSL checks the head, so a record that is too long is refused before it has
+        # arrived.
         while len(self._received) < (1 if self._record_left else RECORD_HEAD_BYTES):
             data = await self._transport.receive_some(bytes_max)
             if not data:
+                # OpenSSL then reports whether the stream ended after a close_notify.
                 self._incoming.write(self._received)
                 self._incoming.write_eof()
                 self._received = b""
@@ -374,9 +389,11 @@ def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
     """Return a context for TLS 1.2 and newer with Python's choice of ciphers. Raises ``StartError``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A renegotiation is a handshake for the price of one record. Compression reveals the content by its length (CRIME).
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(PROTOCOLS)
     try:
+        # Without a password OpenSSL asks for it on the terminal, if the key has got a passphrase since it was checked.
         context.load_cert_chain(certificate_file, key_file, password="")
     except OSError as error:  # ssl.SSLError is one
         reason = (getattr(error, "reason", None) or "the files changed while they were read").replace("_", " ").lower()

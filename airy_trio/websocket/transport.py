@@ -83,7 +83,10 @@ class SocketTransport:
         self._tried = False  # to read without waiting, once: most clients have sent their request by now
         self.pending = False  # an attribute instead of a property, because every delivery reads it
         sock.settimeout(0)
+        # Tests use socket pairs, which are of another family and have none of these options.
         if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # The fan-out already writes as much at once as there is. Nagle's algorithm would only make an event that
+            # closely follows another one wait for an ACK.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             lowat = getattr(trio.socket, "TCP_NOTSENT_LOWAT", None)
             if lowat is not None:
@@ -100,7 +103,7 @@ class SocketTransport:
         try:
             sent = self._send(data)
         except BlockingIOError:
-            return not data
+            return False
         except OSError as error:
             raise self._converted(error) from error
         if sent < len(data):
@@ -114,7 +117,7 @@ class SocketTransport:
 
     async def drain(self) -> None:
         while self.pending:
-            self._check_open()
+            # The only place where a drain can be cancelled: nothing has been sent since `_rest` was cut last.
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._try_send(self._rest)
             if sent:
@@ -128,6 +131,8 @@ class SocketTransport:
                 await trio.lowlevel.wait_readable(self._socket)
             self._tried = True
             try:
+                # Without a checkpoint if the first attempt finds data: once for each connection, so no loop is
+                # affected.
                 return self._socket.recv(bytes_max)
             except BlockingIOError:
                 continue
@@ -179,5 +184,8 @@ class SocketTransport:
     def _close(self) -> None:
         self._set_rest(_NOTHING)
         if self._socket.fileno() != -1:
+            # Before the descriptor is closed: Trio wakes the tasks that wait for it with `ClosedResourceError`.
+            # Otherwise they would wait until cancelled, because the kernel drops a closed descriptor from epoll without
+            # a report.
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
