@@ -187,6 +187,11 @@ class Inbox:
 
         Reads ahead up to about ``bytes_max``; beyond, the client's leaving is noticed only after the work.
         """
+        # Two tasks run during the wait, and each can end the other. When the work has ended, the one that reads ahead
+        # is cancelled; that loses nothing, because `receive` may be cancelled at any await. When the client has left,
+        # or breaks the protocol, the reading task cancels the work, and its fault is raised here. If both happen in one
+        # pass of the event loop, the work counts: its result is returned, and the fault stays for `next`, after the
+        # messages that came before it. The result is in a list, because None is a result too.
         results: list[T] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read_ahead, nursery.cancel_scope)
@@ -263,6 +268,7 @@ class Conversation:
             self._unsubscribe(number)
 
     async def _yield(self) -> None:
+        # A turn alone has no checkpoint as long as the pass has room for this task.
         await trio.lowlevel.checkpoint()
         await self._turn()
 
@@ -271,6 +277,8 @@ class Conversation:
         try:
             requests = self._client.connection.receive(piece)
         except RemoteProtocolError as fault:
+            # The client sent these before the frame at fault, so they take effect, with their RECEIPTs, before the
+            # ERROR.
             requests, refused = fault.fulfilled, _after_fault(fault)
         return await self.answer(requests) or refused
 
@@ -312,8 +320,10 @@ class Conversation:
     async def _connect(self, request: Connect) -> DisconnectReason | None:
         """Send CONNECTED and start the client's timers; or return why the client is refused."""
         client, authenticator = self._client, self._services.authenticator
+        # Not kept: a secret has no place in the memory of an idle session.
         token, self._upgrade_token = self._upgrade_token, None
         user = authenticator.authenticate_at_once(request, token)
+        # Only now with the tasks of `unless_gone`: most tokens name a key that is known.
         if isinstance(user, UnknownKeyError):
             user = await self.inbox.unless_gone(authenticator.authenticate(request, token))
         if isinstance(user, Refusal):
@@ -361,6 +371,8 @@ class Conversation:
             refused = services.durables.refusal(request, client.user, request.durable)
         if refused is not None:
             return refused
+        # No checkpoint until the subscription is in `client.subscriptions`: if a later wait is cancelled, `end`
+        # detaches and releases what it finds there, and nothing else.
         if not client.slot.subscribe():
             prose = "The clients of this address have as many subscriptions as are allowed."
             details = "listener.subscriptions_per_address_max is reached"
@@ -373,6 +385,8 @@ class Conversation:
             live_after=services.eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
         )
+        # Before the waits below: from here on the tail reports growth and evictions of this view. The fan-out passes
+        # over the subscription until it is started.
         subscription.view = services.eventlog.attach(granted, subscription)
         client.subscriptions[request.number] = subscription
         claim: DurableClaim | None = None
@@ -385,6 +399,8 @@ class Conversation:
         resume_header = header("resume", begin.resume, None) if has_header else b""
         subscription.begin_after(begin.position, begin.replay, resume_header)
         if claim is not None:
+            # The position where it starts is stored before the RECEIPT: if this node crashed after it, the next
+            # connection would otherwise find no position and miss the events in between.
             services.durables.start(claim)
             await self.inbox.unless_gone(services.durables.wait_written())
         await self._send_receipt(request.receipt, begin.headers)
@@ -442,6 +458,7 @@ class Conversation:
             for one in subscriptions
             if one.window is not None
             and position is not None
+            # After a new epoch has begun, the same offset is another event.
             and position.epoch == one.position.epoch
             and one.window.acknowledge(position.offset)
         ]

@@ -165,6 +165,9 @@ def _watch_for_vanished_peers(sock: socket.socket, send_timeout_s: float) -> Non
 
     A peer that merely does not read is left to ``send_timeout_s``, even if that is longer than ``VANISHED_AFTER_S``.
     """
+    # The system probes only a connection that has nothing unacknowledged. If data is unacknowledged, TCP_USER_TIMEOUT
+    # decides. It also breaks a connection whose peer keeps its window closed, so it must not be shorter than
+    # `send_timeout_s`.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     patience_s = max(VANISHED_AFTER_S, math.ceil(min(send_timeout_s, PATIENCE_S_MAX)))
     for name, value in (
@@ -191,6 +194,7 @@ async def accept(
     shortage = Outage(logger, "cannot accept connections", backoff=Backoff(EXHAUSTED_PAUSE_S, EXHAUSTED_PAUSE_S))
     over_at = math.inf
     while True:
+        # A checkpoint for each group of connections, also if more of them wait: other tasks run in between.
         with trio.move_on_at(over_at) as over:
             await trio.lowlevel.wait_readable(listening)
         if shortage.since is not None and trio.current_time() >= over_at:
@@ -201,6 +205,8 @@ async def accept(
         out_of = None if over.cancelled_caught else acceptor.accept_some()
         if out_of is not None:
             over_at = trio.current_time() + SHORTAGE_OVER_S
+            # The connection that could not be accepted stays in the backlog and keeps the socket readable, so without
+            # this pause the loop would spin.
             await trio.sleep(shortage.begin(out_of))
 
 
@@ -247,6 +253,8 @@ class _Acceptor:
         try:
             slot = admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
+            # Trio runs each new task up to its first checkpoint, even if it is cancelled before. So the `finally` that
+            # counts this down, and the one in `Sessions.serve` that releases the slot, are always reached.
             self._rejecting += 1
             answered = refused if self._rejecting <= self._rejections_max else None
             handshake_turn = partial(admission.handshakes.enter, _REJECTED)
@@ -276,6 +284,7 @@ class _Acceptor:
 
     async def _refuse(self, transport: Transport, refused: RequestRefusedError, turn: Turn) -> None:
         def examine(_request: Request, host: str, origin: str | None) -> NoReturn:
+            # A page of another origin also gets `refused`, but without the headers that would let it read the answer.
             self._sessions.admission.rules.check(host, origin, loopback=self._loopback)
             raise refused
 

@@ -119,6 +119,8 @@ class Sessions:
         The send tasks run in ``connections``.
         """
         async with trio.open_nursery() as nursery:
+            # The dispatcher ends with this nursery, at the beginning of a shutdown. The send tasks must not: until
+            # their clients are disconnected they go on writing to them.
             nursery.start_soon(self.services.senders.run, connections)
             nursery.start_soon(self.services.senders.watch)
             nursery.start_soon(self.services.fanout.run)
@@ -135,6 +137,7 @@ class Sessions:
             self._accepted += 1
             session = Session(self.services, transport, slot, self._accepted)
             self.clients[session.client] = None
+            # Accepted just before the accept loop was cancelled, and begun after `disconnect_all` has made its list.
             if self._disconnecting:
                 session.client.disconnect(SHUTTING_DOWN)
             try:
@@ -170,6 +173,7 @@ class Sessions:
         revoked = [
             client
             for client in self.clients
+            # A client that is still connecting is tested with the new credentials when its CONNECT is handled.
             if client.state in {ClientState.LIVE, ClientState.BEHIND} and not authenticator.accepts(client.user)
         ]
         for client in revoked:
@@ -187,6 +191,7 @@ class Sessions:
         while away_max_s:
             await trio.sleep(min(CHECK_STORE_EVERY_S, away_max_s))
             was_suspended = self.admission.suspended
+            # Before the clients are disconnected: those that come back to this server are refused and try another one.
             self.admission.suspended = self.services.eventlog.away_s > away_max_s
             if self.admission.suspended and not was_suspended:
                 logger.warning(
@@ -209,6 +214,8 @@ class Sessions:
                 await self._ended.wait()
 
     async def _disconnect_spread(self, drain_s: float, reason: DisconnectReason) -> None:
+        # All at once would reconnect at once, to the servers that are left. The times are counted from the beginning,
+        # so they add up to no more than `drain_s` however long each step takes.
         clients = tuple(self.clients)
         interval_s = min(SPREAD_S, drain_s / max(1, len(clients)))
         begun_at = trio.current_time()
