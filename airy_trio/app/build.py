@@ -98,6 +98,8 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
     options, reads_only = settings.database, settings.changes.reads_only
     names = Names.of(options.url, options.schema)
     source = _Source(settings, names)
+    # The last one opened is closed first: the lease is released while its connection, the feed's, is open, and the feed
+    # is closed before the pool that it writes through. Not an `async with`, because its end would not be shielded.
     closing = contextlib.AsyncExitStack()
     try:
         if names.dialect == SQLITE:
@@ -116,6 +118,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
 
+        # The lease is made later, because it may need the epoch of the event log, which is opened after these.
         def lease(epoch: Callable[[], str]) -> Lease:
             made = make_lease(epoch)
             closing.push_async_callback(made.release)
@@ -269,6 +272,7 @@ def open_database(
     ``settings``: Postgres' run-time parameters for each connection. ``read_only``: open an SQLite file read-only.
     """
     if sa.make_url(url).get_backend_name() == POSTGRES:
+        # A second URL means that the first one leads through a pooler.
         pooled = bool(options.direct_url) and url == options.url
         return Database(
             postgres_engine(url, connect_timeout_s=options.connect_timeout_s, settings=settings, pooled=pooled)
@@ -394,9 +398,11 @@ async def _open_sql_store(
 
     try:
         await wait_until_available(lambda: reading.run(check), options, "log.url", starting)
+    # Also a cancellation: nothing else has a reference to this connection yet.
     except BaseException:
         await reading.aclose()
         raise
+    # Notifications and settings of a session do not survive a pooler.
     direct_url = options.direct_url if url == options.url and options.direct_url else url
     appending = open_database(direct_url, options, settings=LOG_TIMEOUTS)
     return sql_store(reading, appending, names)

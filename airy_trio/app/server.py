@@ -89,6 +89,8 @@ async def run(
     prepare_process()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
+            # The task for signals is outside of the server's nursery, because it must receive a second signal while the
+            # server shuts down.
             async with trio.open_nursery() as signalled:
 
                 async def handle_signals() -> None:
@@ -97,6 +99,7 @@ async def run(
                             renewal.request()
                             continue
                         logger.info("stopping", signal=signal.Signals(number).name)
+                        # During the start there are no clients yet that could be disconnected in order.
                         if stopping.is_set() or not listening:
                             signalled.cancel_scope.cancel()
                         stopping.set()
@@ -175,6 +178,19 @@ class _Start:
 async def _serve(
     settings: Settings, parts: Parts, renewal: "Renewal | None", stopping: trio.Event, start: _Start
 ) -> None:
+    # The start. The recorder is awaited until it has recorded a batch, or knows that another server records. So a start
+    # that cannot succeed (a wrong mapping, a foreign log) fails before any client is accepted, and a new epoch that a
+    # start needs has begun by then. Everything that serves a client is started before the accept loop.
+    #
+    # The shutdown goes the other way. Readiness fails first, then intake is cancelled as a whole: no connection is
+    # accepted, and no event is recorded, followed or fanned out. Only clients that are behind still get what they lack.
+    # The listening socket is closed next, because the kernel would go on completing connections that nothing accepts.
+    # The clients are disconnected, spread over the drain time. Their sessions release the durable subscriptions, and
+    # the flush waits until the store has what they acknowledged. Therefore the task that writes it is in `connections`,
+    # which is cancelled last, together with the sessions that have not closed in time.
+    #
+    # A failure in intake takes the same way without the drain time: the clients get a reason before the error ends the
+    # server, and connect elsewhere. A cancellation from outside is not an `ExceptionGroup`: it ends everything at once.
     log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
     await wait_until_available(log.open, settings.database, "log.url", start.starting)
     with contextlib.ExitStack() as sockets:
@@ -271,6 +287,7 @@ class Renewal:
         """Apply the requests to the server that was started with ``running``, until cancelled."""
         while True:
             await self._requested.wait()
+            # Before the settings are read: a request that comes meanwhile causes another reading.
             self._requested = trio.Event()
             try:
                 await self._renew(running, sessions, encryption)
@@ -284,6 +301,7 @@ class Renewal:
         found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if (new is None) != (encryption is None):
             raise StartError([TLS_FIXED])
+        # The last step that can fail. If it does, it has changed nothing.
         sessions.renew(found.auth, file_keys)
         if encryption is not None and new is not None:
             encryption.context = new.context

@@ -100,9 +100,12 @@ class Workers:
         while not self._stopping.is_set():
             listened, code, refused = await self._run_once(number)
             if self._stopping.is_set():
+                # A negative code is a signal, which after SIGTERM is an expected end.
                 self._code = self._code or int(code > 0)
                 break
             failures = 0 if listened else failures + 1
+            # A first start that fails usually shows a fault in the settings, which a repetition would not remove. A
+            # later one may fail only for a while.
             if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening - {self._recorder})):
                 logger.error("worker cannot start; stopping", worker=self._name(number), exit_code=code)
                 if refused:
@@ -118,6 +121,8 @@ class Workers:
             logger.error("worker exited; restarting", worker=self._name(number), exit_code=code, pause_s=pause_s)
             with trio.move_on_after(pause_s):
                 await self._stopping.wait()
+        # Also if the recorder never listened: `run` waits for this before it starts the workers, which then end at
+        # once.
         self._first.set()
 
     async def _run_once(self, number: int) -> tuple[bool, int, str]:
@@ -142,6 +147,7 @@ class Workers:
                 listened = await _received(stream)
                 if listened:
                     self._on_listening(number)
+                    # A worker closes its end when it begins to shut down: from then on it does not count as listening.
                     await _received(stream)
                     self._on_exit(number)
                 return listened, await process.wait(), ""
@@ -173,9 +179,11 @@ class Workers:
 
         The process has a group of its own, so that Ctrl-C reaches it once, from the parent. Raises ``OSError``.
         """
+        # Closed here as soon as the process has it: otherwise our end would never read the end of the stream.
         ours, theirs = socket.socketpair()
         with theirs, ExitStack() as on_error:
             on_error.enter_context(ours)
+            # With -m alone, a module in the current folder could take the place of an installed one.
             command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker"]
             command += map(str, (number, self._port, theirs.fileno()))
             process = await trio.lowlevel.open_process(
@@ -221,6 +229,7 @@ async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
 
     On Linux a socket that does not listen reserves it. Elsewhere such a socket would receive connections.
     """
+    # Without SO_REUSEPORT, which would let this command share the port of another one that runs already.
     with await open_listening_socket(evolve(options, workers=1)) as alone:
         family, address = alone.family, alone.getsockname()
     if sys.platform == "linux":
