@@ -90,6 +90,7 @@ class Authenticator:
         ``file_keys``: the result of ``load_file_keys`` for these options. Without it a key file is read here, which
         blocks. Raises ``SettingsError``, with nothing changed, if a key file cannot be used.
         """
+        # The only step that can fail comes first, so that a fault changes nothing.
         past, self._ring = self._ring, _key_ring(options, self._ring, file_keys)
         self._options = options
         digests = ((_digest(token), name) for name, token in options.tokens.items())
@@ -157,6 +158,8 @@ class Authenticator:
                 # The claims themselves are not stored, and those of other names might grant something else.
                 if proof.grant_claims != options.grant_claims or (options.jwt_require_grants and user.grant == ALL):
                     return False
+                # As long as no keys are known, nothing is known against a token that was accepted: a new key server
+                # that does not answer yet ends no session. `refresh_keys` returns True once its keys are there.
                 return not self._ring.loaded or still_accepted(proof, self._ring.keys, options)
             case _:
                 assert_never(options.mode)
@@ -275,6 +278,7 @@ def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Re
         answer = _verified_with(key, token, algorithm, options)
         if answer is not None:
             return answer
+    # Also if keys fit: the issuer may have replaced the key under the same kid, or may use none.
     without = f"auth.jwt_key has no key for {'its alg' if kid is None else 'its kid and alg'}"
     raise UnknownKeyError("no key of auth.jwt_key verifies the signature" if fitting else without)
 
@@ -335,5 +339,6 @@ def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOpti
         frozenset(one for one in (audience if isinstance(audience, list) else [audience]) if isinstance(one, str)),
         options.grant_claims,
     )
+    # In whole seconds, as the library has compared it.
     expires_at = None if "exp" not in claims else float(int(claims["exp"])) + options.jwt_leeway_s
     return User(subject, proof, expires_at, grant_in(claims, options))

@@ -179,6 +179,8 @@ class _Loop:
         self._store = store
         self._replay = replay
         self._until: Position | None = None  # the end of the current state while it is being received
+        # Without a buffer: when `send` returns, the loop has the item. So a lost connection can lose only items after
+        # `_position`, and the next SUBSCRIBE asks for those again.
         self._sending, self.items = trio.open_memory_channel[Event | Reset | State](0)
         self._scope = trio.CancelScope()
         self._position: Position | None = None  # of the last item that the loop has received
@@ -263,6 +265,7 @@ class Events(AsyncIterator[Event | Reset | State]):
         Raises ``ClientError``; ``trio.ClosedResourceError`` after ``aclose`` and after the end of the client; and what
         the position store and the function for the token raise.
         """
+        # Reset only after the save: if this call is cancelled meanwhile, the next one saves the position again.
         if self._unsaved is not None:
             await self._loop.save(self._unsaved)
             self._unsaved = None
@@ -299,6 +302,7 @@ class Follower:
         ``trio.ClosedResourceError`` after the end of the client.
         """
         loop = _Loop(destination, position, _REPLAYS[begin])
+        # First, because it raises after the end of the client, whose last loop must not get this fault.
         self._loops.send_nowait(loop)
         self._end(ClientError("events() was called again on this client; open another client for a second loop"))
         self._loop = loop
@@ -358,6 +362,7 @@ class _Connector:
                 self._lost = False
             while True:
                 message = await connection.receive("MESSAGE")
+                # Not at CONNECTED: the pauses go on growing for a server that accepts each connection and then ends it.
                 self._backoff.reset()
                 await loop.deliver(message)
 
