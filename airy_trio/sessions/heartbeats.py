@@ -93,6 +93,8 @@ class ClientTimers:
         # Programs do not see a PING, so a client that expects heart-beats gets one together with it.
         data = b"" if self.heartbeat.outgoing_s is None else client.connection.heart_beat()
         if now >= self.ping_at:
+            # Also if the transport refuses it below: then the client has bytes to take, which shows as well as a PONG
+            # that it is there.
             self.pinged_at = now
             data += EMPTY_PING
         if not stream.offer(data, now):

@@ -240,10 +240,12 @@ class FrameReader:
             raise FrameError(PROTOCOL_ERROR, message)
 
     def _begin_data(self, opcode: int, length: int) -> None:
+        # The length is in the header, so a message that is too large is refused before its content is in memory.
         if len(self._message) + length > self._message_bytes_max:
             raise FrameError(TOO_LARGE, f"a message has more than {self._message_bytes_max} octets")
         if self._message_opcode == _NONE:
             self._message_opcode = opcode
+        # The final frame ends the message, so only the others can go on without end.
         if not self._final and length < FRAGMENT_BYTES_SMALL:
             self._small += 1
             if self._small > SMALL_FRAGMENTS_MAX:

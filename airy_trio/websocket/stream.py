@@ -102,6 +102,7 @@ class FramedStream:
 
     def offer(self, data: bytes, now: float) -> bool:
         """Write complete messages without waiting, or return False and write nothing. ``now``: in Trio's time."""
+        # The lock is not tested: a task that holds it and waits has something pending, and then the transport refuses.
         if self.closing or not self.transport.offer(data):
             return False
         self.written_at = now

@@ -95,6 +95,7 @@ class TlsTransport:
             except ssl.SSLError as error:
                 raise HandshakeError(self._fail(error)) from None
             self._flush()
+            # The peer answers only when it has all of this step.
             while self._transport.pending:
                 await self._transport.drain()
             if not self._established:
@@ -255,6 +256,7 @@ class TlsTransport:
             self._broken = "the peer's stream ended without close_notify"
         else:
             self._broken = error.reason.replace("_", " ").lower() if error.reason else "the peer broke the TLS protocol"
+        # After such an error nothing more may be encrypted, so what was accepted cannot be sent any more.
         self._unencrypted, self._unsent = None, False
         alert = self._outgoing.read()
         if alert and not self._transport.pending:

@@ -107,6 +107,7 @@ class SocketTransport:
         except OSError as error:
             raise self._converted(error) from error
         if sent < len(data):
+            # A view, not a copy: hundreds of clients may have taken a part of the same batch.
             self._set_rest(memoryview(data)[sent:])
         return True
 
