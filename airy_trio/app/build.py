@@ -118,7 +118,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
 
-        # The lease is made later, because it may need the epoch of the event log, which is opened after these.
+        # Called later: the lease may need the epoch of the event log, which is not open yet.
         def lease(epoch: Callable[[], str]) -> Lease:
             made = make_lease(epoch)
             closing.push_async_callback(made.release)
@@ -398,8 +398,7 @@ async def _open_sql_store(
 
     try:
         await wait_until_available(lambda: reading.run(check), options, "log.url", starting)
-    # Also a cancellation: nothing else has a reference to this connection yet.
-    except BaseException:
+    except BaseException:  # a cancellation too: nothing else has a reference to these connections yet
         await reading.aclose()
         raise
     # Notifications and settings of a session do not survive a pooler.

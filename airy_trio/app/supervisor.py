@@ -179,7 +179,8 @@ class Workers:
 
         The process has a group of its own, so that Ctrl-C reaches it once, from the parent. Raises ``OSError``.
         """
-        # Closed here as soon as the process has it: otherwise our end would never read the end of the stream.
+        # `theirs` is closed here once the process has inherited it: otherwise `ours` would never read the end of the
+        # stream.
         ours, theirs = socket.socketpair()
         with theirs, ExitStack() as on_error:
             on_error.enter_context(ours)

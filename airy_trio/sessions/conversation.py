@@ -320,7 +320,7 @@ class Conversation:
     async def _connect(self, request: Connect) -> DisconnectReason | None:
         """Send CONNECTED and start the client's timers; or return why the client is refused."""
         client, authenticator = self._client, self._services.authenticator
-        # Not kept: a secret has no place in the memory of an idle session.
+        # Not kept: it is a secret, and the session may last for days.
         token, self._upgrade_token = self._upgrade_token, None
         user = authenticator.authenticate_at_once(request, token)
         # Only now with the tasks of `unless_gone`: most tokens name a key that is known.

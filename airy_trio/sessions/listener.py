@@ -146,7 +146,7 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     except OSError as error:
         raise StartError([f"listener.host: cannot use {options.host!r}: {error.strerror or error}"]) from error
     try:
-        # Without it, connections that a former server has closed (TIME_WAIT) would keep the port for a minute.
+        # Without this option, connections that a former server has closed (TIME_WAIT) would keep the port for a minute.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _watch_for_vanished_peers(sock, options.send_timeout_s)
         if options.workers > 1:

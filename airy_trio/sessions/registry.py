@@ -214,8 +214,8 @@ class Sessions:
                 await self._ended.wait()
 
     async def _disconnect_spread(self, drain_s: float, reason: DisconnectReason) -> None:
-        # All at once would reconnect at once, to the servers that are left. The times are counted from the beginning,
-        # so they add up to no more than `drain_s` however long each step takes.
+        # Clients that are disconnected together reconnect together, to the servers that are left. The times are counted
+        # from the beginning, so that all fit into `drain_s` however long each step takes.
         clients = tuple(self.clients)
         interval_s = min(SPREAD_S, drain_s / max(1, len(clients)))
         begun_at = trio.current_time()

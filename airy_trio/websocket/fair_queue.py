@@ -72,8 +72,7 @@ class FairQueue:
                 self._not_empty = trio.Event()
                 self._start_pass()
                 while self._waiting:
-                    # Tasks that were admitted become runnable in the next pass, and so does this one. So this is one
-                    # round for each pass.
+                    # Tasks that were admitted run in the next pass, and so does this one: one round for each pass.
                     await trio.lowlevel.checkpoint()
                     self._start_pass()
         finally:

@@ -205,10 +205,10 @@ class FramedStream:
             opcode, content = found
             if opcode in MESSAGES:
                 return content
-            if opcode == CLOSE:
-                self._close_answer = close_answer(content)
             # Answers are stored before `_pace`, which may be cancelled. A PONG needs nothing but `read_at`, which the
             # next read sets.
+            if opcode == CLOSE:
+                self._close_answer = close_answer(content)
             elif opcode == PING:
                 self._pong = content
             await self._pace()

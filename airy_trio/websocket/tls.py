@@ -395,7 +395,8 @@ def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(PROTOCOLS)
     try:
-        # Without a password OpenSSL asks for it on the terminal, if the key has got a passphrase since it was checked.
+        # An empty password, because OpenSSL would ask for one on the terminal if the key has got a passphrase since it
+        # was checked.
         context.load_cert_chain(certificate_file, key_file, password="")
     except OSError as error:  # ssl.SSLError is one
         reason = (getattr(error, "reason", None) or "the files changed while they were read").replace("_", " ").lower()
