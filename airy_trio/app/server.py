@@ -139,6 +139,8 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
         raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process; {remedy}"])
     worker = 0 if worker is None else worker
     # First, because the settings may name files that cannot be used.
+    # The threads of the start are abandoned when it is cancelled: a mount may hang, or a migration may wait for a lock,
+    # and neither may hold up the end of the process.
     file_keys = await trio.to_thread.run_sync(load_file_keys, settings.auth, abandon_on_cancel=True)
     authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
@@ -383,5 +385,6 @@ def prepare_process() -> None:
 
 def freeze_heap() -> None:
     """Exclude all objects of the start from garbage collection."""
+    # They live as long as the process, so a full collection would only traverse them again.
     gc.collect()
     gc.freeze()

@@ -280,6 +280,7 @@ async def read_to_end(transport: Transport, turn: Turn, *, or_close_after: bytes
         data = await transport.receive_some(DROPPED_BYTES_MAX)
         if not data:
             return
+        # With the end of the earlier input, because the Close frame may arrive in parts.
         tail = (tail + data)[-CLOSE_BYTES_MAX:]
         await turn()
 
