@@ -175,6 +175,8 @@ class StateRecorder:
         kept = self._options.kept
         if not kept:
             return None
+        # The marks change here, before the append. If it fails, the recorder calls ``begin`` again, which takes the
+        # marks that the store has.
         if not continues:
             self.marks = evolve(self.marks, before=head)
         swept: dict[str, int] = {}
@@ -197,5 +199,7 @@ class StateRecorder:
         token, offset = begun.pop(type_, ("", 0))
         if token != backfill.token:  # it began in another generation, or another one has begun since
             return {}
+        # A type that is whole keeps its offset: with the new one it would count as incomplete until the fold has
+        # reached that.
         self.marks = evolve(self.marks, begun=begun, whole={type_: head, **self.marks.whole})
         return {type_: offset}

@@ -478,6 +478,8 @@ class EventLog:
                     events = await self.store.read(known, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
                     if not self._doubtful:
                         self._take(known.epoch, events)
+                        # Nothing although ``wait`` has returned: the store may be truncated, which only its bounds
+                        # show.
                         if events and is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
                             return
         await self.catch_up()

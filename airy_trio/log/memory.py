@@ -238,9 +238,12 @@ class MemoryStore:
         if folded == head and not change.folds:
             folded = self._bounds().last
         self._state = StoredState(change.generation, change.marks, folded)
+        # A sweep also concerns events that are not folded yet. Like those of objects that have ended, they are noted,
+        # and the fold drops them.
         for type_, upto in change.swept.items():
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
                 del self._kept[event.object]
+            # Everything up to ``upto`` may have been trimmed; a negative index would count from the end.
             unfolded = self._events[folded - self._trimmed : max(0, upto - self._trimmed)]
             for event in (one for one in unfolded if one.type == type_):
                 self._ended[event.object] = max(event.offset, self._ended.get(event.object, 0))

@@ -156,8 +156,12 @@ class Recorder:
             try:
                 await self._lead()
             except (Unavailable, StaleAppend, ForeignLogError, MappingError) as error:
+                # A stale append does not fail a start: another recorder has appended, and the next attempt reads the
+                # new head.
                 if not (self._has_started or isinstance(error, StaleAppend)):
                     raise
+                # Before the pause, because retention works for as long as ``recording`` is set. The ``finally`` below
+                # is for the other ways out of ``_lead``: a lease that was lost or offered, and a cancellation.
                 self.recording, self.interruption = False, "; ".join(lines_of(error))
                 self._mark_behind()
                 if isinstance(error, MappingError):
@@ -177,6 +181,7 @@ class Recorder:
         while self.recording and self._folded < self._appends:
             if trio.current_time() >= until:
                 return True
+            # Read before the fold: what is appended during it may not be part of it, and needs another one.
             appends, kept = self._appends, self._options.state.kept
             if not kept or not await fold(self._log.store, self._state.generation, kept):
                 self._folded = appends
@@ -197,9 +202,14 @@ class Recorder:
         offer_at = trio.current_time() + STANDBY_TERM_S if self._options.standby else inf
         head, point = await self._consumption.start_point()
         bounds = await self._log.store.bounds()
+        # If the head has moved meanwhile, the first append is stale, and nothing that begins here is stored.
         self._state.begin(bounds if bounds.head == head else None)
         self._appends += 1  # by the recorder before, perhaps
         self.recorded = begun_at = point
+        # ``head`` is what the next append expects, ``point`` is after what was read, and ``self.recorded`` is the
+        # resume point that the store holds, which the next append replaces. A batch without changes moves only
+        # ``point``, because nothing has to be stored for it. No value outlives a failure: an append that failed may
+        # have taken effect, so this method is left, and its next call reads all three again.
         while True:
             self._mark_behind()
             head, point, more = await self._record(head, point, self.recorded)
@@ -222,6 +232,8 @@ class Recorder:
                 await self.ahead.discard()
                 await self._lease.release()
                 return
+            # While the lease is held this makes no query. It notices a session that was lost and opened again, and
+            # thereby lost its advisory lock, without any error here.
             if not await self._lease.try_acquire():
                 logger.warning("the lease was lost: another server may record")
                 return
@@ -280,9 +292,12 @@ class Recorder:
         reached = batch.resume_point
         if batch.changes:
             reached = await self._feed.seal(recorded, reached)
-        if batch.more:  # begins after the seal, which needs the same connection
+        # After the seal, which needs the same connection. If the append fails, `_lead` discards this read.
+        if batch.more:
             self.ahead.begin(reached, self._limit)
         if batch.changes:
+            # By the time of the request, although the database computes the age a little later: a latency is rather too
+            # long than too short.
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
             state = self._state.change(
                 head.offset, translated.events, translated.ended, batch.backfills, continues=batch.continues
@@ -381,6 +396,8 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
                 events.append(new)
                 size += len(body)
     whole = batch.changes <= 1 or size <= BATCH_BYTES_MAX
+    # Two upper estimates of what fits: how much was done before it stopped, and how far that is beyond the limit. If
+    # the lower one is still too much, the next read is cut again.
     share = 1.0 if whole else min(done / len(batch.objects), BATCH_BYTES_MAX / size)
     return TranslatedBatch(events=events, faults=faults, value_faults=value_faults, size=size, share=share, ended=ended)
 
@@ -391,6 +408,8 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
     If the batch is too large: fewer, but at least one. If it was full, and one twice as large would fit: twice as many.
     """
     if translated.share < 1:
+        # A tenth less than the average says: rows differ in size, and a batch that is too large again costs another
+        # read.
         return max(1, int(batch.changes * translated.share * 0.9))
     if batch.changes >= limit and 2 * translated.size <= BATCH_BYTES_MAX:
         return min(2 * limit, rows_max)
@@ -420,6 +439,8 @@ class ReadAhead:
         self._feed = feed
         self._begun: _Read | None = None
         self._running = False
+        # Room for one, because the recorder may begin the next read before ``run`` waits for it: ``ended`` of the last
+        # read is set before that.
         self._send, self._receive = trio.open_memory_channel[_Read](1)
 
     async def run(self) -> None:
@@ -436,6 +457,7 @@ class ReadAhead:
                 del read  # otherwise its batch stays in memory until the next one is begun
         finally:
             self._running = False
+            # The recorder may wait in ``take`` for a read that is still in the channel.
             if self._begun is not None:
                 self._begun.ended.set()
 
@@ -490,6 +512,7 @@ class Retention:
             await trio.sleep(0 if more else TRIM_PERIOD_S)
             more = False
             try:
+                # The fold comes first, because no trim deletes events that the current state lacks.
                 more = await self._recorder.fold(until=trio.current_time() + TRIM_PERIOD_S)
                 await self._trim_events()
                 await self._trim_changes()
