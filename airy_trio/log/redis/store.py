@@ -92,6 +92,8 @@ class RedisStore:
     def __init__(self, client: "coredis.Redis[bytes]", name: str) -> None:
         self._client = client
         parts = ("events", "state", "bell", "acknowledged", "used", "holders", "current", "kept", "ended")
+        # The braces are for a cluster: a script may use only keys of one slot, which Redis computes from the part in
+        # braces.
         self._keys = [f"{{{name}}}:{part}" for part in parts]
         _, _, self._notifications, self._acknowledged, *_ = self._keys
         self._scripts: dict[str, Script[bytes]] = {}
@@ -173,6 +175,10 @@ class RedisStore:
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``: returns at once when another node appends, because it blocks on a stream."""
+        # One script reads the head and the id of the newest notification. Each later append replaces that notification
+        # by one with a greater id. So the blocking read after this id returns at once if the append comes in between,
+        # and no wake-up is lost; a message that Redis publishes would be lost then. The stream of events itself cannot
+        # be waited for, because a new epoch deletes it and its ids begin again.
         while True:
             bounds, *_ = await self._run(scripts.BOUNDS)
             if read_bounds(bounds).head != after:

@@ -94,6 +94,8 @@ class PostgresStore(SqlStore):
         self._replays = PipelinePool(replaying.engine, READS_MAX)
         super().__init__(
             PostgresTables(names),
+            # A read is run again if its connection was lost while it was idle. A write is not, because it may have been
+            # committed.
             reading=partial(self._run, self._pool, repeatable=True),
             replaying=partial(self._run, self._replays, repeatable=True),
             writing=partial(self._run, self._pool),
@@ -120,6 +122,8 @@ class PostgresStore(SqlStore):
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``."""
         while True:
+            # If the last notification named this head, a later append would have been notified too, so the bounds need
+            # not be read.
             if self._notifications.head != str(after) and (await self.bounds()).head != after:
                 return
             head = await self._notifications.wait()
@@ -152,6 +156,7 @@ class PostgresStore(SqlStore):
             parameters += map(array, _APPENDED.values(), _columns(events))
         following: list[tuple[Statement, Sequence[Parameter]]] = []
         if state is not None and state.ended:
+            # Postgres rejects an upsert that would change a row twice, and ``ended`` may name an object twice.
             over = array("bytea", [digest(escaped(object_)) for object_ in set(state.ended)])
             following.append((self._statements.end, [over, str(head.offset).encode()]))
         if state is not None and state.swept:
@@ -185,6 +190,8 @@ class PostgresStore(SqlStore):
             if rows is None:
                 [[answer], *_] = await pipeline.run((statement, parameters), *following)
             else:
+                # The fence is held until the end of the transaction. If this task is cancelled between two steps, the
+                # pool closes the connection, so the server rolls back and releases the fence.
                 _, [answer] = await pipeline.run((_BEGIN, ()), (statement, parameters))
                 if answer[1] is not None:
                     await pipeline.copy(self._statements.copy, rows(answer[1]))
@@ -237,6 +244,7 @@ class _Statements:
         arrays = ", ".join(f"unnest(${number}::{type_}[])" for number, type_ in enumerate(_APPENDED.values(), 11))
         append_by = partial(
             self._in_fence,
+            # The same as ``SqliteTables.advance``, which explains it.
             changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS}), "
             "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text, "
             "folded = case when $7::text <> coalesce(generation, '') or folded = $2::int8 "
@@ -256,12 +264,15 @@ class _Statements:
         }
         """By whether the events are copied afterwards."""
         # If the append was rejected, this transaction has not written the row of the state, and these change nothing.
+        # An append may note an object as ended, at the new head, and as swept, at an older event; the later offset
+        # counts.
         note = (
             f"with moved as (select 1 from {self._state} where xmin = pg_current_xact_id_if_assigned()::xid) "  # noqa: S608 - names quoted
             f'insert into {names.quoted(ENDED)} as known (digest, "offset") select over.* from moved, '
             '({}) as over on conflict (digest) do update set "offset" = greatest(known."offset", excluded."offset")'
         )
         self.end = Statement(note.format("select unnest($1::bytea[]), $2::int8"), frozenset({0}))
+        # A sweep concerns the objects in the state, and those of events that a fold would add to it later.
         old = (
             f'select digest, max("offset") from (select digest, type, "offset" from {names.quoted(CURRENT)} '  # noqa: S608 - names quoted
             f"union all select substring(sha256(convert_to(object, 'UTF8')), 1, {DIGEST_BYTES}), type, \"offset\" "
@@ -290,6 +301,12 @@ class _Statements:
 
         Returns whether the fence was entered, and what the change ``returned``.
         """
+        # One statement, so that an append is one round trip. Postgres evaluates independent parts of a statement in any
+        # order, so each part here refers to the one that must come before it. The update asks for the result of the
+        # fence: while another session is inside, no row qualifies, and the update does not wait for the lock of the row
+        # that the other session has changed. The insert takes the time from the updated row, and adds nothing if there
+        # is none; Postgres runs it although nothing reads its result. The notification depends on that row as well, and
+        # is sent at the commit.
         return (
             "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608 - names quoted
             f"pg_try_advisory_xact_lock({FENCE_CLASS}, to_regclass({quote_text(self._state)})::oid::int) as entered), "
@@ -302,6 +319,7 @@ class _Statements:
 
 
 def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:
+    # Without events the statement has the same parameters: empty arrays.
     columns: list[Sequence[Any]] = list(zip(*events, strict=True)) or [()] * len(_APPENDED)
     for number in (1, 2, 3):
         columns[number] = _all_escaped(columns[number])
@@ -385,6 +403,8 @@ class Notifications:
         await self._connection.aclose()
 
     async def _begin(self, pipeline: Pipeline) -> None:
+        # What was appended before this takes effect is not missed: the empty notification names no head, so the caller
+        # reads the bounds again. If it does not arrive, the caller does that after ``POLL_S``.
         await pipeline.run((self._notify, ()), (self._listen, ()))  # one transaction
 
     async def _next(self) -> str:
@@ -392,6 +412,8 @@ class Notifications:
         if not received:
             await trio.lowlevel.wait_readable(socket)
             _, received = await self._connection.run_pipeline(_received)
+        # The last one is enough: every notification that names a head replaces those before it, and an empty one makes
+        # the caller look.
         if received:
             self._notified, self.head = True, received[-1]
         return received[-1] if received else ""

@@ -132,6 +132,8 @@ class SqliteStore(SqlStore):
         return run_steps
 
     def _checked(self, work: Work[T]) -> Work[T]:
+        # Within the transaction, which is rolled back if the file has changed: an append to a file that has no name any
+        # more must not count as done.
         def unit(connection: sa.Connection) -> T:
             try:
                 return work(connection)
@@ -186,6 +188,9 @@ class FileNotifications:
 
         ``seldom``: look ``WRITER_LOOK_S`` after a write only.
         """
+        # The version at the end of the previous call, not one that is read now. The caller has read the log after that
+        # call, so a commit that it has not seen yet has changed the version since. A version that is read now may have
+        # such a commit already, and the caller would wait for the one after it.
         before = self._seen
         while True:
             try:

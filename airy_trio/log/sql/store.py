@@ -88,6 +88,8 @@ class SqlStore:
         if bounds.state is None or bounds.state.generation != generation:
             return False
         low = bounds.state.folded
+        # The first event always fits, so ``last`` is None only if none was found. If all that were found fit, the rest
+        # of the scanned range has none of these types, and the state moves to the end of that range.
         high = last if count == limit or count < found else min(bounds.last, low + FOLD_SCAN * limit)
         values |= {"of": bounds.epoch, "of_generation": generation, "low": low, "high": high}
         if over:  # apart from the rest: an append that notes the same objects holds the row that is advanced
@@ -187,6 +189,8 @@ class SqlStore:
         if not steps:
             return 0
         *_, trimmed = await self._translated(self._writing(*steps))
+        # Rows of former epochs do not count: readers lost them when their epoch ended. If there are no others, the
+        # caller deletes the next ones in its next period.
         return first - bounds.first if trimmed else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
@@ -238,6 +242,8 @@ class SqlStore:
 
     async def _lowest(self, bounds: Bounds) -> int:
         """Return the offset of the oldest row, at most ``first``. Slow after many deletes, so that it is remembered."""
+        # Stays true for the rest of the epoch, because a trim deletes all rows below the ``first`` that it sets, except
+        # those that were below the former one already.
         if self._clean_epoch == bounds.epoch:
             return bounds.first
         [[(lowest,)]] = await self._translated(self._reading(Step(self._tables.lowest)))
@@ -272,6 +278,8 @@ class SqlStore:
         try:
             return await answer
         except DatabaseError as error:
+            # A removed or replaced file may also show as an error of the database, when a connection is opened. What
+            # happened to the file is the reason to report then.
             self._check()
             if isinstance(error, DatabaseUnavailable):
                 raise StoreUnavailable(str(error)) from None

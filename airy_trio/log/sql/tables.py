@@ -116,6 +116,8 @@ class LogTables:
         self._made: dict[tuple[str, ...], Any] = {}
         state, durable = self.state.c, self.acknowledged.c
         given = sa.bindparam
+        # An append by a server of an earlier version moves the head and the resume point, but not ``state_at``, or
+        # writes that in another form. The state lacks its events, so it counts only while all three agree.
         head = state.epoch + "-" + sa.cast(state.last, sa.Text) + " " + sa.func.coalesce(state.resume_point, "")
         self._in_step = state.state_at == STATE_FORM + head
         self.bounds = sa.select(
@@ -147,6 +149,7 @@ class LogTables:
             event.offset > folded, event.offset <= folded + FOLD_SCAN * limit, of_types
         )
         size = sa.func.length(event.body)
+        # The bytes before an event, so that the first one fits whatever its size, and every fold makes progress.
         before = (sa.func.sum(size).over(order_by=event.offset) - size).label("before")
         found = some.add_columns(before).order_by(event.offset).limit(limit).subquery()
         fits = sa.case((found.c.before < sa.bindparam("fold_bytes", type_=sa.BigInteger), found.c.offset))
@@ -158,6 +161,7 @@ class LogTables:
             state.folded == low,
         )
         between = sa.and_(event.offset > low, event.offset <= high)
+        # Only the newest event of each object: Postgres rejects an upsert that would change a row twice.
         newest = sa.select(sa.func.max(event.offset)).where(between, of_types).group_by(event.object)
         added = sa.select(
             self._digest(event.object),
@@ -168,8 +172,11 @@ class LogTables:
         changed = {name: insert.excluded[name] for name in ("generation", *COLUMNS)}
         self.fold = insert.on_conflict_do_update(index_elements=("digest",), set_=changed)
         self.advance_state = sa.update(self.state).where(unmoved).values(folded=high).returning(state.folded)
+        # If the object exists again, the state may have an event after its end already, and that one stays.
         ended_at = sa.select(ended.offset).where(ended.digest == kept.digest).scalar_subquery()
         self.delete_ended = sa.delete(self.current).where(self._is_any(kept.digest, "digests"), kept.offset <= ended_at)
+        # The digests were found in an earlier transaction. An object that has ended again since then, later than
+        # ``low``, is still needed.
         # Rows that an append has locked stay: it writes them in another order, and both would wait for each other.
         over = sa.select(ended.digest).where(self._is_any(ended.digest, "digests"), ended.offset <= low)
         self.forget_ended = sa.delete(self.ended).where(ended.digest.in_(over.with_for_update(skip_locked=True)))
@@ -262,6 +269,7 @@ class LogTables:
         """
         event, state = self.events.c, self.state.c
         after = sa.bindparam("after", type_=sa.BigInteger)
+        # Only to spare the database a scan in vain: the caller learns from the bounds that the position has expired.
         retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first - 1 <= after)
         wanted = sa.select(self.events).where(event.offset > after, self.belongs_to(values), retained)
         return self._limited(wanted.limit(sa.bindparam("limit")), self.events)
@@ -284,6 +292,7 @@ class LogTables:
     def newest(self, values: Iterable[str]) -> "sa.Select[Any]":
         """Return the statement for the newest event up to ``:until`` of ``:epoch``."""
         event, state = self.events.c, self.state.c
+        # Below ``first`` there may be rows of a former epoch that no trim has deleted yet.
         retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first <= event.offset)
         upto = event.offset <= sa.bindparam("until", type_=sa.BigInteger)
         wanted = sa.select(self.events).where(upto, self.belongs_to(values), retained)
@@ -328,6 +337,10 @@ class SqliteTables(LogTables):
         now_ms = sa.bindparam("now_ms", callable_=lambda: int(time.time() * 1000), type_=sa.BigInteger)
         super().__init__(names, now_ms, sqlite_insert)
         unmoved = "epoch = :expected_epoch and last = :expected_last"
+        # Every right-hand side has the values before this update. An append without a state leaves what is kept as it
+        # was, but ``state_at`` becomes NULL, so none of it counts until an append has a state again. A new generation,
+        # or one that is folded up to the head before this append, is then folded up to ``fold_to`` (``state_values``).
+        # Any other is behind, and the events of this append wait for a fold as well.
         self.advance = sa.text(
             f"update {names.quoted(STATE)} set last = :new_last, resume_point = :point, state_at = :state_at, "  # noqa: S608 - names quoted
             "generation = coalesce(:generation, generation), marks = coalesce(:marks, marks), "
