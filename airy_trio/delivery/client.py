@@ -168,6 +168,8 @@ class Client:
         """End the conversation for this reason; the first one wins. Never waits."""
         if self.reason is None:
             self.reason = reason
+        # The cancellation takes effect at the session's next await. Until then, and while the session closes the
+        # connection, the state keeps all other tasks from writing events.
         self.close()
         self.scope.cancel()
 
@@ -243,10 +245,13 @@ class Window:
         """Remove one event, or in mode ``client`` all up to it; False if that offset is not in flight."""
         bounds, one = self._bounds, offset - self._base
         at = bisect_right(bounds, one)
+        # Begins and ends alternate, so an even index is between two ranges: the event was never sent, or is
+        # acknowledged.
         if at % 2 == 0:
             return False
         begin, end = bounds[at - 1], bounds[at]
         if self._cumulative:
+            # All earlier ranges, and this one up to the event. The rest of it becomes the first range.
             self._count -= sum(bounds[1:at:2]) - sum(bounds[0 : at - 1 : 2]) + one + 1 - begin
             del bounds[: at - 1]
             bounds[0], at, begin = one + 1, 1, one + 1

@@ -199,6 +199,7 @@ class Durables:
 
     async def wait_written(self) -> None:
         """Write all that is recorded now without delay; return when the store has it."""
+        # What a call under way is writing is not stored yet either.
         if self._unwritten or self._released or self._writing or self._reclaiming:
             written = trio.Event()
             self._waiting.append(written)
@@ -233,7 +234,7 @@ class Durables:
 
     async def _wait_due(self) -> None:
         """Return when there is something to do."""
-        while not (self._released or (self._waiting and not self._reclaiming) or self._claimable()):
+        while not (self._released or self._waiting or self._claimable()):
             self._changed = trio.Event()
             claim_at = self._period_ends if self._unclaimed else math.inf
             with trio.move_on_at(min(self._write_at, self._scan_at, claim_at)) as sleep:
@@ -243,6 +244,19 @@ class Durables:
 
     async def _write(self) -> None:
         """Write the recorded positions; those of all claims if the scan is due. Raises ``StoreUnavailable``."""
+        # Clients acknowledge and leave during the call of the store below. So each record is cleared before the call,
+        # or compared with the call's own copy after it, and what is recorded meanwhile stays for the next one:
+        #
+        # - ``_unwritten`` is cleared first. An acknowledgement during the call adds its claim again. After a failure
+        #   all claims of the call are added again, except those that were released during it, which ``release`` has
+        #   recorded.
+        #
+        # - A released claim stays in ``_released`` until a call has succeeded that began after its release. Meanwhile a
+        #   new claim of its name waits, so that it starts after these acknowledgements.
+        #
+        # - A task that begins to wait during the call may have recorded something before, so it waits for the next one.
+        #
+        # The outcome of a call that failed or was cancelled is unknown. Writing a position again does no harm.
         waiting, released = tuple(self._waiting), dict(self._released)
         scanning = trio.current_time() >= self._scan_at
         claims = [
@@ -335,6 +349,8 @@ class Durables:
             return self._eventlog.store.claim([claim.stored for claim in claims])
 
         positions = await in_halves(step, claims, (None,))
+        # A claim that was released during the call is stored now, but has no client. The next claim of its name
+        # replaces it.
         for claim, position in zip(claims, positions, strict=True):
             claim.position = position
             self._remove_unclaimed(claim)

@@ -104,6 +104,8 @@ class Batches:
         if batch is None and (events := page.events_after(position.offset)):
             last = events[-1].offset
             data, offsets, changed_at = self._join(subscription, events, last if page.completes_state else None)
+            # With the last event of the page the cursor moves to the end of the page: what the read has passed over
+            # belongs to other destinations.
             batch = EncodedBatch(
                 data, offsets, changed_at, position.at(page.upto if offsets[-1] == last else offsets[-1])
             )
@@ -183,6 +185,7 @@ class FanOut:
         """Serve the readers of views that grew or lost their past, until cancelled. The only consumer of growth."""
         while True:
             grown = await self._eventlog.wait_grown()
+            # The wait always has a checkpoint, so a new slice begins here.
             self._served, self._now = 0, trio.current_time()
             for view in grown:
                 await self._serve_readers(view)
@@ -198,6 +201,8 @@ class FanOut:
         state = client.state
         if (state is not LIVE and state is not BEHIND) or not subscription.started:
             return None
+        # Before the look for work: offsets of two epochs cannot be compared, and a client without new events must
+        # reload too.
         if subscription.position.epoch != self._eventlog.epoch:
             client.disconnect(POSITION_EXPIRED)
             return None
@@ -212,12 +217,17 @@ class FanOut:
             if client.stream.offer(batch.data, now):
                 self._batches.commit(subscription, batch, now)
                 taken = batch
+        # Work is left if the transport has rejected the batch, if the tail lacks an event, or if there is more than a
+        # batch. Something is pending if the transport has taken the batch, but the socket only a part. A send task does
+        # the rest.
         if client.stream.transport.pending or subscription.has_work:
             self._senders.hand_over(client)
         return taken
 
     async def _serve_readers(self, view: View) -> None:
         # All readers that stay attached across a checkpoint are subscriptions.
+        # A copy, because readers attach and detach at each checkpoint. A new one is served by its session after
+        # SUBSCRIBE.
         readers = cast("list[Subscription]", list(view.readers))
         begun = 0
         while begun < len(readers):
@@ -245,6 +255,10 @@ class FanOut:
         for reader in readers:
             client = reader.client
             try:
+                # Comparing objects is the cheapest test, and equal objects have equal epochs and offsets. An equal
+                # position in another object only takes the regular path below. ``commit`` and this loop give all
+                # readers the objects of one batch, so clients that keep up stay on the fast path. The last test is for
+                # the type checker only.
                 if (
                     reader.position is after
                     and reader.in_step
@@ -328,6 +342,8 @@ class Senders:
         while self._waiting:
             client = self._waiting.popleft()
             if client.state is BEHIND:  # else it is being disconnected
+                # Registered before its first step, so that ``stop`` finds it: a scope may be cancelled before it is
+                # entered.
                 task = self._sending[client] = _SendTask()
                 connections.start_soon(self._send, client, task, name=_SEND)
                 self._busy.set()
@@ -379,6 +395,7 @@ async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None
         if client.catch_up():
             return
         if not served:
+            # Only the pause after a failed read ends by time. Growth, an ACK and a new subscription set the event.
             retry_at = min((one.retry_at for one in client.subscriptions.values() if one.backoff), default=math.inf)
             with trio.move_on_at(retry_at):
                 await wake_up.wait()
@@ -457,6 +474,7 @@ def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
 def _has_expired(subscription: Subscription, floor: Position) -> bool:
     """Whether the next event is not in memory, nor retained by the store, which has everything after ``floor``."""
     position, view = subscription.position, subscription.view
+    # Up to ``since`` a replay has events of the current state only, and no trim deletes those.
     reached = position if subscription.replay is None else position.at(max(position.offset, subscription.replay.since))
     if reached.epoch != floor.epoch or reached.offset >= view.last:
         return False
