@@ -22,6 +22,8 @@ class UnknownDestinationError(ValueError):
     """A string that is not a destination."""
 
 
+# Destinations are keys of the dictionaries of views and of pages. With narrow views each event looks up several of
+# them, so each hash is computed once.
 @frozen(cache_hash=True)
 class Everything:
     """``/events``: every event."""
@@ -112,6 +114,7 @@ def within(destination: Destination, channels: frozenset[str]) -> Destination | 
             return destination if id_ in channels else None
         case Within(destination=wider, channels=others):
             return within(wider, channels & others)
+        # The same events: these clients read the view of the channel and need no narrow one.
         case Everything() if len(channels) == 1:
             return OfChannel(next(iter(channels)))
         case _:

@@ -86,6 +86,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
                     # Noted before the event is made, because the event may have a fault or be left out.
                     ended.append((f"{name}.updated", f"{name}:{values.identity(changed.id, 'id')}"))
             if isinstance(changed, Metadata):
+                # The pair leaves the state, but ``{}`` is sent: there is no event for deleted metadata.
                 if not changed.entries:
                     subject, id_ = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
                     ended.append((MetadataUpdated.type, f"metadata:{subject}:{id_}"))
@@ -243,6 +244,7 @@ def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:
     depth = key.count(".") + 1
     if depth > values.NESTING_MAX:
         raise UnfitValueError(column, f"is nested deeper than {values.NESTING_MAX}")
+    # Apart from the time, because -infinity is a time, and a row without one comes before it.
     known = entry.updated_at is not None
     time = instant(entry.updated_at, time_zone, "updated_at") if known else -math.inf
     if entry.value is None:
@@ -301,6 +303,7 @@ def _written(tree: Tree) -> Json:
         for name, value in open_objects[-1]:
             comma = "" if parts[-1] == "{" else ","
             if isinstance(value, dict):
+                # The brace is a part of its own, by which the first member is recognised.
                 parts += (f"{comma}{values.quoted_name(name)}:", "{")
                 open_objects.append(iter(value.items()))
                 break

@@ -251,6 +251,8 @@ class Decoder:
         return frame
 
     def _read_command(self) -> bool:
+        # Different if the input before has ended within the command: a line end now ends the command, and the fast path
+        # would search the same octets again.
         between_frames = self._searched == self._at
         if between_frames:
             if not self._skip_eols():
@@ -265,12 +267,15 @@ class Decoder:
         limits = self.limits
         if self.version is Version.V1_0:  # its values are trimmed
             return False
+        # A head as long as one line may be has no line that is too long. The frame needs room for its NUL as well.
         found = plain_head(self._data, self._at, min(limits.header_line_bytes_max, limits.frame_bytes_max - 1))
         if found is None:
             return False
         command, headers, end = found
+        # The line-by-line decoder reads these heads again, and reports the fault with its token.
         if len(command.encode()) > limits.command_bytes_max or len(headers) > limits.header_count_max:
             return False
+        # Everything that ``_end_head`` needs: its faults have the receipt from the headers, and count these octets.
         self._command, self._headers = command, headers
         self._used_bytes = end - self._at
         self.searched_bytes += self._used_bytes
@@ -287,6 +292,8 @@ class Decoder:
         end = bare.start() if bare else end
         self.searched_bytes += end - self._at
         self._at = self._searched = end
+        # A CR before anything but LF begins a command, which ``_line`` rejects. At the end of the input it may be half
+        # of a CRLF.
         half_an_eol = end + 1 == len(data) and data[end] == _CR
         return end < len(data) and not half_an_eol
 
@@ -315,6 +322,7 @@ class Decoder:
             return
         if not _DIGITS.fullmatch(text):
             raise RemoteProtocolError(*errors.NOT_A_LENGTH)
+        # Compared here, before the body arrives, so that a body is never held that is too large.
         digits = text.lstrip("0") or "0"
         too_long = len(digits) > _LENGTH_DIGITS_MAX
         if too_long or self._used_bytes + int(digits) + 1 > self.limits.frame_bytes_max:
@@ -328,6 +336,7 @@ class Decoder:
         if end is None:
             if len(self._data) - self._at < allowed:
                 return None
+            # Whichever limit allows less was exceeded: that of the line, or what the frame has left.
             raise RemoteProtocolError(*(too_large if allowed > line_bytes_max else errors.FRAME_TOO_LARGE))
         if self._data[end] == _NUL:
             raise RemoteProtocolError(*errors.NO_BLANK_LINE)

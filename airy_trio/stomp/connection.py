@@ -87,6 +87,7 @@ from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions, T
 
 IN_FLIGHT_DEFAULT: Final = 20_000
 """Unacknowledged messages of one connection, unless all its subscriptions with the default prefetch need more."""
+# A header line has room for a bearer token of 2 KiB.
 LIMITS_BEFORE_CONNECT: Final = Limits(
     frame_bytes_max=4_096, header_count_max=32, header_line_bytes_max=3_072, command_bytes_max=16
 )
@@ -260,6 +261,7 @@ class Connection:
         body = prose.encode()
         own = [("message", token), ("content-type", "text/plain"), ("content-length", str(len(body))), *headers]
         lines = [(name, codec.plain(value)) for name, value in own]
+        # The client's own text, so it need not be plain: it is escaped by the rules of the client's version.
         if receipt_id is not None:
             lines.append(("receipt-id", receipt_id))
         octets = codec.encode(Frame("ERROR", tuple(lines), body), self.version)
@@ -340,6 +342,7 @@ def connect(connection: Connection, frame: Frame) -> Connect:
         except ValueError:
             raise RemoteProtocolError(*errors.BAD_HEART_BEAT) from None
     connection.version = version
+    # Names of headers are case-sensitive in STOMP, but not in HTTP, where this one comes from.
     authorization = get("Authorization")
     return Connect(
         version=version,
@@ -405,6 +408,7 @@ def acknowledge(connection: Connection, frame: Frame) -> Acknowledge:
     if named is None:
         named = _required(frame, "message-id", errors.NO_MESSAGE_ID)
     message_id, number = named, None
+    # No message id of ours has a dot, so it is never taken for the value of an ``ack`` header.
     if numbered := _ACK_ID.fullmatch(named):
         number, message_id = int(numbered[1]), numbered[2]
     elif (subscription := frame.get("subscription")) is not None:
@@ -465,6 +469,7 @@ def _required(frame: Frame, name: str, missing: Fault) -> str:
 
 
 def _check_size(value: str, bytes_max: int, too_large: Fault) -> None:
+    # A character has at least one octet, so what is certainly too long is not encoded.
     if len(value) > bytes_max or len(value.encode()) > bytes_max:
         raise RemoteProtocolError(*too_large)
 
