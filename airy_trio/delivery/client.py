@@ -230,6 +230,7 @@ class Window:
         """Add events that were sent; their offsets ascend, and follow those in flight."""
         bounds = self._bounds
         if not bounds:
+            # Only while nothing is in flight, because all bounds are relative to it.
             self._base = offsets[0]
         if offsets[-1] - self._base >= _WIDE and bounds.typecode == "I":  # in a current state the offsets lie far apart
             bounds = self._bounds = array("Q", bounds)

@@ -151,6 +151,7 @@ class Durables:
         now = trio.current_time()
         claim = DurableClaim(subscription, Claim(owner, name, secrets.token_hex(TOKEN_BYTES)))
         former = self._by_key.get(claim.key)
+        # Before the new claim has the name, which ``release`` removes from ``_by_key``.
         if former is not None:
             self.release(former.subscription)
             former.subscription.client.disconnect(TAKEN_OVER)
@@ -442,6 +443,7 @@ class DurableNames:
             self._count += 1
         names[name] = now
         names.move_to_end(name)
+        # The user of this call is the last one, so its names are never forgotten here.
         while self._count > NAMES_MAX and len(self._used) > 1:
             self._count -= len(self._used.popitem(last=False)[1])
         return True

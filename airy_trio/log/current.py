@@ -202,4 +202,9 @@ class StateRecorder:
         # A type that is whole keeps its offset: with the new one it would count as incomplete until the fold has
         # reached that.
         self.marks = evolve(self.marks, begun=begun, whole={type_: head, **self.marks.whole})
+        # The sweep goes up to ``before``, not up to the append with the begin of the backfill. Changes that became
+        # visible together with the begin may be recorded before it, in appends of their own. If their transaction was
+        # still open when the backfill looked for rows, it has not found them, and their events must stay. What was
+        # visible earlier is recorded up to ``before``. If its row still existed, the backfill has found it, and it has
+        # an event after the begin.
         return {type_: offset}

@@ -53,9 +53,9 @@ class MemoryStore:
         self._resume_point: str | None = None
         self._state: StoredState | None = None
         self._kept: dict[str, StoredEvent] = {}  # the current state by object, in the order of the events
-        self._kept_events: list[StoredEvent] | None = (
-            None  # the same events as a list; None after a change, until the next read
-        )
+        # The same events as a list, in which a reader finds its position by bisection. None from a change until the
+        # next read, so that a fold in many steps does not copy them each time.
+        self._kept_events: list[StoredEvent] | None = None
         self._ended: dict[str, int] = {}  # by object: the head when it ended; its events up to there do not count
         self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()

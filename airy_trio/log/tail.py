@@ -252,6 +252,7 @@ class Tail:
         start = bisect_right(wide.offsets, after)
         count = len(wide.offsets) - start
         if count > SCANNED_PER_CHANNEL * len(view.channels):
+            # An event has one channel, so no offset is in two of these lists.
             grown = (own for channel in view.channels if (own := self._views.get(channel)) and own.last > after)
             found = [own.offsets[bisect_right(own.offsets, after) :] for own in grown]
             if sum(map(len, found)) < count:

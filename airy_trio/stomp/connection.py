@@ -369,6 +369,7 @@ def subscribe(connection: Connection, frame: Frame) -> Subscribe:
     replay = frame.get("replay")
     if replay not in (None, *REPLAYS):
         raise RemoteProtocolError(*errors.BAD_REPLAY)
+    # After all checks, so that a SUBSCRIBE with a fault opens nothing.
     number = connection.subscriptions.open(
         OpenSubscription(id=subscription_id, destination=destination, prefetch=0 if ack is AckMode.AUTO else prefetch)
     )

@@ -142,6 +142,7 @@ for place = place, #ARGV, 6 do
     'object', ARGV[place + 1], 'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated',
     ARGV[place + 4], 'body', ARGV[place + 5])
 end
+-- With the new head: an object may change and end in one append, and these events do not count either.
 for place = first_ended, first_ended + over - 1 do redis.call('ZADD', ended, last, ARGV[place]) end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
 if begun ~= '' then
@@ -171,6 +172,7 @@ for argument = 5, #ARGV do types[ARGV[argument]] = true end
 local over = redis.call('ZRANGEBYSCORE', ended, '-inf', reached, 'WITHSCORES', 'LIMIT', 0, limit)
 for index = 1, #over, 2 do
   local object = over[index]
+  -- If the object exists again, the state may have an event after its end already, and that one stays.
   if tonumber(redis.call('ZSCORE', current, object) or 'inf') <= tonumber(over[index + 1]) then
     redis.call('ZREM', current, object)
     redis.call('HDEL', kept, object)

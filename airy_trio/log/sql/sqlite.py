@@ -96,6 +96,8 @@ class SqliteStore(SqlStore):
         head |= state_values(expected.offset, reached, resume_point, state)
 
         def work(connection: sa.Connection) -> list[StoredEvent] | None:
+            # The transaction writes from its start (``Database.write``), so no other process appends between this
+            # comparison and the commit.
             appended_at_ms = connection.execute(self._statements.advance, head).scalar()
             if appended_at_ms is None:
                 return None
@@ -214,6 +216,7 @@ def prepare_writes(connection: sqlite3.Connection, _record: object) -> None:
 
     In WAL mode readers never block the writer.
     """
+    # SQLite has no function for SHA-256.
     connection.create_function("airy_digest", 1, digest, deterministic=True)
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")

@@ -220,6 +220,8 @@ class LogTables:
     def claim(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
         """Return the upsert that stores claims and returns owner, name, and the position of each."""
         durable = self.acknowledged.c
+        # An upsert returns the row after the change. Epoch and offset are not changed, so they are what was
+        # acknowledged before.
         changed = {name: insert.excluded[name] for name in ("holder", "used_at_ms")}
         upsert = insert.on_conflict_do_update(index_elements=("owner", "name"), set_=changed)
         return upsert.returning(durable.owner, durable.name, durable.epoch, durable.offset)
