@@ -200,7 +200,7 @@ class Durables:
 
     async def wait_written(self) -> None:
         """Write all that is recorded now without delay; return when the store has it."""
-        # What a call under way is writing is not stored yet either.
+        # Positions that a call is writing now are not stored yet either.
         if self._unwritten or self._released or self._writing or self._reclaiming:
             written = trio.Event()
             self._waiting.append(written)

@@ -104,8 +104,8 @@ class Batches:
         if batch is None and (events := page.events_after(position.offset)):
             last = events[-1].offset
             data, offsets, changed_at = self._join(subscription, events, last if page.completes_state else None)
-            # With the last event of the page the cursor moves to the end of the page: what the read has passed over
-            # belongs to other destinations.
+            # With the last event of the page the cursor moves to the end of the page: the events in between belong to
+            # other destinations.
             batch = EncodedBatch(
                 data, offsets, changed_at, position.at(page.upto if offsets[-1] == last else offsets[-1])
             )
@@ -225,9 +225,8 @@ class FanOut:
         return taken
 
     async def _serve_readers(self, view: View) -> None:
-        # All readers that stay attached across a checkpoint are subscriptions.
-        # A copy, because readers attach and detach at each checkpoint. A new one is served by its session after
-        # SUBSCRIBE.
+        # A copy, because readers attach and detach at each checkpoint; a new one is served by its session after
+        # SUBSCRIBE. All that stay attached across a checkpoint are subscriptions.
         readers = cast("list[Subscription]", list(view.readers))
         begun = 0
         while begun < len(readers):

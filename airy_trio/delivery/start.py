@@ -113,7 +113,7 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
 def _recent(eventlog: EventLog, view: View, since: Position, resume: str, options: ReplayOptions) -> Start:
     """Start where the recent window begins, or later if the window would have more than ``events_max`` events."""
     begin = _limited(since.offset, eventlog.head, options)
-    # Up to ``STATE_AGE_S`` older than the head. What was appended since is sent after the replay, as live events are.
+    # Up to ``STATE_AGE_S`` older than the head. Later events are sent after the replay, as live events are.
     until = eventlog.recent_end()
     replay = Replay(until=until) if begin < until.offset and eventlog.may_have_replaced(view, begin) else None
     return Start(since.at(begin), resume, replay, (("state", "partial"),) if begin > since.offset else ())
@@ -160,7 +160,7 @@ async def _verdict(eventlog: EventLog, view: View, position: Position | None, ad
                 await eventlog.catch_up()
         if not _is_known(eventlog, position):
             return RESET_EPOCH
-    # The tail has everything after it, so the store, which may be slow or away, need not be asked.
+    # The tail has everything after it, so the store, which may be slow or unavailable, need not be read.
     if position.offset >= view.evicted:
         return RESUMED
     async with eventlog.gate.place(address):

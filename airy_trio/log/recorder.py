@@ -408,7 +408,7 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
     If the batch is too large: fewer, but at least one. If it was full, and one twice as large would fit: twice as many.
     """
     if translated.share < 1:
-        # A tenth less than the average says: rows differ in size, and a batch that is too large again costs another
+        # A tenth less than the average, because rows differ in size, and a batch that is too large again costs another
         # read.
         return max(1, int(batch.changes * translated.share * 0.9))
     if batch.changes >= limit and 2 * translated.size <= BATCH_BYTES_MAX:
@@ -439,8 +439,7 @@ class ReadAhead:
         self._feed = feed
         self._begun: _Read | None = None
         self._running = False
-        # Room for one, because the recorder may begin the next read before ``run`` waits for it: ``ended`` of the last
-        # read is set before that.
+        # Room for one, so that ``begin`` does not depend on whether ``run`` waits for the next read already.
         self._send, self._receive = trio.open_memory_channel[_Read](1)
 
     async def run(self) -> None:

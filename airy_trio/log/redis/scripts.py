@@ -124,7 +124,7 @@ if begun ~= '' then
     redis.call('UNLINK', current, kept, ended)
     redis.call('HSET', state, 'folded', last)
   elseif not has_all_objects() then
-    -- The append is stale, so the recorder reads the bounds, finds no state in them, and begins a new generation.
+    -- Reported as stale, so the recorder reads the bounds, finds no state in them, and begins a new generation.
     return {bounds()}
   end
 end

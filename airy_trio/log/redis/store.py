@@ -217,7 +217,7 @@ class RedisStore:
             more, offset, events = await self._scan(scan, offset, count, scan_bytes)
             found += events
             size += sum(len(event.body) for event in events)
-        # The last scan may have found more than was asked for, because a scan has a least size.
+        # The last scan may have found more than requested, because a scan has a least size.
         return list(up_to_bytes(found[:limit], bytes_max))
 
     async def _scan(

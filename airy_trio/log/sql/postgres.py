@@ -412,8 +412,8 @@ class Notifications:
         if not received:
             await trio.lowlevel.wait_readable(socket)
             _, received = await self._connection.run_pipeline(_received)
-        # The last one is enough: every notification that names a head replaces those before it, and an empty one makes
-        # the caller look.
+        # The last one is enough: every notification that names a head replaces those before it, and after an empty one
+        # the caller reads the bounds.
         if received:
             self._notified, self.head = True, received[-1]
         return received[-1] if received else ""
