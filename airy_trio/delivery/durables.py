@@ -192,6 +192,7 @@ class Durables:
         self._reclaiming.discard(claim)
         self._unwritten.pop(claim, None)
         claim.released = acknowledged_position(subscription, self._eventlog.head)
+        # During a call the store may have another position than ``claim.position`` already.
         if not claim.started or (claim.released == claim.position and not self._writing):
             return False
         self._released[claim.key] = claim

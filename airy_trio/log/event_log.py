@@ -382,6 +382,7 @@ class EventLog:
         while (found := self._known_state()) is None:
             if (other := self._state_being_read) is not None:
                 await other.ended.wait()
+                # Otherwise each waiting client would read in turn, and wait for the store's time-out again.
                 if other.fault is not None:
                     raise StoreUnavailable(other.fault)
                 continue
