@@ -374,9 +374,9 @@ class Durables:
 def acknowledged_position(subscription: Subscription, head: Position) -> Position:
     """Return the position before the first event that is not acknowledged, or not sent.
 
-    ``head``: of the log. If everything is acknowledged that the view has, the position is the head. Where a current
-    state begins, nothing can be resumed: the position replaces one that has expired, after which another node may still
-    have everything in memory. The client has dropped what it had up to there.
+    ``head``: of the log. If everything is acknowledged that the view has, the position is the head. Before the first
+    event of a current state, nothing can be resumed: the position replaces one that has expired, after which another
+    node may still have everything in memory. The client has dropped what it had up to there.
     """
     position, window = subscription.position, subscription.window
     oldest = None if window is None else window.oldest

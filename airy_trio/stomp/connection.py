@@ -342,7 +342,7 @@ def connect(connection: Connection, frame: Frame) -> Connect:
         except ValueError:
             raise RemoteProtocolError(*errors.BAD_HEART_BEAT) from None
     connection.version = version
-    # Names of headers are case-sensitive in STOMP, but not in HTTP, where this one comes from.
+    # Names of headers are case-sensitive in STOMP, but not in HTTP, from which this one comes.
     authorization = get("Authorization")
     return Connect(
         version=version,
