@@ -242,8 +242,8 @@ class _Loop:
         if before is not None and before.epoch == position.epoch and position <= before:
             return  # of the recent window, which servers of earlier versions send after a reset
         # If the connection was lost within the state, the next one resumes in the log, which marks no event (wire
-        # contract, line 22). Then the first event after the end completes the state.
-        if until is not None and (message.get("state") == "complete" or position.offset > until.offset):
+        # contract, line 22). Then the event at the end of the state completes it, or the first one after that.
+        if until is not None and (message.get("state") == "complete" or position.offset >= until.offset):
             event = evolve(event, completes_state=True)
         await self._sending.send(event)
         self._position = position  # not earlier: an event that the loop has not taken must be sent again
