@@ -74,8 +74,8 @@ MOMENT: Final = (
     "|| '.' || coalesce(cast(cast(to_regclass(:log) as oid) as text), '') as place"
 )
 """Columns: the snapshot and the place of a ``PostgresPoint``. ``:log`` is the quoted name of the change log."""
-# The first eight digits of a WAL file's name are the present timeline. ``pg_control_checkpoint()`` would return that of
-# the last checkpoint, which may be from before a promotion.
+# The first eight digits of a WAL file's name are the present timeline. ``pg_control_checkpoint()`` would return the
+# timeline of the last checkpoint, which may be older than a promotion.
 _NOW = sa.text(
     "select cast(system_identifier as text) as system, "  # noqa: S608 - no text of others
     f"substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, {MOMENT} from pg_control_system()"
@@ -175,7 +175,8 @@ class PostgresPoint(_Point):
 
     def has_read(self, other: Self) -> bool:
         """Return whether this snapshot sees everything that the other point's snapshot sees, in the same history."""
-        # What is open in this snapshot and had begun before the other one was taken must be open in the other one too.
+        # A transaction may be open in this snapshot although its number is below the other one's ``xmax``. Then it must
+        # be open in the other snapshot too; otherwise that one may see its rows.
         unread = {txid for txid in self.in_progress if int(txid) < other.next_transaction}
         return self.next_transaction >= other.next_transaction and unread <= set(other.in_progress)
 
@@ -211,8 +212,8 @@ class History:
         """
         if point.source and point.source != self.source:
             raise ResumePointLost("the change log belongs to another database than was recorded")
-        # Transaction numbers of two clusters cannot be compared; ``require_history_of`` compares the cluster with the
-        # present one.
+        # Transaction numbers of two clusters cannot be compared. ``PostgresPoint.require_history_of`` checks whether
+        # the point is of the present cluster.
         if isinstance(point, PostgresPoint):
             origin = PostgresPoint.parse(self.origin)
             trimmed = origin.system == point.system and not point.has_read(origin)
@@ -308,8 +309,8 @@ class ChangeLog:
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark", "backfill")),
         )
         quoted = escape_colons(names.quoted(STATE))
-        # The newest marks come first, so the limit drops the oldest ones. The rest of a mark that is cut equals no mark
-        # of a point.
+        # The newest marks come first, so the limit drops the oldest ones. A mark that is cut off equals no mark of a
+        # point.
         self.seal = sa.text(
             f"update {quoted} set mark = :mark, replaced_mark = case when mark = :replaced then :replaced "  # noqa: S608
             f"else :replaced || ' ' || substr(mark || ' ' || replaced_mark, 1, {MARKS_CHARS_MAX}) end"
@@ -406,7 +407,7 @@ class LoggedFeed(InspectedFeed, Generic[P]):
     async def seal(self, after: str, upto: str) -> str:
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
             return upto
-        # Random and not a number that grows, which a restored database would give a second time.
+        # A random mark, not a number that grows: a restored database would assign the same number a second time.
         mark = secrets.token_hex(8)
         await self._mark(self._log.seal, mark=mark, replaced=self._point.parse(after).mark)
         return str(evolve(self._point.parse(upto), mark=mark))
@@ -424,9 +425,9 @@ class LoggedFeed(InspectedFeed, Generic[P]):
 
     async def restart(self) -> str:
         # Deletion and new origin are one transaction. If the server ends before the event log has begun its new epoch,
-        # the log still has its old point. That is of another history or before the new origin, so the next read raises
-        # ``ResumePointLost`` again, instead of continuing after a gap. The pool does not hold the lease, but the caller
-        # has just appended, which proves that no other recorder has taken over.
+        # the log still has its old point. That point is of another history or before the new origin, so the next read
+        # raises ``ResumePointLost`` again, instead of continuing after a gap. The lease is held by another session than
+        # this transaction's, but the caller has just appended, which proves that no other recorder has taken over.
         def work(connection: sa.Connection) -> tuple[str, int]:
             found, count = self._discard(connection)
             history = self._log.history(connection)
@@ -443,9 +444,10 @@ class LoggedFeed(InspectedFeed, Generic[P]):
 
         def work(connection: sa.Connection) -> int:
             count = self._delete(connection, point, limit)
-            # In the transaction of the deletion, so that an event log that is restored from an older copy finds its
-            # point before the origin. If there was more than ``limit`` to delete, the origin is ahead of the deletion,
-            # which only makes the database reject points that it could still serve.
+            # The origin moves in the transaction of the deletion. Otherwise an event log that was restored from an
+            # older copy could find its point accepted although changes after it are deleted. If ``limit`` was too small
+            # for all old changes, the origin is ahead of the deletion. The database then only rejects points from which
+            # it could still continue.
             if count:
                 self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
             return count

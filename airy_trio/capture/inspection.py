@@ -109,7 +109,7 @@ _POSTGRES_RELATION = sa.text(
     where c.oid = to_regclass(:name)
     """
 )
-# A domain may be of another domain, so each type is followed down to the one that is no domain.
+# A domain may be based on another domain, so each type is followed down to one that is not a domain.
 _POSTGRES_COLUMNS = sa.text(
     """
     with recursive type(attribute, name, declared, oid, base) as (
@@ -127,7 +127,7 @@ _SQLITE_RELATION = sa.text(
     "select name, type, sql, sql like 'create virtual %' as virtual from sqlite_master "
     "where type in ('table', 'view') and name = :name collate nocase"
 )
-# An expression in an index is a column without a name.
+# SQLite returns an expression in an index as a column without a name.
 _SQLITE_UNIQUE = sa.text(
     """
     select i.name, c.name as column, c.coll as collation
@@ -137,7 +137,7 @@ _SQLITE_UNIQUE = sa.text(
     order by i.name, c.seqno
     """
 )
-# An index over some rows only, or of another collation than its column, does not serve a look-up by that column.
+# A partial index, or one with another collation than its column, does not serve a look-up by that column.
 _POSTGRES_LEADING = sa.text(
     """
     select a.attname from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam
@@ -151,7 +151,7 @@ _SQLITE_LEADING = sa.text(
     "where c.seqno = 0 and not i.partial and c.name is not null"
 )
 _SQLITE_PRIMARY_KEY = sa.text("select name, lower(type) as type from pragma_table_xinfo(:table) where pk")
-# Generated columns (2 and 3) can be read like others; only virtual tables have hidden ones (1).
+# ``hidden`` is 2 or 3 for a generated column, which can be read like others, and 1 only in virtual tables.
 _SQLITE_COLUMNS = sa.text("select name, type from pragma_table_xinfo(:name) where hidden <> 1")
 _POSTGRES_TYPES: Mapping[str, ColumnType] = {
     "json": "json",
@@ -425,7 +425,7 @@ def _row_security(connection: sa.Connection, table: Table) -> str:
 
 def _refusal(connection: sa.Connection, table: Table) -> str:
     """Run the feed's queries without keys and return the reason if the database rejects them, otherwise ""."""
-    # In a savepoint, because on Postgres a refused statement would end the transaction, in which the other tables are
+    # In a savepoint, because on Postgres a refused statement aborts the transaction, in which the other tables are
     # still to be inspected.
     try:
         with connection.begin_nested():

@@ -74,16 +74,15 @@ class _AdvisoryLease:
 
     async def try_acquire(self) -> bool:
         """See ``Lease.try_acquire``. Raises ``DatabaseUnavailable``."""
-        # No query while session and key are the same. The lock ends with its session, in which the feed reads too, so
-        # if it was lost without notice, the next read fails. A process that is frozen after a read may continue after
-        # another one has acquired the lease; the store rejects its append, which names the head and the resume point
-        # that it expects.
+        # No query while session and key are the same. The lock ends with its session. The feed reads in the same
+        # session, so if the lock was lost without notice, the next read fails. A process that is frozen after a read
+        # may continue after another one has acquired the lease. The store then rejects its append, because the append
+        # names the head and the resume point that it expects.
         key = self._key()
         if self._held == (self._session.generation, key):
             return True
-        # Forgotten before the first checkpoint, because after an error or a cancellation it is not known what the
-        # session holds. The next attempt takes the lock again; Postgres grants a session the lock that it already
-        # holds.
+        # Reset before the first checkpoint, because after an error or a cancellation it is not known what the session
+        # holds. The next attempt takes the lock again; Postgres grants a session a lock that it already holds.
         held, self._held = self._held, None
         if held is not None and held[0] == self._session.generation:
             await self._session.run(lambda connection: connection.execute(self._unlock, {"key": held[1]}))
@@ -102,8 +101,8 @@ class _AdvisoryLease:
         try:
             if held is not None and held[0] == self._session.generation:
                 with trio.move_on_after(UNLOCK_TIMEOUT_S):
-                    # The wake-up's lock too, which the same session may hold (``postgres.Wakeup``): until it is free,
-                    # the next holder cannot sleep.
+                    # All locks, because the same session may hold that of the wake-up (``postgres.Wakeup``). Until that
+                    # one is free, the next holder of the lease has to poll.
                     await self._session.run(lambda connection: connection.execute(_UNLOCK_ALL))
         except DatabaseError as error:
             logger.debug("lease not released by its session; closing the session", reason=str(error))
@@ -146,18 +145,17 @@ class LogLease(_AdvisoryLease):
 class FileLease:
     """``Lease`` by an exclusive lock on a file, which the system releases when the process dies."""
 
-    # ``flock`` and not a POSIX lock, because the latter belongs to the process: this process would lose it by closing
-    # any other descriptor of the file, and two leases in one process would not exclude each other. For that reason
-    # too the lock is not on the database file, on which SQLite holds POSIX locks: opening and closing that file here
-    # would release them.
+    # ``flock``, not a POSIX lock: a process loses its POSIX locks on a file when it closes any descriptor of the file,
+    # and two leases in one process would not exclude each other. For the same reason the lock is not on the database
+    # file, on which SQLite holds POSIX locks: to open and close that file here would release them.
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
 
     async def try_acquire(self) -> bool:
         """See ``Lease.try_acquire``. Raises ``DatabaseRefused`` if the file cannot be created."""
-        # Not abandoned if cancelled: a thread that was left behind could acquire the lock after ``release``, and would
-        # hold it as long as the process lives.
+        # Not abandoned if cancelled: an abandoned thread could acquire the lock after ``release``, and would hold it as
+        # long as the process lives.
         return self._file is not None or await trio.to_thread.run_sync(self._try_lock)
 
     async def release(self) -> None:

@@ -262,7 +262,7 @@ def _as_written(raw: Value) -> str:
 
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# No integer type has more than 19 digits, and Python rejects texts of more than 4300 with an error.
+# No integer type has more than 19 digits, and ``int`` raises an error for more than 4300.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
 _NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")

@@ -170,7 +170,7 @@ class Objects:
     ) -> tuple[ChangedObject, ...]:
         """The objects whose newest changes these are. ``roles``: the purpose of each answer."""
         answered = dict(zip(roles, answers, strict=True))
-        # Before any row is used: with other types, a row can be of the wrong form without an error.
+        # Before any row is used: if a column has another type now, its values may have another form, without any error.
         for (purpose, kind), state in answered.items():
             if purpose == "state" and not self._queries[kind].is_as_inspected(state.rows):
                 raise TablesChanged(self._tables[kind].name)
@@ -272,8 +272,8 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
     newest = dict(zip(map(_SUBJECT, found), found, strict=True))
     if len(newest) < len(found):  # else each object changed once, and the order is right
         newest = {}
-        # From the newest change on: the first one of an object gives it its place in the order, which is reversed at
-        # the end. A deletion that is met later replaces the change but keeps that place.
+        # Backwards: the newest change of an object determines its place. An older deletion replaces the change but
+        # keeps that place. At the end the order is reversed again.
         for change in reversed(found):
             known = newest.setdefault((change.kind, change.key), change)
             if change.operation == DELETED != known.operation:
@@ -292,8 +292,8 @@ class ObjectRows:
         self._table = table
         self._text_chars_max = text_chars_max
         self._made: Any = _ROWS[table.kind]
-        # ``convert`` appends the constants to each raw row. So a field has one place, whether it is a column or a
-        # constant, and one ``itemgetter`` takes them all.
+        # ``convert`` appends the constants to each raw row. So one ``itemgetter`` takes all fields, columns and
+        # constants alike.
         constants = {**table.constants, "content_form": _content_form(table), "time_zone": table.zone, "no key": None}
         self._constants = tuple(constants.values())
         places = (*table.columns, "included", *constants).index
@@ -384,9 +384,8 @@ class InspectedFeed(ABC):
                 pass
             except DatabaseRefused as error:
                 refused = error
-            # After a refusal the connection is closed, and with it the lease of Postgres is gone. The next attempt
-            # reads without the lease. That is safe: if another recorder has appended meanwhile, the store rejects the
-            # append.
+            # After a refusal the connection is closed, and on Postgres the lease ends with it. The next attempt reads
+            # without the lease. That is safe: if another recorder has appended meanwhile, the store rejects the append.
             before = self._tables
             try:
                 self.use(await self._reading.run(partial(inspect_again, tables=before)))

@@ -266,8 +266,7 @@ class UpdatedAtFeed(InspectedFeed):
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         point = Watermarks.parse(after)
-        # Before the read: a commit in between then gives the file another version than this one, which ends the next
-        # wait.
+        # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
         version = self._file_version = await self._file.ask() if self._file else None
         begun_at = trio.current_time()
         batch = await self._reading.run(lambda connection: self._read(connection, point, limit, version))
@@ -298,7 +297,8 @@ class UpdatedAtFeed(InspectedFeed):
         self._serial += 1
         for version in found:
             self._returned[version.kind][version.id] = self._serial, version.place[0]
-        # The last read of a cut scan ends at the bound of that scan, so what is newer has not been met by any scan yet.
+        # The last read of a cut scan ends at the bound of that scan. Newer rows have not been read yet, so there may be
+        # more.
         return Batch(
             objects=objects,
             resume_point=str(Watermarks(identity=identity, life=self._life, serial=self._serial, marks=marks)),
@@ -329,8 +329,6 @@ class UpdatedAtFeed(InspectedFeed):
         for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
-                    # The rest of a cut scan keeps its bound. If that moved on with the newest time, the next scan could
-                    # start too late for rows that were committed behind the place of this one.
                     upto_us = scan.newest_us(poll.connection, lower_us) if mark.upto_us is None else mark.upto_us
                     return evolve(mark, after=place, upto_us=upto_us)
                 poll.found.append(version)
@@ -346,7 +344,7 @@ class UpdatedAtFeed(InspectedFeed):
         newest_us = self._watermark(poll, kind, None, scan.newest_us(poll.connection, None))
         if newest_us is not None:
             for version in scan.versions(poll.connection, newest_us - self._reach_us(kind), None, None):
-                # Numbered like the point that this read returns.
+                # With the number of the point that this read returns.
                 self._returned[kind][version.id] = self._serial + 1, version.place[0]
         return Mark(newest_us)
 
@@ -422,7 +420,8 @@ class TableScan:
         value, bound = self.clock.value, self.clock.bound
         conditions, arguments = [self.clock.is_moment], dict[str, str | int]()
         if after is not None:
-            # Together with the lower bound, which is now the time of the place: later in the order of time and text.
+            # The lower bound becomes the time of the place. Together the two conditions select what is later in the
+            # order of time and text.
             lower_us, arguments["after_order"] = after
             conditions.append(f"({value} > {bound.format(':lower_us')} or {self._order} > :after_order)")
         if lower_us is not None:
@@ -440,7 +439,7 @@ class TableScan:
         moment_us, order, *values = row
         key = values[0], values[1] if len(self._table.keys) > 1 else None
         # Of the text, because equal hashes of different numbers are not rare: hash(-1) == hash(-2). The hash of a text
-        # differs from process to process, but these are kept in memory only.
+        # differs from process to process, but the ids are kept in memory only.
         return RowVersion(place=(moment_us, order), kind=self._table.kind, key=key, id=hash(repr(row)))
 
 

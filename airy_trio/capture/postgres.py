@@ -108,7 +108,7 @@ FREQUENT_S: Final = 0.01  # notifying more often would slow the application: its
 
 _BEGIN: Final = Statement("begin isolation level repeatable read read only")
 # READ COMMITTED whatever the role's default: a trim or a backfill may be changing the only row of ``change_state``. At
-# a higher level the update would wait for their lock and then fail.
+# a higher level the update would wait for that transaction and then fail.
 _BEGIN_WRITING: Final = Statement("begin isolation level read committed read write")
 _COMMIT: Final = Statement("commit")
 _SAVEPOINT: Final = Statement("savepoint airy_query")
@@ -137,27 +137,26 @@ logger = structlog.get_logger(__name__)
 class PostgresFeed(LoggedFeed[PostgresPoint]):
     """``ChangeFeed`` over one connection in REPEATABLE READ, and a pool for the few writes."""
 
-    # The reads, the lease, the marks of seals, and the wake-up's lock with its LISTEN share one session, the reading
-    # connection. With sessions of their own, one of them could end without the others: a recorder that has lost its
-    # lease would go on reading, one that cannot read would keep the lease, and without the lock writers would take the
-    # recorder for awake while it waits for their notifications. In one session they end together, which one number
-    # shows, the connection's ``generation``. The price is that each waits for the one before, so a read ahead begins
-    # after the seal of the batch that precedes it (``Recorder``).
     _point = PostgresPoint
 
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
+        # One session, the reading connection, serves the reads, the lease, the marks of seals, and the wake-up's lock
+        # with its LISTEN. If they had separate sessions, one of these could end without the others. A recorder without
+        # its lease would go on reading, and one that cannot read would keep the lease. Without the lock, writers would
+        # not notify, while the recorder waits for a notification. In one session they end together, and the
+        # connection's ``generation`` shows that. The price is that each waits for the one before, so a read ahead
+        # begins after the seal of the batch that precedes it (``Recorder``).
         self.wakeup = Wakeup(source.reading, source.names)
         self._pause_s = 0.0
         # The generation of the connection in which ``_verify`` has run, and the point that it has returned.
         self._verified: tuple[int, PostgresPoint] | None = None
         self._log_name = source.names.quoted(TABLE)
         log = self._log_name
-        # MVCC itself leaves out what the present snapshot does not see, so the statements only have to leave out what
-        # the earlier snapshot saw. ``txid`` is the number of the whole transaction, also for a row that was written
-        # within a savepoint, and a ``pg_snapshot`` does not list subtransactions either. ``impossible`` marks a number
-        # that this cluster has not yet reached (``_require_possible``); its subselect is evaluated once, not for each
-        # row.
+        # No statement sees what the present snapshot does not see, so these only have to leave out what the earlier
+        # snapshot saw. ``txid`` is the number of the whole transaction, also for a row that was written within a
+        # savepoint, and a ``pg_snapshot`` does not list subtransactions either. ``impossible`` marks a number that this
+        # cluster has not yet reached (``_require_possible``); its subselect is evaluated once, not for each row.
         columns = (
             f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s, "
             "txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
@@ -167,15 +166,15 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             f"select {columns} from {log} where txid >= cast($1 as xid8) union all "  # noqa: S608 - names quoted
             f"select {columns} from {log} where txid = any(cast($2 as xid8[])) order by seq limit cast($3 as int8)",
         )
-        # By ``seq``, so that the next page can continue after a number. ``pg_visible_in_snapshot`` is true also for a
-        # transaction that was rolled back, but its rows are not visible to any statement.
+        # By ``seq``, so that the next page can continue after a number. ``pg_visible_in_snapshot`` is also true for a
+        # transaction that was rolled back, but no statement sees the rows of that.
         self._page = Statement(
             f"select {columns} from {log} where seq > cast($1 as int8) "  # noqa: S608 - names quoted
             "and pg_visible_in_snapshot(txid, cast($2 as pg_snapshot)) "
             "and not pg_visible_in_snapshot(txid, cast($3 as pg_snapshot)) order by seq limit cast($4 as int8)",
         )
         name = escape_colons(log)
-        # The rows that the snapshot of a point sees, as a condition for which the index on ``txid`` is used.
+        # The rows that the snapshot of a point sees, as a condition that can use the index on ``txid``.
         self._trim = sa.text(
             f"delete from {name} where seq in (select seq from {name} "  # noqa: S608 - names quoted
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
@@ -189,8 +188,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         one, return when a writer notifies, at the latest after ``HEARTBEAT_S``. While a transaction is open that will
         not notify, go on polling.
         """
-        # A closed connection is opened by the next read, not here. If ``arm`` succeeds, this returns at once: the read
-        # that follows is the one that has to come between taking the lock and waiting for a notification.
+        # A closed connection is opened by the next read, not here. If ``arm`` succeeds, this returns at once, because a
+        # read has to come between taking the lock and waiting for a notification.
         if self.wakeup.armed:
             await self.wakeup.wait(HEARTBEAT_S)
         elif self._pause_s < ARM_FROM_S or not self._reading.is_open or not await self.wakeup.arm():
@@ -200,8 +199,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     def _discard(self, connection: sa.Connection) -> tuple[PostgresPoint, int]:
         # If the store fails before the new epoch has begun, the next read must compare its point with the new origin.
         self._verified = None
-        # One snapshot for both: the deletion, a later statement, could otherwise see a change that the point does not
-        # cover, and delete it unread.
+        # One snapshot for the point and the deletion. Otherwise the deletion, as the later statement, could see a
+        # change that the point does not cover, and delete it unread.
         connection.execute(_ONE_SNAPSHOT)
         now = PostgresPoint.now(connection, self._log_name)
         return now, connection.execute(sa.delete(self._log.rows)).rowcount  # the rows that this snapshot sees
@@ -209,8 +208,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     def _delete(self, connection: sa.Connection, point: PostgresPoint, limit: int) -> int:
         """See ``LoggedFeed``. An open transaction keeps only its own rows from being trimmed."""
         connection.execute(_NOT_YET_ON_DISK)
-        # While a difference is read in pages, ``snapshot`` is still the one before it. So nothing of the difference is
-        # deleted before a point after its last page is recorded, and any page can be read again.
+        # While a difference is read in pages, ``snapshot`` is still the one before it. So the difference is not deleted
+        # until the point after its last page is recorded, and any page can be read again.
         arguments = {"next_transaction": str(point.next_transaction), "in_progress": point.in_progress, "limit": limit}
         return connection.execute(self._trim, arguments).rowcount
 
@@ -230,7 +229,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         if self._verified is None or self._verified[0] != self._reading.generation:
             self._verified = await self._reading.run(lambda connection: self._verify(connection, point))
         _, here = self._verified
-        # A read that is cancelled may leave its transaction open. ``run_pipeline`` then closes the connection, and the
+        # A read that is cancelled may leave its transaction open. Then ``run_pipeline`` closes the connection, and the
         # lease ends with it. Nothing is lost: the stored point has not moved, so the next holder of the lease reads the
         # same changes.
         batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, here, limit))
@@ -249,32 +248,33 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         if history is not None:
             history.require(point)
             here = evolve(here, source=history.source)
-        # Read within the unit of work, which may be the first one on a new connection.
+        # The generation is read within the unit of work, which may open a new connection.
         return self._reading.generation, here
 
     async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch:
         """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection."""
         notified, self.wakeup.notified = self.wakeup.notified, False
-        # Before the snapshot is taken: this read answers what was notified until now. A notification that arrives later
-        # may be of a commit that the snapshot does not see, and has to end the next wait.
+        # Before the snapshot is taken: this read covers every commit that was notified until now. A notification that
+        # arrives later may be of a commit that the snapshot does not see, and has to end the next wait.
         if notified:
             pipeline.discard_notifications()
         moment = compiled(_MOMENT, {"log": self._log_name})
         _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit))
         reading = await _run(len(rows), self._objects.reading, changes_of(rows))
-        # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify. Changes
-        # without a notification are mostly found by the read after arming, and show that writers are busy right now.
+        # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify. If changes
+        # are found without a notification, this is mostly the read after arming, and shows that writers are busy right
+        # now.
         is_disarming = bool(rows) and (self.wakeup.frequent or not notified or len(rows) > FEW)
         ending = [*(self.wakeup.disarming() if is_disarming else ()), (_COMMIT, ())]
         answers = await self._answers(pipeline, reading.asked, ending)
         # Compared only now, because the connection, which holds the lease, is kept only if its transaction has ended.
         # Cluster and timeline are those of ``_verify``. The place is compared at each read, because a dump can be
-        # restored under a running server, in one transaction.
+        # restored while the server runs.
         now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
         point.require_history_of(now)
         _require_possible(rows)
         following = self._following(point, now, rows, limit)
-        # The last page of a difference ends at a target that may be long past, so only a new difference can show that
+        # The last page of a difference ends at a target that may be long past. Only a new difference can show that
         # there is no more.
         return Batch(
             objects=await _run(len(rows), reading.objects, answers),
@@ -310,7 +310,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             if not is_refusal(error):
                 raise
         # The server has skipped all statements after the refused one, ``ending`` too. So the transaction is still open,
-        # and the savepoint brings it back with its snapshot.
+        # and a rollback to the savepoint makes it usable again, with the same snapshot.
         await pipeline.run((_ROLLBACK_QUERY, ()))
         found = [await self._answer(pipeline, bound) for bound in asked]
         await pipeline.run(*ending)
@@ -347,7 +347,7 @@ async def _run(changes: int, work: Callable[[A], T], argument: A) -> T:
     """Do a piece of our own work, in a thread if there are many changes."""
     if changes <= FEW:
         return work(argument)
-    # An abandoned thread ends a computation, the result of which is dropped. It does not use the connection.
+    # An abandoned thread does not use the connection. Its result is dropped.
     return await trio.to_thread.run_sync(work, argument, abandon_on_cancel=True)
 
 
@@ -398,7 +398,7 @@ class Wakeup:
 
     def disarming(self) -> list[tuple[Statement, tuple[()]]]:
         """The statements that make writers stop notifying, which the caller must run."""
-        # Set before the statement has run. If it fails or is cancelled, the connection is closed, which releases the
+        # Reset before the statement has run. If it fails or is cancelled, the connection is closed, which releases the
         # lock too.
         was_armed, self._armed_in, self.notified = self.armed, 0, False
         return [(self._unlock, ())] if was_armed else []
@@ -409,7 +409,7 @@ class Wakeup:
         with trio.move_on_after(timeout_s):
             socket = await self._connection.run_pipeline(_take_notifications)
             if socket is not None:
-                # The socket is readable also if the connection was lost. The read that follows raises the error.
+                # The socket also becomes readable if the connection was lost. The read that follows raises the error.
                 await trio.lowlevel.wait_readable(socket)
             now = trio.current_time()
             self.notified, self.frequent, self._notified_at = True, now - self._notified_at < FREQUENT_S, now
@@ -426,8 +426,8 @@ class Wakeup:
 
 def notify(names: Names, condition: str) -> str:
     """The writer's side, as a statement of a trigger function: under a condition, notify a recorder that sleeps."""
-    # If a savepoint is rolled back, Postgres undoes together what was done within it: the changes, the shared lock and
-    # the notification. It sends equal notifications of one transaction once, so many statements wake the recorder once.
+    # A rollback to a savepoint undoes the changes, the shared lock and the notification together. Postgres sends equal
+    # notifications of one transaction once, so many statements wake the recorder once.
     oid = f"{quote_text(names.quoted(TABLE))}::regclass::oid::int"
     return (
         f"if {condition} and not pg_try_advisory_xact_lock_shared({WAKEUP_CLASS}, {oid}) then "

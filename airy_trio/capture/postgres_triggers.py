@@ -65,7 +65,7 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
         table = evolve(table, row_triggers=True)
     old, new = ("(select old.*)", "(select new.*)") if table.row_triggers else ("airy_old", "airy_new")
     updated = _logged(table, names, "U", new)
-    # FOUND, the condition for notifying, is that of the body's last statement, the insert that logs every row. EXECUTE
+    # FOUND, the condition for notifying, is set by the body's last statement, the insert that logs every row. EXECUTE
     # does not set it, so TRUNCATE needs another condition.
     bodies = {
         "insert": _body(names, updated),
@@ -89,15 +89,14 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
             when = f"after {event} on {table.quoted} for each row"
         else:
             when = f"after {event} on {table.quoted} {_TRANSITIONS[event]} for each statement"
-        # ``pg_temp`` is named, and last, because Postgres would otherwise search it first for tables and types. A
-        # session could then put its own in the place of others, in a function that runs with the rights of its owner.
+        # ``pg_temp`` is named, and last, because Postgres would otherwise search it first for tables and types. Then a
+        # session could replace those of the function by its own, and the function runs with the rights of its owner.
         create_function = (
             f"create or replace function {function} returns trigger language plpgsql "
             f"security definer set search_path = pg_catalog, pg_temp as $airy_trio${body}$airy_trio$"
         )
         create_trigger = f"create or replace trigger {quote_identifier(name)} {when} execute function {function}"
-        # Replacing a trigger also enables it if it was disabled, and it then fires for the origin only, hence the third
-        # statement.
+        # Replacing a trigger resets its mode: it is enabled, and fires for the origin only. Hence the third statement.
         statements = [create_function, create_trigger]
         if always:
             statements.append(f"alter table {table.quoted} enable always trigger {quote_identifier(name)}")
@@ -125,8 +124,8 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
 
     It tests with ``if exists`` first, because few updates change a key.
     """
-    # A difference of sets instead of a comparison of each row's old and new key: transition tables do not show which
-    # old row became which new row. A statement may also exchange keys between rows; then no key is gone.
+    # A difference of sets, because transition tables do not show which old row became which new row. A statement may
+    # also exchange keys between rows; then no key is gone.
     columns, keys = table.logged_columns("D"), table.logged_columns("U")[:2]
     logged = ("key_1", "key_2", "old_1", "old_2")
     was = ", ".join(f"{_value(column)} as {name}" for column, name in zip(columns, logged, strict=True))

@@ -207,8 +207,8 @@ class Queries:
         if not self._postgres:
             name = escape_colons(quote_text(self._table.name))
             return _query(f"select sql from sqlite_master where type = 'table' and name = {name}")  # noqa: S608 - quoted
-        # ``pg_class`` is read in the snapshot, while ``pg_relation_filenode`` returns the present file; a partitioned
-        # table has none, which is 0 in the former and NULL in the latter. The join gives a row of NULLs, because
+        # ``pg_class`` is read in the snapshot, while ``pg_relation_filenode`` returns the present file. A partitioned
+        # table has none: that is 0 in the former and NULL in the latter. The join gives a row of NULLs, because
         # ``pg_typeof`` needs a row and the table may be empty.
         types = ", ".join(f"cast(pg_typeof({_name(column)}) as oid)" for column in self._typed)
         table = f"cast({quote_text(self.name)} as regclass)"
@@ -311,8 +311,8 @@ class Queries:
                 f"select airy_wanted.airy_1 as wanted, newest.channel_id from {keys} "  # noqa: S608 - names quoted
                 f"cross join lateral ({newest}) newest"
             )
-        # A conversation without a message gives no row. The inner query alone could not distinguish it from one whose
-        # newest message has a NULL for its channel.
+        # A conversation without a message gives no row. The inner query alone returns NULL for it, as for one whose
+        # newest message has no channel.
         return (
             f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id from {keys} "  # noqa: S608 - names quoted
             f"where exists (select 1 {found})"
@@ -322,7 +322,7 @@ class Queries:
         keys, channel = self._wanted(1), self.text(self._table.columns.get("channel_id"))
         timed = f" and {time} is not null" if time else ""
         if self._postgres:
-            # Any order serves ``distinct on``. In this one Postgres compares octets, which costs less than the order of
+            # ``distinct on`` needs some order. In this one Postgres compares octets, which costs less than the order of
             # a language.
             matches, wanted = self._matches(conversation, 1), 'airy_wanted.airy_1 collate "C"'
             return (

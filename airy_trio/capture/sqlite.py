@@ -58,15 +58,15 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
 
     async def _read_once(self, after: str, limit: int) -> Batch:
-        # The version is read before the page. A commit between the two then ends the next ``wait`` at once; in the
+        # The version is read before the page. A commit between the two then ends the next ``wait`` at once. In the
         # other order it would not be noticed.
         if self._version is None or not self._woken:
             self._version = await self._file.ask()
         self._woken = False
         if self._checked_schema != (self._version.file, self._version.schema):
             await self._restore_triggers()
-            # Also after a failure, which is logged once for each version of the schema and not at each read. Triggers
-            # that were installed change the version, so the next read checks them once more.
+            # Set after a failure too, so that it is logged once for each version of the schema and not at each read.
+            # Installed triggers change the version, so the next read checks them once more.
             self._checked_schema = self._version.file, self._version.schema
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
@@ -130,7 +130,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         return list(triggers.faults(connection, self._tables, self._names, deletes=True, newer_schema=newer))
 
     def _install_triggers(self, connection: sa.Connection) -> Tables:
-        # In the transaction that writes, so that no other connection can alter a table between its inspection and its
+        # One transaction that writes, so that no other connection can alter a table between its inspection and its
         # triggers.
         newer = self._newer_schema(connection)
         tables = inspect_again(connection, self._tables)
@@ -139,13 +139,13 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)
-        # At each read and not once for a connection, because a file can be overwritten while it is open.
+        # At each read, not once for a connection, because a file can be overwritten while it is open.
         history = self._log.history(connection)
         if history is not None:
             history.require(point)
             point = evolve(point, source=history.source)
-        # The recorded row comes first, with its token. So the proof that the file has not gone back and the changes
-        # after that row are of one snapshot.
+        # The page begins with the recorded row and its token. So one snapshot has both the changes after that row and
+        # the proof that the file is not an older copy.
         rows = self._page.rows(connection, {"seq": point.seq, "limit": limit + 1 if point.seq else limit})
         if point.seq:
             if not rows or (rows[0][_SEQ], rows[0][_TOKEN]) != (point.seq, point.token):

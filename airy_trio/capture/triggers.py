@@ -31,8 +31,8 @@ LOCK_WAIT_MAX_S: Final = 0.5
 
 _OUTDATED: Final = "has triggers of another mapping or version:"
 
-# Of a row trigger on a partitioned table only the clones fire, one on each partition at any depth. Such a trigger
-# counts as enabled if all clones are, and a partition without a clone as one with a disabled clone.
+# A row trigger on a partitioned table has a clone on each partition at any depth, and only clones fire. It counts as
+# enabled only if it and all its clones are. A partition without a clone counts as one with a disabled clone.
 _POSTGRES_FOUND = sa.text(
     """
     with recursive ours as (
@@ -105,7 +105,7 @@ def install(  # noqa: PLR0913 - tables, options, and the version of the schema
     if newer_schema:
         right, unwanted = {place for place, trigger in found.items() if not trigger.is_disabled}, set[_Place]()
     else:
-        # A disabled trigger equals no wanted one, because its body is empty. So it is replaced, which enables it.
+        # A disabled trigger has an empty body, so it equals no wanted one. It is therefore replaced, which enables it.
         right = {place for place, trigger in wanted.items() if found.get(place) == trigger}
         unwanted = found.keys() - wanted.keys()
     due = {place: trigger for place, trigger in wanted.items() if place not in right}
@@ -204,12 +204,12 @@ def _found(connection: sa.Connection, names: Names) -> Mapping[_Place, Trigger]:
 
 def _lock(connection: sa.Connection, tables: Iterable[str], *, exclusively: set[str]) -> None:
     """Lock the tables one after the other, in ``LOCK_WAIT_MAX_S`` together, in the modes that DDL will need."""
-    # Each table gets its strongest mode at once. To raise the mode later would be a deadlock with a session that has
-    # read the table and then waits for our first lock in order to write.
+    # Each table gets its strongest mode at once. To raise the mode later could be a deadlock with a session that has
+    # read the table and waits for our first lock in order to write.
     deadline = time.monotonic() + LOCK_WAIT_MAX_S
     before = connection.exec_driver_sql("show lock_timeout").scalar_one()
     for table in tables:
-        # At least 1, because Postgres takes 0 for no limit.
+        # At least 1, because 0 means no limit.
         left_ms = max(1, round((deadline - time.monotonic()) * 1000))
         connection.exec_driver_sql(f"set local lock_timeout = {left_ms}")
         mode = "access exclusive" if table in exclusively else "share row exclusive"
@@ -226,8 +226,8 @@ def _run(connection: sa.Connection, statements: Iterable[str]) -> None:
 
 _SQLITE_EVENTS: Final = ("insert", "update", "delete", "before_insert", "before_update")
 _SQLITE_FOUND = sa.text("select tbl_name as table_name, name, sql as body from sqlite_master where type = 'trigger'")
-# Triggers run in the application's SQLite library, so they only use functions that old versions have as well. 2440587.5
-# is the Julian day of 1970-01-01.
+# Triggers run in the application's SQLite library, so they only use functions that old versions have too. 2440587.5 is
+# the Julian day of 1970-01-01.
 SQLITE_NOW_MS: Final = "cast((julianday('now') - 2440587.5) * 86400000 as integer)"
 SQLITE_TOKEN: Final = "lower(hex(randomblob(8)))"  # noqa: S105 - identifies a row, not a secret
 
@@ -241,8 +241,8 @@ def _sqlite_triggers(table: Table, names: Names) -> Mapping[str, Trigger]:
     """
     updated = _logged(table, names, "U", "new")
     deleted = _logged(table, names, "D", "old")
-    # With ``PRAGMA recursive_triggers``, which each connection of the application sets for itself, REPLACE does fire
-    # the delete trigger. Then the deletion is logged twice, which is harmless.
+    # If a connection of the application has set ``PRAGMA recursive_triggers``, REPLACE does fire the delete trigger.
+    # The change log then has one more deletion, which is harmless: a deletion counts only if there is no row.
     bodies = {
         ("after", "insert"): f"{updated};",
         ("after", "update"): f"{deleted} where {_differ(table, 'old', 'new')}; {updated};",
@@ -263,7 +263,7 @@ def _sqlite_triggers(table: Table, names: Names) -> Mapping[str, Trigger]:
 def _replaced(table: Table, names: Names, itself: str) -> Iterator[str]:
     """Yield statements that log the keys of rows with a unique value of the new row, except those of ``itself``."""
     for columns in table.unique:
-        # By the collation of the index, which may be another one than the column's, and decides what is replaced.
+        # By the collation of the index, which decides what is replaced and may differ from the column's.
         same = " and ".join(
             f"airy_row.{quote_identifier(name)} = new.{quote_identifier(name)} collate {quote_identifier(collation)}"
             for name, collation in columns
