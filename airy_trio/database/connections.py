@@ -133,7 +133,7 @@ class DedicatedConnection:
         Without ``transaction`` the unit is meant for a single cheap query on the driver's own connection. Raises
         ``DatabaseUnavailable`` or ``DatabaseRefused``, after which the connection is closed.
         """
-        # Read before the wait for the limiter. A unit that gets its turn after a closing would otherwise open a
+        # Read before the wait for the limiter. Otherwise a unit that gets its turn after a closing would open a
         # connection that nothing closes.
         closings = self._closings
 
@@ -146,14 +146,14 @@ class DedicatedConnection:
                     return work(self._connection)
             except DRIVER_ERRORS as error:
                 self._drop()
-                # Without the original error, because its message may quote values and a traceback would show it.
+                # Without the original error: its message may quote values, and a traceback would show it.
                 raise translated(error) from None
             finally:
                 if self._closings != closings:
                     self._drop()
 
-        # Trio returns the token of the limiter when the thread has ended, not when its task is cancelled. So two units
-        # never use the connection at the same time, and an abandoned one delays the next.
+        # Trio returns the token of the limiter when the thread has ended, also if its task was cancelled earlier. So
+        # two units never use the connection at the same time.
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     async def run_pipeline(self, work: Callable[[Pipeline], Awaitable[T]], *, reopen: bool = False) -> T:
@@ -163,8 +163,8 @@ class DedicatedConnection:
         been opened by ``run``. It is closed if the unit leaves it with an open transaction or an unread result, for
         example because it was cancelled; the server is then asked to end the statement. Raises the errors of ``run``.
         """
-        # Without the limiter, because no unit is running: a pool lends a connection to one task at a time, and the one
-        # that listens for appends is used by one task at a time.
+        # These checks need no limiter. With ``reopen``, one task at a time uses the connection, and the only unit in a
+        # thread is the one that opens it; until that has ended, there is no pipeline.
         if reopen and self._pipeline is not None and self._pipeline.lost():
             self._drop()
         if reopen and self._connection is None:
@@ -187,7 +187,7 @@ class DedicatedConnection:
             raise translated(error) from None
         finally:
             # An open transaction would keep its locks and its snapshot, and the next unit would take an unread result
-            # for its own. If the connection was closed above, there is no pipeline any more.
+            # for its own. After a driver's error, the connection is closed already and ``_pipeline`` is None.
             if (
                 pipeline is not None
                 and self._pipeline is pipeline
@@ -242,11 +242,11 @@ class PipelinePool:
         errors of ``Database.run``, after which it is not known whether the statements had an effect, as after a
         cancellation.
         """
-        # A loop, because another task may take the connection before a task that was woken runs.
+        # A loop, because another task may take the connection before the woken task runs.
         while not self._idle:
             await self._waiting.park()
-        # The one that was used last. So no more are opened than tasks need at the same time, and this one is the least
-        # likely to have been closed by the server while it was idle.
+        # The one that was used last. So the pool opens no more than tasks need at the same time, and lends the one that
+        # the server is least likely to have closed as idle.
         connection = self._idle.pop()
         attempt = partial(connection.run_pipeline, work, reopen=True)
         was_idle = connection.is_open
@@ -254,7 +254,7 @@ class PipelinePool:
             try:
                 return await attempt()
             except DatabaseUnavailable as error:
-                # Without a SQLSTATE the error is no answer of the server.
+                # Without a SQLSTATE, the error is not an answer of the server.
                 is_lost = error.sqlstate is None or error.sqlstate.startswith(_SESSION_ENDED)
                 if not (repeatable and was_idle and is_lost):
                     raise
@@ -296,7 +296,7 @@ class Database:
             try:
                 return self.run_sync(work, immediate=immediate)
             finally:
-                # The connection has been returned to the pool, and is closed with all that are idle.
+                # The unit's connection is back in the pool, and is closed together with all idle ones.
                 if self._closings != closings:
                     self.engine.pool.dispose()
 
@@ -324,8 +324,9 @@ class Database:
 
     async def _close(self) -> None:
         """Close idle connections, then wait until no unit of work is running; each closes its own connection."""
-        # With another limiter: all tokens of this one may be held by units that wait for a lock, and idle connections
-        # need not wait for these. A limiter gives each borrower one token, hence a borrower for each below.
+        # With another limiter: units that wait for a lock may hold all tokens of this one, and idle connections are
+        # closed without waiting for them. Below, each token needs its own borrower, because a limiter gives a borrower
+        # only one.
         await trio.to_thread.run_sync(self.engine.pool.dispose, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         held: list[object] = []
         try:

@@ -67,8 +67,8 @@ def postgres_engine(
         "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds, from 2
         "application_name": APPLICATION_NAME,
         "client_encoding": "utf8",
-        # A connection that only listens sends nothing, so the system has to find out that the server is gone: within
-        # half a minute (seconds, except the last, which is in milliseconds).
+        # A connection that only listens sends nothing, so the system has to detect that the server is gone. It does so
+        # within half a minute. Values are in seconds, the last one in milliseconds.
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -81,8 +81,8 @@ def postgres_engine(
         connect_args=arguments,
         hide_parameters=True,
         pool_size=THREADS_MAX,
-        # A round trip for each unit of a ``Database``. The connections on the route of an event are not returned to the
-        # pool between two units (``DedicatedConnection``), and do without it.
+        # Costs each unit of a ``Database`` a round trip. The connections on the route of an event do without it,
+        # because they are not returned to the pool between two units (``DedicatedConnection``).
         pool_pre_ping=True,
         execution_options={"open_connections": (opened := OpenConnections())},
     )
@@ -228,9 +228,9 @@ class OpenConnections:
                 if isinstance(driver, sqlite3.Connection):
                     driver.interrupt()
                 else:
-                    # This ends the wait of the thread that uses the socket, which closing the descriptor would not.
-                    # Besides, the number of a closed descriptor could be given to another file while the thread still
-                    # uses it; here only the duplicate is closed.
+                    # ``shutdown`` ends the wait of the thread that uses the socket; closing the descriptor would not.
+                    # The number of a closed descriptor could also be given to another file while the thread still uses
+                    # it. Here only the duplicate is closed.
                     with socket.socket(fileno=os.dup(driver.fileno())) as same:
                         same.shutdown(socket.SHUT_RDWR)
 
@@ -244,7 +244,7 @@ async def close_in_time(close: Callable[[], Awaitable[object]], open_connections
         with trio.move_on_after(GRACE_S) as patience:
             await close()
         if patience.cancelled_caught:
-            # The threads for which the first attempt has waited fail now, except in a wait for a lock of SQLite.
+            # Now the threads fail that the first attempt has waited for, except those that wait for a lock of SQLite.
             open_connections.interrupt()
             with trio.move_on_after(GRACE_S):
                 await close()

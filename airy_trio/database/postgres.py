@@ -63,7 +63,7 @@ class MonitoredConnection(psycopg.Connection[Any]):
     def opened(cls, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 - those of psycopg.connect
         """Connect; the arguments are those of ``psycopg.connect``."""
         made = cls.connect(*arguments, **options)
-        # ``connect`` and not this method: a connection that checks another one is not checked itself over a third one.
+        # ``connect``, not this method: a connection that checks another one is not checked over a third one.
         made.open_another = partial(cls.connect, *arguments, **options)
         # psycopg itself prepares nothing: after a rollback it deallocates all prepared statements of the session, not
         # only its own, if it has any.
@@ -265,8 +265,8 @@ class Pipeline:
         and the connection can be used; a transaction that had begun is in the failed state. After any other error, and
         after a cancellation, the connection must be closed, and it is not known whether the statements were executed.
         """
-        # Not reset by a ``finally``: after a cancellation or a lost connection there is no way back to a usable one,
-        # and the owner closes it (``DedicatedConnection.run_pipeline``).
+        # No ``finally`` leaves pipeline mode: after a cancellation or a lost connection that is not possible, and the
+        # owner closes the connection (``DedicatedConnection.run_pipeline``).
         libpq = self._libpq
         libpq.enter_pipeline_mode()
         prepared = [sql for statement, parameters in statements for sql in self._send(statement, parameters)]
@@ -278,8 +278,8 @@ class Pipeline:
         for result, sql in zip(results, prepared, strict=True):
             if sql is not None and result.status != pq.ExecStatus.COMMAND_OK:
                 del self._prepared[sql]
-        # Everything up to the synchronisation has been read, so the connection can be used after this error, and after
-        # a cancellation while rows are converted.
+        # All results have been read. So the connection can be used after this error, and after a cancellation while
+        # rows are converted.
         _raise_failed(results)
         return [await self._rows(result) for result, sql in zip(results, prepared, strict=True) if sql is None]
 
@@ -364,7 +364,7 @@ class Pipeline:
 
     async def _receive(self, results: list[pq.abc.PGresult]) -> None:
         """Add the results up to the last one, which never arrives if libpq has given up the connection."""
-        # Before anything has arrived OpenSSL cannot have buffered a rest (``TLS_REST_S``).
+        # Infinite at first: before anything has arrived, OpenSSL cannot have buffered a rest (``TLS_REST_S``).
         patience_s = math.inf
         check_at = trio.current_time() + self._connection.answer_timeout_s
         while True:

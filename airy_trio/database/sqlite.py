@@ -148,7 +148,7 @@ class FileEvents:
             _, mask, _, size = _EVENT.unpack_from(data, at)
             name = data[at + _EVENT.size : at + _EVENT.size + size].rstrip(b"\0")
             self.ended |= bool(mask & _IGNORED)
-            # An overflow means that events were lost, perhaps some of these files.
+            # An overflow means that events were lost, perhaps events of these files.
             found |= name in self._names or bool(mask & (_OVERFLOW | _IGNORED))
             at += _EVENT.size + size
         return found
@@ -227,7 +227,7 @@ class SqliteWatch:
             if self.touched():
                 self._touched_at = now
             # Just after a write each check is followed by a look, later only some are: a check costs two calls of
-            # ``stat``, a look costs a thread.
+            # ``stat``, but a look costs a thread.
             elif now - self._touched_at > COMMIT_S and now - self._looked_at < look_s:
                 continue
             self._looked_at = now
@@ -278,8 +278,8 @@ class FileVersions:
         ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
         version = await self._connection.run(ask, transaction=False)
         before, self._last = self._last, version
-        # The path already leads to the new file, while the connection still has the old one open. So the versions in
-        # this answer are those of the old file, and are read again.
+        # The path already leads to the new file, but the connection still has the old one open. So the versions in this
+        # answer are those of the old file, and are read again.
         if before is not None and version.file != before.file:
             await self._close()
             return await self.ask()

@@ -203,20 +203,21 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
         tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
         if newer is None:
             upgrade(connection, "changes", names)
-        # A transaction in another database is committed before the one here. If this one then fails, the event log has
-        # its tables already, which changes nothing for the next attempt.
+        # If the event log is in another database, its transaction is committed before the one here. If the latter then
+        # fails, the event log has its tables already, which does not disturb the next attempt.
         with _store(connection, settings, record) as store:
             left = (newer, None if store is None else _upgrade_log(store, settings))
             if grant is not None and store not in (None, connection) and store.dialect.name == POSTGRES:
                 _execute(store, postgres_triggers.grant_statements(grant, {}, names))
-            # Without this, the transaction around it would report errors of this database as those of the store.
+            # Otherwise the store's transaction, which encloses this, would report errors of this database as its own.
             with errors_of(_address(settings), settings.database):
                 if grant is not None:
                     _execute(connection, postgres_triggers.grant_statements(grant, tables, names))
                 if newer is None:
                     triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
                     log = ChangeLog(names)
-                    # A repeated migration must not move it: an empty event log would begin later, and miss changes.
+                    # A repeated migration must not move the origin: an empty event log would start later and miss
+                    # changes.
                     if log.origin(connection) is None:
                         log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
     return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
@@ -306,7 +307,7 @@ def _remove(settings: Settings) -> None:
         if connection is not None:
             _downgrade(connection, "changes", settings)
         emptied = _remove_log(connection, settings)
-    # Both transactions are committed by now.
+    # Only after both transactions are committed.
     if emptied is not None:
         lock_file(emptied).unlink(missing_ok=True)
         for ending in ("", "-wal", "-shm"):

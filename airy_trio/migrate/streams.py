@@ -38,7 +38,7 @@ def upgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "
     The schema must not be newer than that. Raises ``StartError`` if this version does not know the revision of the
     schema.
     """
-    # Not by ``if not exists``: Postgres then requires the right to create schemas even if this one exists.
+    # Not by ``if not exists``, for which Postgres requires the right to create schemas even if this one exists.
     if names.dialect == POSTGRES and names.schema not in sa.inspect(connection).get_schema_names():
         connection.exec_driver_sql(f"create schema {quote_identifier(names.schema)}")
     from alembic import command, util  # noqa: PLC0415 - slow to import, see above

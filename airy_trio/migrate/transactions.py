@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 LOCK_TIMEOUT: Final = "500ms"
 LOCK_TRIES_MAX = 60
-# As long as an attempt may wait for a lock, so that writers, which queue behind that wait, have half of the time.
+# As long as an attempt may wait for a lock. Writers queue behind that wait, so they have half of the time.
 LOCK_PAUSE_S = 0.5
 Waiting = Callable[[int], None]
 """Receives the number of the attempt that found no lock."""
@@ -95,8 +95,8 @@ def transaction(
             engine.connect() as connection,
             connection.execution_options(immediate=not read_only).begin() as begun,
         ):
-            # No table has the oid 0, so this key is not that of a lease (``PostgresLease``). The lock time-out counts
-            # for this lock as well, so a second migration is repeated like one that finds a table locked.
+            # No table has the oid 0, so this is not the key of a lease (``PostgresLease``). The lock time-out applies
+            # to this lock too, so a second migration is retried like one that finds a table locked.
             if connection.dialect.name == POSTGRES and not read_only:  # on SQLite BEGIN IMMEDIATE excludes others
                 connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
             yield connection
