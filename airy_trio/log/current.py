@@ -175,8 +175,8 @@ class StateRecorder:
         kept = self._options.kept
         if not kept:
             return None
-        # The marks change here, before the append. If it fails, the recorder calls ``begin`` again, which takes the
-        # marks that the store has.
+        # The marks change before the append. If that fails, the recorder calls ``begin`` again, which takes the marks
+        # of the store.
         if not continues:
             self.marks = evolve(self.marks, before=head)
         swept: dict[str, int] = {}
@@ -199,12 +199,11 @@ class StateRecorder:
         token, offset = begun.pop(type_, ("", 0))
         if token != backfill.token:  # it began in another generation, or another one has begun since
             return {}
-        # A type that is whole keeps its offset: with the new one it would count as incomplete until the fold has
+        # A type that is whole keeps its offset. With the new one it would count as incomplete until the fold has
         # reached that.
         self.marks = evolve(self.marks, begun=begun, whole={type_: head, **self.marks.whole})
-        # The sweep goes up to ``before``, not up to the append with the begin of the backfill. Changes that became
-        # visible together with the begin may be recorded before it, in appends of their own. If their transaction was
-        # still open when the backfill looked for rows, it has not found them, and their events must stay. What was
-        # visible earlier is recorded up to ``before``. If its row still existed, the backfill has found it, and it has
-        # an event after the begin.
+        # The sweep goes up to ``before``, not up to the append that contains the begin of the backfill. Changes that
+        # became visible together with the begin may be recorded before it. If their transactions were still open while
+        # the backfill looked for rows, it has not found these, and their events must stay. An event up to ``before``
+        # may go: if its row still existed, the backfill has found it and caused another event after the begin.
         return {type_: offset}

@@ -382,7 +382,8 @@ class EventLog:
         while (found := self._known_state()) is None:
             if (other := self._state_being_read) is not None:
                 await other.ended.wait()
-                # Otherwise each waiting client would read in turn, and wait for the store's time-out again.
+                # All waiting clients fail together. Otherwise each would read in turn, and wait for the store's
+                # time-out again.
                 if other.fault is not None:
                     raise StoreUnavailable(other.fault)
                 continue
@@ -479,8 +480,8 @@ class EventLog:
                     events = await self.store.read(known, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
                     if not self._doubtful:
                         self._take(known.epoch, events)
-                        # Nothing although ``wait`` has returned: the store may be truncated, which only its bounds
-                        # show.
+                        # If there is no event although ``wait`` has returned, the store may be truncated, which only
+                        # its bounds show.
                         if events and is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
                             return
         await self.catch_up()

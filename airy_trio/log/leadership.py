@@ -84,7 +84,7 @@ class Consumption:
         Raises ``DatabaseError``, ``StoreUnavailable``, ``ForeignLogError`` and, if another node records,
         ``StaleAppend``.
         """
-        # Without it this node's head might be older than the store's, and the first append stale.
+        # Otherwise this node's head might be older than the store's, and the first append stale.
         await self._log.catch_up()
         # The head is read before the point. An append in between then makes this recorder stale; in the other order
         # that append would be repeated.
@@ -106,10 +106,10 @@ class Consumption:
         """
         # Unsealed, a copy of the database from before the first append would be taken for this one.
         sealed = await self._feed.seal(start, start)
-        # The log and the changes may be in two databases, so both steps cannot be one. The epoch comes first, because
-        # the store chooses its name. If this process ends in between, the next recorder finds another name next to the
-        # changes and begins an epoch again (the last row of the table in ``start_point``): clients reload twice, and no
-        # change is skipped.
+        # The log and the changes may be in two databases, so the two steps cannot be one transaction. The epoch comes
+        # first, because the store chooses its name. If this process ends in between, the next recorder finds another
+        # name next to the changes and begins an epoch again (the last row of the table in ``start_point``). Then
+        # clients reload twice, and no change is skipped.
         begun = await self._log.begin_epoch(head, sealed)
         if self._feed.consumed:
             await self._feed.adopt(Consumer(begun.epoch, self._store))

@@ -53,8 +53,8 @@ class MemoryStore:
         self._resume_point: str | None = None
         self._state: StoredState | None = None
         self._kept: dict[str, StoredEvent] = {}  # the current state by object, in the order of the events
-        # The same events as a list, in which a reader finds its position by bisection. None from a change until the
-        # next read, so that a fold in many steps does not copy them each time.
+        # The same events as a list, in which a reader finds its position by bisection. None after a change until the
+        # next read, so that a fold in many steps does not copy them at each step.
         self._kept_events: list[StoredEvent] | None = None
         self._ended: dict[str, int] = {}  # by object: the head when it ended; its events up to there do not count
         self._durables: dict[tuple[str, str], _Durable] = {}
@@ -238,8 +238,8 @@ class MemoryStore:
         if folded == head and not change.folds:
             folded = self._bounds().last
         self._state = StoredState(change.generation, change.marks, folded)
-        # A sweep also concerns events that are not folded yet. Like those of objects that have ended, they are noted,
-        # and the fold drops them.
+        # A sweep also concerns events that are not folded yet. They are noted like those of objects that have ended, so
+        # that the fold drops them.
         for type_, upto in change.swept.items():
             for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
                 del self._kept[event.object]

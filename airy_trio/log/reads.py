@@ -76,8 +76,8 @@ class Gate:
             self._free -= 1
         else:
             queue = self._queues.setdefault(address, trio.lowlevel.ParkingLot())
-            # Outside of the ``try``: a task that is cancelled here has no place to pass on. Once it was woken it can no
-            # longer be cancelled in ``park``, so no place is lost.
+            # Outside of the ``try``: a task that is cancelled here has no place to pass on. A task that was woken is no
+            # longer cancelled in ``park``, so no place is lost.
             await queue.park()  # the task that wakes this one passes its place on, so that no other can take it
         try:
             yield
@@ -169,7 +169,7 @@ class Reads:
 
         It is a retained page, or one of a recent window in memory.
         """
-        # A page that ends at the position itself covers it too, but would not take the reader any further.
+        # A page that ends at the position covers it too, but does not take the reader any further.
         for page in self._pages:
             if (
                 page.upto > after.offset
@@ -247,12 +247,13 @@ class Reads:
         wanted = [event for event in page.events if replay.types is None or event.type in replay.types]
         found = [event for event in wanted if not self._tail.has_newer(event)]
         reached = after.at(page.upto)
-        # The state's events in this range are in the log as well, among those of the page. So if no event was left out
-        # because of its type, the state has none here; and it has at most as many as the page.
+        # The state's events in this range are in the log as well, so they are among those of the page, and no more than
+        # these. If no event of the page was left out because of its type, the state has none here.
         if replay.state is not None and len(wanted) < len(page.events):
             self.state_pages += 1
             state = evolve(replay.state, until=reached)
-            # By offset, the first field, which is unique: the state has kept types only, and the window has the others.
+            # Sorted by offset, the first field. No offset occurs twice: the state has kept types only, and the window
+            # has the others.
             found = sorted([*found, *await self._store.current(state, after, len(page.events), destination)])
         return found, reached
 
@@ -305,8 +306,8 @@ class Reads:
             known = _Newest(head, None if found is None else found._replace(body=b""))
         elif known.upto < head:
             known = _Newest(head, known.event)
-        # Another read may have remembered a newer result during this one. The older one is as true, and its next check
-        # reads a little more.
+        # Another read may have stored a newer result meanwhile. The older one is true as well, and only makes the next
+        # check read a little more.
         self._newest[destination] = known
         self._newest.move_to_end(destination)
         if len(self._newest) > REMEMBERED_MAX:

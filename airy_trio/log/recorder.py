@@ -156,12 +156,12 @@ class Recorder:
             try:
                 await self._lead()
             except (Unavailable, StaleAppend, ForeignLogError, MappingError) as error:
-                # A stale append does not fail a start: another recorder has appended, and the next attempt reads the
-                # new head.
+                # A stale append does not make a start fail: another recorder has appended, and the next attempt reads
+                # the new head.
                 if not (self._has_started or isinstance(error, StaleAppend)):
                     raise
-                # Before the pause, because retention works for as long as ``recording`` is set. The ``finally`` below
-                # is for the other ways out of ``_lead``: a lease that was lost or offered, and a cancellation.
+                # Before the pause, because retention works while ``recording`` is set. The ``finally`` is for the other
+                # ways out of ``_lead``: a lease that was lost or offered, and a cancellation.
                 self.recording, self.interruption = False, "; ".join(lines_of(error))
                 self._mark_behind()
                 if isinstance(error, MappingError):
@@ -181,7 +181,8 @@ class Recorder:
         while self.recording and self._folded < self._appends:
             if trio.current_time() >= until:
                 return True
-            # Read before the fold: what is appended during it may not be part of it, and needs another one.
+            # Read before the fold, because what is appended during the fold may not be part of it and needs another
+            # one.
             appends, kept = self._appends, self._options.state.kept
             if not kept or not await fold(self._log.store, self._state.generation, kept):
                 self._folded = appends
@@ -206,10 +207,10 @@ class Recorder:
         self._state.begin(bounds if bounds.head == head else None)
         self._appends += 1  # by the recorder before, perhaps
         self.recorded = begun_at = point
-        # ``head`` is what the next append expects, ``point`` is after what was read, and ``self.recorded`` is the
-        # resume point that the store holds, which the next append replaces. A batch without changes moves only
-        # ``point``, because nothing has to be stored for it. No value outlives a failure: an append that failed may
-        # have taken effect, so this method is left, and its next call reads all three again.
+        # ``head`` is what the next append expects. ``point`` is after what was read. ``self.recorded`` is the resume
+        # point in the store, which the next append replaces. A batch without changes moves only ``point``, because
+        # nothing has to be stored for it. An append that failed may have taken effect. So an error ends this method,
+        # and its next call reads all three again.
         while True:
             self._mark_behind()
             head, point, more = await self._record(head, point, self.recorded)
@@ -232,8 +233,8 @@ class Recorder:
                 await self.ahead.discard()
                 await self._lease.release()
                 return
-            # While the lease is held this makes no query. It notices a session that was lost and opened again, and
-            # thereby lost its advisory lock, without any error here.
+            # This makes no query while the lease is held. It detects that the session was lost and opened again, which
+            # loses the advisory lock without any error here.
             if not await self._lease.try_acquire():
                 logger.warning("the lease was lost: another server may record")
                 return
@@ -292,12 +293,12 @@ class Recorder:
         reached = batch.resume_point
         if batch.changes:
             reached = await self._feed.seal(recorded, reached)
-        # After the seal, which needs the same connection. If the append fails, `_lead` discards this read.
+        # After the seal, which uses the same connection. If the append fails, `_lead` discards this read.
         if batch.more:
             self.ahead.begin(reached, self._limit)
         if batch.changes:
-            # By the time of the request, although the database computes the age a little later: a latency is rather too
-            # long than too short.
+            # From the time of the request, although the database computes the age a little later. So a latency is
+            # rather too long than too short.
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
             state = self._state.change(
                 head.offset, translated.events, translated.ended, batch.backfills, continues=batch.continues
@@ -396,8 +397,8 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
                 events.append(new)
                 size += len(body)
     whole = batch.changes <= 1 or size <= BATCH_BYTES_MAX
-    # Two upper estimates of what fits: how much was done before it stopped, and how far that is beyond the limit. If
-    # the lower one is still too much, the next read is cut again.
+    # Two upper estimates of the part that fits: how much was translated before the size exceeded the limit, and the
+    # ratio of the limit to that size. If the lower one is still too high, the next read is cut again.
     share = 1.0 if whole else min(done / len(batch.objects), BATCH_BYTES_MAX / size)
     return TranslatedBatch(events=events, faults=faults, value_faults=value_faults, size=size, share=share, ended=ended)
 
@@ -408,7 +409,7 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
     If the batch is too large: fewer, but at least one. If it was full, and one twice as large would fit: twice as many.
     """
     if translated.share < 1:
-        # A tenth less than the average, because rows differ in size, and a batch that is too large again costs another
+        # A tenth less than the estimate, because rows differ in size, and each batch that is too large costs another
         # read.
         return max(1, int(batch.changes * translated.share * 0.9))
     if batch.changes >= limit and 2 * translated.size <= BATCH_BYTES_MAX:
@@ -439,7 +440,7 @@ class ReadAhead:
         self._feed = feed
         self._begun: _Read | None = None
         self._running = False
-        # Room for one, so that ``begin`` does not depend on whether ``run`` waits for the next read already.
+        # Room for one, so that ``begin`` works even if ``run`` does not wait for the next read yet.
         self._send, self._receive = trio.open_memory_channel[_Read](1)
 
     async def run(self) -> None:

@@ -33,7 +33,7 @@ def new_epoch() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(EPOCH_LENGTH))
 
 
-# The order of attrs would compare positions of two epochs by the names of their epochs.
+# attrs would order positions of two epochs by the names of their epochs.
 @frozen(order=False)
 class Position:
     """A place in the log: the event with this offset or, for a cursor, the place just after it.

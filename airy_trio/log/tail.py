@@ -129,7 +129,7 @@ class Tail:
         self._conversations.clear()
         for view in kept:
             self._register(view)
-        # All narrow views stay, in their indexes too, because they exist only while they have readers.
+        # All narrow views stay, also in their indexes, because they exist only while they have readers.
         lost = frozenset((*kept, *self._narrow.values()))
         for view in lost:
             view.offsets.clear()
@@ -209,7 +209,7 @@ class Tail:
 
         None if the tail does not reach back far enough to know.
         """
-        # Times never fall. So if the tail has an older event, everything that was evicted before it is older too.
+        # Times never fall. So if the tail has an older event, all events before the tail are older too.
         older = bisect_left(self._events, since_ms, key=_APPENDED_AT)
         return self.evicted + older if older or self.reaches_back_to(since_ms) else None
 
@@ -220,8 +220,8 @@ class Tail:
 
     def reaches_back_to(self, since_ms: int) -> bool:
         """Return whether the tail is known to hold all events that were appended at ``since_ms`` or later."""
-        # An ``evicted`` of 0 means that no event of this epoch was before the tail. Otherwise the time of the last one
-        # counts, which is unknown if the tail was filled from the end of the store.
+        # If ``evicted`` is 0, no event of this epoch was before the tail. Otherwise the time of the last event before
+        # the tail counts, which is unknown if the tail was filled from the end of the store.
         return self.evicted == 0 or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
 
     def _events_after(self, view: View, offset: int, events_max: int) -> Iterable[StoredEvent]:
@@ -349,13 +349,13 @@ class Tail:
                 del self._newest[event.object]
         cut = Counter(chain.from_iterable(self._viewed[:count]))
         for view, number in cut.items():
-            # The oldest events of the tail are the oldest of each of their views: these are its first offsets.
+            # Events are evicted in their order, so those of a view are its first offsets.
             view.evicted = view.offsets[number - 1]
             del view.offsets[:number]
             self._forget_if_unused(view)
         if self._narrow:
             for event, viewed in zip(gone, self._viewed, strict=False):
-                # The events ascend, so the newest evicted one of each view counts in the end.
+                # The events ascend, so the last assignment to a view is its newest evicted event.
                 for view in self._narrow_views_of(event, viewed):
                     view.evicted = event.offset
         self.evicted = gone[-1].offset
@@ -410,7 +410,7 @@ class Arrivals:
         Batches arrive in order, but one may arrive twice, because the store is read while an append to it is under way.
         The earlier time counts.
         """
-        # Only the ends of batches are stored: each batch begins after the one before, as the tail has no gaps.
+        # Only the end of each batch is stored: a batch begins after the one before, because the tail has no gaps.
         if self._last and last <= self._last[-1]:
             index = bisect_left(self._last, last)
             self._at[index] = min(self._at[index], at)

@@ -50,7 +50,7 @@ local function notify()
   redis.call('HSET', state, 'bell', notified)
 end
 
--- UNLINK frees the memory in a thread of its own: nothing waits for the deletion of a million events.
+-- UNLINK frees the memory in another thread, so nothing waits for the deletion of a million events.
 local function begin(name)
   redis.call('UNLINK', events)
   epoch, first, last = name, 1, 0
@@ -62,7 +62,8 @@ local function count_objects()
   redis.call('HSET', state, 'objects', redis.call('ZCARD', current), 'ended', redis.call('ZCARD', ended))
 end
 
--- Redis evicts whole keys, so these counts, which it knows without counting, show whether one is missing.
+-- Redis evicts whole keys, and returns the length of a key without counting. So a comparison shows cheaply if one is
+-- missing.
 local function has_all_objects()
   local counted = redis.call('HMGET', state, 'objects', 'ended')
   local objects, over = tonumber(counted[1] or 0), tonumber(counted[2] or 0)
@@ -70,7 +71,7 @@ local function has_all_objects()
     and over == redis.call('ZCARD', ended)
 end
 
--- %.0f, here and wherever an offset becomes text: Lua itself writes numbers of 15 digits and more with an exponent.
+-- %.0f, here and wherever an offset becomes text: Lua writes numbers of 15 digits and more with an exponent.
 local function here(point)
   return string.format('2 %s-%.0f %s', epoch, last, point)
 end
@@ -81,7 +82,7 @@ end
 
 local function generation()
   local found = redis.call('HMGET', state, 'resume_point', 'generation', 'state_at')
-  -- Events that the state lacks may have been trimmed while it counted as missing.
+  -- While the state counts as missing, a trim may delete events that the state lacks.
   return found[3] == here(found[1] or '') and folded() >= first - 1 and has_all_objects() and found[2]
 end
 
@@ -108,9 +109,9 @@ return {bounds(), found[1], generation(), found[2] or "", folded()}
 """Returns the bounds (epoch, first, last, now_ms, id of the newest notification), the resume point, and the generation
 and marks of the current state, and how far it is folded; no generation if it is not of the head."""
 
-# Errors are the exception to "completely or not at all": Redis does not undo what a script has written before one. So
-# everything that may reject the append is compared before the first write. Redis itself reports a lack of memory only
-# at the first write of a script.
+# Errors are the exception to "completely or not at all": Redis does not undo what a script wrote before the error. So
+# everything that may reject the append is compared before it writes. Redis reports a lack of memory only as long as a
+# script has not written.
 APPEND: Final = (
     _BEGINNING
     + """
@@ -124,7 +125,7 @@ if begun ~= '' then
     redis.call('UNLINK', current, kept, ended)
     redis.call('HSET', state, 'folded', last)
   elseif not has_all_objects() then
-    -- Reported as stale, so the recorder reads the bounds, finds no state in them, and begins a new generation.
+    -- Reported as stale: the recorder then reads the bounds, finds no state in them, and begins a new generation.
     return {bounds()}
   end
 end
@@ -142,7 +143,7 @@ for place = place, #ARGV, 6 do
     'object', ARGV[place + 1], 'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated',
     ARGV[place + 4], 'body', ARGV[place + 5])
 end
--- With the new head: an object may change and end in one append, and these events do not count either.
+-- At the new head: an object may change and end in one append, and its events in this append do not count either.
 for place = first_ended, first_ended + over - 1 do redis.call('ZADD', ended, last, ARGV[place]) end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
 if begun ~= '' then
@@ -179,7 +180,7 @@ for index = 1, #over, 2 do
   end
   redis.call('ZREM', ended, object)
 end
--- XRANGE has no limit of bytes. The first steps are small, so that large events go beyond bytes_max by few of them.
+-- XRANGE has no limit of bytes. The first steps are small, so that few large events are read in vain.
 local seen, bytes, step = 0, 0, 4
 while reached < last and seen < limit and bytes < bytes_max do
   step = math.min(2 * step, 64, limit - seen)
@@ -275,15 +276,15 @@ SCAN: Final = (
     + """
 local backwards, from, count, bytes_max = ARGV[3] == '1', tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 if epoch ~= ARGV[2] or (not backwards and from < first - 1) then return {bounds()} end
--- Ranges that exclude their beginning exist from Redis 6.2 on.
 local step_max, matches = 64, matching(7)
+-- Ranges that exclude their beginning, with a parenthesis, need Redis 6.2.
 local command, at, last_id = 'XRANGE', string.format('(%.0f-0', from), '+'
 if backwards then command, at, last_id = 'XREVRANGE', string.format('%.0f-0', from), '-' end
 local found, seen, bytes, reached, more = {}, 0, 0, false, 1
 while more == 1 and seen < count and bytes < bytes_max do
   local step = math.min(step_max, count - seen)
   local entries = redis.call(command, events, at, last_id, 'COUNT', step)
-  -- The end of the stream, unless the bytes are reached before the last of these entries.
+  -- This is the end of the stream, unless the bytes are reached before the last of these entries.
   if #entries < step then more = 0 end
   for place_of_entry, entry in ipairs(entries) do
     seen, reached, bytes = seen + 1, entry[1], bytes + #entry[2][14]

@@ -92,7 +92,7 @@ class RedisStore:
     def __init__(self, client: "coredis.Redis[bytes]", name: str) -> None:
         self._client = client
         parts = ("events", "state", "bell", "acknowledged", "used", "holders", "current", "kept", "ended")
-        # The braces are for a cluster: a script may use only keys of one slot, which Redis computes from the part in
+        # The braces are for a cluster: all keys of a script must be in one slot, which Redis computes from the part in
         # braces.
         self._keys = [f"{{{name}}}:{part}" for part in parts]
         _, _, self._notifications, self._acknowledged, *_ = self._keys
@@ -176,9 +176,9 @@ class RedisStore:
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``: returns at once when another node appends, because it blocks on a stream."""
         # One script reads the head and the id of the newest notification. Each later append replaces that notification
-        # by one with a greater id. So the blocking read after this id returns at once if the append comes in between,
-        # and no wake-up is lost; a message that Redis publishes would be lost then. The stream of events itself cannot
-        # be waited for, because a new epoch deletes it and its ids begin again.
+        # by one with a greater id. So if an append comes between the script and the blocking read, the read returns at
+        # once. With PUBLISH the message would be lost then. The stream of events cannot be waited for, because a new
+        # epoch deletes it and its ids begin again.
         while True:
             bounds, *_ = await self._run(scripts.BOUNDS)
             if read_bounds(bounds).head != after:
@@ -217,7 +217,7 @@ class RedisStore:
             more, offset, events = await self._scan(scan, offset, count, scan_bytes)
             found += events
             size += sum(len(event.body) for event in events)
-        # The last scan may have found more than requested, because a scan has a least size.
+        # The last scan may have found more than requested, because a scan has a minimum size.
         return list(up_to_bytes(found[:limit], bytes_max))
 
     async def _scan(

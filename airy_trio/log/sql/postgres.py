@@ -191,7 +191,7 @@ class PostgresStore(SqlStore):
                 [[answer], *_] = await pipeline.run((statement, parameters), *following)
             else:
                 # The fence is held until the end of the transaction. If this task is cancelled between two steps, the
-                # pool closes the connection, so the server rolls back and releases the fence.
+                # pool closes the connection. Then the server rolls back and releases the fence.
                 _, [answer] = await pipeline.run((_BEGIN, ()), (statement, parameters))
                 if answer[1] is not None:
                     await pipeline.copy(self._statements.copy, rows(answer[1]))
@@ -244,7 +244,7 @@ class _Statements:
         arrays = ", ".join(f"unnest(${number}::{type_}[])" for number, type_ in enumerate(_APPENDED.values(), 11))
         append_by = partial(
             self._in_fence,
-            # The same as ``SqliteTables.advance``, which explains it.
+            # ``SqliteTables.advance`` does the same and explains it.
             changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS}), "
             "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text, "
             "folded = case when $7::text <> coalesce(generation, '') or folded = $2::int8 "
@@ -302,11 +302,11 @@ class _Statements:
         Returns whether the fence was entered, and what the change ``returned``.
         """
         # One statement, so that an append is one round trip. Postgres evaluates independent parts of a statement in any
-        # order, so each part here refers to the one that must come before it. The update asks for the result of the
-        # fence: while another session is inside, no row qualifies, and the update does not wait for the lock of the row
-        # that the other session has changed. The insert takes the time from the updated row, and adds nothing if there
-        # is none; Postgres runs it although nothing reads its result. The notification depends on that row as well, and
-        # is sent at the commit.
+        # order, so each part refers to the one that must come before it. The update needs the result of the fence.
+        # While another session is inside, no row qualifies, so the update does not wait for the lock on the row that
+        # the other session has changed. The insert takes the time from the updated row, and adds nothing if there is
+        # none; Postgres runs it although nothing reads its result. The notification depends on that row as well, and is
+        # sent at the commit.
         return (
             "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608 - names quoted
             f"pg_try_advisory_xact_lock({FENCE_CLASS}, to_regclass({quote_text(self._state)})::oid::int) as entered), "
@@ -319,7 +319,7 @@ class _Statements:
 
 
 def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:
-    # Without events the statement has the same parameters: empty arrays.
+    # Without events the parameters are empty arrays.
     columns: list[Sequence[Any]] = list(zip(*events, strict=True)) or [()] * len(_APPENDED)
     for number in (1, 2, 3):
         columns[number] = _all_escaped(columns[number])
@@ -403,8 +403,8 @@ class Notifications:
         await self._connection.aclose()
 
     async def _begin(self, pipeline: Pipeline) -> None:
-        # What was appended before this takes effect is not missed: the empty notification names no head, so the caller
-        # reads the bounds again. If it does not arrive, the caller does that after ``POLL_S``.
+        # An append before this takes effect is not missed: the empty notification names no head, so the caller reads
+        # the bounds again. If the notification does not arrive, the caller does so after ``POLL_S``.
         await pipeline.run((self._notify, ()), (self._listen, ()))  # one transaction
 
     async def _next(self) -> str:

@@ -96,8 +96,8 @@ class SqliteStore(SqlStore):
         head |= state_values(expected.offset, reached, resume_point, state)
 
         def work(connection: sa.Connection) -> list[StoredEvent] | None:
-            # The transaction writes from its start (``Database.write``), so no other process appends between this
-            # comparison and the commit.
+            # The transaction writes from its start (``Database.write``), so no other process appends between the
+            # comparison in this statement and the commit.
             appended_at_ms = connection.execute(self._statements.advance, head).scalar()
             if appended_at_ms is None:
                 return None
@@ -134,8 +134,8 @@ class SqliteStore(SqlStore):
         return run_steps
 
     def _checked(self, work: Work[T]) -> Work[T]:
-        # Within the transaction, which is rolled back if the file has changed: an append to a file that has no name any
-        # more must not count as done.
+        # Within the transaction, which is rolled back if the file has changed: an append to a file that no longer has a
+        # name must not count as done.
         def unit(connection: sa.Connection) -> T:
             try:
                 return work(connection)
@@ -191,8 +191,8 @@ class FileNotifications:
         ``seldom``: look ``WRITER_LOOK_S`` after a write only.
         """
         # The version at the end of the previous call, not one that is read now. The caller has read the log after that
-        # call, so a commit that it has not seen yet has changed the version since. A version that is read now may have
-        # such a commit already, and the caller would wait for the one after it.
+        # call, so a commit that it has not seen has changed the version since. A version that is read now may already
+        # include such a commit, and the caller would wait for the next one.
         before = self._seen
         while True:
             try:
@@ -216,7 +216,7 @@ def prepare_writes(connection: sqlite3.Connection, _record: object) -> None:
 
     In WAL mode readers never block the writer.
     """
-    # SQLite has no function for SHA-256.
+    # SQLite itself has no function for SHA-256.
     connection.create_function("airy_digest", 1, digest, deterministic=True)
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")

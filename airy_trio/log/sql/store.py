@@ -88,8 +88,9 @@ class SqlStore:
         if bounds.state is None or bounds.state.generation != generation:
             return False
         low = bounds.state.folded
-        # The first event always fits, so ``last`` is None only if none was found. If all that were found fit, the rest
-        # of the scanned range has none of these types, and the state moves to the end of that range.
+        # The first event always fits, so ``last`` is None only if none was found. If all that were found fit, and there
+        # are fewer than ``limit``, the rest of the scanned range has none of these types. Then the state moves to the
+        # end of the range.
         high = last if count == limit or count < found else min(bounds.last, low + FOLD_SCAN * limit)
         values |= {"of": bounds.epoch, "of_generation": generation, "low": low, "high": high}
         if over:  # apart from the rest: an append that notes the same objects holds the row that is advanced
@@ -189,8 +190,8 @@ class SqlStore:
         if not steps:
             return 0
         *_, trimmed = await self._translated(self._writing(*steps))
-        # Rows of former epochs do not count: readers lost them when their epoch ended. If there are no others, the
-        # caller deletes the next ones in its next period.
+        # Rows of former epochs do not count: readers lost them when their epoch ended. If only such rows are deleted,
+        # this returns 0, and the caller goes on in its next period.
         return first - bounds.first if trimmed else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
@@ -242,8 +243,8 @@ class SqlStore:
 
     async def _lowest(self, bounds: Bounds) -> int:
         """Return the offset of the oldest row, at most ``first``. Slow after many deletes, so that it is remembered."""
-        # Stays true for the rest of the epoch, because a trim deletes all rows below the ``first`` that it sets, except
-        # those that were below the former one already.
+        # Once there are no rows below ``first``, this stays true for the rest of the epoch: then a trim deletes all
+        # rows below the ``first`` that it sets.
         if self._clean_epoch == bounds.epoch:
             return bounds.first
         [[(lowest,)]] = await self._translated(self._reading(Step(self._tables.lowest)))
@@ -278,8 +279,8 @@ class SqlStore:
         try:
             return await answer
         except DatabaseError as error:
-            # A removed or replaced file may also show as an error of the database, when a connection is opened. What
-            # happened to the file is the reason to report then.
+            # A removed or replaced file may also appear as an error of the database, when a connection is opened. Then
+            # the reason to report is what happened to the file.
             self._check()
             if isinstance(error, DatabaseUnavailable):
                 raise StoreUnavailable(str(error)) from None

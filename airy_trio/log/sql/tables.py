@@ -116,8 +116,8 @@ class LogTables:
         self._made: dict[tuple[str, ...], Any] = {}
         state, durable = self.state.c, self.acknowledged.c
         given = sa.bindparam
-        # An append by a server of an earlier version moves the head and the resume point, but not ``state_at``, or
-        # writes that in another form. The state lacks its events, so it counts only while all three agree.
+        # A server of an earlier version moves the head and the resume point, but leaves ``state_at`` or writes it in
+        # another form. The state lacks the events of such an append, so it counts only while all three agree.
         head = state.epoch + "-" + sa.cast(state.last, sa.Text) + " " + sa.func.coalesce(state.resume_point, "")
         self._in_step = state.state_at == STATE_FORM + head
         self.bounds = sa.select(
@@ -149,7 +149,7 @@ class LogTables:
             event.offset > folded, event.offset <= folded + FOLD_SCAN * limit, of_types
         )
         size = sa.func.length(event.body)
-        # The bytes before an event, so that the first one fits whatever its size, and every fold makes progress.
+        # The bytes before an event, so that the first one fits even if it is large, and every fold makes progress.
         before = (sa.func.sum(size).over(order_by=event.offset) - size).label("before")
         found = some.add_columns(before).order_by(event.offset).limit(limit).subquery()
         fits = sa.case((found.c.before < sa.bindparam("fold_bytes", type_=sa.BigInteger), found.c.offset))
@@ -175,9 +175,9 @@ class LogTables:
         # If the object exists again, the state may have an event after its end already, and that one stays.
         ended_at = sa.select(ended.offset).where(ended.digest == kept.digest).scalar_subquery()
         self.delete_ended = sa.delete(self.current).where(self._is_any(kept.digest, "digests"), kept.offset <= ended_at)
-        # The digests were found in an earlier transaction. An object that has ended again since then, later than
-        # ``low``, is still needed.
-        # Rows that an append has locked stay: it writes them in another order, and both would wait for each other.
+        # The digests were found in an earlier transaction. If an object has ended again since then, later than ``low``,
+        # its row is still needed. Rows that an append has locked stay: it writes them in another order, and both would
+        # wait for each other.
         over = sa.select(ended.digest).where(self._is_any(ended.digest, "digests"), ended.offset <= low)
         self.forget_ended = sa.delete(self.ended).where(ended.digest.in_(over.with_for_update(skip_locked=True)))
 
@@ -220,8 +220,8 @@ class LogTables:
     def claim(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
         """Return the upsert that stores claims and returns owner, name, and the position of each."""
         durable = self.acknowledged.c
-        # An upsert returns the row after the change. Epoch and offset are not changed, so they are what was
-        # acknowledged before.
+        # An upsert returns the row after the change. It does not change epoch and offset, so these are the position
+        # that was acknowledged before.
         changed = {name: insert.excluded[name] for name in ("holder", "used_at_ms")}
         upsert = insert.on_conflict_do_update(index_elements=("owner", "name"), set_=changed)
         return upsert.returning(durable.owner, durable.name, durable.epoch, durable.offset)
@@ -271,7 +271,7 @@ class LogTables:
         """
         event, state = self.events.c, self.state.c
         after = sa.bindparam("after", type_=sa.BigInteger)
-        # Only to spare the database a scan in vain: the caller learns from the bounds that the position has expired.
+        # Only to spare the database a scan in vain: the caller detects an expired position by the bounds.
         retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first - 1 <= after)
         wanted = sa.select(self.events).where(event.offset > after, self.belongs_to(values), retained)
         return self._limited(wanted.limit(sa.bindparam("limit")), self.events)
@@ -339,10 +339,10 @@ class SqliteTables(LogTables):
         now_ms = sa.bindparam("now_ms", callable_=lambda: int(time.time() * 1000), type_=sa.BigInteger)
         super().__init__(names, now_ms, sqlite_insert)
         unmoved = "epoch = :expected_epoch and last = :expected_last"
-        # Every right-hand side has the values before this update. An append without a state leaves what is kept as it
-        # was, but ``state_at`` becomes NULL, so none of it counts until an append has a state again. A new generation,
-        # or one that is folded up to the head before this append, is then folded up to ``fold_to`` (``state_values``).
-        # Any other is behind, and the events of this append wait for a fold as well.
+        # Each expression reads the values before this update. An append without a state leaves the state as it was, but
+        # ``state_at`` becomes NULL, so the state does not count until an append has one again. If the generation is
+        # new, or was folded up to the head before this append, it is folded up to ``fold_to`` afterwards
+        # (``state_values``). Otherwise the fold is behind, and the events of this append wait for it as well.
         self.advance = sa.text(
             f"update {names.quoted(STATE)} set last = :new_last, resume_point = :point, state_at = :state_at, "  # noqa: S608 - names quoted
             "generation = coalesce(:generation, generation), marks = coalesce(:marks, marks), "
