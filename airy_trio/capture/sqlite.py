@@ -65,8 +65,8 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         self._woken = False
         if self._checked_schema != (self._version.file, self._version.schema):
             await self._restore_triggers()
-            # Set after a failure too, so that it is logged once for each version of the schema and not at each read.
-            # Installed triggers change the version, so the next read checks them once more.
+            # Set after a failure too, so that the failure is logged once for each version of the schema and not at each
+            # read. Installed triggers change the version, so the next read checks them once more.
             self._checked_schema = self._version.file, self._version.schema
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 

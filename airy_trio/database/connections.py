@@ -242,7 +242,6 @@ class PipelinePool:
         errors of ``Database.run``, after which it is not known whether the statements had an effect, as after a
         cancellation.
         """
-        # A loop, because another task may take the connection before the woken task runs.
         while not self._idle:
             await self._waiting.park()
         # The one that was used last. So the pool opens no more than tasks need at the same time, and lends the one that

@@ -319,7 +319,7 @@ class _Statements:
 
 
 def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:
-    # Without events the parameters are empty arrays.
+    # The statement has these parameters even without events, as empty arrays.
     columns: list[Sequence[Any]] = list(zip(*events, strict=True)) or [()] * len(_APPENDED)
     for number in (1, 2, 3):
         columns[number] = _all_escaped(columns[number])
