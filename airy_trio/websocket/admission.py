@@ -308,8 +308,8 @@ class OriginRules:
             details = f"Host is {quoted(named_host)}"
             raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "The header host is not a host name.", details=details)
         host, port = _host(authority[1]), authority[2]
-        # On other addresses any name is allowed unless some are listed: the server cannot know the names under which
-        # clients reach it.
+        # Unless the listening socket is bound to loopback only, any name is allowed if the settings list none: the
+        # server cannot know the names under which clients reach it.
         if host not in self._hosts and not (is_loopback(host) if loopback else self._any_host):
             details = f"Host is {quoted(named_host)}; to allow it, add its name to listener.hosts"
             raise RequestRefusedError(HTTPStatus.FORBIDDEN, "This host name is not allowed.", details=details)
@@ -328,10 +328,10 @@ class OriginRules:
             return ANY in self._origins or parsed in self._origins
         scheme, origin_host, origin_port = parsed
         # The schemes are not compared: behind a proxy that ends TLS the page is https:, and this server sees plain
-        # HTTP. But a Host without a port has the default port of the page's scheme.
+        # HTTP. But for a Host without a port, the default port of the page's scheme is compared.
         here = int(port) if port else _DEFAULT_PORTS.get(scheme)
-        # Neither port is known if the scheme has no default port, as in an extension's. Two unknown ports are not the
-        # same.
+        # Both are None if the origin's scheme has no default port, as that of an extension, and Host has no port. Two
+        # unknown ports do not match.
         if (origin_host, origin_port) == (host, here) and here is not None:
             return True
         return scheme == "http" and self._is_console(origin_host, origin_port, host)
@@ -378,7 +378,7 @@ def _is_address(text: str) -> bool:
 
 
 def _subtract(counts: Counter[str], key: str, count: int) -> None:
-    # Clients choose the keys, so a Counter that keeps zeros would grow without limit.
+    # The keys are addresses of clients, so a Counter that keeps zeros would grow without limit.
     counts[key] -= count
     if not counts[key]:
         del counts[key]

@@ -82,7 +82,7 @@ def stream_in(request: Request, prefix: str) -> StreamRequest:
     request.refuse_body("events")
     host, origin = request.host(), request.one("origin")
     path = request.path.removeprefix(prefix)
-    # Path and query are not checked: the browser sends the request itself next, and a page can read only that answer.
+    # Path and query are checked in the request that follows: a page can read its answer, but not this one.
     if request.method == "OPTIONS":
         return StreamRequest(host, origin, path, preflight=True)
     if origin is None and request.one("sec-fetch-mode") == "no-cors":

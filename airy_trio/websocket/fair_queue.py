@@ -54,8 +54,8 @@ class FairQueue:
         if self._left:
             self._left -= 1
             return
-        # `_left` is not restored in each pass, because that would wake `run` without need: a task that finds nothing
-        # left wakes it. So on an idle server one task in `entries_per_pass` waits, for two passes.
+        # `run` restores `_left` only if a task waits: restoring it in each pass would wake `run` without need. So on an
+        # idle server one task in `entries_per_pass` waits, for two passes.
         self._not_empty.set()
         lot = self._waiting.get(address)
         if lot is None:
@@ -72,7 +72,8 @@ class FairQueue:
                 self._not_empty = trio.Event()
                 self._start_pass()
                 while self._waiting:
-                    # Tasks that were admitted run in the next pass, and so does this one: one round for each pass.
+                    # Ends in the next pass, in which the tasks that were admitted run too. So there is one round in
+                    # each pass.
                     await trio.lowlevel.checkpoint()
                     self._start_pass()
         finally:

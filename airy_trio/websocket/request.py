@@ -200,7 +200,7 @@ def _refuse_hopeless(data: bytes | bytearray, seen: int) -> None:
     # True in the one call that completes the request line, so the line is matched only once.
     line_complete = data.find(b"\n") >= seen
     if (
-        # TLS on a port without it, and most other protocols, are refused at their first octet.
+        # TLS on a port without it, and most other binary protocols, are refused at their first octet.
         not data[:1].isalpha()
         or _BARE_LINE_END.search(data, max(0, seen - 1))  # the last seen octet may be a CR without its LF
         or (line_complete and not _REQUEST_LINE.match(data))

@@ -102,7 +102,8 @@ class FramedStream:
 
     def offer(self, data: bytes, now: float) -> bool:
         """Write complete messages without waiting, or return False and write nothing. ``now``: in Trio's time."""
-        # The lock is not tested: a task that holds it and waits has something pending, and then the transport refuses.
+        # The lock is not tested. While its holder waits for the peer, something is pending, and the transport refuses.
+        # At other times this data goes before the holder's. That does no harm, because both are complete messages.
         if self.closing or not self.transport.offer(data):
             return False
         self.written_at = now
@@ -114,8 +115,8 @@ class FramedStream:
         Has no checkpoint if no other task is writing and the peer takes the data at once. Raises
         ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
         """
-        # The lock may be held although nothing is pending: its holder has not continued yet. Writing now would overtake
-        # it, and all tasks that wait behind it.
+        # The lock may be held although nothing is pending, because its holder has not continued yet. Writing now would
+        # overtake the holder, and all tasks that wait behind it.
         if self.transport.pending or (self._lock is not None and self._lock.locked()):
             async with self.lock:
                 if self.closing:
@@ -134,8 +135,8 @@ class FramedStream:
         """Write the Close frame, unless one was written before, and wait until it has left."""
         self.closing = True  # before waiting for the lock: no other task may write after this frame
         async with self.lock:
-            # If this is cancelled, `_closed` is still unset, and the next call writes its frame. After `_push_now` the
-            # transport has all of the frame, whatever is cancelled.
+            # If this wait is cancelled, `_closed` is still unset, and the next call writes its frame. After `_push_now`
+            # the transport has all of the frame, whatever is cancelled.
             await self.drain()
             if not self._closed:
                 self._closed = True
@@ -185,9 +186,9 @@ class FramedStream:
         if frames is None:
             raise RuntimeError("the connection was not upgraded")
         while True:
-            # Here instead of after the frame that it answers: if a call is cancelled while it waits to write, the next
-            # one continues. Nothing more is read before the answer has left, so a client that sends PINGs and reads
-            # nothing blocks only itself.
+            # Answers are written here, not right after the frame was read: if a call is cancelled while it waits to
+            # write, the next call writes them. Nothing more is read before they have left, so a client that sends PINGs
+            # and reads nothing blocks only itself.
             await self._answer()
             found = None
             if frames.has_unread:
@@ -205,8 +206,8 @@ class FramedStream:
             opcode, content = found
             if opcode in MESSAGES:
                 return content
-            # Answers are stored before `_pace`, which may be cancelled. A PONG needs nothing but `read_at`, which the
-            # next read sets.
+            # Answers are stored before `_pace`, which may be cancelled. A PONG has no answer: it only shows that the
+            # client is alive, and the next read sets `read_at`.
             if opcode == CLOSE:
                 self._close_answer = close_answer(content)
             elif opcode == PING:
@@ -229,8 +230,9 @@ class FramedStream:
         if not data:
             self.ended = True
         elif self._frames is not None:
-            # Before the first wait: if this is cancelled, nothing is lost. Without frames the input would be, but it is
-            # either a part of a request, whose connection then ends, or sent to an event stream, which is not allowed.
+            # Before the first wait, so that nothing is lost if this is cancelled. Without frames the input is lost
+            # then. It is a part of a request, whose connection then ends, or comes from the client of an event stream,
+            # which must send nothing.
             self._frames.feed(data)
         try:
             await self._wait_turn()  # also for the end, because hundreds of connections may end together

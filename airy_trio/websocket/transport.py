@@ -132,8 +132,8 @@ class SocketTransport:
                 await trio.lowlevel.wait_readable(self._socket)
             self._tried = True
             try:
-                # Without a checkpoint if the first attempt finds data: once for each connection, so no loop is
-                # affected.
+                # The first attempt has no checkpoint if it finds data. That happens once for each connection, so no
+                # loop is affected.
                 return self._socket.recv(bytes_max)
             except BlockingIOError:
                 continue
