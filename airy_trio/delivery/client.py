@@ -168,7 +168,7 @@ class Client:
         """End the conversation for this reason; the first one wins. Never waits."""
         if self.reason is None:
             self.reason = reason
-        # The cancellation takes effect at the session's next await. Until then, and while the session closes the
+        # The cancellation takes effect at the session's next checkpoint. Until then, and while the session closes the
         # connection, the state keeps all other tasks from writing events.
         self.close()
         self.scope.cancel()
@@ -230,7 +230,7 @@ class Window:
         """Add events that were sent; their offsets ascend, and follow those in flight."""
         bounds = self._bounds
         if not bounds:
-            # Only while nothing is in flight, because all bounds are relative to it.
+            # It changes only while nothing is in flight, because all bounds are relative to it.
             self._base = offsets[0]
         if offsets[-1] - self._base >= _WIDE and bounds.typecode == "I":  # in a current state the offsets lie far apart
             bounds = self._bounds = array("Q", bounds)
@@ -246,13 +246,13 @@ class Window:
         """Remove one event, or in mode ``client`` all up to it; False if that offset is not in flight."""
         bounds, one = self._bounds, offset - self._base
         at = bisect_right(bounds, one)
-        # Begins and ends alternate, so an even index is between two ranges: the event was never sent, or is
+        # Begins and ends alternate, so an even index is outside of all ranges: the event was never sent, or is
         # acknowledged.
         if at % 2 == 0:
             return False
         begin, end = bounds[at - 1], bounds[at]
         if self._cumulative:
-            # All earlier ranges, and this one up to the event. The rest of it becomes the first range.
+            # This removes all earlier ranges, and this one up to the event. The rest of it becomes the first range.
             self._count -= sum(bounds[1:at:2]) - sum(bounds[0 : at - 1 : 2]) + one + 1 - begin
             del bounds[: at - 1]
             bounds[0], at, begin = one + 1, 1, one + 1

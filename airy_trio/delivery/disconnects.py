@@ -172,8 +172,8 @@ logger = structlog.get_logger(__name__)
 
 def reason_after(fault: Exception, session: str) -> DisconnectReason:  # noqa: PLR0911 - one for each kind of fault
     """Return the disconnect reason for an exception; log an unexpected one with its traceback."""
-    # A StalledError is a BrokenResourceError too, and both errors about too much input are FrameErrors, so the order
-    # counts.
+    # The order counts: a StalledError is a BrokenResourceError too, and both errors about too much input are
+    # FrameErrors.
     match fault:
         case StalledError():
             return TOO_SLOW

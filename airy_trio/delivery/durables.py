@@ -151,7 +151,7 @@ class Durables:
         now = trio.current_time()
         claim = DurableClaim(subscription, Claim(owner, name, secrets.token_hex(TOKEN_BYTES)))
         former = self._by_key.get(claim.key)
-        # Before the new claim has the name, which ``release`` removes from ``_by_key``.
+        # Before the new claim is stored under the name, because ``release`` removes the name from ``_by_key``.
         if former is not None:
             self.release(former.subscription)
             former.subscription.client.disconnect(TAKEN_OVER)
@@ -201,7 +201,7 @@ class Durables:
 
     async def wait_written(self) -> None:
         """Write all that is recorded now without delay; return when the store has it."""
-        # Positions that a call is writing now are not stored yet either.
+        # The store does not have the positions yet that a call is writing now.
         if self._unwritten or self._released or self._writing or self._reclaiming:
             written = trio.Event()
             self._waiting.append(written)
@@ -247,18 +247,17 @@ class Durables:
     async def _write(self) -> None:
         """Write the recorded positions; those of all claims if the scan is due. Raises ``StoreUnavailable``."""
         # Clients acknowledge and leave during the call of the store below. So each record is cleared before the call,
-        # or compared with the call's own copy after it, and what is recorded meanwhile stays for the next one:
+        # or compared with the call's own copy after it, and what is recorded during the call stays for the next one:
         #
-        # - ``_unwritten`` is cleared first. An acknowledgement during the call adds its claim again. After a failure
-        #   all claims of the call are added again, except those that were released during it, which ``release`` has
-        #   recorded.
+        # - ``_unwritten`` is cleared first. An acknowledgement during the call adds its claim again. If the call fails,
+        #   all its claims are added again, except those that were released during it, which ``release`` has recorded.
         #
-        # - A released claim stays in ``_released`` until a call has succeeded that began after its release. Meanwhile a
-        #   new claim of its name waits, so that it starts after these acknowledgements.
+        # - A released claim stays in ``_released`` until a call has succeeded that began after its release. Until then
+        #   a new claim of its name waits, so that it starts after these acknowledgements.
         #
         # - A task that begins to wait during the call may have recorded something before, so it waits for the next one.
         #
-        # The outcome of a call that failed or was cancelled is unknown. Writing a position again does no harm.
+        # It is not known what a failed call has written. Writing a position again does no harm.
         waiting, released = tuple(self._waiting), dict(self._released)
         scanning = trio.current_time() >= self._scan_at
         claims = [
@@ -351,7 +350,7 @@ class Durables:
             return self._eventlog.store.claim([claim.stored for claim in claims])
 
         positions = await in_halves(step, claims, (None,))
-        # A claim that was released during the call is stored now, but has no client. The next claim of its name
+        # If a claim was released during the call, the store has it, but no client uses it. The next claim of its name
         # replaces it.
         for claim, position in zip(claims, positions, strict=True):
             claim.position = position
@@ -374,9 +373,10 @@ class Durables:
 def acknowledged_position(subscription: Subscription, head: Position) -> Position:
     """Return the position before the first event that is not acknowledged, or not sent.
 
-    ``head``: of the log. If everything is acknowledged that the view has, the position is the head. Before the first
-    event of a current state, nothing can be resumed: the position replaces one that has expired, after which another
-    node may still have everything in memory. The client has dropped what it had up to there.
+    ``head``: of the log. If everything is acknowledged that the view has, the position is the head. While no event
+    of a current state was sent, nothing can be resumed: the position is ``NOWHERE``. A stored position that has expired
+    must not stay: another node may still have all events after it in memory and would resume there, but the client has
+    dropped what it had before.
     """
     position, window = subscription.position, subscription.window
     oldest = None if window is None else window.oldest

@@ -201,7 +201,7 @@ class FanOut:
         state = client.state
         if (state is not LIVE and state is not BEHIND) or not subscription.started:
             return None
-        # Before the look for work: offsets of two epochs cannot be compared, and a client without new events must
+        # Before the search for work: offsets of two epochs cannot be compared, and a client without new events must
         # reload too.
         if subscription.position.epoch != self._eventlog.epoch:
             client.disconnect(POSITION_EXPIRED)
@@ -225,7 +225,7 @@ class FanOut:
         return taken
 
     async def _serve_readers(self, view: View) -> None:
-        # A copy, because readers attach and detach at each checkpoint; a new one is served by its session after
+        # A copy, because readers may attach and detach at each checkpoint. A new one is served by its session after
         # SUBSCRIBE. All that stay attached across a checkpoint are subscriptions.
         readers = cast("list[Subscription]", list(view.readers))
         begun = 0
@@ -254,10 +254,10 @@ class FanOut:
         for reader in readers:
             client = reader.client
             try:
-                # Comparing objects is the cheapest test, and equal objects have equal epochs and offsets. An equal
+                # Comparing identities is the cheapest test, and one object has one epoch and one offset. An equal
                 # position in another object only takes the regular path below. ``commit`` and this loop give all
-                # readers the objects of one batch, so clients that keep up stay on the fast path. The last test is for
-                # the type checker only.
+                # readers the objects of one batch, so clients that keep up stay on the fast path. The last test is only
+                # for the type checker.
                 if (
                     reader.position is after
                     and reader.in_step
@@ -341,7 +341,7 @@ class Senders:
         while self._waiting:
             client = self._waiting.popleft()
             if client.state is BEHIND:  # else it is being disconnected
-                # Registered before its first step, so that ``stop`` finds it: a scope may be cancelled before it is
+                # Registered before its first step, so that ``stop`` finds it. A scope may be cancelled before it is
                 # entered.
                 task = self._sending[client] = _SendTask()
                 connections.start_soon(self._send, client, task, name=_SEND)

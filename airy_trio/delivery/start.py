@@ -113,7 +113,7 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
 def _recent(eventlog: EventLog, view: View, since: Position, resume: str, options: ReplayOptions) -> Start:
     """Start where the recent window begins, or later if the window would have more than ``events_max`` events."""
     begin = _limited(since.offset, eventlog.head, options)
-    # Up to ``STATE_AGE_S`` older than the head. Later events are sent after the replay, as live events are.
+    # It may be older than the head. Later events are sent after the replay, as live events are.
     until = eventlog.recent_end()
     replay = Replay(until=until) if begin < until.offset and eventlog.may_have_replaced(view, begin) else None
     return Start(since.at(begin), resume, replay, (("state", "partial"),) if begin > since.offset else ())
@@ -139,7 +139,7 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
         replay: Replay | None = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
         begin = found.until.at(since if found.at is None else 0)
         try:
-            # The send task mostly finds this page in memory, because the newest pages are retained.
+            # The send task usually finds this page in memory, because the newest pages are retained.
             page = await eventlog.page(begin, view.destination, replay, address=address)
         except PositionExpired:  # another epoch or generation has begun
             # Not reported to the client, which has not received anything of that state yet.
@@ -154,13 +154,13 @@ async def _verdict(eventlog: EventLog, view: View, position: Position | None, ad
         return RESET_EPOCH
     if not _is_known(eventlog, position):
         async with eventlog.gate.place(address):
-            # Another node may have sent the client a position that this node has not read yet. It is compared again,
-            # because the node may have read it while this client waited for its place.
+            # Another node may have sent the client a position that this node has not read yet. The position is compared
+            # again, because this node may have read it while the client waited for its place.
             if not _is_known(eventlog, position):
                 await eventlog.catch_up()
         if not _is_known(eventlog, position):
             return RESET_EPOCH
-    # The tail has everything after it, so the store, which may be slow or unavailable, need not be read.
+    # The tail has everything after the position, so the store, which may be slow or unavailable, need not be read.
     if position.offset >= view.evicted:
         return RESUMED
     async with eventlog.gate.place(address):
