@@ -190,7 +190,7 @@ class Inbox:
         # Two tasks run during the wait, and each can end the other. When the work has ended, the one that reads ahead
         # is cancelled; that loses nothing, because `receive` may be cancelled at any await. When the client has left,
         # or breaks the protocol, the reading task cancels the work, and its fault is raised here. If both happen in one
-        # pass of the event loop, the work counts: its result is returned, and the fault stays for `next`, after the
+        # pass of the event loop, the work counts: its result is returned, and `next` raises the fault after the
         # messages that came before it. The result is in a list, because None is a result too.
         results: list[T] = []
         async with trio.open_nursery() as nursery:
@@ -277,8 +277,8 @@ class Conversation:
         try:
             requests = self._client.connection.receive(piece)
         except RemoteProtocolError as fault:
-            # The client sent these before the frame at fault, so they take effect, with their RECEIPTs, before the
-            # ERROR.
+            # The client sent `fulfilled` before the frame at fault, so these requests take effect, with their RECEIPTs,
+            # before the ERROR.
             requests, refused = fault.fulfilled, _after_fault(fault)
         return await self.answer(requests) or refused
 
@@ -323,7 +323,7 @@ class Conversation:
         # Not kept: it is a secret, and the session may last for days.
         token, self._upgrade_token = self._upgrade_token, None
         user = authenticator.authenticate_at_once(request, token)
-        # Only now with the tasks of `unless_gone`: most tokens name a key that is known.
+        # The tasks of `unless_gone` are started only in this case: most tokens name a key that is known.
         if isinstance(user, UnknownKeyError):
             user = await self.inbox.unless_gone(authenticator.authenticate(request, token))
         if isinstance(user, Refusal):
@@ -371,8 +371,8 @@ class Conversation:
             refused = services.durables.refusal(request, client.user, request.durable)
         if refused is not None:
             return refused
-        # No checkpoint until the subscription is in `client.subscriptions`: if a later wait is cancelled, `end`
-        # detaches and releases what it finds there, and nothing else.
+        # No checkpoint from here until the subscription is in `client.subscriptions`: if a later wait is cancelled,
+        # `end` releases only what it finds there.
         if not client.slot.subscribe():
             prose = "The clients of this address have as many subscriptions as are allowed."
             details = "listener.subscriptions_per_address_max is reached"
@@ -399,8 +399,8 @@ class Conversation:
         resume_header = header("resume", begin.resume, None) if has_header else b""
         subscription.begin_after(begin.position, begin.replay, resume_header)
         if claim is not None:
-            # The position where it starts is stored before the RECEIPT: if this node crashed after it, the next
-            # connection would otherwise find no position and miss the events in between.
+            # The start is stored before the RECEIPT. Otherwise, if this node crashed after the RECEIPT of a new name,
+            # the next connection would find no position and miss the events in between.
             services.durables.start(claim)
             await self.inbox.unless_gone(services.durables.wait_written())
         await self._send_receipt(request.receipt, begin.headers)

@@ -56,7 +56,7 @@ class ClientTimers:
         if outgoing_s is None:
             return self.ping_at
         beat_at = self.client.stream.written_at + outgoing_s - SLOT_S
-        # A heart-beat at least as frequent as the PING carries it along (see `serve`): no wake-up for the PING alone.
+        # If heart-beats are at least as frequent as PINGs, a PING waits for the next heart-beat (see `serve`).
         return beat_at if outgoing_s <= PING_EVERY_S else min(beat_at, self.ping_at)
 
     @property
@@ -93,8 +93,8 @@ class ClientTimers:
         # Programs do not see a PING, so a client that expects heart-beats gets one together with it.
         data = b"" if self.heartbeat.outgoing_s is None else client.connection.heart_beat()
         if now >= self.ping_at:
-            # Also if the transport refuses it below: then the client has bytes to take, which shows as well as a PONG
-            # that it is there.
+            # Also if the transport refuses the PING: then the client has bytes to take, and to take them shows as well
+            # as a PONG that it is alive.
             self.pinged_at = now
             data += EMPTY_PING
         if not stream.offer(data, now):
@@ -121,7 +121,7 @@ class TimerWheel:
 
     def watch(self, timers: ClientTimers) -> None:
         """Serve the timers of a client until ``forget``."""
-        # Rounded up: what the client is filed for is due when the slot is checked.
+        # Rounded up, so that what the client is filed for is due when the slot is checked.
         due_at = min(timers.write_at, timers.silent_at, timers.expires_at, trio.current_time() + HORIZON_S)
         slot = max(math.ceil(due_at / SLOT_S), self._past + 1)  # a slot that was checked already would spin
         self._slots.setdefault(slot, {})[timers.client] = timers
@@ -142,13 +142,13 @@ class TimerWheel:
     async def run(self) -> None:
         """Serve the timers of all clients until cancelled."""
         while True:
-            # No checkpoint from here to the wait: a client is either counted in `_next` or sets this event. There are
-            # about `HORIZON_S / SLOT_S` slots at most, so their minimum costs little.
+            # No checkpoint from here to the wait: each slot is either counted in `_next`, or `watch` sets this event.
+            # There are at most about `HORIZON_S / SLOT_S` slots, so their minimum costs little.
             self._sooner = trio.Event()
             self._next = min(self._slots, default=math.inf)
             with trio.move_on_at(self._next * SLOT_S) as sleep:
                 await self._sooner.wait()
-            # The slot may be gone, because `forget` has emptied it meanwhile; then nothing is checked.
+            # The slot may be gone, because `forget` has emptied it. Then nothing is checked.
             if sleep.cancelled_caught:
                 self._check_slot(int(self._next))
 

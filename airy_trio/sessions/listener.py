@@ -195,7 +195,7 @@ async def accept(
     shortage = Outage(logger, "cannot accept connections", backoff=Backoff(EXHAUSTED_PAUSE_S, EXHAUSTED_PAUSE_S))
     over_at = math.inf
     while True:
-        # A checkpoint for each group of connections, also if more of them wait: other tasks run in between.
+        # A checkpoint for each group of connections, even if more are waiting, so that other tasks run in between.
         with trio.move_on_at(over_at) as over:
             await trio.lowlevel.wait_readable(listening)
         if shortage.since is not None and trio.current_time() >= over_at:
@@ -254,8 +254,9 @@ class _Acceptor:
         try:
             slot = admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
-            # Trio runs each new task up to its first checkpoint, even if it is cancelled before. So the `finally` that
-            # counts this down, and the one in `Sessions.serve` that releases the slot, are always reached.
+            # Trio runs each new task up to its first checkpoint, even if it is cancelled before. So two `finally`
+            # always run: that of `_reject`, which counts this down, and that of `Sessions.serve`, which releases the
+            # slot.
             self._rejecting += 1
             answered = refused if self._rejecting <= self._rejections_max else None
             handshake_turn = partial(admission.handshakes.enter, _REJECTED)
@@ -285,7 +286,7 @@ class _Acceptor:
 
     async def _refuse(self, transport: Transport, refused: RequestRefusedError, turn: Turn) -> None:
         def examine(_request: Request, host: str, origin: str | None) -> NoReturn:
-            # A page of another origin also gets `refused`, but without the headers that would let it read the answer.
+            # If this check raises, the client gets `refused` as well, but without the headers that let a page read it.
             self._sessions.admission.rules.check(host, origin, loopback=self._loopback)
             raise refused
 

@@ -137,7 +137,8 @@ class Sessions:
             self._accepted += 1
             session = Session(self.services, transport, slot, self._accepted)
             self.clients[session.client] = None
-            # Accepted just before the accept loop was cancelled, and begun after `disconnect_all` has made its list.
+            # It was accepted just before the accept loop was cancelled, and begins after `disconnect_all` has made its
+            # list.
             if self._disconnecting:
                 session.client.disconnect(SHUTTING_DOWN)
             try:
@@ -191,7 +192,8 @@ class Sessions:
         while away_max_s:
             await trio.sleep(min(CHECK_STORE_EVERY_S, away_max_s))
             was_suspended = self.admission.suspended
-            # Before the clients are disconnected: those that come back to this server are refused and try another one.
+            # Before the clients are disconnected, so that this server refuses those that come back to it, and they try
+            # another.
             self.admission.suspended = self.services.eventlog.away_s > away_max_s
             if self.admission.suspended and not was_suspended:
                 logger.warning(

@@ -70,16 +70,16 @@ class Session:
 
     async def run(self) -> None:
         """Serve the client until the connection is closed and the session's tasks have ended."""
-        # A conversation ends in one of four ways. In three of them the client gets the reason: a request returns one or
+        # A session ends in one of four ways. In three of them the client gets the reason: a request returns one or
         # raises, another task calls `Client.disconnect`, which cancels `client.scope`, or the deadline of the scope
         # passes. The scope catches its own cancellation, so what follows it is not cancelled. The fourth way is that
-        # the server cancels all sessions when its drain time is over. That passes through the scope, and only the
-        # `finally` runs: the connection is aborted.
+        # the server cancels all sessions, because its drain time is over. That cancellation passes through the scope,
+        # and only the `finally` runs: the connection is aborted.
         #
         # `_release` comes before the reason is written, so that no event and no heart-beat can follow it, and again in
-        # the `finally`, which may be reached without the first call. The waits after it are shielded, because a
-        # connection that is closing when the drain time ends should still be closed in order; their limits keep them
-        # short.
+        # the `finally`, which may be reached without the first call. The waits after the first call are shielded,
+        # because a connection that is closing when the drain time ends should still be closed in order. Their limits
+        # keep them short.
         client = self.client
         client.scope.deadline = trio.current_time() + self._services.options.connect_timeout_s
         orderly = False
@@ -88,8 +88,8 @@ class Session:
                 with client.scope:
                     await self._open()
                     conversation = self.conversation
-                    # The reason is tested because `next` has no checkpoint if the next message has been read already:
-                    # the cancelled scope would take effect only after more messages.
+                    # The reason is tested because `next` may have no checkpoint if the next message has arrived
+                    # already. Without the test, the cancellation would take effect only after further messages.
                     while conversation is not None and client.reason is None:
                         # Idle sessions wait here: each coroutine in between would take memory in all of them.
                         reason = await conversation.handle(await conversation.inbox.next())
@@ -190,7 +190,7 @@ class Session:
         """
         client = self.client
         reason, stream = client.reason, client.stream
-        # A stall may have another first reason, which cannot be sent either.
+        # If the peer has stalled, the first reason may be another one. It cannot be sent either.
         if reason is None or reason is TOO_SLOW or stream.stalled:
             return False
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
@@ -200,8 +200,8 @@ class Session:
                 end = client.connection.end(reason)
                 if end is not None:
                     await stream.close(end)
-                # Only a Close frame (neither None nor empty) has an answer, and the client's own one may have arrived
-                # before.
+                # The client answers only a Close frame: `end` is then neither None nor empty. Its own Close frame may
+                # have arrived before.
                 if end and not stream.ended:
                     await read_to_end(stream.transport, self._turn, or_close_after=stream.unread)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
