@@ -230,8 +230,8 @@ class _Port:
         """Cancel a connection, which closes it at once."""
         [(most, _)] = Counter(self._addresses.values()).most_common(1)
         oldest = next(scope for scope, address in self._addresses.items() if address == most)
-        # Here instead of in its own `finally`, which runs later: connections that arrive in the same pass must not
-        # choose it again.
+        # Not only in the `finally` of that connection, which runs later: connections that arrive in the same pass must
+        # not evict it again.
         del self._addresses[oldest]
         oldest.cancel()
         self._evicted += 1
@@ -247,7 +247,7 @@ class _Port:
 
     async def _answer(self, request: PageRequest) -> Answer:
         if request.path not in PROBES:
-            # Before the token is compared: a refusal takes as long as a page.
+            # Before the token is compared, so that requests without it are slowed down too.
             async with self._turn:
                 await trio.sleep(PAGE_PAUSE_S)
         if refusal := self._refusal(request):
@@ -288,8 +288,8 @@ class HttpConnection:
                 while (head := await self._receive()) is not None:
                     request = _request_of(head)
                     await self._send(await self._answer(request), without_body=request.method == "HEAD")
-                    # h11 demands the end of the connection: the peer asked for it, speaks HTTP/1.0, or has sent a body,
-                    # which is unread.
+                    # In any state but DONE, h11 requires that the connection ends: the peer asked for it, speaks
+                    # HTTP/1.0, or has sent a body, which is unread.
                     if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                         return
                     self._http.start_next_cycle()

@@ -98,8 +98,8 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
     options, reads_only = settings.database, settings.changes.reads_only
     names = Names.of(options.url, options.schema)
     source = _Source(settings, names)
-    # The last one opened is closed first: the lease is released while its connection, the feed's, is open, and the feed
-    # is closed before the pool that it writes through. Not an `async with`, because its end would not be shielded.
+    # The last one opened is closed first: the lease is released while the connection that it may share with the feed is
+    # open. Not an `async with`, because its end would not be shielded.
     closing = contextlib.AsyncExitStack()
     try:
         if names.dialect == SQLITE:
@@ -118,7 +118,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
 
-        # Called later: the lease may need the epoch of the event log, which is not open yet.
+        # A function, because the lease may need the epoch of the event log, which is not open yet.
         def lease(epoch: Callable[[], str]) -> Lease:
             made = make_lease(epoch)
             closing.push_async_callback(made.release)
@@ -401,7 +401,7 @@ async def _open_sql_store(
     except BaseException:  # a cancellation too: nothing else has a reference to these connections yet
         await reading.aclose()
         raise
-    # Notifications and settings of a session do not survive a pooler.
+    # Notifications, and settings of a session, do not work through a pooler.
     direct_url = options.direct_url if url == options.url and options.direct_url else url
     appending = open_database(direct_url, options, settings=LOG_TIMEOUTS)
     return sql_store(reading, appending, names)

@@ -139,8 +139,8 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
         raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process; {remedy}"])
     worker = 0 if worker is None else worker
     # First, because the settings may name files that cannot be used.
-    # The threads of the start are abandoned when it is cancelled: a mount may hang, or a migration may wait for a lock,
-    # and neither may hold up the end of the process.
+    # The threads of the start are abandoned if it is cancelled: a mount may hang, or a migration may wait for a lock,
+    # and neither may delay the end of the process.
     file_keys = await trio.to_thread.run_sync(load_file_keys, settings.auth, abandon_on_cancel=True)
     authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
@@ -181,8 +181,8 @@ async def _serve(
     settings: Settings, parts: Parts, renewal: "Renewal | None", stopping: trio.Event, start: _Start
 ) -> None:
     # The start. The recorder is awaited until it has recorded a batch, or knows that another server records. So a start
-    # that cannot succeed (a wrong mapping, a foreign log) fails before any client is accepted, and a new epoch that a
-    # start needs has begun by then. Everything that serves a client is started before the accept loop.
+    # that cannot succeed (a wrong mapping, a foreign log) fails before any client is accepted, and if a start needs a
+    # new epoch, it has begun by then. Everything that serves a client is started before the accept loop.
     #
     # The shutdown goes the other way. Readiness fails first, then intake is cancelled as a whole: no connection is
     # accepted, and no event is recorded, followed or fanned out. Only clients that are behind still get what they lack.
@@ -191,8 +191,9 @@ async def _serve(
     # the flush waits until the store has what they acknowledged. Therefore the task that writes it is in `connections`,
     # which is cancelled last, together with the sessions that have not closed in time.
     #
-    # A failure in intake takes the same way without the drain time: the clients get a reason before the error ends the
-    # server, and connect elsewhere. A cancellation from outside is not an `ExceptionGroup`: it ends everything at once.
+    # After a failure in intake the same happens without the drain time: the clients get a reason before the error ends
+    # the server, and connect elsewhere. A cancellation from outside is not an `ExceptionGroup`: it ends everything at
+    # once.
     log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
     await wait_until_available(log.open, settings.database, "log.url", start.starting)
     with contextlib.ExitStack() as sockets:
@@ -289,7 +290,7 @@ class Renewal:
         """Apply the requests to the server that was started with ``running``, until cancelled."""
         while True:
             await self._requested.wait()
-            # Before the settings are read: a request that comes meanwhile causes another reading.
+            # Before the settings are read, so that a request that arrives meanwhile causes another reading.
             self._requested = trio.Event()
             try:
                 await self._renew(running, sessions, encryption)
@@ -303,7 +304,7 @@ class Renewal:
         found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if (new is None) != (encryption is None):
             raise StartError([TLS_FIXED])
-        # The last step that can fail. If it does, it has changed nothing.
+        # This is the last step that can fail, and it changes nothing if it does.
         sessions.renew(found.auth, file_keys)
         if encryption is not None and new is not None:
             encryption.context = new.context

@@ -100,12 +100,12 @@ class Workers:
         while not self._stopping.is_set():
             listened, code, refused = await self._run_once(number)
             if self._stopping.is_set():
-                # A negative code is a signal, which after SIGTERM is an expected end.
+                # A negative code means that a signal ended the process, as SIGTERM may.
                 self._code = self._code or int(code > 0)
                 break
             failures = 0 if listened else failures + 1
-            # A first start that fails usually shows a fault in the settings, which a repetition would not remove. A
-            # later one may fail only for a while.
+            # If the first start fails, the fault is usually in the settings, and another attempt would not help. A
+            # later start may fail only for a while.
             if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening - {self._recorder})):
                 logger.error("worker cannot start; stopping", worker=self._name(number), exit_code=code)
                 if refused:

@@ -158,8 +158,8 @@ class Authenticator:
                 # The claims themselves are not stored, and those of other names might grant something else.
                 if proof.grant_claims != options.grant_claims or (options.jwt_require_grants and user.grant == ALL):
                     return False
-                # As long as no keys are known, nothing is known against a token that was accepted: a new key server
-                # that does not answer yet ends no session. `refresh_keys` returns True once its keys are there.
+                # Until keys were loaded no session is ended, because a new key server may not have answered yet.
+                # `refresh_keys` returns True once its keys are there.
                 return not self._ring.loaded or still_accepted(proof, self._ring.keys, options)
             case _:
                 assert_never(options.mode)
@@ -278,7 +278,7 @@ def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Re
         answer = _verified_with(key, token, algorithm, options)
         if answer is not None:
             return answer
-    # Also if keys fit: the issuer may have replaced the key under the same kid, or may use none.
+    # Raised even if keys fit: the issuer may have replaced the key under the same kid, or may use none.
     without = f"auth.jwt_key has no key for {'its alg' if kid is None else 'its kid and alg'}"
     raise UnknownKeyError("no key of auth.jwt_key verifies the signature" if fitting else without)
 

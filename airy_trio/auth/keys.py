@@ -228,15 +228,15 @@ class KeyServer:
         parts = urlsplit(self.url)
         host, port = parts.hostname or "", parts.port or HTTPS_PORT
         target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-        # Trio connects, because it tries the next address soon if one does not answer; the standard library would wait
+        # Trio connects, because it tries the next address soon if one does not answer. The standard library would wait
         # for the first one as long as the whole load may take. Its blocking client then runs in a thread, over the
         # connected socket. A thread cannot be cancelled: at the deadline it is abandoned, and its read ends when the
-        # socket is shut down. That needs a descriptor of our own, because TLS takes over that of `plain` and closes it
-        # in the thread, and another file may have its number by then.
+        # socket is shut down. That needs a second descriptor, because TLS takes over that of `plain` and closes it in
+        # the thread, and another file may have its number by then.
         try:
             with trio.fail_after(FETCH_TIMEOUT_S):
                 tls = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
-                stream = await trio.open_tcp_stream(host, port)  # tries the next address if one does not answer
+                stream = await trio.open_tcp_stream(host, port)
                 with socket.socket(fileno=stream.socket.detach()) as plain, plain.dup() as same:
                     try:
                         ask = partial(_body_of, plain, tls, host, port, target)
@@ -288,12 +288,11 @@ class KeyRing:
     ``loaded``: whether ``keys`` were ever loaded. A key server may not have answered yet.
     """
 
-    # Three tasks meet here. One calls `refresh` in a loop and is the only one that loads. Sessions call `wait_newer`
-    # for a token with an unknown key: during a load they wait for its end; otherwise they request one, unless the last
-    # one began less than `pause_s` ago: then the answer is False at once. So tokens with invented keys cause one load
-    # in `pause_s`, however many there are. A renewal of the settings replaces the ring and calls `retire` on the old
-    # one. That wakes both, and each continues with the new ring.
-    #
+    # Tasks of three kinds meet here. One task calls `refresh` in a loop and is the only one that loads. Sessions call
+    # `wait_newer` for a token with an unknown key. During a load they wait for its end. Otherwise they request a load,
+    # unless the last one began less than `pause_s` ago: then the answer is False at once. So tokens with invented keys
+    # cause one load in `pause_s`, however many there are. A renewal of the settings replaces the ring and calls
+    # `retire` on the old one. That wakes the loading task and the sessions, and each continues with the new ring.
     # Each of the two events is for one load. `_wanted` is replaced before the load begins, so requests that come
     # together are one, and none is left over. A session takes `_ended` when it begins to wait, and it is replaced at
     # the end of a load, so no session waits for a second one.
@@ -353,7 +352,7 @@ class KeyRing:
         except Exception as error:  # noqa: BLE001 - the answer of another server must not end this one
             fault = f"an error of the program: {type(error).__name__}"
         finally:
-            # No checkpoint from here to the new keys below: the sessions that this wakes find them.
+            # No checkpoint from here until the new keys are stored below, so the sessions that this wakes find them.
             self._loading = None
             self._ended.set()
             self._ended = trio.Event()

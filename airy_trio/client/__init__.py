@@ -179,8 +179,8 @@ class _Loop:
         self._store = store
         self._replay = replay
         self._until: Position | None = None  # the end of the current state while it is being received
-        # Without a buffer: when `send` returns, the loop has the item. So a lost connection can lose only items after
-        # `_position`, and the next SUBSCRIBE asks for those again.
+        # Without a buffer: when `send` returns, the loop has the item. So a lost connection loses only items after
+        # `_position`, and the next SUBSCRIBE requests those again.
         self._sending, self.items = trio.open_memory_channel[Event | Reset | State](0)
         self._scope = trio.CancelScope()
         self._position: Position | None = None  # of the last item that the loop has received
@@ -364,7 +364,8 @@ class _Connector:
                 self._lost = False
             while True:
                 message = await connection.receive("MESSAGE")
-                # Not at CONNECTED: the pauses go on growing for a server that accepts each connection and then ends it.
+                # Not at CONNECTED: if a server accepts each connection and then ends it, the pauses have to go on
+                # growing.
                 self._backoff.reset()
                 await loop.deliver(message)
 

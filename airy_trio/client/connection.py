@@ -134,7 +134,7 @@ async def connected(address: ServerAddress, token: str | None) -> AsyncGenerator
     Raises ``Lost``, ``Refused``, ``BadAnswer``.
     """
     # Scopes and nurseries must be nested, so this scope surrounds the block of the caller too, and its deadline is
-    # lifted before that. Only an attempt that is too slow gets to the end of this function.
+    # lifted before that block begins. Only an attempt that is too slow gets to the end of this function.
     with trio.move_on_after(OPEN_TIMEOUT_S) as opening:
         async with address.stream() as stream, tasks() as nursery:
             connection = ServerConnection(await _upgraded(nursery, stream, address))
@@ -149,7 +149,7 @@ async def connected(address: ServerAddress, token: str | None) -> AsyncGenerator
 @asynccontextmanager
 async def tasks() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery whose tasks are cancelled after the block. What the block raises is not wrapped in a group."""
-    # A nursery wraps what its block raises in a group, even a single exception. So the exception is kept until the
+    # A nursery wraps in a group what its block raises, even a single exception. So the exception is kept until the
     # nursery has ended. It is raised in a `finally`, because it has precedence over what a task raises while it is
     # cancelled.
     fault: BaseException | None = None

@@ -114,7 +114,7 @@ def within(destination: Destination, channels: frozenset[str]) -> Destination | 
             return destination if id_ in channels else None
         case Within(destination=wider, channels=others):
             return within(wider, channels & others)
-        # The same events: these clients read the view of the channel and need no narrow one.
+        # Both have the same events, so these clients share the view of the channel and need no narrow one.
         case Everything() if len(channels) == 1:
             return OfChannel(next(iter(channels)))
         case _:

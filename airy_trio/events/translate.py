@@ -244,7 +244,7 @@ def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:
     depth = key.count(".") + 1
     if depth > values.NESTING_MAX:
         raise UnfitValueError(column, f"is nested deeper than {values.NESTING_MAX}")
-    # Apart from the time, because -infinity is a time, and a row without one comes before it.
+    # Not part of the time: -infinity is a time too, and a row without a time comes before it.
     known = entry.updated_at is not None
     time = instant(entry.updated_at, time_zone, "updated_at") if known else -math.inf
     if entry.value is None:

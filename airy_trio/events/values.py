@@ -228,8 +228,8 @@ def check(text: str, nesting_max: int = NESTING_MAX) -> Json:
     """Return the text if it is one valid JSON value that is not nested too deep. Raises ``InvalidJsonError``."""
     if is_deeper(text, nesting_max):
         raise InvalidJsonError(f"is nested deeper than {nesting_max}")
-    # ``raw_decode`` skips no spaces before a value and ignores everything after it. Only these four are spaces in JSON;
-    # ``strip`` alone would remove others as well.
+    # ``raw_decode`` skips no spaces before a value and ignores everything after it. JSON has only the four spaces in
+    # ``_SPACE``; ``strip`` alone would remove others as well.
     value = text.strip(_SPACE)
     try:
         is_whole = _DECODER.raw_decode(value)[1] == len(value)
@@ -407,7 +407,7 @@ def _float_us(epoch_ms: float, column: str) -> int | float:
         raise UnfitValueError(column, "is not a time")
     if math.isinf(epoch_ms):
         return epoch_ms
-    # In two parts, because the product of a float and 1000 is rounded, and might be a microsecond of the future.
+    # In two parts, because the product of a float and 1000 may be rounded up, to a microsecond of the future.
     return math.floor(epoch_ms) * 1000 + math.floor(epoch_ms % 1 * 1000)
 
 
@@ -417,7 +417,7 @@ def _text_us(value: str, time_zone: tzinfo, column: str) -> int | float:
         part = int(fraction[:3].ljust(3, "0"))
         if not value.startswith("-"):
             return whole + part
-        # Toward the past: further digits make a negative time earlier.
+        # Rounded toward the past, as all times are: further digits make a negative time earlier.
         return whole - part - (1 if fraction[3:].strip("0") else 0)
     try:
         return (_read(value, time_zone) - _EPOCH) // _MICROSECOND
@@ -432,7 +432,7 @@ def _any_year_us(value: str, time_zone: tzinfo, column: str) -> int | float:
     found = _ANY_YEAR.fullmatch(value)
     if not found:
         raise UnfitValueError(column, "is not a time")
-    # The year before 1 is 1 BC, here 0.
+    # 1 BC is the year before 1, so it is 0 here.
     year = 1 - int(found[1]) if found[3] else int(found[1])
     equal_year = 2000 + year % _CYCLE_YEARS
     try:

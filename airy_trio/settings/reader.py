@@ -101,7 +101,8 @@ class StrictConverter(Converter):
 
     def __init__(self) -> None:
         super().__init__(detailed_validation=True, forbid_extra_keys=True)
-        # cattrs passes a hook nothing but the value and its type, and one converter reads all documents.
+        # A context variable, because cattrs passes only the value and its type to a hook, and all documents share the
+        # hooks.
         self._environ: ContextVar[Mapping[str, str]] = ContextVar("environ")
         for kind in (str, bool, int, float):
             self.register_structure_hook(kind, self._scalar)
@@ -286,7 +287,8 @@ def fault_lines(error: Exception, root: type, path: Path = (), *, secret: bool =
         case IterableValidationError():
             for inner, item in error.group_exceptions()[0]:
                 yield from fault_lines(inner, root, (*path, item.index), secret=secret)
-        # After the groups of cattrs, which are subclasses. These are our contradictions, which show no value.
+        # After the groups of cattrs, which are subclasses. All other groups contain contradictions, which show no
+        # value.
         case ExceptionGroup():
             for inner in error.exceptions:
                 yield from fault_lines(inner, root, path)

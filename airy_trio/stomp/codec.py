@@ -251,8 +251,7 @@ class Decoder:
         return frame
 
     def _read_command(self) -> bool:
-        # Different if the input before has ended within the command: a line end now ends the command, and the fast path
-        # would search the same octets again.
+        # They differ if the earlier input ended within the command. Its octets must not be searched again.
         between_frames = self._searched == self._at
         if between_frames:
             if not self._skip_eols():
@@ -267,15 +266,16 @@ class Decoder:
         limits = self.limits
         if self.version is Version.V1_0:  # its values are trimmed
             return False
-        # A head as long as one line may be has no line that is too long. The frame needs room for its NUL as well.
+        # No line of a head is too long if the whole head is not longer than one line may be. The frame needs room for a
+        # NUL.
         found = plain_head(self._data, self._at, min(limits.header_line_bytes_max, limits.frame_bytes_max - 1))
         if found is None:
             return False
         command, headers, end = found
-        # The line-by-line decoder reads these heads again, and reports the fault with its token.
+        # Then the head is read again line by line, which reports the fault with its token.
         if len(command.encode()) > limits.command_bytes_max or len(headers) > limits.header_count_max:
             return False
-        # Everything that ``_end_head`` needs: its faults have the receipt from the headers, and count these octets.
+        # Before ``_end_head``: its limit counts these octets, and its faults get the receipt from these headers.
         self._command, self._headers = command, headers
         self._used_bytes = end - self._at
         self.searched_bytes += self._used_bytes
@@ -322,7 +322,7 @@ class Decoder:
             return
         if not _DIGITS.fullmatch(text):
             raise RemoteProtocolError(*errors.NOT_A_LENGTH)
-        # Compared here, before the body arrives, so that a body is never held that is too large.
+        # Compared before the body arrives, so that a body that is too large is never held.
         digits = text.lstrip("0") or "0"
         too_long = len(digits) > _LENGTH_DIGITS_MAX
         if too_long or self._used_bytes + int(digits) + 1 > self.limits.frame_bytes_max:

@@ -87,7 +87,7 @@ from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions, T
 
 IN_FLIGHT_DEFAULT: Final = 20_000
 """Unacknowledged messages of one connection, unless all its subscriptions with the default prefetch need more."""
-# A header line has room for a bearer token of 2 KiB.
+# A header line has room for a bearer token of 2 KiB, the longest one that `[auth] tokens` allows.
 LIMITS_BEFORE_CONNECT: Final = Limits(
     frame_bytes_max=4_096, header_count_max=32, header_line_bytes_max=3_072, command_bytes_max=16
 )
@@ -369,7 +369,6 @@ def subscribe(connection: Connection, frame: Frame) -> Subscribe:
     replay = frame.get("replay")
     if replay not in (None, *REPLAYS):
         raise RemoteProtocolError(*errors.BAD_REPLAY)
-    # After all checks, so that a SUBSCRIBE with a fault opens nothing.
     number = connection.subscriptions.open(
         OpenSubscription(id=subscription_id, destination=destination, prefetch=0 if ack is AckMode.AUTO else prefetch)
     )
@@ -470,7 +469,7 @@ def _required(frame: Frame, name: str, missing: Fault) -> str:
 
 
 def _check_size(value: str, bytes_max: int, too_large: Fault) -> None:
-    # A character has at least one octet, so what is certainly too long is not encoded.
+    # A character has at least one octet, so a text that is certainly too long need not be encoded.
     if len(value) > bytes_max or len(value.encode()) > bytes_max:
         raise RemoteProtocolError(*too_large)
 

@@ -44,7 +44,7 @@ class WaitingAcks:
         """Add one acknowledgement."""
         found = _MESSAGE_ID.fullmatch(ack.message_id)
         number = _ANY_SUBSCRIPTION if ack.number is None else ack.number
-        # A number that does not fit belongs to no subscription, because they are counted from 1.
+        # The subscriptions of a connection are counted from 1, so a number that does not fit belongs to none.
         if found is None or (ack.number is not None and number >= _ANY_SUBSCRIPTION):
             self._packed += _UNKNOWN
         else:
