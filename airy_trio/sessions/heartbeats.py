@@ -56,8 +56,10 @@ class ClientTimers:
         if outgoing_s is None:
             return self.ping_at
         beat_at = self.client.stream.written_at + outgoing_s - SLOT_S
-        # If heart-beats are at least as frequent as PINGs, a PING waits for the next heart-beat (see `serve`).
-        return beat_at if outgoing_s <= PING_EVERY_S else min(beat_at, self.ping_at)
+        # A PING waits for the next heart-beat, to be written together with it (see `serve`), but for one interval only:
+        # each event that is written delays the heart-beat.
+        patience_s = outgoing_s if outgoing_s <= PING_EVERY_S else 0.0
+        return min(beat_at, self.ping_at + patience_s)
 
     @property
     def silent_at(self) -> float:

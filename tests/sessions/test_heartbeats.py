@@ -138,6 +138,19 @@ async def test_a_ping_is_written_with_an_expected_heart_beat(
     assert transport.take() == written
 
 
+@pytest.mark.parametrize("outgoing_s, pings", [(30.0, 9), (PING_EVERY_S, 7), (PING_EVERY_S + 1, 14)])
+async def test_events_do_not_delay_a_ping_for_long(
+    outgoing_s: float, pings: int, wheel: TimerWheel, autojump_clock: MockClock
+) -> None:
+    transport = MemoryTransport()
+    one = timers_of(transport, outgoing_s=outgoing_s)
+    wheel.watch(one)
+    while trio.current_time() < UNANSWERED_MAX_S - 1:
+        one.client.stream.offer(b"event", trio.current_time())
+        await trio.sleep(5)
+    assert transport.take().count(EMPTY_PING) == pings
+
+
 async def test_a_client_being_served_is_not_silent(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     one = timers_of(MemoryTransport(), incoming_s=1)
     one.client.stream.reading = False
