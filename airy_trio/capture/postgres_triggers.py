@@ -11,6 +11,9 @@ A trigger must never make a write of the application fail.
 - The application may rename or drop a column later. So a column is never named where it must exist: ``_value`` looks it
   up in a subselect over the row, and if the row has no such column, SQL's scoping finds the name one level further out,
   where it is NULL.
+
+The recorder finds a row by the text of its key. The text of a time, for example, depends on the settings of a session.
+So the functions of a table with such a key run with the settings of the recorder's session (``PLAIN_TEXT``).
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,9 +24,9 @@ from attrs import evolve, field, frozen
 
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import Kind
-from airy_trio.capture.mapping import Column, Table, Tables
+from airy_trio.capture.mapping import Column, ColumnType, Table, Tables
 from airy_trio.capture.postgres import notify
-from airy_trio.database import Names, quote_identifier, quote_text
+from airy_trio.database import PLAIN_TEXT, Names, quote_identifier, quote_text
 
 logger = structlog.get_logger(__name__)
 
@@ -33,6 +36,8 @@ _TRANSITIONS = {
     "delete": "referencing old table as airy_old",
 }
 _TRUNCATED = "airy_truncated"
+_SAME_TEXT: Collection[ColumnType] = ("integer", "json", "numeric", "text", "uuid")
+"""The types whose text is the same in each session."""
 
 
 @frozen
@@ -40,12 +45,14 @@ class Trigger:
     """A trigger: the text that it runs, and how it fires. A disabled one has an empty body. Equal if they act alike.
 
     ``body`` is the text as the database stores it: on Postgres of the function, on SQLite the whole statement.
-    ``statements`` create the trigger, and replace one of the same name on Postgres.
+    ``plain_text``: it runs with the settings ``PLAIN_TEXT``. ``statements`` create the trigger, and replace one of the
+    same name on Postgres.
     """
 
     body: str
     for_each_row: bool = False
     always: bool = False
+    plain_text: bool = False
     statements: tuple[str, ...] = field(default=(), eq=False)
 
     @property
@@ -77,6 +84,8 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
         # The function's search path has no schema of the application, so regclass always writes the table's schema too.
         truncated = f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text)"
         bodies["truncate"] = _body(names, truncated, condition="true")
+    plain_text = any(column is not None and column.type not in _SAME_TEXT for column in table.logged_columns("D"))
+    session = "".join(f" set {name} = '{value}'" for name, value in PLAIN_TEXT.items()) if plain_text else ""
     made = {}
     for event, body in bodies.items():
         name = names.trigger(table.kind, event)
@@ -93,14 +102,14 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
         # session could replace those of the function by its own, and the function runs with the rights of its owner.
         create_function = (
             f"create or replace function {function} returns trigger language plpgsql "
-            f"security definer set search_path = pg_catalog, pg_temp as $airy_trio${body}$airy_trio$"
+            f"security definer set search_path = pg_catalog, pg_temp{session} as $airy_trio${body}$airy_trio$"
         )
         create_trigger = f"create or replace trigger {quote_identifier(name)} {when} execute function {function}"
         # Replacing a trigger resets its mode: it is enabled, and fires for the origin only. Hence the third statement.
         statements = [create_function, create_trigger]
         if always:
             statements.append(f"alter table {table.quoted} enable always trigger {quote_identifier(name)}")
-        made[name] = Trigger(body, for_each_row, always, tuple(statements))
+        made[name] = Trigger(body, for_each_row, always, plain_text, tuple(statements))
     return made
 
 

@@ -415,7 +415,7 @@ class Queries:
             return "null"
         if not self._postgres:
             return _name(column)
-        if column.type == "float":
+        if column.type == "float" and column not in self._table.logged_columns("D"):  # a trigger logs it as plain text
             return f"cast(cast({_name(column)} as numeric) as text)"  # numeric has no exponents
         return f"cast({_name(column)} as text)"
 

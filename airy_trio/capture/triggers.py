@@ -36,7 +36,8 @@ _OUTDATED: Final = "has triggers of another mapping or version:"
 _POSTGRES_FOUND = sa.text(
     """
     with recursive ours as (
-        select t.tgrelid, t.tgfoid, t.tgname, t.tgenabled, t.tgtype & 1 = 1 as for_each_row, p.prosrc
+        select t.tgrelid, t.tgfoid, t.tgname, t.tgenabled, t.tgtype & 1 = 1 as for_each_row, p.prosrc,
+               cardinality(p.proconfig) > 1 as plain_text
         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
         where n.nspname = :schema and not t.tgisinternal and t.tgparentid = 0
     ),
@@ -46,7 +47,7 @@ _POSTGRES_FOUND = sa.text(
         select member.root, i.inhrelid from member join pg_inherits i on i.inhparent = member.relation
     )
     select n.nspname as schema, c.relname as table, ours.tgname as name, ours.prosrc as body, ours.for_each_row,
-           states.fires, states.always
+           ours.plain_text, states.fires, states.always
     from ours join pg_class c on c.oid = ours.tgrelid join pg_namespace n on n.oid = c.relnamespace
     cross join lateral (
         select bool_and(state in ('O', 'A')) as fires, bool_and(state = 'A') as always from (
@@ -197,7 +198,9 @@ def _found(connection: sa.Connection, names: Names) -> Mapping[_Place, Trigger]:
         rows = connection.execute(_SQLITE_FOUND)
         return {_Place(None, row.table_name, row.name): Trigger(row.body) for row in rows if row.name in ours}
     return {
-        _Place(row.schema, row.table, row.name): Trigger(row.body if row.fires else "", row.for_each_row, row.always)
+        _Place(row.schema, row.table, row.name): Trigger(
+            row.body if row.fires else "", row.for_each_row, row.always, row.plain_text
+        )
         for row in connection.execute(_POSTGRES_FOUND, {"schema": names.schema})
     }
 

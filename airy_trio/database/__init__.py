@@ -24,6 +24,7 @@ from airy_trio.database.connections import (
 from airy_trio.database.engines import (
     APPLICATION_NAME,
     LOCK_CLASS,
+    PLAIN_TEXT,
     POSTGRES,
     POSTGRES_DRIVERS,
     READER_BUSY_TIMEOUT_S,
@@ -48,6 +49,7 @@ from airy_trio.database.engines import (
 __all__ = [
     "APPLICATION_NAME",
     "LOCK_CLASS",
+    "PLAIN_TEXT",
     "POSTGRES",
     "POSTGRES_DRIVERS",
     "READER_BUSY_TIMEOUT_S",

@@ -40,9 +40,11 @@ READER_BUSY_TIMEOUT_S: Final = 1.0
 """How long the connection that reads changes waits for a writer on SQLite; a longer lock interrupts recording."""
 ROW_SECURITY_OFF: Final = {"row_security": "off"}
 """Makes Postgres reject a query from which a policy would hide rows: a hidden row would count as deleted."""
-_PLAIN_SESSION = {
-    "timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex", **ROW_SECURITY_OFF,
+PLAIN_TEXT: Final = {
+    "timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex",
+    "extra_float_digits": "1",
 }  # fmt: skip
+"""Makes each session convert a value to the same text."""
 GRACE_S: Final = 1.0
 """How long units of work may go on when their connection is closed, and again after they were interrupted."""
 
@@ -109,7 +111,7 @@ def postgres_engine(
             for name in ("text", "varchar", "bpchar", "name", '"char"'):
                 connection.adapters.register_loader(name, _TextOrBytesLoader)
         if not pooled:
-            _configure(connection, _PLAIN_SESSION | (settings or {}), local=False)
+            _configure(connection, PLAIN_TEXT | ROW_SECURITY_OFF | (settings or {}), local=False)
             connection.allow_for_pooler()  # one in session mode, which needs no direct_url
             connection.commit()  # otherwise the first rollback would undo the settings
 

@@ -11,7 +11,7 @@ from airy_trio.capture import triggers
 from airy_trio.capture.feed import MessageGone, Tag, TagGone
 from airy_trio.capture.inspection import inspect
 from airy_trio.settings import Settings
-from tests.application import Application
+from tests.application import Application, only
 from tests.capture.feeds import feed_of, read_all
 from tests.postgres import PASSWORD_ROLE, Postgres
 
@@ -189,6 +189,45 @@ def test_triggers_ignore_the_search_path_of_the_application(
     plain_role.execute("set search_path = pg_temp, public")
     plain_role.execute("insert into public.tags values ('t1', 'flag', 'red')")
     assert logged(application) == [("U", "t1")]
+
+
+@pytest.mark.parametrize(
+    "type_, value, setting",
+    [
+        ("timestamptz", "2020-01-01 10:00Z", "timezone = 'Asia/Tokyo'"),
+        ("date", "2020-01-31", "datestyle = 'SQL, DMY'"),
+        ("interval", "1 day", "intervalstyle = 'postgres'"),
+        ("bytea", r"\xff", "bytea_output = 'escape'"),
+        ("float8", "1000000000000000.125", "extra_float_digits = 0"),
+    ],
+)
+async def test_keys_whose_text_depends_on_the_session(
+    postgres_application: Application, type_: str, value: str, setting: str
+) -> None:
+    postgres_application.execute(f"create table tags (id {type_} primary key, name text, color text)")
+    settings = postgres_application.migrate(only(tags=""), with_tables=False)
+    async with feed_of(postgres_application, settings) as feed:
+        start = await feed.origin()
+        with raw_connection(postgres_application) as writer:
+            writer.execute(f"set {setting}")
+            writer.execute(f"insert into tags values ('{value}', 'flag', 'red')")
+            (tag,), point, _ = await read_all(feed, start)
+            writer.execute("delete from tags")
+        (gone,), _, _ = await read_all(feed, point)
+    assert isinstance(tag, Tag)
+    assert gone == TagGone(id=tag.id)
+
+
+def test_functions_without_the_settings_of_their_key_are_outdated(postgres_application: Application) -> None:
+    postgres_application.execute("create table tags (id date primary key, name text, color text)")
+    settings = postgres_application.migrate(only(tags=""), with_tables=False)
+    postgres_application.execute(
+        "alter function airy_trio.tags_insert() reset all",
+        "alter function airy_trio.tags_insert() set search_path = pg_catalog, pg_temp",
+    )
+    assert faults(postgres_application, settings) == [f'table "tags" (tags) {OUTDATED} airy_trio_tags_insert{RUN}']
+    postgres_application.migrate(only(tags=""), with_tables=False)
+    assert faults(postgres_application, settings) == []
 
 
 PARTITIONED = (
