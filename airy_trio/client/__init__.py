@@ -432,6 +432,6 @@ def _event(message: Frame) -> Event:
                 )
             case _:
                 text = "a MESSAGE is not an event"
-    except ValueError:
-        text = "a MESSAGE is not JSON"
+    except (ValueError, RecursionError):
+        text = "a MESSAGE is not JSON, or nested too deep"
     raise BadAnswer(text)

@@ -7,12 +7,14 @@ use.
 
 import logging
 import os
+import re
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Self, cast
 from urllib.parse import urlsplit
 
+import h11
 import trio
 from attrs import define, field, frozen
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
@@ -44,6 +46,7 @@ _LIMITS: Final = Limits(
 _RECONNECT: Final = {row.token[:3]: row.reconnect for row in CATALOGUE if row.token is not None}
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in CATALOGUE if row.token is not None}
 _MESSAGE_TOO_BIG: Final = 1009
+_NUMBER: Final = re.compile(r"[0-9]{1,15}")
 _AnyStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 logger = logging.getLogger(__name__)
@@ -182,8 +185,8 @@ async def _upgraded(nursery: trio.Nursery, stream: _AnyStream, address: ServerAd
         )
     if (rejected := reader.rejected) is None:
         raise Lost("the connection ended before the upgrade to WebSocket")
-    retry_after = {name.lower(): value for name, value in rejected.headers}.get(b"retry-after", b"")
-    wait_s = min(int(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdigit() else None
+    retry_after = {name.lower(): value for name, value in rejected.headers}.get(b"retry-after", b"").decode("latin-1")
+    wait_s = min(int(retry_after), RETRY_AFTER_MAX_S) if _NUMBER.fullmatch(retry_after) else None
     raise Refused(str(rejected.status_code), _prose(rejected.body or b""), wait_s)
 
 
@@ -208,7 +211,7 @@ class _Reader:
             await read()
         except ConnectionRejected as rejected:
             self.rejected = rejected
-        except (ConnectionClosed, ProtocolError) as error:
+        except (ConnectionClosed, ProtocolError, h11.ProtocolError) as error:  # of h11: if the answer is no HTTP
             logger.debug("the WebSocket ended with a fault: %s", error)
         self.ended.cancel()
 
@@ -233,7 +236,7 @@ class ServerConnection:
         if answer.get("version") != Version.V1_2.value:
             raise BadAnswer(f"the server speaks version {answer.get('version')!r} of STOMP instead of 1.2")
         sends, wants = (answer.get("heart-beat") or "0,0").partition(",")[::2]
-        if not (sends.isdecimal() and wants.isdecimal()):
+        if not (_NUMBER.fullmatch(sends) and _NUMBER.fullmatch(wants)):
             raise BadAnswer("the header heart-beat of the server is not two numbers of milliseconds")
         if int(sends):
             self._silence_s = max(int(sends), HEART_BEAT_MS) / 1000 * SILENT_INTERVALS

@@ -36,6 +36,7 @@ async def first(url: str) -> client.Event | client.Reset | client.State:
     [
         (OLD, "", "", "version '1.1' of STOMP instead of 1.2"),
         ("CONNECTED\nversion:1.2\nheart-beat:a,b\n\n\0", "", "", "heart-beat"),
+        (f"CONNECTED\nversion:1.2\nheart-beat:0,{'9' * 400}\n\n\0", "", "", "heart-beat"),
         ("hello\0", "", "", "does not speak STOMP"),
         ("RECEIPT\nreceipt-id:0\n\n\0", "", "", "'RECEIPT' instead of CONNECTED"),
         (CONNECTED, NO_POSITION, "", "sent no position: None"),
@@ -44,14 +45,15 @@ async def first(url: str) -> client.Event | client.Reset | client.State:
         (CONNECTED, RECEIPT, MESSAGE.replace("abcdef-6", "6"), "sent no position: '6'"),
         (CONNECTED, RECEIPT, MESSAGE.replace("{", "", 1), "not JSON"),
         (CONNECTED, RECEIPT, MESSAGE.replace('"payload"', '"p"'), "not an event"),
+        (CONNECTED, RECEIPT, MESSAGE.replace('"t6"', f"{'[' * 2000}{']' * 2000}"), "nested too deep"),
         (CONNECTED, RECEIPT, MESSAGE.replace("MESSAGE", "A" * 200), "does not speak STOMP"),
-        (CONNECTED, RECEIPT, "x" * 2000, "too large"),
+        (CONNECTED, RECEIPT, "x" * 6000, "too large"),
     ],
 )
 async def test_bad_answer_is_one_error(  # noqa: PLR0917 - the first four are of a case
     connected: str, receipt: str, message: str, error: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MESSAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(connection, "MESSAGE_BYTES_MAX", 5000)
 
     async def answer(text: str, socket: Socket) -> None:
         if text.startswith("CONNECT"):
@@ -149,8 +151,10 @@ async def test_wrong_path_of_a_real_server_is_refused(autojump_clock: MockClock)
         (b"HTTP/1.1 503 Busy\r\nretry-after: 30\r\ncontent-length: 0\r\n\r\n", 30, 30.5),
         (b"HTTP/1.1 503 Busy\r\nretry-after: 3000\r\ncontent-length: 0\r\n\r\n", 60, 60.5),
         (b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\n\r\n", 0, 0.5),
+        (b"HTTP/1.1 503 Busy\r\nretry-after: " + b"9" * 5000 + b"\r\ncontent-length: 0\r\n\r\n", 0, 0.5),
         (b"HTTP/1.1 429 Slowly\r\ncontent-length: 0\r\n\r\n", 15, 15.5),
         (b"SSH-2.0-OpenSSH_9\r\n", 0, 0.5),
+        (b"\x15\x03\x01\x00\x02\x02\x46", 0, 0.5),  # an alert: this is the port of a server with TLS
         (b"", 0, 0.5),
     ],
 )
