@@ -263,6 +263,7 @@ class FileVersions:
     ) -> None:
         self._connection = connection
         self._close = close
+        self._pace = pace
         self.watch = SqliteWatch(pace)
         """When to ask; it has the path from the first answer on."""
         self._last: FileVersion | None = None
@@ -282,6 +283,7 @@ class FileVersions:
         # answer are those of the old file, and are read again.
         if before is not None and version.file != before.file:
             await self._close()
+            self.watch = SqliteWatch(self._pace)  # a symbolic link may lead to another folder now
             return await self.ask()
         same_connection = before is not None and before.generation == version.generation
         self.watch.looked(changed=same_connection and before != version)
@@ -299,10 +301,11 @@ class FileVersions:
         driver: Any = connection.connection.driver_connection
         if self.watch.path is None:
             self.watch.path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
+        named = Path(connection.engine.url.database or "")  # perhaps a symbolic link; SQLite has followed it already
         try:
-            file = self.watch.path.stat()
+            file = named.stat()
         except OSError as error:
-            raise DatabaseUnavailable(f"the SQLite file {self.watch.path} is gone: {error.strerror}") from None
+            raise DatabaseUnavailable(f"the SQLite file {named} is gone: {error.strerror}") from None
         known_data = None if known is None or known.generation != self._connection.generation else known.data
         while (data := driver.execute("PRAGMA data_version").fetchone()[0]) == known_data and time.monotonic() < until:
             time.sleep(LOOK_EVERY_S)

@@ -71,6 +71,14 @@ def replace_by_a_copy(path: Path, copy: Path) -> None:
     copy.replace(path)
 
 
+def link_to_a_copy(link: Path, path: Path, copy: Path) -> None:
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    new = link.with_suffix(".new")
+    new.symlink_to(copy)
+    new.replace(link)
+
+
 async def quiet(follower: Follower, seconds: float = 2 * LOOK_UNTIL_S) -> None:
     with trio.move_on_after(seconds):
         await follower.next()
@@ -139,6 +147,22 @@ async def test_file_that_is_replaced_is_noticed(follower: Follower, path: Path, 
     replace_by_a_copy(path, tmp_path / "copy.db")
     with trio.fail_after(SOON_S):
         await follower.next()
+
+
+@linux_only
+async def test_symbolic_link_to_another_file_is_noticed(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    follower = Follower(link)
+    await follower.begin()
+    link_to_a_copy(link, path, tmp_path / "other" / "app.db")
+    with trio.fail_after(2 * LOOK_QUIET_S):
+        await follower.next()
+    await quiet(follower)
+    write(link)
+    with trio.fail_after(SOON_S):
+        await follower.next()
+    await follower.aclose()
 
 
 @pytest.mark.slow
