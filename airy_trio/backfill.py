@@ -366,7 +366,7 @@ class _Backfill:
         """Write a page, and pause."""
         limit, rate = self.options.page_rows, self.options.rate
         if rate is not None:
-            limit = max(1, min(limit, int(rate * PAGE_S_MAX)))
+            limit = max(1, int(min(limit, rate * PAGE_S_MAX)))  # in this order, because a rate may be infinite
         begun_at = trio.current_time()
         reached = await self.database.write(partial(unit.write_page, progress=progress, limit=limit))
         took_s = trio.current_time() - begun_at

@@ -1,5 +1,6 @@
 """``airy-trio backfill``: which tables, how fast, interrupted and continued, and one line for each fault."""
 
+import math
 import re
 import shlex
 import signal
@@ -167,6 +168,12 @@ async def test_rate_holds_for_each_page(any_application: Application) -> None:
     pages = [rows for _, rows, _ in report.shown]
     assert pages == [50, 100]
     assert times[1] - times[0] >= 0.45
+
+
+async def test_infinite_rate_is_no_limit(any_application: Application) -> None:
+    report = Lines()
+    await backfill(with_tags(any_application, 100), BackfillOptions(rate=math.inf), report)
+    assert [rows for _, rows, _ in report.shown] == [100]
 
 
 async def test_second_backfill_takes_over(any_application: Application) -> None:

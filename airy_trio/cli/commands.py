@@ -77,7 +77,12 @@ def lock_progress() -> Iterator[Callable[[float], None] | None]:
 
 def run_until_signalled(work: Callable[[], Awaitable[None]]) -> None:
     """Run an async function, and cancel it at SIGINT or SIGTERM, which is no error. Raises its errors."""
-    trio.run(_until_signalled, work)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        trio.run(_until_signalled, work)
+    finally:  # not earlier: the former handlers may raise, which Trio reports as an internal error
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
@@ -85,14 +90,12 @@ async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
     with trio.CancelScope() as scope:
 
         def cancel(_number: int, _frame: FrameType | None) -> None:
-            token.run_sync_soon(scope.cancel)
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(scope.cancel)
 
-        before = {number: signal.signal(number, cancel) for number in SIGNALS}
-        try:
-            await work()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        for number in SIGNALS:
+            signal.signal(number, cancel)
+        await work()
 
 
 @click.command(short_help="Send the rows that exist already, through the change log.")

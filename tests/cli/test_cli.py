@@ -3,15 +3,18 @@
 import contextlib
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import structlog
 import trio
+import trio.testing
 from attrs import frozen
 
 from airy_trio import __version__
+from airy_trio.cli.commands import run_until_signalled
 from airy_trio.cli.logs import configure_logging
 from tests.application import Application
 from tests.command_line import CommandLine
@@ -97,6 +100,30 @@ def test_version_and_help(command_line: CommandLine) -> None:
     shown = command_line("--help")
     assert (shown.code, shown.err) == (0, "")
     assert all(command in shown.out for command in ("demo", "migrate", "--config"))
+
+
+def test_further_signals_at_the_end_of_a_command() -> None:
+    def end(_number: int, _frame: object) -> None:
+        sys.exit(1)
+
+    async def at_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    async def work() -> None:
+        trio.lowlevel.spawn_system_task(at_the_end)
+        await trio.testing.wait_all_tasks_blocked()
+        signal.raise_signal(signal.SIGTERM)
+        await trio.sleep_forever()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        run_until_signalled(work)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # The database: exit 1
