@@ -25,8 +25,8 @@ from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, ResumePo
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.lease import is_held
 from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Table
-from airy_trio.capture.objects import DELETED, MARKS, Change, Objects
-from airy_trio.capture.queries import Queries
+from airy_trio.capture.objects import DELETED, MARKS, Change, ObjectRows, Objects
+from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.check import servers
 from airy_trio.database import POSTGRES, Names
 from airy_trio.errors import AiryTrioError
@@ -300,6 +300,7 @@ def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) 
     excluded = f"there is one {where}, excluded by database.tables.{table.kind}.where: it counts as deleted"
     if not Queries(connection.dialect.name, table).can_find(key):  # not a value of the type of the key's column
         return "absent", None, none
+    key = _stored(connection, table, key)
     found = _objects(connection, settings, table, key)
     meaning = translate(found, settings.events)
     faults = [f"{fault.table} {fault.key}: {fault.reason}" for fault in meaning.faults]
@@ -319,6 +320,14 @@ def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) 
     if isinstance(found[0], Gone):
         return "excluded", body, excluded
     return "fit", body, f"there is one {where}, which can become an event"
+
+
+def _stored(connection: sa.Connection, table: Table, key: Key) -> Key:
+    """Return a key as its row has it: an SQLite file may have numbers. Without a row, return the given key."""
+    query = Queries(connection.dialect.name, table).rows([key])
+    rows = () if query is None else query.answer(connection).rows
+    found = (one for one, _, _ in ObjectRows(table, TEXT_CHARS_MAX).convert(rows))
+    return next((one for one in found if [*map(str, one)] == [*map(str, key)]), key)
 
 
 def _objects(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[ChangedObject, ...]:

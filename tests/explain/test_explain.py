@@ -136,6 +136,25 @@ async def page_commands(config: Path) -> tuple[str | None, Finished]:
         return await tail.out.line(1), explained
 
 
+async def test_keys_that_are_numbers(any_application: Application, tmp_path: Path) -> None:
+    any_application.execute(
+        "create table tags (id integer primary key, name text, color text)",
+        "create table metadata (subject text, identifier integer, key text, value text)",
+    )
+    more = only(tags="", metadata='constants = { value_type = "text" }')
+    any_application.migrate(more, with_tables=False)
+    any_application.execute(
+        "insert into tags values (17, 'flag', 'red')",
+        "insert into metadata values ('message', 17, 'a', 'b'), ('message', 17, 'c', 'd')",
+    )
+    config = configure(any_application, tmp_path, more)
+    for type_, id_ in ("tag", "17"), ("metadata", "message:17"):
+        found = await explain(config, type_, id_)
+        assert found["row"].endswith(", which can become an event"), id_
+        assert found["change"].startswith("written ")
+        assert found["verdict"] == "not yet: the change is waiting for a server; no server is recording"
+
+
 async def test_without_a_server_no_recorder_is_reported(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.tag()
