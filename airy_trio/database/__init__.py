@@ -44,6 +44,7 @@ from airy_trio.database.engines import (
     shown,
     sqlite_engine,
     sqlite_path,
+    sqlite_url,
 )
 
 __all__ = [
@@ -76,5 +77,6 @@ __all__ = [
     "shown",
     "sqlite_engine",
     "sqlite_path",
+    "sqlite_url",
     "translated",
 ]

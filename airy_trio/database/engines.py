@@ -295,6 +295,11 @@ def sqlite_path(url: str) -> Path:
     return Path(sa.make_url(url).database or "").absolute()
 
 
+def sqlite_url(path: Path) -> str:
+    """Return the URL of an SQLite file. Characters that have a meaning in a URL are escaped."""
+    return sa.URL.create(SQLITE, database=str(path)).render_as_string()
+
+
 POSTGRES: Final = "postgresql"
 SQLITE: Final = "sqlite"
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")

@@ -21,6 +21,7 @@ import trio
 
 from airy_trio import app, migrate, settings, tail
 from airy_trio.backfill import BackfillOptions, backfill
+from airy_trio.database import sqlite_url
 from airy_trio.errors import StartError, single_error
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.terminal import ProgressReport, Stdout
@@ -40,7 +41,7 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
 
     with _folder() as folder:
         database = Path(folder) / "inbox.db"
-        url = json.dumps(f"sqlite:///{database}")
+        url = json.dumps(sqlite_url(database))
         listener = "[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n"
         kept = f"[log]\nkeep_current = {json.dumps(sorted(STATE_TYPES))}\n"
         toml = f"[database]\nurl = {url}\n{kept}{listener}"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import Attribute, field, frozen
 
-from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE, SQLITE_DRIVERS, canonical_url, sqlite_path
+from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE_DRIVERS, canonical_url, sqlite_path, sqlite_url
 from airy_trio.errors import SettingsError
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.store import OpenEventStore
@@ -79,7 +79,8 @@ class LogOptions:
         """
         if self.url or database_url.startswith(POSTGRES):
             return canonical_url(self.url) or database_url
-        return f"{SQLITE}:///{sqlite_path(database_url)}.airy-trio.db"
+        path = sqlite_path(database_url)
+        return sqlite_url(path.with_name(f"{path.name}.airy-trio.db"))
 
 
 def find_store(name: str) -> OpenEventStore:

@@ -52,6 +52,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
     sqlite_path,
+    sqlite_url,
     translated,
 )
 from airy_trio.errors import StartError
@@ -213,7 +214,7 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
         raise StartError([f"database.url: the database cannot be used: {translated(error)}"]) from None
     _remove_stale_folders(path)
     folder = path.with_name(f"{path.name}{FOLDER_INFIX}{secrets.token_hex(HEX_DIGITS // 2)}")
-    url = f"{SQLITE}:///{folder}/app.db"
+    url = sqlite_url(folder / "app.db")
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"timeout": 4 * SQLITE_BUSY_TIMEOUT_S})
     lock = None
     try:

@@ -1,7 +1,10 @@
 """Contradictions between capture, mapping and the place of the events."""
 
+from pathlib import Path
+
 import pytest
 
+from airy_trio.database import sqlite_path
 from airy_trio.settings import parse
 from tests.settings.reading import fault, faults, read
 
@@ -15,6 +18,11 @@ def test_events_must_not_be_in_the_application_file(url: str) -> None:
         'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
     )
     read('[log]\nurl = "sqlite:///other.db"')
+
+
+def test_log_of_a_file_whose_name_has_a_meaning_in_a_url() -> None:
+    settings = parse('[database]\nurl = "sqlite:////data/a%3Fb%2520c.db"\n', {})
+    assert sqlite_path(settings.log_url) == Path("/data/a?b%20c.db.airy-trio.db")
 
 
 @pytest.mark.parametrize("log", ["", 'url = "postgresql+psycopg://airy:hunter2@h/d"'])
