@@ -17,8 +17,9 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.admin.server import AdminOptions
+from airy_trio.app.server import not_renewed
 from airy_trio.app.supervisor import FAILURES_MAX, RECORDER, Worker, Workers
-from airy_trio.settings import parse
+from airy_trio.settings import Settings, parse
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from tests.admin.serving import Port
 from tests.application import Application
@@ -331,20 +332,36 @@ async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock)
     assert failing.runs > 2000
 
 
-def test_worker_option_has_three_numbers() -> None:
-    accept_command("airy-trio --config a.toml --worker 3 8080 5")
-    for values in ("", "1", "1 2", "a b c", "1:2:3"):
+def test_worker_option_has_four_numbers() -> None:
+    accept_command("airy-trio --config a.toml --worker 3 4 8080 5")
+    for values in ("", "1", "1 2 3", "a b c d", "1:2:3:4"):
         with pytest.raises(click.UsageError):
             accept_command(f"airy-trio --config a.toml --worker {values}")
 
 
+def file_with(port: int, workers: int) -> Settings:
+    listener = f"[listener]\nport = {port}\nworkers = {workers}\n"
+    return parse(f'[database]\nurl = "sqlite:///a.db"\nmigrate = true\n{listener}', {})
+
+
 def test_settings_of_a_worker() -> None:
-    settings = parse('[database]\nurl = "sqlite:///a.db"\nmigrate = true\n[listener]\nport = 0\nworkers = 4\n', {})
-    worker, recorder = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (3, 4))
+    file = file_with(port=0, workers=4)
+    worker, recorder = (Worker(number, workers=4, port=7000, descriptor=5).settings(file) for number in (3, 4))
     assert (worker.listener.port, recorder.listener.port) == (7000, 7000)
     assert (worker.database.migrate, recorder.database.migrate) == (False, True), "the recorder starts first"
-    assert (worker.log, recorder.log.tail_events) == (settings.log, 1)
-    assert (worker.admin, recorder.admin) == (settings.admin, settings.admin), "it has the ports of all processes"
+    assert (worker.log, recorder.log.tail_events) == (file.log, 1)
+    assert (worker.admin, recorder.admin) == (file.admin, file.admin), "it has the ports of all processes"
+
+
+@pytest.mark.parametrize("file", [file_with(0, 1), file_with(8080, 3), file_with(7000, 8)])
+def test_restarted_worker_keeps_port_and_number_of_workers(file: Settings) -> None:
+    for number in range(3):
+        worker = Worker(number, workers=2, port=7000, descriptor=5)
+        started = worker.settings(file)
+        assert (started.listener.port, started.listener.workers) == (7000, 2)
+        assert started.database.migrate == (number == started.listener.recorder)
+        assert list(not_renewed(started, worker.reread(file))) == ["listener"], "the file differs"
+        assert list(not_renewed(started, worker.reread(file_with(0, 2)))) == []
 
 
 def test_admin_port_of_each_worker() -> None:

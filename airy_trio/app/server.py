@@ -309,7 +309,7 @@ class Renewal:
         if encryption is not None and new is not None:
             encryption.context = new.context
             _log_certificate(new)
-        logger.info("settings renewed", only_after_a_restart=list(_not_renewed(running, found)))
+        logger.info("settings renewed", only_after_a_restart=list(not_renewed(running, found)))
 
     def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...] | None]:
         """Read the settings, and the certificate and the keys that they name. Blocks."""
@@ -344,7 +344,7 @@ def _unexpected(error: Exception) -> str:
     return f"unexpected {type(error).__name__} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
-def _not_renewed(running: Settings, found: Settings) -> Iterator[str]:
+def not_renewed(running: Settings, found: Settings) -> Iterator[str]:
     """Yield the sections in which a setting has changed that needs a restart."""
     listener = evolve(
         found.listener, tls_certificate=running.listener.tls_certificate, tls_key=running.listener.tls_key

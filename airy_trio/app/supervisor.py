@@ -186,7 +186,7 @@ class Workers:
             on_error.enter_context(ours)
             # With -m alone, a module in the current folder could take the place of an installed one.
             command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker"]
-            command += map(str, (number, self._port, theirs.fileno()))
+            command += map(str, (number, self._recorder, self._port, theirs.fileno()))
             process = await trio.lowlevel.open_process(
                 command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
             )
@@ -246,21 +246,37 @@ async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
 class Worker:
     """The values of ``--worker``, which the parent passes to a worker.
 
-    ``number``: from 0. ``port``: the shared port. ``descriptor``: the worker's end of the socket pair.
+    ``number``: from 0. ``workers``: how many there are; the recorder's number follows theirs. ``port``: the shared port.
+    ``descriptor``: the worker's end of the socket pair.
     """
 
     number: int
+    workers: int
     port: int
     descriptor: int
 
+    @property
+    def records(self) -> bool:
+        """Whether this is the recorder process."""
+        return self.number == self.workers
+
     def settings(self, settings: Settings) -> Settings:
-        """Return the settings of this worker. Only the recorder migrates, and it needs no tail for clients."""
-        records = self.number == settings.listener.recorder
+        """Return the settings with which this worker starts. Only the recorder migrates; it needs no tail for clients.
+
+        The file may have changed since the parent started, but all workers of a command share port and recorder.
+        """
+        return self._with(settings, port=self.port, workers=self.workers)
+
+    def reread(self, settings: Settings) -> Settings:
+        """Return the same for settings that were read again, so that only what has changed in the file differs."""
+        return self._with(settings, port=settings.listener.port or self.port, workers=settings.listener.workers)
+
+    def _with(self, settings: Settings, *, port: int, workers: int) -> Settings:
         return evolve(
             settings,
-            listener=evolve(settings.listener, port=self.port),
-            database=evolve(settings.database, migrate=settings.database.migrate and records),
-            log=evolve(settings.log, tail_events=1) if records else settings.log,
+            listener=evolve(settings.listener, port=port, workers=workers),
+            database=evolve(settings.database, migrate=settings.database.migrate and self.records),
+            log=evolve(settings.log, tail_events=1) if self.records else settings.log,
         )
 
     async def stay_with_parent(self, _address: Address) -> None:

@@ -43,13 +43,13 @@ def main() -> NoReturn:
 @CONFIG
 @click.option(
     "--worker",
-    type=(int, int, int),
+    type=(int, int, int, int),
     hidden=True,
-    help="The number, port and descriptor of this worker; added by the server.",
+    help="The number of this worker, how many there are, port and descriptor; added by the server.",
 )
 @click.version_option(__version__, prog_name="airy-trio")
 @click.pass_context
-def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, int, int] | None) -> None:
+def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, int, int, int] | None) -> None:
     """Send the changes of a Postgres or SQLite database to every connected client.
 
     Without a command it serves until SIGINT or SIGTERM. On SIGHUP it reads credentials and certificate again.
@@ -75,10 +75,9 @@ def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, in
 
     if worker is not None:  # every log line names the worker
         this = supervisor.Worker(*worker)
-        is_recorder = this.number == settings.listener.recorder
-        structlog.contextvars.bind_contextvars(worker=supervisor.RECORDER if is_recorder else this.number)
+        structlog.contextvars.bind_contextvars(worker=supervisor.RECORDER if this.records else this.number)
         serve = partial(app.run, this.settings(settings), this.stay_with_parent, worker=this.number)
-        trio.run(partial(serve, reread=lambda: this.settings(load(file, os.environ))))
+        trio.run(partial(serve, reread=lambda: this.reread(load(file, os.environ))))
     elif settings.listener.workers > 1:
         sys.exit(trio.run(supervisor.supervise, settings, file))
     else:
