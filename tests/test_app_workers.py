@@ -30,6 +30,7 @@ from tests.processes import AIRY_TRIO, Program, Server, free_ports, json_object,
 TIMEOUT_S = 60.0
 CLIENTS = 16
 PROGRAM = Path(sys.executable).resolve()
+ROOT = Path(__file__).parents[1]
 
 
 def config_of(application: Application, folder: Path, *, port: int = 0, admin_port: int = 0) -> Path:
@@ -227,6 +228,27 @@ async def test_early_sighup_is_delivered_once_a_worker_listens(sqlite_applicatio
             server.process.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
     assert len(workers_with(server, "worker started")) == 3
+
+
+@pytest.mark.slow
+async def test_interrupt_while_a_worker_starts_prints_no_traceback(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    """The first import of the worker's interpreter is a module of the test that waits for the signal."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "if '--worker' in sys.orig_argv:\n"
+        '    print(\'{"event": "interpreter starts"}\', file=sys.stderr)\n'
+        "    signal.pause()\n"
+    )
+    command = [*AIRY_TRIO, "--config", str(config_of(sqlite_application, tmp_path))]
+    environ = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Server, command, environ=environ) as server:
+            await server.record("interpreter starts")
+            server.process.send_signal(signal.SIGINT)
+            assert await server.wait() == 0
+    assert [line for line in server.err.all if not json_object(line)] == []
 
 
 @pytest.mark.slow

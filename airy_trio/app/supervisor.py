@@ -194,7 +194,10 @@ class Workers:
         return ours, process
 
     async def _pass_on(self, signals: AsyncIterator[int]) -> None:
-        """Pass signals on. A worker that does not listen yet gets SIGHUP later, because it would end it now."""
+        """Pass signals on. A worker that does not listen yet gets SIGHUP later, because it would end it now.
+
+        SIGINT becomes SIGTERM: Python prints a traceback if SIGINT arrives before the program handles it.
+        """
         async for number in signals:
             logger.info("signal passed on", signal=signal.Signals(number).name)
             if number == signal.SIGHUP:
@@ -203,7 +206,7 @@ class Workers:
                     self._processes[listening].send_signal(number)
             else:
                 self._stopping.set()
-                self._send(number)
+                self._send(signal.SIGTERM)
 
     async def _kill_late_workers(self) -> None:
         await self._stopping.wait()
@@ -246,7 +249,7 @@ async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
 class Worker:
     """The values of ``--worker``, which the parent passes to a worker.
 
-    ``number``: from 0. ``workers``: how many there are; the recorder's number follows theirs. ``port``: the shared port.
+    ``number``: from 0. ``workers``: how many there are; the recorder has the next number. ``port``: the shared port.
     ``descriptor``: the worker's end of the socket pair.
     """
 
