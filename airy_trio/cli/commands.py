@@ -312,7 +312,7 @@ def _revisions(_context: click.Context, _option: click.Parameter, incomplete: st
     help="Only bring the tables of the change log (changes_NNNN) or of the event log (log_NNNN) up to this revision.",
 )
 @click.option("--sql", "preview", is_flag=True, help="Print what would be done, and change nothing.")
-@click.option("--remove", is_flag=True, help="Remove our tables and triggers, with all events.")
+@click.option("--remove", is_flag=True, help="Remove our tables and triggers, with the events in them.")
 @click.option("--adopt-log", is_flag=True, help="Take over an event log of another database, with a new epoch.")
 @click.option("--backfill", "then_backfill", is_flag=True, help="Then run airy-trio backfill, with its defaults.")
 def migrate(  # noqa: PLR0913 - one for each option
@@ -367,7 +367,7 @@ def migrate(  # noqa: PLR0913 - one for each option
     with lock_progress() as waiting:
         if remove:
             implementation.remove(settings, waiting=waiting)
-            lines = ["removed"]
+            lines = [*_removed_lines(settings)]
         elif to is not None:
             lines = implementation.migrate_to(settings, to, preview=preview, waiting=waiting)
         elif preview:
@@ -378,6 +378,14 @@ def migrate(  # noqa: PLR0913 - one for each option
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)
+
+
+def _removed_lines(settings: "Settings") -> Iterator[str]:
+    from airy_trio.app.build import words_of
+
+    yield "removed"
+    if settings.log.store not in ("sql", "memory"):
+        yield f"kept: the events and durable subscriptions in the event store {words_of(settings.log)}; delete them there"
 
 
 def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:

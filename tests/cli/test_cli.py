@@ -229,6 +229,9 @@ def test_migrate_previews_installs_and_removes(
     assert command_line("migrate", "--config", config).code == 1  # nothing was changed
     assert command_line("migrate", "--with-tables", "--config", config).code == 0
     assert command_line("migrate", "--remove", "--config", config) == Finished(0, "removed\n", "")
+    Path(config).write_text(Path(config).read_text() + '[log]\nstore = "redis"\nurl = "redis://a:s3cret@b"\n')
+    kept = "kept: the events and durable subscriptions in the event store redis://a:***@b; delete them there"
+    assert command_line("migrate", "--remove", "--config", config) == Finished(0, f"removed\n{kept}\n", "")
     assert "has not been installed here" in message_of(command_line("--config", config), 1)
 
 

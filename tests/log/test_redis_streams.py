@@ -280,7 +280,7 @@ async def test_missing_permission_is_refused_whatever_the_user_name(own_redis: R
     async with open_store(own_redis.url) as store:
         await store._client.acl_setuser("ROOM", "on", ">s3cret", "~*", "+info")  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
     async with open_store(own_redis.url.replace("//", "//ROOM:s3cret@")) as store:
-        with pytest.raises(RedisRefusedError, match="ROOM"):
+        with pytest.raises(RedisRefusedError, match=r"log\.url.*ROOM"):
             await store.bounds()
 
 

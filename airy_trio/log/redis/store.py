@@ -278,7 +278,7 @@ async def answered(answer: Awaitable[T]) -> T:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         if _is_outage(error):
             raise StoreUnavailable(reason) from None
-        raise RedisRefusedError(reason) from None
+        raise RedisRefusedError(f"Redis refuses the request (log.url): {reason}") from None
 
 
 def _is_outage(error: Exception) -> bool:
