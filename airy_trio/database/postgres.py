@@ -28,7 +28,7 @@ import psycopg
 import sqlalchemy as sa
 import trio
 from attrs import frozen
-from psycopg import pq, waiting
+from psycopg import generators, pq, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
@@ -40,6 +40,9 @@ ANSWER_TIMEOUT_POOLED_S: Final = 60.0
 """The same through a pooler, behind which the server cannot be checked: longer than any read of the event log takes."""
 CHECK_TIMEOUT_S: Final = 5.0
 """How long the answer to that check may take."""
+
+CANCEL_TIMEOUT_S: Final = 10.0
+"""How long the request to end a statement may take."""
 
 _WORKING: Final = (
     "select exists (select from pg_stat_activity where pid = %s "
@@ -196,6 +199,16 @@ def _encoder(type_: Any) -> Callable[[Any], bytes]:  # noqa: ANN401 - SQLAlchemy
     return lambda value: str(value).encode()
 
 
+def _send_cancel(request: pq.abc.PGcancelConn) -> None:
+    """Send a request to end a statement, and wait until the server has it. Raises ``psycopg.Error``.
+
+    ``PGcancel.cancel`` would do the same, but it holds the interpreter's lock while it waits: as long as a server does
+    not answer, no other thread would run.
+    """
+    request.start()
+    waiting.wait_conn(generators.cancel(request), interval=CANCEL_TIMEOUT_S, timeout=CANCEL_TIMEOUT_S)
+
+
 class Pipeline:
     """Runs statements on one connection, for one task at a time and while nothing else uses the connection."""
 
@@ -235,7 +248,8 @@ class Pipeline:
         Closing the connection would not end it: a server notices that only when it sends something.
         """
         if self._libpq.transaction_status == pq.TransactionStatus.ACTIVE:
-            trio.lowlevel.start_thread_soon(self._libpq.get_cancel().cancel, lambda _outcome: None)
+            request = self._libpq.cancel_conn()
+            trio.lowlevel.start_thread_soon(partial(_send_cancel, request), lambda _outcome: None)
 
     def notifications(self) -> list[str]:
         """Return the payloads of the notifications that have arrived since the last call, without waiting.

@@ -1,6 +1,10 @@
 """A server that stops answering while its connections stay open, and one that is only slow."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
@@ -10,12 +14,15 @@ from airy_trio.database import Database, DatabaseUnavailable, DedicatedConnectio
 from airy_trio.database.engines import THREADS_MAX
 from airy_trio.database.postgres import MonitoredConnection, Statement
 from tests.pgbouncer import through
+from tests.postgres import Postgres
 from tests.stalling_proxy import StallingProxy, stalling
 
 LIMIT_S = 0.5
 CONNECT_TIMEOUT_S = 2.0
 SLOW_S = 4 * LIMIT_S
 TIMEOUT_S = 20.0
+
+ACTIVE = sa.text("select count(*) from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'")
 
 Ask = Callable[[str], Awaitable[object]]
 
@@ -75,6 +82,38 @@ async def test_lock_of_another_transaction_is_waited_for(ask: Ask, postgres_data
             await trio.sleep(SLOW_S)
             holder.execute(sa.text("select pg_advisory_unlock(1)"))
     other.dispose()
+
+
+@contextmanager
+def accepting_nothing(postgres: Postgres) -> Iterator[None]:
+    """Stop the process that accepts connections for a second; connections that are open go on.
+
+    Another process ends that, because this one may stop as well.
+    """
+    os.kill(postgres.pid, signal.SIGSTOP)
+    with subprocess.Popen(["/bin/sh", "-c", f"sleep {SLOW_S / 2}; kill -CONT {postgres.pid}"]):
+        yield
+
+
+async def test_other_threads_run_while_a_request_to_end_a_statement_has_no_answer(
+    postgres: Postgres, postgres_database: str
+) -> None:
+    engine = postgres_engine(postgres_database, connect_timeout_s=CONNECT_TIMEOUT_S)
+    session, database = DedicatedConnection(engine), Database(engine)
+    await session.run(lambda _connection: None)
+    await database.run(lambda connection: connection.scalar(ACTIVE))
+    with accepting_nothing(postgres):
+        with trio.move_on_after(LIMIT_S / 5):
+            await session.run_pipeline(lambda pipeline: pipeline.run((Statement("select pg_sleep(60)"), [])))
+        begun_at = trio.current_time()
+        for _ in range(100):
+            await trio.to_thread.run_sync(int)
+        took_s = trio.current_time() - begun_at
+    assert took_s < LIMIT_S
+    with trio.fail_after(TIMEOUT_S):
+        while await database.run(lambda connection: connection.scalar(ACTIVE)):
+            pass
+    await database.aclose()
 
 
 async def test_threads_do_not_pile_up(proxy: StallingProxy) -> None:
