@@ -28,7 +28,7 @@ import psycopg
 import sqlalchemy as sa
 import trio
 from attrs import frozen
-from psycopg import generators, pq, waiting
+from psycopg import capabilities, generators, pq, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
@@ -248,8 +248,10 @@ class Pipeline:
         Closing the connection would not end it: a server notices that only when it sends something.
         """
         if self._libpq.transaction_status == pq.TransactionStatus.ACTIVE:
-            request = self._libpq.cancel_conn()
-            trio.lowlevel.start_thread_soon(partial(_send_cancel, request), lambda _outcome: None)
+            # libpq has this from version 17 on; the wheels of psycopg bring a newer one.
+            safe = capabilities.has_cancel_safe()
+            send = partial(_send_cancel, self._libpq.cancel_conn()) if safe else self._libpq.get_cancel().cancel
+            trio.lowlevel.start_thread_soon(send, lambda _outcome: None)
 
     def notifications(self) -> list[str]:
         """Return the payloads of the notifications that have arrived since the last call, without waiting.
