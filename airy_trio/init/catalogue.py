@@ -1,7 +1,7 @@
 """Read a database: its tables with their columns, keys and references, and some of their rows. Changes nothing.
 
 Only tables that can be watched and that the role may read are found: no views, no partitions (their parent is found),
-no tables of extensions, of frameworks or of our own.
+no tables with child tables that inherit from them, no tables of extensions, of frameworks or of our own.
 """
 
 import re
@@ -34,6 +34,7 @@ _POSTGRES_TABLES = sa.text(
     select n.nspname as schema, c.relname as name, pg_table_is_visible(c.oid) as visible
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p') and not c.relispartition
+    and (c.relkind = 'p' or not exists (select from pg_inherits i where i.inhparent = c.oid))
     and n.nspname not like 'pg\_%' and n.nspname not in ('information_schema', :ours)
     and has_schema_privilege(n.oid, 'USAGE') and has_table_privilege(c.oid, 'SELECT')
     and not exists (select from pg_depend d where d.objid = c.oid and d.deptype = 'e')

@@ -59,12 +59,14 @@ def test_views_partitions_and_tables_of_others_are_not_found(
         "create table chat.lines (id int, at timestamptz, said text, primary key (id, at)) partition by range (at)",
         "create table chat.lines_1 partition of chat.lines default",
         "create view chat.recent as select * from chat.lines",
+        "create table posts (id int primary key, body text)",
+        "create table posts_of_2026 () inherits (posts)",
         "create table django_migrations (id int primary key, name text)",
         "create table secrets (id int primary key, body text)",
         f'grant usage on schema chat to "{PASSWORD_ROLE}"',
         f'grant select on chat.lines to "{PASSWORD_ROLE}"',
     )
-    assert {*look(postgres_application)} == {"chat.lines", "secrets"}
+    assert {*look(postgres_application)} == {"chat.lines", "posts_of_2026", "secrets"}
     name = postgres_application.url.rpartition("/")[2]
     role = Application(postgres.password_url(name))
     try:
