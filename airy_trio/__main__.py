@@ -1,6 +1,7 @@
 """``airy-trio``, also as ``python -m airy_trio``: handles signals before anything else is imported."""
 
 import gc
+import os
 import signal
 import sys
 from types import FrameType
@@ -16,6 +17,7 @@ def main() -> NoReturn:
     A server then exits with 0, as it does later; another command with 128 plus the signal's number. A server ignores
     SIGHUP until then, because it has not read the settings yet that SIGHUP would have it read again.
     """
+    _open_closed_streams()
     for number in SIGNALS:
         signal.signal(number, _end)
     if _serving():
@@ -30,6 +32,13 @@ def main() -> NoReturn:
         run()
     finally:
         gc.disable()  # a last collection would take a tenth of a second and be of no use
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed, which Python shows as None."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - open until the program exits
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

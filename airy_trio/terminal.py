@@ -9,12 +9,24 @@ from typing import Any, Final, TextIO
 
 import click
 
+from airy_trio.errors import AiryTrioError
+
 COLOURS: Final = {"message": "green", "metadata": "cyan", "channel": "yellow", "tag": "magenta"}
 
 
 def coloured(stream: TextIO) -> bool:
     """Return whether to write colours: the stream is a terminal, and ``NO_COLOR`` is not set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def discard_stdout() -> None:
+    """Write to the null device from now on: Python flushes stdout when it exits, and would print a traceback again."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the program exits
+
+
+def unwritable(error: OSError) -> str:
+    """Describe an error of writing; without a name of a file it is one of stdout."""
+    return f"cannot write to {error.filename or 'stdout'}: {error.strerror}"
 
 
 class Stdout:
@@ -25,13 +37,18 @@ class Stdout:
         self._closed = False
 
     def write(self, text: str) -> bool:
-        """Write a line; return False if the reader of a pipe has closed it, now or before."""
+        """Write a line; return False if the reader of a pipe has closed it, now or before.
+
+        Raises ``AiryTrioError`` if the system refuses the line, as on a full disk.
+        """
         try:
             click.echo(text, color=self._coloured)
         except BrokenPipeError:
-            # Python flushes stdout when it exits, which would fail again and print a traceback.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the program exits
+            discard_stdout()
             self._closed = True
+        except OSError as error:
+            discard_stdout()
+            raise AiryTrioError(unwritable(error)) from None
         return not self._closed
 
     def note(self, text: str) -> None:

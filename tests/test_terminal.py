@@ -2,13 +2,16 @@
 
 import io
 import json
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from airy_trio.terminal import coloured, line
+from airy_trio.errors import AiryTrioError
+from airy_trio.terminal import Stdout, coloured, line
 
 AT = datetime(2020, 10, 25, 21, 24, 54, 560_999, UTC)
 
@@ -83,3 +86,14 @@ def test_colours_only_for_terminals_that_want_them(
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("TERM", term)
     assert coloured(stream) is wanted
+
+
+def test_full_disk_ends_the_output_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(AiryTrioError, match="cannot write to stdout: No space left on device"):
+            Stdout().write("an event")
+        assert sys.stdout is not full, "Python flushes it at the exit"
+        sys.stdout.close()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()

@@ -5,11 +5,12 @@ for the database, the mapping, the triggers, the store or the port. A command im
 so that ``--help`` and shell completion answer quickly.
 """
 
+import errno
 import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import Final, NoReturn, cast
 
 import click
 import structlog
@@ -19,8 +20,11 @@ from airy_trio import __version__
 from airy_trio.cli.commands import COMMANDS, CONFIG, load_settings
 from airy_trio.cli.init import init
 from airy_trio.errors import AiryTrioError, lines_of
+from airy_trio.terminal import discard_stdout, unwritable
 
 __all__ = ["airy_trio", "main"]
+
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def main() -> NoReturn:
@@ -31,6 +35,12 @@ def main() -> NoReturn:
         for line in lines_of(error):
             click.echo(f"airy-trio: {line}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        discard_stdout()
+        click.echo(f"airy-trio: {unwritable(error)}", err=True)
+        sys.exit(AiryTrioError.exit_code)
     raise AssertionError  # click has exited
 
 

@@ -385,7 +385,8 @@ def _removed_lines(settings: "Settings") -> Iterator[str]:
 
     yield "removed"
     if settings.log.store not in ("sql", "memory"):
-        yield f"kept: the events and durable subscriptions in the event store {words_of(settings.log)}; delete them there"
+        store = words_of(settings.log)
+        yield f"kept: the events and durable subscriptions in the event store {store}; delete them there"
 
 
 def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.application import application
 from tests.command_line import CommandLine
 from tests.newer_schema import move_ahead, newer
 from tests.postgres import Postgres
-from tests.processes import run
+from tests.processes import AIRY_TRIO, run
 
 PASSWORD = "correct-horse-battery"
 ARGUMENTS: dict[str, Sequence[str]] = {
@@ -351,3 +352,19 @@ def test_unknown_options(command: str, command_line: CommandLine) -> None:
 
 def test_the_table_has_every_command() -> None:
     assert {*ARGUMENTS} - {""} | WITHOUT_SETTINGS == set(airy_trio.commands)
+
+
+@pytest.mark.slow
+def test_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([*AIRY_TRIO, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "airy-trio: cannot write to stdout: No space left on device\n")
+
+
+@pytest.mark.slow
+def test_command_works_if_the_standard_streams_are_closed(tmp_path: Path) -> None:
+    config = tmp_path / "airy-trio.toml"
+    config.write_text(f'[database]\nurl = "sqlite:///{tmp_path}/app.db"\n')
+    command = [*AIRY_TRIO, "migrate", "--with-tables", "--config", str(config)]
+    subprocess.run(["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], check=True)
+    assert (tmp_path / "app.db").exists()
