@@ -30,6 +30,9 @@ Subject = Literal["message", "conversation"]
 
 TEXT_CHARS_MAX: Final = 61_440
 OCTETS_A_CHARACTER_MAX: Final = 4  # in UTF-8
+LENGTH_MAX: Final = 2**31 - 1
+"""Neither database has a longer text. With a larger number Postgres has no ``left``, and SQLite's ``substr`` returns
+nothing."""
 _CAST: Final = frozenset({"integer", "numeric", "uuid"})
 """The types of key columns to which a key is cast. Most texts cannot be cast to them."""
 _NO_KEYS: Final = {"keys": "[]"}
@@ -404,9 +407,10 @@ class Queries:
         """
         text, length = self.text(column), self._text_chars_max + 1
         if self._postgres:
-            return f"left({text}, {length})"
+            return f"left({text}, {min(length, LENGTH_MAX)})"
         # substr gives NULL for an empty value, hence coalesce.
-        octets = f"coalesce(substr(cast({text} as blob), 1, {OCTETS_A_CHARACTER_MAX * length}), x'')"
+        octets_max = min(OCTETS_A_CHARACTER_MAX * length, LENGTH_MAX)
+        octets = f"coalesce(substr(cast({text} as blob), 1, {octets_max}), x'')"
         return f"case typeof({text}) when 'text' then cast({octets} as text) when 'blob' then {octets} else {text} end"
 
     def text(self, column: Column | None) -> str:

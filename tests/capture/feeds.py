@@ -9,7 +9,7 @@ from airy_trio.capture.change_log import LoggedChanges
 from airy_trio.capture.feed import Batch, ChangedObject, ChangeFeed
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.postgres import PostgresFeed
-from airy_trio.capture.queries import Row
+from airy_trio.capture.queries import TEXT_CHARS_MAX, Row
 from airy_trio.capture.sqlite import SqliteFeed
 from airy_trio.database import SQLITE
 from airy_trio.database.postgres import Pipeline, Statement
@@ -21,17 +21,19 @@ NO_LOG = '\n[log]\nstore = "memory"\n'
 """For a feed without its event log, which takes a third of a migration."""
 
 
-def source_of(application: Application, settings: Settings) -> LoggedChanges:
+def source_of(application: Application, settings: Settings, text_chars_max: int = TEXT_CHARS_MAX) -> LoggedChanges:
     """Return the source of changes of an application with existing tables, over new connections."""
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables)
-    return LoggedChanges(application.reading(), application.writing(), application.names, tables)
+    return LoggedChanges(application.reading(), application.writing(), application.names, tables, text_chars_max)
 
 
 @asynccontextmanager
-async def feed_of(application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
+async def feed_of(
+    application: Application, settings: Settings, text_chars_max: int = TEXT_CHARS_MAX
+) -> AsyncIterator[AnyFeed]:
     kind = SqliteFeed if application.dialect == SQLITE else PostgresFeed
-    feed = kind(source_of(application, settings))
+    feed = kind(source_of(application, settings, text_chars_max))
     try:
         yield feed
     finally:

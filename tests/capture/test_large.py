@@ -59,6 +59,17 @@ async def test_content_is_whole_up_to_the_limit(
     assert (TRUNCATED in body) == (not whole)
 
 
+@pytest.mark.parametrize("limit", [2**29 - 1, 2**31 - 1, 2**63 - 1])
+async def test_content_is_whole_with_the_largest_limits(any_application: Application, limit: int) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings, limit) as feed:
+        start = await feed.origin()
+        any_application.message(content="a\näöü")
+        [message] = (await read_all(feed, start))[0]
+    assert isinstance(message, Message)
+    assert message.content == "a\näöü"
+
+
 @pytest.mark.parametrize("content", ["", "a\0b", "\0", "🙂" * TEXT_CHARS_MAX, "\0" + "ä" * (TEXT_CHARS_MAX - 1)])
 async def test_text_does_not_end_at_a_nul(sqlite_application: Application, content: str) -> None:
     settings = sqlite_application.migrate()
