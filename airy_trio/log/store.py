@@ -20,6 +20,7 @@ from airy_trio.events.destinations import Destination
 
 EPOCH_LENGTH = 6
 OFFSET_DIGITS_MAX = 18  # so that an offset fits into a signed 64-bit column
+AGE_S_MAX = 1e12  # no event is as old; the settings allow ages whose milliseconds fit into no column
 _ALPHABET = string.ascii_lowercase + string.digits
 _PATTERN = re.compile(rf"([a-z0-9]{{{EPOCH_LENGTH}}})-(0|[1-9][0-9]{{0,{OFFSET_DIGITS_MAX - 1}}})")
 
@@ -171,6 +172,11 @@ def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterato
 def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
     """Return whether a read with this ``limit`` and ``bytes_max`` returned all events that existed."""
     return len(events) < limit and sum(len(event.body) for event in events) < bytes_max
+
+
+def milliseconds(age_s: float) -> int:
+    """Return an age, which may have any length, in milliseconds that fit into a signed 64-bit column."""
+    return int(min(age_s, AGE_S_MAX) * 1000)
 
 
 @frozen
@@ -342,7 +348,10 @@ class EventStore(Protocol):
         ...
 
     async def since(self, age_s: float) -> Position:
-        """Return the position after which all retained events are at most ``age_s`` old, by the store's clock."""
+        """Return the position after which all retained events are at most ``age_s`` old, by the store's clock.
+
+        Ages, here and in ``trim``, may have any length.
+        """
         ...
 
     async def resume_point(self) -> str | None:

@@ -43,7 +43,7 @@ import trio
 from attrs import define, field
 
 from airy_trio.events.destinations import Destination, OfChannel, OfConversation, Within, covers, destinations_of
-from airy_trio.log.store import Bounds, StoredEvent
+from airy_trio.log.store import Bounds, StoredEvent, milliseconds
 
 SLICES: Final = 16
 """At least a sixteenth of ``events_max`` is evicted at once: each eviction moves the whole list."""
@@ -388,7 +388,7 @@ class StoreClock:
 
     def ms_before(self, age_s: float) -> int:
         """Return the store's time ``age_s`` seconds ago, in milliseconds since 1970."""
-        return int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
+        return int(self._clock() * 1000 + self._skew_ms) - milliseconds(age_s)
 
     def changed_at(self, event: StoredEvent) -> float:
         """Return when an event's change was made, in Trio's time; if its age is unknown, when it was appended."""

@@ -1,5 +1,6 @@
 """What the checks of event stores share: making events, appending them, waiting for the clock, and expectations."""
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -13,6 +14,8 @@ OpenStore = Callable[[], AbstractAsyncContextManager[EventStore]]
 
 AGE_S: Final = 3600.0
 """An age that no event of a check reaches."""
+ENDLESS_S: Final = sys.float_info.max
+"""The longest age."""
 ALL: Final = 1000
 """A limit that no result of a check reaches."""
 WRITERS: Final = 4

@@ -11,6 +11,7 @@ from airy_trio.log.store import EventStore, NewEvent, Position, stored_after
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
+    ENDLESS_S,
     TICK_MS,
     OpenStore,
     event,
@@ -141,6 +142,9 @@ async def since_finds_young_events(open_store: OpenStore) -> None:
             await tick(store)
         head = await put(store, head, [event(4), event(5)])
         expect(await store.since(AGE_S) == head.at(0), "all events are younger than an hour")
+        expect(await store.since(ENDLESS_S) == head.at(0), "an age may have any length")
+        count = await store.trim(age_s=ENDLESS_S, keep=ALL, limit=ALL, unused_s=ENDLESS_S)
+        expect(count == 0, "nothing is too old if the age has no limit")
         age_ms = (await store.bounds()).now_ms - old_ms - 5 * TICK_MS
         expect(await store.since(age_ms / 1000) == head.at(3), "older events are before the position")
         await tick(store)

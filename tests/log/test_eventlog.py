@@ -1,5 +1,6 @@
 """The event log of one node: opening, following, catching up, and truncated stores."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -550,6 +551,7 @@ class TestSince:
         await log.append(log.head, numbered(1, 3), "point")
         store.now_s += 30
         assert (await self.since(log, 29), await self.since(log, 31)) == (3, 0)
+        assert await self.since(log, sys.float_info.max) == 0
 
     def test_the_clock_is_monotonic(self) -> None:
         """Ages must not change if the wall clock is set between two reads of the store's clock."""

@@ -45,6 +45,7 @@ from airy_trio.log.store import (
     StoredEvent,
     StoredState,
     StoreUnavailable,
+    milliseconds,
     new_epoch,
     stored_after,
     up_to_bytes,
@@ -159,7 +160,7 @@ class RedisStore:
         return None
 
     async def since(self, age_s: float) -> Position:
-        bounds, offset = await self._run(scripts.SINCE, int(age_s * 1000))
+        bounds, offset = await self._run(scripts.SINCE, milliseconds(age_s))
         return read_bounds(bounds).head.at(int(offset))
 
     async def resume_point(self) -> str | None:
@@ -187,7 +188,7 @@ class RedisStore:
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """See ``EventStore.trim``. Trims exactly (``=``, not ``~``), because the caller relies on the number."""
-        return int(await self._run(scripts.TRIM, int(age_s * 1000), keep, limit, int(unused_s * 1000)))
+        return int(await self._run(scripts.TRIM, milliseconds(age_s), keep, limit, milliseconds(unused_s)))
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         found = await answered(self._client.hget(self._acknowledged, durable_key(owner, name)))

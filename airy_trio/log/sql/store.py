@@ -45,6 +45,7 @@ from airy_trio.log.store import (
     StoredEvent,
     StoredState,
     StoreUnavailable,
+    milliseconds,
     new_epoch,
     up_to_bytes,
 )
@@ -146,7 +147,7 @@ class SqlStore:
         return events[0] if events else None
 
     async def since(self, age_s: float) -> Position:
-        [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": int(age_s * 1000)})))
+        [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": milliseconds(age_s)})))
         return bounds_of(state).head.at(state[-1])
 
     async def resume_point(self) -> str | None:
@@ -170,7 +171,7 @@ class SqlStore:
         ``first`` is beyond the rows, so nothing reads them.
         """
         tables = self._tables
-        [[state]] = await self._translated(self._reading(Step(tables.aged, {"age_ms": int(age_s * 1000)})))
+        [[state]] = await self._translated(self._reading(Step(tables.aged, {"age_ms": milliseconds(age_s)})))
         bounds, upto = bounds_of(state), state[-1]
         first = max(bounds.first, min(max(upto, bounds.last - keep) + 1, bounds.first + limit))
         if bounds.state is not None:
@@ -178,7 +179,7 @@ class SqlStore:
         lowest = await self._lowest(bounds)
         deleted = min(first, lowest + limit) - 1
         steps = []
-        unused_before_ms = bounds.now_ms - int(unused_s * 1000)
+        unused_before_ms = bounds.now_ms - milliseconds(unused_s)
         if await self._has_unused(unused_before_ms, bounds.now_ms):
             steps.append(Step(tables.delete_durables, {"unused_before_ms": unused_before_ms}, _nothing))
         if lowest <= deleted:
