@@ -190,7 +190,7 @@ class Sessions:
         """
         away_max_s = self.services.options.away_max_s
         while away_max_s:
-            await trio.sleep(min(CHECK_STORE_EVERY_S, away_max_s))
+            await trio.sleep(CHECK_STORE_EVERY_S)
             was_suspended = self.admission.suspended
             # Before the clients are disconnected, so that this server refuses those that come back to it, and they try
             # another.

@@ -17,11 +17,13 @@ from wsproto.events import CloseConnection, TextMessage
 
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.fanout import WATCH_EVERY_S
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.sessions.registry import CHECK_STORE_EVERY_S
 from airy_trio.sessions.session import CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
@@ -137,6 +139,27 @@ async def test_new_clients_are_disconnected_during_shutdown(server: Server, auto
     await server.sessions.disconnect_all(0)
     plugged = server.plug()
     assert await plugged.ending.wait() is disconnects.SHUTTING_DOWN
+
+
+class AskedLog(EventLog):
+    """Counts how often it is asked for the length of an outage."""
+
+    asked = 0
+
+    @property
+    def away_s(self) -> float:
+        self.asked += 1
+        return super().away_s
+
+
+async def test_a_short_away_max_s_does_not_check_the_store_more_often(autojump_clock: MockClock) -> None:
+    log, options = AskedLog(MemoryStore(), LogOptions(store="memory")), evolve(OPTIONS, away_max_s=0.001)
+    await log.open()
+    async with serving(log, options, listen=False) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(server.sessions.leave_unread_store, 0)
+        await trio.sleep(10 * CHECK_STORE_EVERY_S)
+        nursery.cancel_scope.cancel()
+    assert 9 <= log.asked <= 10
 
 
 async def test_an_unanswered_close_is_aborted_in_time(server: Server, autojump_clock: MockClock) -> None:
