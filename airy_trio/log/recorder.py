@@ -263,6 +263,7 @@ class Recorder:
                     ):
                         check_at = foreign_since = now + CONSUMER_POLL_S
                         self.interruption, self._behind_since = None, None
+                        self._outage.end()
                         self._finish_start("another server records; this one serves")
                 elif now - foreign_since >= FOREIGN_PATIENCE_S:
                     error = ForeignConsumerError(foreign)

@@ -450,6 +450,22 @@ async def test_store_outage_is_logged_once_and_recording_resumes(
     nursery.cancel_scope.cancel()
 
 
+async def test_each_outage_is_logged_after_another_server_took_over(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    ours, other = [await started(nursery, node(changes, store)) for _ in range(2)]
+    with capture_logs() as logs:
+        for _ in range(3):
+            changes.away = True
+            await trio.sleep(5)
+            changes.away, changes.holder = False, other.lease
+            await trio.sleep(5)
+            assert (ours.recorder.interruption, other.recorder.recording) == (None, True)
+    assert [line["event"] for line in logs].count("recording interrupted") == 2 * 3
+    nursery.cancel_scope.cancel()
+
+
 async def test_recording_resumes_after_a_database_outage(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
