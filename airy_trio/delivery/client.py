@@ -127,13 +127,12 @@ class Client:
     def go_live(self) -> bool:
         """Step from CONNECTING to LIVE after CONNECTED was written; False if the client is already being disconnected.
 
-        Lifts the deadline of CONNECT, and the limit on what may be read before it.
+        Lifts the limit on what may be read before it.
         """
         self.connected = True
         if self.state is not ClientState.CONNECTING:
             return False
         self.state = LIVE
-        self.scope.deadline = float("inf")
         self.stream.limit(None)
         return True
 

@@ -320,6 +320,7 @@ class Conversation:
     async def _connect(self, request: Connect) -> DisconnectReason | None:
         """Send CONNECTED and start the client's timers; or return why the client is refused."""
         client, authenticator = self._client, self._services.authenticator
+        client.scope.deadline = math.inf  # CONNECT has arrived in time; the waits below have limits of their own
         # Not kept: it is a secret, and the session may last for days.
         token, self._upgrade_token = self._upgrade_token, None
         user = authenticator.authenticate_at_once(request, token)
@@ -347,7 +348,6 @@ class Conversation:
             "credentials refused", reason, session=client.session, address=client.slot.address, reason=reason
         )
         if refusal.kind is not RefusalKind.UNAVAILABLE:  # that is not the client's fault, so there is no delay
-            client.scope.deadline = math.inf  # CONNECT has arrived in time
             delay_s = self._services.authenticator.delay_s(client.slot.key)
             await self.inbox.unless_gone(trio.sleep(delay_s))  # noqa: ASYNC105 - awaited there
         return _REFUSED[refusal.kind]

@@ -1,16 +1,23 @@
 """Web tokens over complete sessions: their places in requests, and the end of a session with its token."""
 
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import AuthOptions
+from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.auth.keys import WAIT_S
 from airy_trio.delivery.disconnects import TOKEN_EXPIRED, UNAUTHORIZED
-from tests.auth.signing import SECRET, issuer
+from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.stomp.frames import Frame
+from tests.auth.signing import SECRET, issuer, jwk, jwks, key_pair
+from tests.hanging_file import make_hang
 from tests.sessions.serving import serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"], cookie="airy")
@@ -70,6 +77,25 @@ async def test_the_user_is_the_subject(autojump_clock: MockClock) -> None:
             await plugged.client.disconnect()
             await plugged.ending.wait()
     assert [log["user"] for log in logs if log["event"] == "connection closed"] == ["grace"]
+
+
+async def test_wait_for_keys_outlasts_connect_timeout(tmp_path: Path, autojump_clock: MockClock) -> None:
+    past, path = tmp_path / "past.json", tmp_path / "keys.json"
+    past.write_bytes(jwks(jwk(key_pair("ES256", 0), kid="first")))
+    path.write_bytes(jwks(jwk(key_pair("ES256", 1), kid="second")))
+    auth = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past))
+    authenticator = Authenticator(auth)
+    make_hang(past)
+    writing = os.open(past, os.O_RDWR)  # a load of the keys waits until this is closed
+    options, token = ListenerOptions(port=0, connect_timeout_s=WAIT_S / 4), issuer("ES256", 1, "second").token()
+    async with serving(authenticator=authenticator, options=options, listen=False) as server:
+        plugged = server.plug()
+        await plugged.client.upgrade()
+        await plugged.client.send(Frame("CONNECT", (("accept-version", "1.2"), ("passcode", token))))
+        await trio.sleep(WAIT_S / 2)
+        server.sessions.renew(evolve(auth, jwt_key=str(path)))
+        assert (await plugged.client.receive()).command == "CONNECTED"
+    os.close(writing)
 
 
 async def test_expired_token_is_reported(autojump_clock: MockClock) -> None:
