@@ -32,8 +32,10 @@ def main() -> NoReturn:
         run()
     finally:
         gc.disable()  # a last collection would take a tenth of a second and be of no use
+        # The program is ending, with an exit code and perhaps with log lines to write. A handler that raises SystemExit
+        # would make Python print a traceback.
         for number in SIGNALS:
-            signal.signal(number, _end_at_once)
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _open_closed_streams() -> None:
@@ -44,16 +46,7 @@ def _open_closed_streams() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    sys.exit(_exit_code(number))
-
-
-def _end_at_once(number: int, _frame: FrameType | None) -> None:
-    """End a program that is ending already. Python would print a traceback of ``SystemExit`` then."""
-    os._exit(_exit_code(number))
-
-
-def _exit_code(number: int) -> int:
-    return 0 if _serving() else _INTERRUPTED + number
+    sys.exit(0 if _serving() else _INTERRUPTED + number)
 
 
 def _serving() -> bool:

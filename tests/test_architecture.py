@@ -155,7 +155,7 @@ def names_of_the_package(imported: frozenset[str]) -> set[str]:
     return {name for name in named if "." not in name} - modules - {"__version__"}
 
 
-PUBLIC = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 """Names that are public although they begin with an underscore."""
 
 
@@ -166,7 +166,7 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
             case ast.Attribute(value=ast.Name(id="self" | "cls")):
                 continue
             case ast.Attribute(attr=name, lineno=line) if (
-                name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+                name.startswith("_") and not name.startswith("__") and name not in NAMED_TUPLES
             ):
                 yield line, name
             case _:
