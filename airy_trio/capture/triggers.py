@@ -37,7 +37,7 @@ _POSTGRES_FOUND = sa.text(
     """
     with recursive ours as (
         select t.tgrelid, t.tgfoid, t.tgname, t.tgenabled, t.tgtype & 1 = 1 as for_each_row, p.prosrc,
-               cardinality(p.proconfig) > 1 as plain_text
+               'extra_float_digits=1' = any(p.proconfig) as plain_text
         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
         where n.nspname = :schema and not t.tgisinternal and t.tgparentid = 0
     ),

@@ -230,6 +230,12 @@ def test_functions_without_the_settings_of_their_key_are_outdated(postgres_appli
     assert faults(postgres_application, settings) == []
 
 
+def test_other_settings_of_a_function_are_no_fault(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    postgres_application.execute("alter function airy_trio.tags_insert() set work_mem = '8MB'")
+    assert faults(postgres_application, settings) == []
+
+
 PARTITIONED = (
     """
     create table messages (
