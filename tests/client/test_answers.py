@@ -22,6 +22,8 @@ MESSAGE = 'MESSAGE\nsubscription:0\nmessage-id:abcdef-6\ndestination:/events\n\n
 NO_POSITION = "RECEIPT\nreceipt-id:0\nresume:live\n\n\0"
 NO_RESUME = "RECEIPT\nreceipt-id:0\nposition:abcdef-5\n\n\0"
 OLD = "CONNECTED\nversion:1.1\nheart-beat:0,0\n\n\0"
+DEEP = 50_000
+"""More levels of JSON than any version of Python accepts."""
 SILENT = "CONNECTED\nversion:1.2\nheart-beat:20000,0\n\n\0"
 
 
@@ -45,15 +47,15 @@ async def first(url: str) -> client.Event | client.Reset | client.State:
         (CONNECTED, RECEIPT, MESSAGE.replace("abcdef-6", "6"), "sent no position: '6'"),
         (CONNECTED, RECEIPT, MESSAGE.replace("{", "", 1), "not JSON"),
         (CONNECTED, RECEIPT, MESSAGE.replace('"payload"', '"p"'), "not an event"),
-        (CONNECTED, RECEIPT, MESSAGE.replace('"t6"', f"{'[' * 2000}{']' * 2000}"), "nested too deep"),
+        (CONNECTED, RECEIPT, MESSAGE.replace('"t6"', f"{'[' * DEEP}{']' * DEEP}"), "nested too deep"),
         (CONNECTED, RECEIPT, MESSAGE.replace("MESSAGE", "A" * 200), "does not speak STOMP"),
-        (CONNECTED, RECEIPT, "x" * 6000, "too large"),
+        (CONNECTED, RECEIPT, "x" * 3 * DEEP, "too large"),
     ],
 )
 async def test_bad_answer_is_one_error(  # noqa: PLR0917 - the first four are of a case
     connected: str, receipt: str, message: str, error: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "MESSAGE_BYTES_MAX", 5000)
+    monkeypatch.setattr(connection, "MESSAGE_BYTES_MAX", int(2.5 * DEEP))
 
     async def answer(text: str, socket: Socket) -> None:
         if text.startswith("CONNECT"):
