@@ -44,6 +44,8 @@ VANISHED_AFTER_S: Final = 120
 PATIENCE_S_MAX: Final = 24 * 60 * 60
 # Between two probes of a peer that sends nothing, by the system.
 PROBE_EVERY_S: Final = 30
+# Unsent data that the kernel accepts for each connection. More waits in the server, where it can still be batched.
+UNSENT_BYTES_MAX: Final = 16 * 1024
 # A shortage of descriptors or memory is over when it was not met for this long.
 SHORTAGE_OVER_S: Final = 5.0
 # Rejections answered concurrently, each for up to LINGER_S; further connections are closed without a response.
@@ -148,7 +150,7 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     try:
         # Without this option, connections that a former server has closed (TIME_WAIT) would keep the port for a minute.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _watch_for_vanished_peers(sock, options.send_timeout_s)
+        _set_for_connections(sock, options.send_timeout_s)
         if options.workers > 1:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
@@ -161,17 +163,22 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     return sock
 
 
-def _watch_for_vanished_peers(sock: socket.socket, send_timeout_s: float) -> None:
-    """Let the system break connections whose peer has vanished; accepted sockets inherit the options.
+def _set_for_connections(sock: socket.socket, send_timeout_s: float) -> None:
+    """Set the options that accepted sockets inherit.
 
-    A peer that merely does not read is left to ``send_timeout_s``, even if that is longer than ``VANISHED_AFTER_S``.
+    Three system calls for each connection would take as long as parsing its request. A peer that merely does not read
+    is left to ``send_timeout_s``, even if that is longer than ``VANISHED_AFTER_S``.
     """
     # The system probes only a connection that has nothing unacknowledged. If data is unacknowledged, TCP_USER_TIMEOUT
     # decides. It also breaks a connection whose peer keeps its window closed, so it must not be shorter than
     # `send_timeout_s`.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # The fan-out already writes as much at once as there is. Nagle's algorithm would only make an event that closely
+    # follows another one wait for an ACK.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     patience_s = max(VANISHED_AFTER_S, math.ceil(min(send_timeout_s, PATIENCE_S_MAX)))
     for name, value in (
+        ("TCP_NOTSENT_LOWAT", UNSENT_BYTES_MAX),
         ("TCP_KEEPIDLE", PROBE_EVERY_S),
         ("TCP_KEEPINTVL", PROBE_EVERY_S),
         ("TCP_KEEPCNT", VANISHED_AFTER_S // PROBE_EVERY_S),

@@ -169,7 +169,7 @@ _DIGITS: Final = re.compile(r"[0-9]+")
 _LENGTH_DIGITS_MAX: Final = 18  # more would be beyond any limit, and is not worth converting
 _CR: Final = 13
 _NUL: Final = 0
-_NOT_PLAIN: Final = (b"\r", b"\0", b"\\")  # a CRLF line end, an end before the blank line, an escape
+_NOT_PLAIN: Final = re.compile(rb"[\r\0\\]")  # a CRLF line end, an end before the blank line, an escape
 _BLANK_LINE: Final = b"\n\n"
 
 
@@ -390,11 +390,10 @@ def plain_head(data: bytearray, at: int, bytes_max: int) -> tuple[str, list[tupl
     end = data.find(_BLANK_LINE, at, at + bytes_max)
     if end < 0:
         return None
-    head = bytes(data[at:end])
-    if any(octet in head for octet in _NOT_PLAIN):
+    if _NOT_PLAIN.search(data, at, end):
         return None
     try:
-        command, *lines = head.decode().split("\n")
+        command, *lines = data[at:end].decode().split("\n")
     except UnicodeDecodeError:
         return None
     headers = []

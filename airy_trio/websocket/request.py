@@ -33,9 +33,10 @@ _VERSION: Final = "13"
 # Only HTTP/1.1, because an upgrade needs it. Only paths: the absolute form (RFC 9112, section 3.2.2) is for proxies,
 # and would name a second host next to the header Host.
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.1\r\n")
-_HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKENS: Final = re.compile(rf"[ \t,]*(?:{_TOKEN.pattern}[ \t]*(?:,[ \t,]*|\Z))*")
 
 
 STATUSES: Final = (
@@ -117,11 +118,10 @@ class Request:
 
     def tokens(self, name: str) -> tuple[str, ...]:
         """Return the tokens of a list header, over all its lines. Raises ``RequestRefusedError`` for other text."""
-        parts = [part.strip(" \t") for value in self.headers.get(name, ()) for part in value.split(",")]
-        found = tuple(part for part in parts if part)
-        if not all(_TOKEN.fullmatch(part) for part in found):
+        text = ",".join(self.headers.get(name, ()))
+        if not _TOKENS.fullmatch(text):
             raise RequestRefusedError(_BAD, f"The header {name} is not a list of tokens.")
-        return found
+        return tuple(_TOKEN.findall(text))
 
 
 @frozen
@@ -209,7 +209,7 @@ def _refuse_hopeless(data: bytes | bytearray, seen: int) -> None:
 
 
 def _headers(data: bytes | bytearray) -> Mapping[str, tuple[str, ...]]:
-    lines = data.split(b"\r\n") if data else []
+    lines = data.decode("latin-1").split("\r\n") if data else []
     if len(lines) > HEADERS_MAX:
         raise RequestRefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"More than {HEADERS_MAX} headers.")
     headers: dict[str, tuple[str, ...]] = {}
@@ -217,8 +217,8 @@ def _headers(data: bytes | bytearray) -> Mapping[str, tuple[str, ...]]:
         found = _HEADER.fullmatch(line)
         if found is None:
             raise RequestRefusedError(_BAD, "A header is malformed.")
-        name = found[1].decode("ascii").lower()
-        headers[name] = (*headers.get(name, ()), found[2].decode("latin-1").rstrip(" \t"))
+        name = found[1].lower()
+        headers[name] = (*headers.get(name, ()), found[2].rstrip(" \t"))
     return headers
 
 

@@ -13,8 +13,6 @@ from typing import Final, Protocol
 
 import trio
 
-_NOTSENT_LOWAT_BYTES: Final = 16 * 1024
-"""Unsent data that the kernel accepts. More waits in the server instead, where it can still be batched."""
 _LINGER_NONE: Final = struct.pack("ii", 1, 0)
 _NOTHING: Final = memoryview(b"")
 
@@ -71,7 +69,8 @@ class Transport(Protocol):
 class SocketTransport:
     """A connected stream socket of the standard library, which it owns and makes non-blocking.
 
-    Calls ``send`` directly, which costs a third of ``trio.SocketStream.send_all``.
+    Calls ``send`` directly, which costs a third of ``trio.SocketStream.send_all``. The options of the socket are those
+    of the listening socket (``sessions.listener``).
     """
 
     __slots__ = ("_rest", "_send", "_socket", "_tried", "pending")
@@ -83,15 +82,6 @@ class SocketTransport:
         self._tried = False  # to read without waiting, once: most clients have sent their request by now
         self.pending = False  # an attribute instead of a property, because every delivery reads it
         sock.settimeout(0)
-        # Tests use socket pairs, which are of another family and have none of these options.
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            # The fan-out already writes as much at once as there is. Nagle's algorithm would only make an event that
-            # closely follows another one wait for an ACK.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            lowat = getattr(trio.socket, "TCP_NOTSENT_LOWAT", None)
-            if lowat is not None:
-                with suppress(OSError):  # an old kernel: slower, not wrong
-                    sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT_BYTES)
 
     async def handshake(self) -> None:
         """See ``Transport.handshake``: there is nothing to negotiate."""

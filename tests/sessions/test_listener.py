@@ -15,6 +15,7 @@ from airy_trio.sessions.listener import (
     EXHAUSTED_PAUSE_S,
     PROBE_EVERY_S,
     SHORTAGE_OVER_S,
+    UNSENT_BYTES_MAX,
     VANISHED_AFTER_S,
     BrokenListenerError,
     ListenerOptions,
@@ -102,7 +103,7 @@ async def read_to_end(client: StompClient) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
 @pytest.mark.parametrize("send_timeout_s, patience_s", [(10, VANISHED_AFTER_S), (500.5, 501)])
-async def test_the_system_breaks_accepted_connections_of_vanished_peers(send_timeout_s: float, patience_s: int) -> None:
+async def test_accepted_connections_have_the_options_of_the_listener(send_timeout_s: float, patience_s: int) -> None:
     with (
         await open_listening_socket(ListenerOptions(port=0, send_timeout_s=send_timeout_s)) as listening,
         socket.create_connection(listening.getsockname()),
@@ -111,6 +112,8 @@ async def test_the_system_breaks_accepted_connections_of_vanished_peers(send_tim
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES_MAX
             options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
             found = [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in options]
             assert found == [PROBE_EVERY_S, PROBE_EVERY_S, VANISHED_AFTER_S // PROBE_EVERY_S, patience_s * 1000]

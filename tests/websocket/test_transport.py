@@ -234,12 +234,6 @@ async def test_closing_wakes_waiting_tasks(ends: Ends) -> None:
         await transport.send_eof()
 
 
-async def test_small_writes_leave_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
-    await trio.lowlevel.checkpoint()
-    SocketTransport(pair[0])
-    assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-
-
 async def test_stream_transport_is_pending_until_drained() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     transport = StreamTransport(ours)
