@@ -22,7 +22,7 @@ MESSAGE = 'MESSAGE\nsubscription:0\nmessage-id:abcdef-6\ndestination:/events\n\n
 NO_POSITION = "RECEIPT\nreceipt-id:0\nresume:live\n\n\0"
 NO_RESUME = "RECEIPT\nreceipt-id:0\nposition:abcdef-5\n\n\0"
 OLD = "CONNECTED\nversion:1.1\nheart-beat:0,0\n\n\0"
-DEEP = 50_000
+DEEP = 100_000
 """More levels of JSON than any version of Python accepts."""
 SILENT = "CONNECTED\nversion:1.2\nheart-beat:20000,0\n\n\0"
 
