@@ -240,14 +240,12 @@ class Inbox:
 class Conversation:
     """The requests of one client. One task calls ``handle``, with each WebSocket message from ``inbox`` in its turn.
 
-    ``turn``: awaited to let other clients proceed. ``upgrade_token``: the token of the upgrade request, used if CONNECT
-    has none.
+    ``upgrade_token``: the token of the upgrade request, used if CONNECT has none.
     """
 
     _client: Client
     _services: Services
     inbox: Inbox
-    _turn: Turn = field(kw_only=True)
     _upgrade_token: str | None = field(default=None, kw_only=True)
     _unwritten: bool = field(default=False, init=False)  # acknowledgements that the next RECEIPT has to wait for
 
@@ -270,7 +268,7 @@ class Conversation:
     async def _yield(self) -> None:
         # A turn alone has no checkpoint as long as the pass has room for this task.
         await trio.lowlevel.checkpoint()
-        await self._turn()
+        await self._client.slot.turn()
 
     async def _handle_piece(self, piece: bytes) -> DisconnectReason | None:
         refused: DisconnectReason | None = None
@@ -287,7 +285,9 @@ class Conversation:
         answered = False
         for request in requests:
             if answered:
-                await self._turn()  # an answer, and the replay that may follow it, costs as much as a further message
+                await (
+                    self._client.slot.turn()
+                )  # an answer, and the replay that may follow it, costs as much as a further message
             reason = await self._answer(request)
             if reason is not None:
                 return reason

@@ -58,12 +58,11 @@ class Session:
     against the limits.
     """
 
-    __slots__ = ("_services", "_turn", "client", "conversation")
+    __slots__ = ("_services", "client", "conversation")
 
     def __init__(self, services: Services, transport: Transport, slot: ConnectionSlot, number: int) -> None:
         self._services = services
-        self._turn = slot.turn
-        stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)
+        stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=slot.turn)
         connection = StompFraming(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = Client(connection, stream, slot, number=number, begun_at=trio.current_time())
         self.conversation: Conversation | None = None  # from the accepted request on
@@ -98,7 +97,7 @@ class Session:
             except Exception as fault:  # noqa: BLE001 - it ends this session
                 client.disconnect(reason_after(fault, client.session))
             client.disconnect(CONNECT_TIMEOUT)  # the first reason wins: without any, the deadline has passed
-            await self._turn()  # many sessions may end at once
+            await client.slot.turn()  # many sessions may end at once
             self._release()
             if self.conversation is None:  # no request was accepted; an answer over HTTP must still reach the client
                 orderly = client.reason is not None and client.reason.name == REFUSED.name
@@ -162,13 +161,12 @@ class Session:
         conversation = self.conversation = Conversation(
             client,
             services,
-            Inbox(receive, self._turn, bytes_max=services.options.frame_bytes_max),
-            turn=self._turn,
+            Inbox(receive, client.slot.turn, bytes_max=services.options.frame_bytes_max),
             upgrade_token=services.authenticator.token_of_upgrade(request.headers),
         )
         if wanted is not None:
             client.connection = EventStreamFraming(client.session, origin=wanted.origin, returning=wanted.returning)
-            await self._turn()  # as for the message with CONNECT
+            await client.slot.turn()  # as for the message with CONNECT
             reason = await conversation.answer(requests_of(wanted, services.options.heartbeat_ms))
             if reason is not None:
                 client.disconnect(reason)
@@ -203,7 +201,7 @@ class Session:
                 # The client answers only a Close frame: `end` is then neither None nor empty. Its own Close frame may
                 # have arrived before.
                 if end and not stream.ended:
-                    await read_to_end(stream.transport, self._turn, or_close_after=stream.unread)
+                    await read_to_end(stream.transport, client.slot.turn, or_close_after=stream.unread)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return False
             return True
@@ -217,7 +215,7 @@ class Session:
                 await self._services.senders.stop(client)
                 if orderly:
                     await transport.send_eof()
-                    await read_to_end(transport, self._turn)
+                    await read_to_end(transport, client.slot.turn)
                     await transport.aclose()
                     return
             except Exception as fault:  # noqa: BLE001 - the connection is aborted in any case

@@ -29,9 +29,19 @@ SEND_TIMEOUT_S = 10.0
 STUCK_READS = 100
 
 
-def slot() -> ConnectionSlot:
+class CountingQueue(FairQueue):
+    """A queue in which no task waits for another one."""
+
+    turns = 0
+
+    async def enter(self, address: str = "") -> None:  # noqa: ARG002 - that of FairQueue
+        self.turns += 1
+        await trio.lowlevel.checkpoint()
+
+
+def slot(queue: FairQueue | None = None) -> ConnectionSlot:
     """Return the slot of a connection that no other connection can affect."""
-    return Admission(AdmissionOptions(), FairQueue()).arrive("192.0.2.1", loopback=False)
+    return Admission(AdmissionOptions(), queue or FairQueue()).arrive("192.0.2.1", loopback=False)
 
 
 class MoodyStore(DelegatingStore):
@@ -99,7 +109,7 @@ class Rig:
     senders: Senders
     frames: list[Frame] = field(factory=list)
     heart_beats: int = 0
-    turns: int = 0
+    queue: CountingQueue = field(factory=CountingQueue)
     version: Version = Version.V1_2
     reader: Reader = field(factory=Reader)
 
@@ -172,16 +182,14 @@ class Delivery:
     ) -> Rig:
         """Connect one more client."""
         stream = FramedStream(transport, send_timeout_s=send_timeout_s)
-        client = Client(StompFraming(self.services.connections, "s1"), stream, slot())
+        queue = CountingQueue()
+        client = Client(StompFraming(self.services.connections, "s1"), stream, slot(queue))
         services = copy(self.services)
         services.replay = replay or ReplayOptions()
-
-        async def turn() -> None:
-            rig.turns += 1
-            await trio.lowlevel.checkpoint()
-
-        conversation = Conversation(client, services, Inbox(trio.sleep_forever, turn, bytes_max=0), turn=turn)
-        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders, version=version)
+        conversation = Conversation(client, services, Inbox(trio.sleep_forever, queue.enter, bytes_max=0))
+        rig = Rig(
+            self.log, transport, client, stream, conversation, self.fanout, self.senders, queue=queue, version=version
+        )
         self.rigs.append(rig)
         await rig.request("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
         return rig

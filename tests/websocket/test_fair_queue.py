@@ -253,10 +253,10 @@ async def test_request_for_events_takes_two_turns(addresses: list[str]) -> None:
 
 async def test_large_message_is_handled_in_pieces() -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
-        before = rig.turns
+        before = rig.queue.turns
         message = b"ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
         assert await rig.conversation.handle(message) is None
-        assert rig.turns - before == (len(message) - 1) // PIECE_BYTES
+        assert rig.queue.turns - before == (len(message) - 1) // PIECE_BYTES
         assert rig.conversation._services.acks_ignored == 3000  # noqa: SLF001 - a copy of the delivery's services
         receipt = "\u20ac" * PIECE_BYTES
         await rig.request("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
@@ -265,9 +265,9 @@ async def test_large_message_is_handled_in_pieces() -> None:
 
 async def test_subscribe_without_a_receipt_takes_a_turn() -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
-        before = rig.turns
+        before = rig.queue.turns
         await rig.conversation.handle(b"SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 5)
-        assert rig.turns - before == 5  # after each SUBSCRIBE
+        assert rig.queue.turns - before == 5  # after each SUBSCRIBE
 
 
 async def test_message_that_waits_for_its_turn_is_not_silence(
