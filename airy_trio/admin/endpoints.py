@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from airy_trio import __version__
+from airy_trio.admin.clients import connection_page, recipients
 from airy_trio.admin.metrics import Sources
 from airy_trio.admin.readiness import Condition
 from airy_trio.admin.server import Answer, Page, PageRequest, Pages
@@ -79,7 +80,7 @@ def pages(
         if position is None or type_ not in TYPES:
             return _json(HTTPStatus.BAD_REQUEST, {"error": "position=EPOCH-OFFSET and type=TYPE are needed"})
         event = _QueriedEvent(type_, request.query.get("channel"), request.query.get("conversation"))
-        return _json(HTTPStatus.OK, sources.sessions.recipients(position, event))
+        return _json(HTTPStatus.OK, recipients(sources.sessions.clients, position, event))
 
     def figures(request: PageRequest) -> Answer:
         clients = {"url": endpoint.url(request.host), "token": endpoint.token}
@@ -92,7 +93,7 @@ def pages(
             behind = bool(_number(request, "behind", 0, least=0, most=1))
         except ValueError as error:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-        page = sources.sessions.connections(after=after, limit=limit, behind=behind)
+        page = connection_page(sources.sessions.clients, after=after, limit=limit, behind=behind)
         return _json(HTTPStatus.OK, {"total": len(sources.sessions.clients), **page})
 
     return {

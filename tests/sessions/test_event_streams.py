@@ -10,6 +10,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.admin.clients import connection_page
 from airy_trio.auth import AuthOptions
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ClientState, EncodedBatch, ReplayOptions, Subscription
@@ -104,7 +105,7 @@ async def test_paths_are_the_destinations(
     ]
     await server.log.append(server.log.head, made, "point")
     assert await offsets(stream, len(expected)) == list(expected)
-    (connection,) = server.sessions.connections(after=0, limit=10, behind=False)["connections"]
+    (connection,) = connection_page(server.sessions.clients, after=0, limit=10, behind=False)["connections"]
     assert connection["subscriptions"][0]["destination"].casefold() == target.casefold()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
+from airy_trio.admin.clients import recipients
 from airy_trio.auth import AuthOptions
 from tests.auth.signing import SECRET, issuer
 from tests.sessions.serving import Plugged, Server, event, serving
@@ -25,7 +26,7 @@ async def client(
 
 
 def verdicts(server: Server, offset: int, number: int, channel: str | None = "ch1") -> dict[str, object]:
-    received = dict(server.sessions.recipients(server.log.head.at(offset), event(number, channel=channel)))
+    received = dict(recipients(server.sessions.clients, server.log.head.at(offset), event(number, channel=channel)))
     assert received.pop("position") == str(server.log.head.at(offset))
     sessions = received.pop("sessions")
     assert isinstance(sessions, list)
