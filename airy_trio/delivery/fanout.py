@@ -355,7 +355,7 @@ class Senders:
                 await self._busy.wait()
             await trio.sleep(WATCH_EVERY_S)
             try:
-                floor = await self._eventlog.floor()
+                floor = await self._eventlog.reads.floor()
             except StoreUnavailable:
                 continue  # the send tasks wait for the store as well, and the event log reports the outage
             self._disconnect_expired(floor)
@@ -420,7 +420,7 @@ async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: B
     if trio.current_time() < subscription.retry_at:
         return False
     try:
-        page = await eventlog.page(
+        page = await eventlog.reads.page(
             subscription.position,
             subscription.view.destination,
             subscription.replay,

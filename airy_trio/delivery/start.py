@@ -78,7 +78,7 @@ def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options
         return Start(eventlog.head, LIVE)
     if request.replay in ("all", "current"):
         return None
-    since = eventlog.since_in_tail(options.window_s)
+    since = eventlog.reads.since_in_tail(options.window_s)
     return None if since is None else _recent(eventlog, view, since, LIVE, options)
 
 
@@ -104,9 +104,9 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
     if request.replay == "none":
         return Start(eventlog.head, resume)
     if request.replay == "all":
-        async with eventlog.gate.place(request.address):
-            return Start(await eventlog.floor(), resume)
-    since = await eventlog.since(options.window_s, address=request.address)
+        async with eventlog.reads.gate.place(request.address):
+            return Start(await eventlog.reads.floor(), resume)
+    since = await eventlog.reads.since(options.window_s, address=request.address)
     return _recent(eventlog, view, since, resume, options)
 
 
@@ -114,8 +114,8 @@ def _recent(eventlog: EventLog, view: View, since: Position, resume: str, option
     """Start where the recent window begins, or later if the window would have more than ``events_max`` events."""
     begin = _limited(since.offset, eventlog.head, options)
     # It may be older than the head. Later events are sent after the replay, as live events are.
-    until = eventlog.recent_end()
-    replay = Replay(until=until) if begin < until.offset and eventlog.may_have_replaced(view, begin) else None
+    until = eventlog.reads.recent_end()
+    replay = Replay(until=until) if begin < until.offset and eventlog.tail.may_have_newer(view, begin) else None
     return Start(since.at(begin), resume, replay, (("state", "partial"),) if begin > since.offset else ())
 
 
@@ -126,7 +126,7 @@ def _limited(since: int, head: Position, options: ReplayOptions) -> int:
 async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayOptions, address: str) -> Start:
     """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
-        found = await eventlog.current_state(options.window_s)
+        found = await eventlog.reads.current_state(options.window_s)
         types = types_of(view.destination)
         missing = sorted(found.missing(STATE_TYPES & types))
         headers = [("state", "partial" if missing else "current"), ("until", str(found.until))]
@@ -140,7 +140,7 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
         begin = found.until.at(since if found.at is None else 0)
         try:
             # The send task usually finds this page in memory, because the newest pages are retained.
-            page = await eventlog.page(begin, view.destination, replay, address=address)
+            page = await eventlog.reads.page(begin, view.destination, replay, address=address)
         except PositionExpired:  # another epoch or generation has begun
             # Not reported to the client, which has not received anything of that state yet.
             continue
@@ -153,7 +153,7 @@ async def _verdict(eventlog: EventLog, view: View, position: Position | None, ad
     if position is None:
         return RESET_EPOCH
     if not _is_known(eventlog, position):
-        async with eventlog.gate.place(address):
+        async with eventlog.reads.gate.place(address):
             # Another node may have sent the client a position that this node has not read yet. The position is compared
             # again, because this node may have read it while the client waited for its place.
             if not _is_known(eventlog, position):
@@ -163,8 +163,8 @@ async def _verdict(eventlog: EventLog, view: View, position: Position | None, ad
     # The tail has everything after the position, so the store, which may be slow or unavailable, need not be read.
     if position.offset >= view.evicted:
         return RESUMED
-    async with eventlog.gate.place(address):
-        floor = await eventlog.floor()
+    async with eventlog.reads.gate.place(address):
+        floor = await eventlog.reads.floor()
     if floor.epoch != position.epoch:  # a new epoch began during the read
         return RESET_EPOCH
     return RESUMED if position >= floor else RESET_EXPIRED

@@ -27,18 +27,16 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from itertools import groupby
-from math import inf
 from operator import attrgetter
 from typing import Final
 
 import structlog
 import trio
-from attrs import define, evolve, field
 
-from airy_trio.events.destinations import Destination, OfConversation
-from airy_trio.log.current import CurrentState, Marks, fold
+from airy_trio.events.destinations import Destination
+from airy_trio.log.current import CurrentState
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import READS_MAX, Gate, Page, Reads, Replay
+from airy_trio.log.reads import Reads
 from airy_trio.log.store import (
     Bounds,
     EventStore,
@@ -65,21 +63,9 @@ BOUNDS_AGE_S: Final = 5.0
 """Maximum age of the cached bounds while events arrive. Refreshing them also resynchronises the store's clock."""
 LAG_EVERY_S: Final = 1.0
 """Between two reads of the store's head, by which the lag of ``follow`` is measured."""
-COMPARED_MAX: Final = 256
-"""If a recent window has this many events, they are not compared: it is assumed that an object occurs twice."""
-STATE_AGE_S: Final = 1.0
-"""Clients that request the current state within this time get the same one; their recent windows end together."""
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
 
 logger = structlog.get_logger(__name__)
-
-
-@define(eq=False)
-class _StateRead:
-    """A read of the current state that other clients wait for. ``fault``: why the store was unavailable."""
-
-    ended: trio.Event = field(factory=trio.Event)
-    fault: str | None = None
 
 
 class EventLog:
@@ -94,24 +80,17 @@ class EventLog:
         """How long the store retains an event."""
         self.retain_durables_s = options.retain_durables_s
         """How long the store retains the position of a durable subscription that is not used."""
-        self._clock = StoreClock(clock)
-        self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
-        self._tail_events, self._tail_bytes = options.tail_events, options.tail_bytes
+        self.clock = StoreClock(clock)
+        self.tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
+        """The newest events."""
         self._head: Position | None = None
         self._doubts = self._doubts_settled = 0
         self._reading = trio.Lock()  # a task that has read the bounds of an epoch must not act on them after its end
         self._append_ended: trio.Event | None = None
         self._grown: set[View] = set()
         self._any_grown = trio.Event()
-        self.gate = Gate(READS_MAX)
-        """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it, except
-        that of the current state, which one task makes for all."""
-        self._reads = Reads(store, self._tail)
-        # Each event is set when its read has ended.
-        self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
-        self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
-        self._state_being_read: _StateRead | None = None
-        self._recent_end: tuple[float, Position] | None = None  # and when it was read, in Trio's time
+        self.reads = Reads(self)
+        """Reads on behalf of clients."""
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
@@ -168,19 +147,14 @@ class EventLog:
         """Whether a backfill of each kept type has begun and not ended, from the same."""
         return {type_: type_ in self._filling for type_ in self._kept}
 
-    @property
-    def state_pages(self) -> int:
-        """The number of pages of current states that were read from the store."""
-        return self._reads.state_pages
-
     def statistics(self) -> dict[str, int]:
         """Return what the tail holds, ``events``, ``bytes`` of bodies and ``views``, and the ``head``'s offset."""
-        return {**self._tail.statistics(), "head": self.head.offset}
+        return {**self.tail.statistics(), "head": self.head.offset}
 
     async def open(self) -> None:
         """Read the store's bounds and its newest events. Raises ``StoreUnavailable``."""
         async with self._reading:
-            await self._start(await self._bounds())
+            await self._start(await self.bounds())
             await self._read_on()
 
     async def append(  # noqa: PLR0913 - those of ``EventStore.append``, and one
@@ -284,17 +258,23 @@ class EventLog:
                 if not self._doubtful:
                     return
 
+    async def bounds(self) -> Bounds:
+        """Read the store's bounds, and set ``clock`` by them. Raises ``StoreUnavailable``."""
+        bounds = await self.store.bounds()
+        self.clock.update(bounds)
+        return bounds
+
     def attach(self, destination: Destination, reader: object) -> View:
         """Register a reader of a destination: from now on ``wait_grown`` reports its view."""
-        return self._tail.attach(destination, reader)
+        return self.tail.attach(destination, reader)
 
     def detach(self, view: View, reader: object) -> None:
         """Remove a reader. Idempotent."""
-        self._tail.detach(view, reader)
+        self.tail.detach(view, reader)
 
     def after(self, view: View, offset: int, *, events_max: int, bytes_max: int) -> Sequence[StoredEvent]:
         """Return the next events of a view from memory. Raises ``LookupError`` if ``offset < view.evicted``."""
-        return self._tail.after(view, offset, events_max=events_max, bytes_max=bytes_max)
+        return self.tail.after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
     async def wait_grown(self) -> frozenset[View]:
         """Return the views with readers that have grown, or lost their past, since the last call. For one consumer."""
@@ -303,162 +283,10 @@ class EventLog:
         grown, self._grown = frozenset(self._grown), set()
         return grown
 
-    async def page(
-        self, after: Position, destination: Destination, replay: Replay | None = None, *, address: str = ""
-    ) -> Page:
-        """Return the next events of a destination from the store, or those of a replay, for a client at ``address``.
-
-        Clients that ask for the same page at the same time share one read. Raises ``PositionExpired`` and
-        ``StoreUnavailable``.
-        """
-        key = after, destination, replay
-        page = self._reads.page(after, self.head, destination, replay)
-        if page is not None:
-            return page
-        # A client waits for the read of another one only with a place of its own: else it would wait in the other's
-        # queue, and each read that fails would wake a whole crowd.
-        async with self.gate.place(address):
-            while (other := self._pages_being_read.get(key)) is not None:
-                await other.wait()
-            ended = self._pages_being_read[key] = trio.Event()
-            try:
-                page = await self._reads.read(after, self.head, destination, replay)
-            except PositionExpired:
-                self._state = None  # a client that subscribes again must not get a state that has ended
-                raise
-            finally:
-                del self._pages_being_read[key]
-                ended.set()
-            if after.epoch != self.epoch:  # a new epoch began during the read: a replay may have read events of it
-                raise PositionExpired(f"{after} is of an epoch that has ended")
-            return page
-
-    async def since(self, age_s: float, *, address: str = "") -> Position:
-        """Return the position after which all retained events are at most ``age_s`` old.
-
-        If the tail does not reach back far enough, the store is queried, for a client at ``address``. Raises
-        ``StoreUnavailable`` if that fails.
-        """
-        while True:
-            found = self.since_in_tail(age_s)
-            if found is not None:
-                return found
-            async with self.gate.place(address):
-                position = await self.store.since(age_s)
-            if position.epoch == self.epoch:
-                return min(position, self.head)  # another node may have appended events that this one has not read
-            await self.catch_up()
-
-    def since_in_tail(self, age_s: float) -> Position | None:
-        """Return what ``since`` returns if the tail reaches back far enough; None if the store must be asked."""
-        offset = self._tail.since(self._clock.ms_before(age_s))
-        return None if offset is None else self.head.at(offset)
-
-    def recent_end(self) -> Position:
-        """Return the end of a recent window: the head as of at most ``STATE_AGE_S`` ago.
-
-        Clients that subscribe at about the same time get the same end, so that they read the same pages.
-        """
-        read_at, end = self._recent_end or (-inf, self.head)
-        if trio.current_time() >= read_at + STATE_AGE_S or end.epoch != self.epoch:
-            end = self.head
-            self._recent_end = trio.current_time(), end
-        return end
-
-    def may_have_replaced(self, view: View, offset: int) -> bool:
-        """Return whether an event of a view after an offset may have a newer one of its object. Reads only the tail."""
-        try:
-            events = self._tail.after(view, offset, events_max=COMPARED_MAX, bytes_max=self._tail_bytes)
-        except LookupError:
-            return True
-        return len(events) == COMPARED_MAX or any(map(self._tail.has_newer, events))
-
-    async def current_state(self, window_s: float) -> CurrentState:
-        """Return the current state as of at most ``STATE_AGE_S`` ago, and where its recent window begins.
-
-        Clients that ask at about the same time get the same one, so that they read the same pages. Raises
-        ``StoreUnavailable``.
-        """
-        while (found := self._known_state()) is None:
-            if (other := self._state_being_read) is not None:
-                await other.ended.wait()
-                # All waiting clients fail together. Otherwise each would read in turn, and wait for the store's
-                # time-out again.
-                if other.fault is not None:
-                    raise StoreUnavailable(other.fault)
-                continue
-            reading = self._state_being_read = _StateRead()
-            try:
-                bounds = await self._folded()
-                since = self.since_in_tail(window_s) or await self.store.since(window_s)
-                if bounds.epoch == since.epoch == self.epoch:
-                    # This node may not have read the newest events yet; those are sent after the state.
-                    state = CurrentState.of(bounds, min(bounds.head, self.head))
-                    self._state = trio.current_time(), evolve(state, since=min(since.offset, state.until.offset))
-                else:
-                    await self.catch_up()
-            except StoreUnavailable as error:
-                reading.fault = str(error)
-                raise
-            finally:
-                self._state_being_read = None
-                reading.ended.set()
-        return found
-
-    async def _folded(self) -> Bounds:
-        """Add all events that the store has now to its current state; return the bounds after that.
-
-        Without it a client could receive the state without an object that has ended, and then an event of that object
-        which was not added yet. If deletions are not sent, nothing would correct that.
-        """
-        bounds = await self._bounds()
-        head, more = bounds.head, True
-        while more and bounds.epoch == head.epoch and (state := bounds.state) and state.folded < head.offset:
-            marks = Marks.parse(state.marks)
-            more = marks is not None and await fold(self.store, state.generation, marks.kept)
-            bounds = await self._bounds()
-        return bounds
-
-    def _known_state(self) -> CurrentState | None:
-        if self._state is None:
-            return None
-        read_at, found = self._state
-        fresh = trio.current_time() < read_at + STATE_AGE_S and found.until.epoch == self.epoch
-        return found if fresh else None
-
-    async def channels_of(self, conversation: OfConversation, *, address: str = "") -> frozenset[str]:
-        """Return the channel of a conversation's newest event; empty if there is no such event, or it has no channel.
-
-        If the tail does not reach back far enough, the store is read, for a client at ``address``. Raises
-        ``StoreUnavailable`` if that fails.
-        """
-        while True:
-            since_ms = self._clock.ms_before(self.retain_s)
-            newest = self._tail.newest_of(conversation)
-            if newest is None and not self._tail.reaches_back_to(since_ms):
-                async with self.gate.place(address):
-                    try:
-                        newest = await self._reads.newest(self.head, conversation)
-                    except PositionExpired:  # an epoch has begun; after this the tail is in it
-                        await self.catch_up()
-                        continue
-            if newest is None or newest.channel_id is None or newest.appended_at_ms < since_ms:
-                return frozenset()
-            return frozenset({newest.channel_id})
-
-    async def floor(self) -> Position:
-        """Return the oldest position after which all events are retained, in the ``head``'s epoch.
-
-        Raises ``StoreUnavailable``.
-        """
-        while (bounds := await self._bounds()).epoch != self.epoch:  # it has just begun
-            await self.catch_up()
-        return bounds.floor
-
     def changed_at(self, event: StoredEvent) -> float:
         """Return when the change behind an event was made, in Trio's time; if that is unknown, when it was appended."""
         changed_at = self._arrivals.at(event.offset)
-        return self._clock.changed_at(event) if changed_at is None else changed_at
+        return self.clock.changed_at(event) if changed_at is None else changed_at
 
     def _has_reached(self, head: Position) -> bool:
         return head.epoch == self.epoch and head <= self.head
@@ -474,7 +302,7 @@ class EventLog:
         Every event of another node waits for this before it reaches a client.
         """
         async with self._reading:
-            if not self._doubtful and self._clock.age_s < BOUNDS_AGE_S:
+            if not self._doubtful and self.clock.age_s < BOUNDS_AGE_S:
                 known = self.head
                 with suppress(PositionExpired):
                     events = await self.store.read(known, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
@@ -493,7 +321,7 @@ class EventLog:
             try:
                 events = await self.store.read(after, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
             except PositionExpired:  # the events that this node lacks were trimmed, or an epoch has just begun
-                await self._start(await self._bounds())
+                await self._start(await self.bounds())
                 continue
             if self._doubtful:
                 return
@@ -508,8 +336,8 @@ class EventLog:
         """
         # All three are read before the store is asked, and belong together: an event that this node appends meanwhile
         # is not lost, and must not become the one that is compared.
-        known, newest, doubts = self.head, self._tail.newest if self._doubtful else None, self._doubts
-        bounds = await self._bounds()
+        known, newest, doubts = self.head, self.tail.newest if self._doubtful else None, self._doubts
+        bounds = await self.bounds()
         while bounds.epoch == known.epoch and await self._is_truncated(bounds, known, newest):
             logger.error(
                 "the event store has lost events that clients were sent", known=str(known), found=str(bounds.head)
@@ -539,18 +367,13 @@ class EventLog:
             return False
         return list(found) != [newest]
 
-    async def _bounds(self) -> Bounds:
-        bounds = await self.store.bounds()
-        self._clock.update(bounds)
-        return bounds
-
     async def _start(self, bounds: Bounds) -> None:
         """Fill the tail with the newest events, however many are retained before them."""
         newest = await self._read_newest(bounds)
         offset = newest[0].offset - 1 if newest else bounds.last
         self._head = Position(bounds.epoch, offset)
         self._arrivals.clear()
-        self._report(self._tail.start_after(offset))
+        self._report(self.tail.start_after(offset))
         self._take(bounds.epoch, newest)
 
     async def _read_newest(self, bounds: Bounds) -> list[StoredEvent]:
@@ -561,7 +384,7 @@ class EventLog:
         """
         found: list[StoredEvent] = []  # the newest first
         size, offset, count = 0, bounds.last, FIRST_PAGE_EVENTS
-        while offset >= bounds.first and len(found) < self._tail_events and size < self._tail_bytes:
+        while offset >= bounds.first and len(found) < self.tail.events_max and size < self.tail.bytes_max:
             count = min(count, offset + 1 - bounds.first)
             page = []
             with suppress(PositionExpired):
@@ -576,7 +399,7 @@ class EventLog:
                 size += len(event.body)
             offset -= count
             count = min(2 * count, READ_EVENTS_MAX)
-        return found[: self._tail_events][::-1]
+        return found[: self.tail.events_max][::-1]
 
     def _take(self, epoch: str, events: Sequence[StoredEvent], changed_at: float | None = None) -> None:
         """Add events to the tail, unless there are events before them that this node has not read."""
@@ -585,11 +408,11 @@ class EventLog:
         if changed_at is None:
             for _, group in groupby(events, _APPEND):
                 appended = tuple(group)
-                self._arrivals.add(appended[0].offset, appended[-1].offset, self._clock.changed_at(appended[0]))
+                self._arrivals.add(appended[0].offset, appended[-1].offset, self.clock.changed_at(appended[0]))
         else:
             self._arrivals.add(events[0].offset, events[-1].offset, changed_at)
-        self._report(self._tail.extend(events))
-        self._head = self.head.at(self._tail.last)
+        self._report(self.tail.extend(events))
+        self._head = self.head.at(self.tail.last)
 
     def _report(self, views: AbstractSet[View]) -> None:
         """Let ``wait_grown`` return these views, if there are any."""

@@ -30,15 +30,26 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from operator import attrgetter
-from typing import Final
+from typing import Final, Protocol
 
 import trio
-from attrs import evolve, frozen
+from attrs import define, evolve, field, frozen
 
-from airy_trio.events.destinations import Destination
-from airy_trio.log.store import EventStore, Position, PositionExpired, StateAt, StoredEvent, is_all
-from airy_trio.log.tail import Tail
+from airy_trio.events.destinations import Destination, OfConversation
+from airy_trio.log.current import CurrentState, Marks, fold
+from airy_trio.log.store import (
+    Bounds,
+    EventStore,
+    Position,
+    PositionExpired,
+    StateAt,
+    StoredEvent,
+    StoreUnavailable,
+    is_all,
+)
+from airy_trio.log.tail import StoreClock, Tail
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""
@@ -52,7 +63,25 @@ REMEMBERED_MAX: Final = 1024
 REMEMBERED_EVENTS_MAX: Final = 16
 REMEMBERED_BYTES_MAX: Final = 4096
 """For each destination: the events that are remembered, and the bytes of their bodies."""
+STATE_AGE_S: Final = 1.0
+"""Clients that request the current state within this time get the same one; their recent windows end together."""
 _OFFSET = attrgetter("offset")
+
+
+class FollowedLog(Protocol):
+    """The attributes and methods of ``EventLog`` that ``Reads`` uses."""
+
+    store: EventStore
+    tail: Tail
+    clock: StoreClock
+    retain_s: float
+
+    @property
+    def head(self) -> Position: ...  # noqa: D102 - see EventLog
+    @property
+    def epoch(self) -> str: ...  # noqa: D102
+    async def bounds(self) -> Bounds: ...  # noqa: D102
+    async def catch_up(self) -> None: ...  # noqa: D102
 
 
 class Gate:
@@ -144,28 +173,188 @@ class _Newest:
     event: StoredEvent | None
 
 
+@define(eq=False)
+class _StateRead:
+    """A read of the current state that other clients wait for. ``fault``: why the store was unavailable."""
+
+    ended: trio.Event = field(factory=trio.Event)
+    fault: str | None = None
+
+
 class Reads:
-    """The events of single destinations, from a store, from memory and from what earlier reads have found.
+    """Reads of one event log, from its store, from memory and from what earlier reads have found.
 
     Within an epoch nothing is added below the head, so what is remembered stays true until the epoch ends.
     """
 
-    def __init__(
-        self, store: EventStore, tail: Tail, events_max: int = PAGE_EVENTS_MAX, bytes_max: int = PAGE_BYTES_MAX
-    ) -> None:
-        self._store, self._tail = store, tail
+    def __init__(self, log: FollowedLog, events_max: int = PAGE_EVENTS_MAX, bytes_max: int = PAGE_BYTES_MAX) -> None:
+        self._log, self._store, self._tail = log, log.store, log.tail
         self._events_max, self._bytes_max = events_max, bytes_max
+        self.gate = Gate(READS_MAX)
+        """Every read of the store that a client causes takes a place in it, except that of the current state, which one
+        task makes for all."""
         self._pages: deque[Page] = deque(maxlen=PAGES_MAX)
+        # Each event is set when its read has ended.
+        self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
         # Both are LRU caches: the destination that was used last is the last.
         self._known: OrderedDict[Destination, Page] = OrderedDict()
         self._newest: OrderedDict[Destination, _Newest] = OrderedDict()
+        # Both with the time when they were read, in Trio's time.
+        self._state: tuple[float, CurrentState] | None = None
+        self._recent_end: tuple[float, Position] | None = None
+        self._state_being_read: _StateRead | None = None
         self.state_pages = 0
         """Pages of current states that were read from the store."""
 
-    def page(
-        self, after: Position, head: Position, destination: Destination, replay: Replay | None = None
-    ) -> Page | None:
-        """Return the next page after a position of the ``head``'s epoch if the store need not be read; else None.
+    async def page(
+        self, after: Position, destination: Destination, replay: Replay | None = None, *, address: str = ""
+    ) -> Page:
+        """Return the next events of a destination, or those of a replay, for a client at ``address``.
+
+        Clients that ask for the same page at the same time share one read. Raises ``PositionExpired`` and
+        ``StoreUnavailable``.
+        """
+        key = after, destination, replay
+        page = self._page_at_once(after, destination, replay)
+        if page is not None:
+            return page
+        # A client waits for the read of another one only with a place of its own: else it would wait in the other's
+        # queue, and each read that fails would wake a whole crowd.
+        async with self.gate.place(address):
+            while (other := self._pages_being_read.get(key)) is not None:
+                await other.wait()
+            ended = self._pages_being_read[key] = trio.Event()
+            try:
+                page = self._page_at_once(after, destination, replay)
+                if page is None:
+                    page = await self._read_page(after, destination, replay)
+                    self._pages.append(page)
+            except PositionExpired:
+                self._state = None  # a client that subscribes again must not get a state that has ended
+                raise
+            finally:
+                del self._pages_being_read[key]
+                ended.set()
+            if after.epoch != self._log.epoch:  # a new epoch began during the read: a replay may have read events of it
+                raise PositionExpired(f"{after} is of an epoch that has ended")
+            return page
+
+    async def since(self, age_s: float, *, address: str = "") -> Position:
+        """Return the position after which all retained events are at most ``age_s`` old.
+
+        If the tail does not reach back far enough, the store is queried, for a client at ``address``. Raises
+        ``StoreUnavailable`` if that fails.
+        """
+        while True:
+            position = self.since_in_tail(age_s)
+            if position is not None:
+                return position
+            async with self.gate.place(address):
+                position = await self._store.since(age_s)
+            if position.epoch == self._log.epoch:
+                return min(position, self._log.head)  # another node may have appended events that this one has not read
+            await self._log.catch_up()
+
+    def since_in_tail(self, age_s: float) -> Position | None:
+        """Return what ``since`` returns if the tail reaches back far enough; None if the store must be asked."""
+        offset = self._tail.since(self._log.clock.ms_before(age_s))
+        return None if offset is None else self._log.head.at(offset)
+
+    def recent_end(self) -> Position:
+        """Return the end of a recent window: the head as of at most ``STATE_AGE_S`` ago.
+
+        Clients that subscribe at about the same time get the same end, so that they read the same pages.
+        """
+        read_at, end = self._recent_end or (-inf, self._log.head)
+        if trio.current_time() >= read_at + STATE_AGE_S or end.epoch != self._log.epoch:
+            end = self._log.head
+            self._recent_end = trio.current_time(), end
+        return end
+
+    async def current_state(self, window_s: float) -> CurrentState:
+        """Return the current state as of at most ``STATE_AGE_S`` ago, and where its recent window begins.
+
+        Clients that ask at about the same time get the same one, so that they read the same pages. Raises
+        ``StoreUnavailable``.
+        """
+        while (known := self._known_state()) is None:
+            if (other := self._state_being_read) is not None:
+                await other.ended.wait()
+                # All waiting clients fail together. Otherwise each would read in turn, and wait for the store's
+                # time-out again.
+                if other.fault is not None:
+                    raise StoreUnavailable(other.fault)
+                continue
+            reading = self._state_being_read = _StateRead()
+            try:
+                bounds = await self._folded()
+                since = self.since_in_tail(window_s) or await self._store.since(window_s)
+                if bounds.epoch == since.epoch == self._log.epoch:
+                    # This node may not have read the newest events yet; those are sent after the state.
+                    state = CurrentState.of(bounds, min(bounds.head, self._log.head))
+                    self._state = trio.current_time(), evolve(state, since=min(since.offset, state.until.offset))
+                else:
+                    await self._log.catch_up()
+            except StoreUnavailable as error:
+                reading.fault = str(error)
+                raise
+            finally:
+                self._state_being_read = None
+                reading.ended.set()
+        return known
+
+    async def channels_of(self, conversation: OfConversation, *, address: str = "") -> frozenset[str]:
+        """Return the channel of a conversation's newest event; empty if there is no such event, or it has no channel.
+
+        If the tail does not reach back far enough, the store is read, for a client at ``address``. Raises
+        ``StoreUnavailable`` if that fails.
+        """
+        while True:
+            since_ms = self._log.clock.ms_before(self._log.retain_s)
+            newest = self._tail.newest_of(conversation)
+            if newest is None and not self._tail.reaches_back_to(since_ms):
+                async with self.gate.place(address):
+                    try:
+                        newest = await self._read_newest(conversation)
+                    except PositionExpired:  # an epoch has begun; after this the tail is in it
+                        await self._log.catch_up()
+                        continue
+            if newest is None or newest.channel_id is None or newest.appended_at_ms < since_ms:
+                return frozenset()
+            return frozenset({newest.channel_id})
+
+    async def floor(self) -> Position:
+        """Return the oldest position after which all events are retained, in the ``head``'s epoch.
+
+        Raises ``StoreUnavailable``.
+        """
+        while (bounds := await self._log.bounds()).epoch != self._log.epoch:  # it has just begun
+            await self._log.catch_up()
+        return bounds.floor
+
+    def _known_state(self) -> CurrentState | None:
+        if self._state is None:
+            return None
+        read_at, state = self._state
+        fresh = trio.current_time() < read_at + STATE_AGE_S and state.until.epoch == self._log.epoch
+        return state if fresh else None
+
+    async def _folded(self) -> Bounds:
+        """Add all events that the store has now to its current state; return the bounds after that.
+
+        Without it a client could receive the state without an object that has ended, and then an event of that object
+        which was not added yet. If deletions are not sent, nothing would correct that.
+        """
+        bounds = await self._log.bounds()
+        head, more = bounds.head, True
+        while more and bounds.epoch == head.epoch and (state := bounds.state) and state.folded < head.offset:
+            marks = Marks.parse(state.marks)
+            more = marks is not None and await fold(self._store, state.generation, marks.kept)
+            bounds = await self._log.bounds()
+        return bounds
+
+    def _page_at_once(self, after: Position, destination: Destination, replay: Replay | None) -> Page | None:
+        """Return the next page if the store need not be read; else None.
 
         It is a retained page, or one of a recent window in memory.
         """
@@ -177,8 +366,8 @@ class Reads:
                 and page.destination == destination
                 and page.replay == replay
             ):
-                return page if after.epoch == head.epoch else None
-        if replay is None or replay.announced or after.epoch != head.epoch:
+                return page if after.epoch == self._log.epoch else None
+        if replay is None or replay.announced or after.epoch != self._log.epoch:
             return None
         recent = self._read_tail(after, replay.until, destination)
         if recent is not None:
@@ -187,21 +376,10 @@ class Reads:
             self._pages.append(recent)
         return recent
 
-    async def read(
-        self, after: Position, head: Position, destination: Destination, replay: Replay | None = None
-    ) -> Page:
-        """Return the next page after a position, at most up to ``head``. Raises what ``EventStore.read`` raises.
-
-        ``head``: a position that the store has reached. ``replay``: return a page of this replay instead of the log.
-        """
-        page = self.page(after, head, destination, replay)
-        if page is None:
-            if replay is None:
-                page = await self._read(after, head, destination)
-            else:
-                page = await self._read_replay(after, destination, replay)
-            self._pages.append(page)
-        return page
+    async def _read_page(self, after: Position, destination: Destination, replay: Replay | None) -> Page:
+        if replay is None:
+            return await self._read(after, self._log.head, destination)
+        return await self._read_replay(after, destination, replay)
 
     async def _read_replay(self, after: Position, destination: Destination, replay: Replay) -> Page:
         """Read the next page of a replay, in parts: a part is what one read of the state or of the window returns.
@@ -267,39 +445,39 @@ class Reads:
         ends = len(events) < len(found) or not events or events[-1].offset >= view.last
         return Page(destination, after, until.offset if ends else events[-1].offset, events)
 
-    async def _read(self, after: Position, head: Position, destination: Destination) -> Page:
-        if after.epoch != head.epoch:
+    async def _read(self, after: Position, until: Position, destination: Destination) -> Page:
+        """Return the next page of the log, at most up to ``until``, a position that the store has reached."""
+        if after.epoch != until.epoch:
             raise PositionExpired(f"{after} is of an epoch that has ended")
         known = self._known.get(destination)
         if known is None or not known.covers(after):
             known = Page(destination, after, after.offset)
         else:
             self._known.move_to_end(destination)
-        # If ``head`` is the end of a replay, an earlier read may have found events after it.
-        found = tuple(event for event in known.events_after(after.offset) if event.offset <= head.offset)
-        upto = min(known.upto, head.offset)
+        # If this is the end of a replay, an earlier read may have found events after it.
+        found = tuple(event for event in known.events_after(after.offset) if event.offset <= until.offset)
+        upto = min(known.upto, until.offset)
         left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)
-        if upto < head.offset and left > 0 and bytes_left > 0:
+        if upto < until.offset and left > 0 and bytes_left > 0:
             stored = await self._store.read(after.at(upto), left, destination, bytes_max=bytes_left)
             # Other nodes' events that this node has not read yet are left out. If the store loses them, this node does
             # not notice that, so no client may have them and no page may retain them.
-            new = [event for event in stored if event.offset <= head.offset]
+            new = [event for event in stored if event.offset <= until.offset]
             found = (*found, *new)
             if len(new) < len(stored) or is_all(stored, left, bytes_left):
-                upto = head.offset
+                upto = until.offset
                 self._remember(Page(destination, known.after, upto, (*known.events, *new)))
             elif new:
                 upto = new[-1].offset
         return Page(destination, after, upto, found)
 
-    async def newest(self, head: Position, destination: Destination) -> StoredEvent | None:
+    async def _read_newest(self, destination: Destination) -> StoredEvent | None:
         """Return the newest event of a destination, without its body; None if there is none.
 
         Only the first call for a destination makes a store without an index scan its log from the end. Later calls scan
         what was appended since. A remembered event may have been trimmed. Raises what ``EventStore.newest`` does.
-
-        ``head``: a position that the store has reached.
         """
+        head = self._log.head
         known = self._newest.get(destination)
         if known is None or await self._has_grown(known.upto, head, destination):
             found = await self._store.newest(head, destination)

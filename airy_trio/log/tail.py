@@ -49,6 +49,8 @@ SLICES: Final = 16
 """At least a sixteenth of ``events_max`` is evicted at once: each eviction moves the whole list."""
 SCANNED_PER_CHANNEL: Final = 4
 """A narrow view scans this many events of its destination for each of its channels; beyond that its channels' own."""
+COMPARED_MAX: Final = 256
+"""A window with this many events is not searched for repeated objects; it is treated as if it had some."""
 ARRIVALS_MAX: Final = 4096
 """The number of batches for which ``Arrivals`` stores a time. Beyond that it forgets the older half."""
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -84,8 +86,8 @@ class Tail:
     """A window over the newest events of one epoch."""
 
     def __init__(self, *, events_max: int, bytes_max: int) -> None:
-        self._events_max = events_max
-        self._bytes_max = bytes_max
+        self.events_max = events_max
+        self.bytes_max = bytes_max
         self._events: list[StoredEvent] = []
         self._viewed: list[tuple[View, ...]] = []  # the views of each event, so that eviction need not find them again
         self._newest: dict[str, int] = {}  # the offset of the newest event of each object
@@ -165,7 +167,7 @@ class Tail:
                     view.last = offset
                     grown.add(view)
             # In the loop, so that the limits hold however many events are added at once.
-            if len(self._events) > self._events_max or self._bytes > self._bytes_max:
+            if len(self._events) > self.events_max or self._bytes > self.bytes_max:
                 self._evict()
         return grown
 
@@ -203,6 +205,14 @@ class Tail:
     def has_newer(self, event: StoredEvent) -> bool:
         """Return whether a newer event of the same object is in the tail."""
         return self._newest.get(event.object, 0) > event.offset
+
+    def may_have_newer(self, view: View, offset: int) -> bool:
+        """Return whether an event of a view after an offset may have a newer one of its object."""
+        try:
+            events = self.after(view, offset, events_max=COMPARED_MAX, bytes_max=self.bytes_max)
+        except LookupError:
+            return True
+        return len(events) == COMPARED_MAX or any(map(self.has_newer, events))
 
     def since(self, since_ms: int) -> int | None:
         """Return the offset after which all events were appended at ``since_ms`` or later.
@@ -335,10 +345,10 @@ class Tail:
 
     def _evict(self) -> None:
         """Evict a slice of the oldest events, and more until the rest fits. The newest stays, however large it is."""
-        count = max(1, self._events_max // SLICES, len(self._events) - self._events_max)
+        count = max(1, self.events_max // SLICES, len(self._events) - self.events_max)
         count = min(count, len(self._events) - 1)
         size = sum(len(event.body) for event in self._events[:count])
-        while count < len(self._events) - 1 and self._bytes - size > self._bytes_max:
+        while count < len(self._events) - 1 and self._bytes - size > self.bytes_max:
             size += len(self._events[count].body)
             count += 1
         if not count:

@@ -418,7 +418,7 @@ class Conversation:
         if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
             return None
         eventlog, address = self._services.eventlog, self._client.slot.key
-        look_up = partial(eventlog.channels_of, granted.destination, address=address)
+        look_up = partial(eventlog.reads.channels_of, granted.destination, address=address)
         if await self.inbox.unless_gone(until_available(look_up)) <= granted.channels:
             return None
         reason = "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event"

@@ -10,7 +10,7 @@ from trio_websocket import WebSocketConnection
 from airy_trio import client
 from airy_trio.client import Event, Events, State
 from airy_trio.log.current import Marks
-from airy_trio.log.event_log import STATE_AGE_S
+from airy_trio.log.reads import STATE_AGE_S
 from airy_trio.log.store import StateChange
 from tests.client.rig import CONNECTED, append, cutting, number_of, scripted, tag, take, url_of
 from tests.log.places import fold

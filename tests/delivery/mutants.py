@@ -314,7 +314,7 @@ DIRECTED = (
     ),
     (
         Mutant(
-            "a page reaches beyond the head", Reads, "_read", "in stored if event.offset <= head.offset", "in stored"
+            "a page reaches beyond the head", Reads, "_read", "in stored if event.offset <= until.offset", "in stored"
         ),
         lambda _clock: test_reads.test_a_page_ends_at_the_head_of_this_node(),
     ),
@@ -323,7 +323,7 @@ DIRECTED = (
             "a replay reaches beyond its end",
             Reads,
             "_read",
-            "(after.offset) if event.offset <= head.offset)",
+            "(after.offset) if event.offset <= until.offset)",
             "(after.offset))",
         ),
         lambda _clock: test_reads.test_a_replay_has_no_events_after_its_end_that_an_earlier_read_has_found(),
@@ -383,7 +383,7 @@ DIRECTED = (
         partial(test_state.test_large_events_fill_pages, 2),
     ),
     (
-        Mutant("a page of the log for the state", Reads, "page", "and page.replay == replay", ""),
+        Mutant("a page of the log for the state", Reads, "_page_at_once", "and page.replay == replay", ""),
         partial(with_small_pages, test_state.test_pages_of_the_state_are_no_pages_of_the_log),
     ),
     (

@@ -19,9 +19,10 @@ from airy_trio.events.destinations import EVERYTHING
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log import reads
 from airy_trio.log.current import Marks
-from airy_trio.log.event_log import STATE_AGE_S, EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
+from airy_trio.log.reads import STATE_AGE_S
 from airy_trio.log.store import NewEvent, Position, PositionExpired, StateChange
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Frame, Subscribe

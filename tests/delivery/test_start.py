@@ -10,11 +10,12 @@ from airy_trio.delivery.client import ReplayOptions
 from airy_trio.delivery.start import LIVE, Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.events.models import TYPES
-from airy_trio.log.event_log import COMPARED_MAX, STATE_AGE_S, EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import Replay
+from airy_trio.log.reads import STATE_AGE_S, Replay
 from airy_trio.log.store import Bounds, Position, StateAt, StoreUnavailable
+from airy_trio.log.tail import COMPARED_MAX
 from tests.delivery.kept import GENERATION, keep
 from tests.sessions.serving import event, events, open_log
 
@@ -318,11 +319,11 @@ async def test_current_state_has_the_recent_window_of_types_that_are_not_kept(
     log = await open_log()
     await keep(log, "abcdefghij", kept="channel.updated tag.updated")
     options = ReplayOptions(window_s=3600, events_max=2)
-    found = await log.current_state(options.window_s)
+    found = await log.reads.current_state(options.window_s)
     assert found.at is not None
     replay = Replay(until=log.head, since=since, state=found.at, types=frozenset(types), announced=True)
     begun = await start(log, log.attach(destination, log), StartRequest(None, "current"), options)
-    page = await log.page(log.head.at(0), destination, replay)
+    page = await log.reads.page(log.head.at(0), destination, replay)
     sent = [event.offset for event in page.events]
     assert sent == ([9, 10] if "message.updated" in types else [])
     assert (begun.position, begun.replay) == ((log.head.at(0), replay) if sent else (log.head, None))
@@ -336,7 +337,7 @@ async def test_window_within_the_current_state_ends_with_the_deletion(tail_event
     new = [event(number, obj=name, kind=kind) for number, (name, kind) in enumerate(kinds, start=1)]
     await log.append(log.head, new, "point")
     begin = await start(log, log.attach(EVERYTHING, log), StartRequest(None, "current"), WINDOW)
-    page = await log.page(begin.position, EVERYTHING, begin.replay)
+    page = await log.reads.page(begin.position, EVERYTHING, begin.replay)
     assert [event.offset for event in page.events] == sent
 
 

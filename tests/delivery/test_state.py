@@ -12,9 +12,9 @@ from airy_trio.delivery.client import ClientState
 from airy_trio.delivery.fanout import WATCH_EVERY_S
 from airy_trio.log import reads
 from airy_trio.log.current import FOLD_EVENTS_MAX
-from airy_trio.log.event_log import STATE_AGE_S, EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import PAGE_BYTES_MAX, PAGE_EVENTS_MAX
+from airy_trio.log.reads import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, STATE_AGE_S
 from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.frames import Frame
 from tests.delegating_store import Current, DelegatingStore
@@ -326,7 +326,7 @@ async def test_position_below_the_floor_does_not_expire_within_the_state(autojum
             await wait_all_tasks_blocked()
             await log.store.trim(age_s=3600, keep=0, limit=100, unused_s=10**6)
             await trio.sleep(2 * WATCH_EVERY_S)
-            assert rig.client.subscriptions[1].position.offset < (await log.floor()).offset
+            assert rig.client.subscriptions[1].position.offset < (await log.reads.floor()).offset
             assert rig.client.reason is None
             await rig.read_all()
         assert (offsets(rig.frames), completed(rig.frames)) == ([*range(1, 31)], [30])

@@ -34,7 +34,6 @@ from airy_trio.log.store import (
     StoredEvent,
     StoreUnavailable,
 )
-from airy_trio.log.tail import Tail
 from tests.delegating_store import DelegatingStore, Read
 from tests.log.places import event
 
@@ -120,7 +119,7 @@ async def read_on(log: EventLog, offset: int, destination: Destination) -> list[
     """Read page after page, up to the head."""
     found: list[StoredEvent] = []
     while offset < log.head.offset:
-        page = await log.page(log.head.at(offset), destination)
+        page = await log.reads.page(log.head.at(offset), destination)
         assert page.upto > offset
         found += page.events_after(offset)
         offset = page.upto
@@ -157,24 +156,24 @@ async def test_no_event_is_remembered_beyond_its_epoch() -> None:
     store.go_on.set()
     log = await opened(store)
     before = log.head
-    assert (await log.page(before.at(0), OfChannel("quiet"))).events == ()
+    assert (await log.reads.page(before.at(0), OfChannel("quiet"))).events == ()
     await log.begin_epoch(before, "again")
     with pytest.raises(PositionExpired):
-        await log.page(before.at(0), OfChannel("quiet"))
+        await log.reads.page(before.at(0), OfChannel("quiet"))
 
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_pages_agree_with_the_store(seed: int) -> None:
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0)
-    found = Reads(store, Tail(events_max=1, bytes_max=1), random.choice((1, 5, 100)), random.choice((1, 10, 1000)))
+    paged = Reads(log, random.choice((1, 5, 100)), random.choice((1, 10, 1000)))
     destinations: list[Destination] = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
     for number in range(1, 300):
         [channel] = random.choices("abcd", (100, 10, 3, 1))
         await log.append(log.head, [event(number, channel_id=channel)], "point")
         for destination in random.sample(destinations, 2):
             after = log.head.at(random.randint(0, number))
-            page = await found.read(after, log.head, destination)
+            page = await paged.page(after, destination)
             everything = await store.read(after, MANY, destination)
             assert list(page.events_after(after.offset)) == [one for one in everything if one.offset <= page.upto]
             assert page.upto > after.offset or after == log.head
@@ -183,8 +182,8 @@ async def test_pages_agree_with_the_store(seed: int) -> None:
 async def test_a_replay_has_no_events_after_its_end_that_an_earlier_read_has_found() -> None:
     log = await opened(MemoryStore(), 3, tail_events=1)
     begin = log.head.at(0)
-    assert (await log.page(begin, EVERYTHING)).upto == 3
-    page = await log.page(begin, EVERYTHING, Replay(until=log.head.at(2)))
+    assert (await log.reads.page(begin, EVERYTHING)).upto == 3
+    page = await log.reads.page(begin, EVERYTHING, Replay(until=log.head.at(2)))
     assert ([one.offset for one in page.events], page.upto) == ([1, 2], 2)
 
 
@@ -197,7 +196,7 @@ async def test_replays_agree_with_a_list(tail_events: int, seed: int) -> None:
     """
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0, tail_events=tail_events)
-    found = Reads(store, log._tail, random.choice((1, 5, 100)), random.choice((1, 10, 1000)))  # noqa: SLF001 - that of the log
+    paged = Reads(log, random.choice((1, 5, 100)), random.choice((1, 10, 1000)))
     appended: list[StoredEvent] = []
     ended: dict[str, int] = {}
     for number in range(60):
@@ -215,7 +214,7 @@ async def test_replays_agree_with_a_list(tail_events: int, seed: int) -> None:
     until = log.head.at(log.head.offset - random.randint(0, 9))
     since = random.randint(0, until.offset)
     for destination in (EVERYTHING, OfType(TAG), OfType(MESSAGE), OfChannel("a"), Within(EVERYTHING, frozenset("ae"))):
-        await found.read(until.at(since), log.head, destination)
+        await paged.page(until.at(since), destination)
         state = Replay(
             until=until, since=since, state=StateAt("first0", until), types=frozenset({MESSAGE}), announced=True
         )
@@ -223,7 +222,7 @@ async def test_replays_agree_with_a_list(tail_events: int, seed: int) -> None:
         for replay, begin in ((state, 0), (recent, since)):
             at, sent = until.at(begin), list[StoredEvent]()
             while at.offset < until.offset:
-                page = await found.read(at, log.head, destination, replay)
+                page = await paged.page(at, destination, replay)
                 assert page.completes_state == (replay.announced and page.upto == until.offset)
                 assert page.upto > at.offset
                 assert page.events or page.upto == until.offset or not replay.announced
@@ -248,9 +247,9 @@ async def test_a_recent_window_in_memory_waits_for_no_read() -> None:
     """Two reads of a store that does not answer hold all places."""
     log = await opened(MemoryStore(), 0)
     await log.append(log.head, [event(number, object="a") for number in (1, 2)], "point")
-    async with log.gate.place("first"), log.gate.place("second"):
+    async with log.reads.gate.place("first"), log.reads.gate.place("second"):
         with trio.fail_after(1):
-            page = await log.page(log.head.at(0), EVERYTHING, Replay(until=log.head))
+            page = await log.reads.page(log.head.at(0), EVERYTHING, Replay(until=log.head))
     assert ([one.offset for one in page.events], page.upto) == ([2], 2)
 
 
@@ -260,8 +259,8 @@ async def test_a_page_of_the_recent_window_is_one_read_of_the_store() -> None:
     store.go_on.set()
     log = await opened(store, 0, tail_events=2)
     await log.append(log.head, [event(number, object="a") for number in range(1, 5)], "point")
-    found = Reads(store, log._tail, 2)  # noqa: SLF001 - that of the log
-    page = await found.read(log.head.at(0), log.head, EVERYTHING, Replay(until=log.head))
+    paged = Reads(log, 2)
+    page = await paged.page(log.head.at(0), EVERYTHING, Replay(until=log.head))
     assert (page.events, page.upto, len(store.scans)) == ((), 2, 1)
 
 
@@ -272,9 +271,9 @@ async def test_a_replay_has_no_events_of_the_next_epoch() -> None:
 
     async def read() -> None:
         with pytest.raises(PositionExpired):
-            await log.page(begin, EVERYTHING, replay)
+            await log.reads.page(begin, EVERYTHING, replay)
 
-    async with trio.open_nursery() as nursery, log.gate.place("first"), log.gate.place("second"):
+    async with trio.open_nursery() as nursery, log.reads.gate.place("first"), log.reads.gate.place("second"):
         nursery.start_soon(read)
         await wait_all_tasks_blocked()
         head = await log.begin_epoch(log.head, "point")
@@ -294,14 +293,14 @@ async def test_last_page_of_a_replay_has_events(events_max: int, bytes_max: int)
     while await store.fold("first0", {TAG}, MANY):
         pass
     until = log.head.at(5)
-    found = Reads(store, log._tail, events_max, bytes_max)  # noqa: SLF001 - that of the log
+    paged = Reads(log, events_max, bytes_max)
     for since in (0, 2, 3):
         replay = Replay(
             until=until, since=since, state=StateAt("first0", until), types=frozenset({MESSAGE}), announced=True
         )
         at, pages = until.at(0), list[Page]()
         while at.offset < until.offset:
-            pages.append(await found.read(at, log.head, EVERYTHING, replay))
+            pages.append(await paged.page(at, EVERYTHING, replay))
             at = at.at(pages[-1].upto)
         assert [one.offset for page in pages for one in page.events] == ([1, 2] if since < 2 else [1])
         assert [page.completes_state for page in pages if page.events][-1]
@@ -313,7 +312,7 @@ async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -
     found: list[int] = []
 
     async def read(offset: int) -> None:
-        page = await log.page(log.head.at(offset), EVERYTHING, address="a")
+        page = await log.reads.page(log.head.at(offset), EVERYTHING, address="a")
         found.append(len(page.events_after(offset)))
 
     for offset in (0, 1, 2, 0, 1, 2):
@@ -333,7 +332,7 @@ async def test_clients_at_one_position_share_one_read(nursery: trio.Nursery) -> 
 
     async def read(scope: trio.CancelScope) -> None:
         with scope:
-            found.append(await log.page(log.head.at(0), EVERYTHING))
+            found.append(await log.reads.page(log.head.at(0), EVERYTHING))
 
     first = trio.CancelScope()
     for scope in (first, trio.CancelScope(), trio.CancelScope()):
@@ -357,7 +356,7 @@ async def test_each_client_learns_that_the_store_is_unavailable(nursery: trio.Nu
 
     async def read() -> None:
         with pytest.raises(StoreUnavailable):
-            await log.page(log.head.at(0), EVERYTHING)
+            await log.reads.page(log.head.at(0), EVERYTHING)
         failed.append("unavailable")
 
     for _ in range(3):
@@ -367,7 +366,7 @@ async def test_each_client_learns_that_the_store_is_unavailable(nursery: trio.Nu
     await wait_all_tasks_blocked()
     assert len(failed) == 3
     store.away = False
-    assert len((await log.page(log.head.at(0), EVERYTHING)).events) == 3
+    assert len((await log.reads.page(log.head.at(0), EVERYTHING)).events) == 3
 
 
 async def test_a_crowd_at_one_address_does_not_delay_another_address(nursery: trio.Nursery) -> None:
@@ -376,7 +375,7 @@ async def test_a_crowd_at_one_address_does_not_delay_another_address(nursery: tr
     served: list[str] = []
 
     async def read(destination: Destination, address: str) -> None:
-        await log.page(log.head.at(0), destination, address=address)
+        await log.reads.page(log.head.at(0), destination, address=address)
         served.append(address)
 
     channels = [OfChannel(f"quiet{number}") for number in range(READS_MAX + 5)]
@@ -405,7 +404,7 @@ async def test_failed_read_does_not_wake_all_waiting_tasks(nursery: trio.Nursery
 
     async def read() -> None:
         try:
-            await log.page(log.head.at(0), EVERYTHING)
+            await log.reads.page(log.head.at(0), EVERYTHING)
         except StoreUnavailable as error:
             failed.append(error)
 
@@ -424,7 +423,7 @@ async def test_a_page_ends_at_the_head_of_this_node() -> None:
     store = MemoryStore()
     log = await opened(store)
     await store.append(log.head, [event(4)], "point")  # by another node; this node has not read it
-    page = await log.page(log.head.at(1), EVERYTHING)
+    page = await log.reads.page(log.head.at(1), EVERYTHING)
     assert (page.upto, [one.offset for one in page.events]) == (3, [2, 3])
     await log.catch_up()
     assert [one.offset for one in await read_on(log, 1, EVERYTHING)] == [2, 3, 4]
@@ -435,11 +434,11 @@ async def test_the_last_retained_page_and_one_more(others: int, scans: int) -> N
     store = Scanned()
     store.go_on.set()
     log = await opened(store, PAGE_EVENTS_MAX + 1)
-    await log.page(log.head.at(0), EVERYTHING)
+    await log.reads.page(log.head.at(0), EVERYTHING)
     for number in range(others):
-        await log.page(log.head.at(0), OfChannel(f"quiet{number}"))
+        await log.reads.page(log.head.at(0), OfChannel(f"quiet{number}"))
     store.scans.clear()
-    await log.page(log.head.at(1), EVERYTHING)
+    await log.reads.page(log.head.at(1), EVERYTHING)
     assert len(store.scans) == scans
 
 
@@ -450,7 +449,7 @@ async def scans_after_two_reads(made: Sequence[NewEvent]) -> list[int]:
     log = await opened(store, 20)
     await log.append(log.head, made, "point")
     for _ in range(2):
-        assert len((await log.page(log.head.at(0), OfChannel("quiet"))).events) == len(made)
+        assert len((await log.reads.page(log.head.at(0), OfChannel("quiet"))).events) == len(made)
     return [position.offset for position in store.scans]
 
 
@@ -476,7 +475,7 @@ async def test_the_last_remembered_destination_and_one_more(others: int, scans: 
     log = await opened(store)
 
     async def read(number: int) -> None:
-        assert (await log.page(log.head.at(0), OfChannel(f"quiet{number}"))).events == ()
+        assert (await log.reads.page(log.head.at(0), OfChannel(f"quiet{number}"))).events == ()
 
     for number in range(others + 1):
         await read(number)
@@ -490,9 +489,9 @@ async def test_the_last_remembered_conversation_and_one_more(others: int, scans:
     store = Scanned()
     log = await opened(store, tail_events=1)
     for number in range(others + 1):
-        assert await log.channels_of(OfConversation(f"unknown{number}")) == frozenset()
+        assert await log.reads.channels_of(OfConversation(f"unknown{number}")) == frozenset()
     store.backwards.clear()
-    await log.channels_of(OfConversation("unknown0"))
+    await log.reads.channels_of(OfConversation("unknown0"))
     assert len(store.backwards) == scans
 
 
@@ -504,14 +503,14 @@ async def test_the_whole_log_is_scanned_once_for_a_conversation(conversation: st
     first = event(1, conversation_id="old", channel_id="ch2")
     await log.append(log.head, [first, *(event(number) for number in range(2, 20))], "point")
     destination = OfConversation(conversation)
-    assert [await log.channels_of(destination) for _ in range(3)] == [channels] * 3
+    assert [await log.reads.channels_of(destination) for _ in range(3)] == [channels] * 3
     await log.append(log.head, [event(20), event(21)], "point")
-    assert [await log.channels_of(destination) for _ in range(3)] == [channels] * 3
+    assert [await log.reads.channels_of(destination) for _ in range(3)] == [channels] * 3
     assert [position.offset for position in store.backwards] == [19]
     assert [position.offset for position in store.scans] == [19], "only what is new is scanned"
     moved = event(22, conversation_id=conversation, channel_id="ch3")
     await log.append(log.head, [moved, event(23), event(24)], "point")
-    assert [await log.channels_of(destination) for _ in range(3)] == [{"ch3"}] * 3
+    assert [await log.reads.channels_of(destination) for _ in range(3)] == [{"ch3"}] * 3
     assert [position.offset for position in store.backwards] == [19, 24]
 
 
@@ -520,9 +519,9 @@ async def test_no_channel_is_remembered_beyond_its_epoch() -> None:
     log = await opened(store, tail_events=1)
     destination = OfConversation("c1")
     await log.append(log.head, [event(4, conversation_id="c2")], "point")
-    assert await log.channels_of(destination) == {"ch1"}
+    assert await log.reads.channels_of(destination) == {"ch1"}
     await log.append(await log.begin_epoch(log.head, "again"), [event(5, conversation_id="c2")] * 2, "point")
-    assert await log.channels_of(destination) == frozenset()
+    assert await log.reads.channels_of(destination) == frozenset()
     assert len(store.backwards) == 2
 
 
@@ -532,7 +531,7 @@ async def test_no_channel_is_remembered_longer_than_events_are_retained() -> Non
     log = EventLog(store, LogOptions(store="memory", tail_events=1, retain_s=3600), clock=lambda: now_s)
     await log.open()
     await log.append(log.head, [event(1), event(2, conversation_id="c2")], "point")
-    assert await log.channels_of(OfConversation("c1")) == {"ch1"}
+    assert await log.reads.channels_of(OfConversation("c1")) == {"ch1"}
     now_s += 3601
     await log.append(log.head, [event(3, conversation_id="c2")], "point")
-    assert await log.channels_of(OfConversation("c1")) == frozenset()
+    assert await log.reads.channels_of(OfConversation("c1")) == frozenset()

@@ -1,8 +1,8 @@
 """A fault at every step of serving one client ends the session of that client and leaves nothing behind."""
 
 import itertools
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, MutableMapping
+from typing import Any, Final, ParamSpec, TypeVar
 
 import pytest
 import trio
@@ -12,18 +12,19 @@ from trio.testing import MockClock
 
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.disconnects import DisconnectReason, reason_after
-from airy_trio.events.destinations import Destination, parse
+from airy_trio.events.destinations import parse
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import Page, Replay
-from airy_trio.log.store import Position, PositionExpired, StoredEvent
-from airy_trio.log.tail import View
+from airy_trio.log.store import EventStore, PositionExpired
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket.stream import StalledError
 from tests.memory_transport import StreamTransport
 from tests.sessions.life import PLACE, live
 from tests.sessions.serving import Server, event, serving
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @pytest.mark.parametrize(
@@ -104,23 +105,19 @@ class FaultyLog(EventLog):
 
     fuse: Fuse | None = None
 
-    def _use(self, destination: Destination) -> None:
-        if self.fuse is not None and destination == parse(PLACE):
-            self.fuse.use()
+    def __init__(self, store: EventStore, options: LogOptions) -> None:
+        super().__init__(store, options)
+        self.tail.attach = self._failing(self.tail.attach)  # type: ignore[method-assign]
+        self.tail.after = self._failing(self.tail.after)  # type: ignore[method-assign]
+        self.reads.page = self._failing(self.reads.page)  # type: ignore[method-assign]
 
-    def attach(self, destination: Destination, reader: object) -> View:
-        self._use(destination)
-        return super().attach(destination, reader)
+    def _failing(self, use: Callable[P, T]) -> Callable[P, T]:
+        def use_or_fail(*args: P.args, **kwargs: P.kwargs) -> T:
+            if self.fuse is not None and parse(PLACE) in [getattr(one, "destination", one) for one in args]:
+                self.fuse.use()
+            return use(*args, **kwargs)
 
-    def after(self, view: View, offset: int, *, events_max: int, bytes_max: int) -> Sequence[StoredEvent]:
-        self._use(view.destination)
-        return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
-
-    async def page(
-        self, after: Position, destination: Destination, replay: Replay | None = None, *, address: str = ""
-    ) -> Page:
-        self._use(destination)
-        return await super().page(after, destination, replay, address=address)
+        return use_or_fail
 
 
 async def use(client: StompClient) -> None:
