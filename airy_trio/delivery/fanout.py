@@ -117,7 +117,9 @@ class Batches:
         self, subscription: Subscription, after: Position | None = None, prefix: bytes = b""
     ) -> EncodedBatch:
         position, view = subscription.position, subscription.view
-        events = self._eventlog.after(view, position.offset, events_max=BATCH_EVENTS_MAX, bytes_max=BATCH_BYTES_MAX)
+        events = self._eventlog.tail.after(
+            view, position.offset, events_max=BATCH_EVENTS_MAX, bytes_max=BATCH_BYTES_MAX
+        )
         data, offsets, changed_at = self._join(subscription, events)
         last = offsets[-1]
         return EncodedBatch(data, offsets, changed_at, position.at(last), after, prefix, last >= view.last)

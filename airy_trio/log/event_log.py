@@ -33,7 +33,6 @@ from typing import Final
 import structlog
 import trio
 
-from airy_trio.events.destinations import Destination
 from airy_trio.log.current import CurrentState
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Reads
@@ -82,7 +81,7 @@ class EventLog:
         """How long the store retains the position of a durable subscription that is not used."""
         self.clock = StoreClock(clock)
         self.tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
-        """The newest events."""
+        """The newest events. ``wait_grown`` reports the views of those that attach to it."""
         self._head: Position | None = None
         self._doubts = self._doubts_settled = 0
         self._reading = trio.Lock()  # a task that has read the bounds of an epoch must not act on them after its end
@@ -263,18 +262,6 @@ class EventLog:
         bounds = await self.store.bounds()
         self.clock.update(bounds)
         return bounds
-
-    def attach(self, destination: Destination, reader: object) -> View:
-        """Register a reader of a destination: from now on ``wait_grown`` reports its view."""
-        return self.tail.attach(destination, reader)
-
-    def detach(self, view: View, reader: object) -> None:
-        """Remove a reader. Idempotent."""
-        self.tail.detach(view, reader)
-
-    def after(self, view: View, offset: int, *, events_max: int, bytes_max: int) -> Sequence[StoredEvent]:
-        """Return the next events of a view from memory. Raises ``LookupError`` if ``offset < view.evicted``."""
-        return self.tail.after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
     async def wait_grown(self) -> frozenset[View]:
         """Return the views with readers that have grown, or lost their past, since the last call. For one consumer."""

@@ -387,7 +387,7 @@ class Conversation:
         )
         # Before the waits below: from here on the tail reports growth and evictions of this view. The fan-out passes
         # over the subscription until it is started.
-        subscription.view = services.eventlog.attach(granted, subscription)
+        subscription.view = services.eventlog.tail.attach(granted, subscription)
         client.subscriptions[request.number] = subscription
         claim: DurableClaim | None = None
         if request.durable is not None and client.user.name is not None:  # its acknowledged position is known then
@@ -443,7 +443,7 @@ class Conversation:
         if subscription is not None:
             subscription.end()
             client.slot.unsubscribe()
-            services.eventlog.detach(subscription.view, subscription)
+            services.eventlog.tail.detach(subscription.view, subscription)
             self._unwritten |= services.durables.release(subscription)
 
     def _acknowledge(self, ack: Ack) -> None:

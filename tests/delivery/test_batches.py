@@ -43,7 +43,7 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
         window=None if ack is AckMode.AUTO else Window(ack, 10),
         started=True,
     )
-    subscription.view = log.attach(EVERYTHING, subscription)
+    subscription.view = log.tail.attach(EVERYTHING, subscription)
     return subscription
 
 
@@ -296,8 +296,8 @@ async def test_batches_are_not_shared_between_different_grants() -> None:
     of_all, of_two, also_of_two, of_one = (subscribed(log) for _ in range(4))
     rights = [(of_two, {"ch1", "ch2"}), (also_of_two, {"ch2", "ch1"}), (of_one, {"ch1", "ch4"})]
     for one, granted in rights:
-        log.detach(one.view, one)
-        one.view = log.attach(Within(EVERYTHING, frozenset(granted)), one)
+        log.tail.detach(one.view, one)
+        one.view = log.tail.attach(Within(EVERYTHING, frozenset(granted)), one)
     assert {one.view.last for one in (of_all, of_two, also_of_two, of_one)} == {4}
     assert batches.next_batch(of_all).offsets == (1, 2, 3, 4)
     assert batches.next_batch(of_two).offsets == (1, 2, 4)

@@ -90,7 +90,7 @@ class Viewer:
     async def subscribe(self) -> None:
         log = self.world.log
         if self.subscription is not None:
-            log.detach(self.subscription.view, self.subscription)
+            log.tail.detach(self.subscription.view, self.subscription)
         connection = StompFraming(ConnectionOptions(server="airy-trio/test"), "s1")
         connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
         connection.connected()
@@ -101,7 +101,7 @@ class Viewer:
         new = self.subscription = Subscription(
             client, request.number, connection.message_prefix(request), log.head, window=window
         )
-        new.view = log.attach(EVERYTHING, new)
+        new.view = log.tail.attach(EVERYTHING, new)
         client.subscriptions[new.number] = new
         client.state = ClientState.BEHIND
         position = None if self.position is None else str(self.position)

@@ -488,7 +488,7 @@ async def test_a_claim_replaced_before_its_start_moves_nothing(
     clients = [(await log_in(server)).client for _ in range(2)]
     for client in clients:
         await client.subscribe()
-    former, newer = (one for one in server.log.attach(EVERYTHING, None).readers if isinstance(one, Subscription))
+    former, newer = (one for one in server.log.tail.attach(EVERYTHING, None).readers if isinstance(one, Subscription))
     durables = server.sessions.durables
     first = durables.claim(former, "ann", "inbox")
     await wait_all_tasks_blocked()

@@ -32,7 +32,7 @@ async def filled(count: int = 10, *, tail_events: int = 20_000) -> EventLog:
 async def started(
     log: EventLog, last_event_id: str | None = None, replay: str | None = None, options: ReplayOptions = OPTIONS
 ) -> tuple[int, str]:
-    view = log.attach(EVERYTHING, log)
+    view = log.tail.attach(EVERYTHING, log)
     found: Start = await start(log, view, StartRequest(last_event_id, replay), options)
     assert found.position.epoch == log.epoch
     return found.position.offset, found.resume
@@ -58,7 +58,7 @@ async def test_events_max_does_not_lengthen_the_window() -> None:
 @pytest.mark.parametrize("events_max, position, state", [(3, 7, "partial"), (9, 1, "partial"), (10, 0, None)])
 async def test_a_window_that_is_cut_is_partial(events_max: int, position: int, state: str | None) -> None:
     log = await filled()
-    view = log.attach(EVERYTHING, log)
+    view = log.tail.attach(EVERYTHING, log)
     found = await start(log, view, StartRequest(None, None), ReplayOptions(window_s=3600, events_max=events_max))
     assert found.position.offset == position
     assert dict(found.headers).get("state") == state
@@ -152,7 +152,7 @@ MAPPED = "message.updated tag.updated channel.updated metadata.updated"
 
 
 async def found_state(log: EventLog, destination: Destination = EVERYTHING, last_event_id: str | None = None) -> Start:
-    return await start(log, log.attach(destination, log), StartRequest(last_event_id, "current"), OPTIONS)
+    return await start(log, log.tail.attach(destination, log), StartRequest(last_event_id, "current"), OPTIONS)
 
 
 def state_of(found: Start) -> StateAt | None:
@@ -259,7 +259,7 @@ def until_of(begin: Start) -> Position | None:
 
 
 async def recent(log: EventLog, options: ReplayOptions = WINDOW) -> Start:
-    return await start(log, log.attach(EVERYTHING, log), StartRequest(None, None), options)
+    return await start(log, log.tail.attach(EVERYTHING, log), StartRequest(None, None), options)
 
 
 @pytest.mark.parametrize("tail_events", [20_000, 2])
@@ -322,7 +322,7 @@ async def test_current_state_has_the_recent_window_of_types_that_are_not_kept(
     found = await log.reads.current_state(options.window_s)
     assert found.at is not None
     replay = Replay(until=log.head, since=since, state=found.at, types=frozenset(types), announced=True)
-    begun = await start(log, log.attach(destination, log), StartRequest(None, "current"), options)
+    begun = await start(log, log.tail.attach(destination, log), StartRequest(None, "current"), options)
     page = await log.reads.page(log.head.at(0), destination, replay)
     sent = [event.offset for event in page.events]
     assert sent == ([9, 10] if "message.updated" in types else [])
@@ -336,7 +336,7 @@ async def test_window_within_the_current_state_ends_with_the_deletion(tail_event
     kinds = [("a", "message.updated"), ("a", "message.deleted"), ("b", "message.updated")]
     new = [event(number, obj=name, kind=kind) for number, (name, kind) in enumerate(kinds, start=1)]
     await log.append(log.head, new, "point")
-    begin = await start(log, log.attach(EVERYTHING, log), StartRequest(None, "current"), WINDOW)
+    begin = await start(log, log.tail.attach(EVERYTHING, log), StartRequest(None, "current"), WINDOW)
     page = await log.reads.page(begin.position, EVERYTHING, begin.replay)
     assert [event.offset for event in page.events] == sent
 
@@ -349,6 +349,6 @@ async def test_without_a_state_only_the_recent_window_is_sent() -> None:
     assert dict(begin.headers)["state"] == "partial"
     await trio.sleep(0.01)
     log, options = await open_log(log.store), ReplayOptions(window_s=0)
-    begin = await start(log, log.attach(EVERYTHING, log), StartRequest(None, "current"), options)
+    begin = await start(log, log.tail.attach(EVERYTHING, log), StartRequest(None, "current"), options)
     assert (begin.position, begin.replay) == (log.head, None)
     assert dict(begin.headers)["state"] == "partial"

@@ -113,7 +113,7 @@ async def opened(store: MemoryStore, *, tail_events: int = 100) -> EventLog:
 
 
 def held(log: EventLog, view: View) -> list[int]:
-    return [one.offset for one in log.after(view, view.evicted, events_max=10_000, bytes_max=10**9)]
+    return [one.offset for one in log.tail.after(view, view.evicted, events_max=10_000, bytes_max=10**9)]
 
 
 def numbered(first: int, last: int) -> list[NewEvent]:
@@ -129,7 +129,7 @@ def test_head_before_open_is_an_error(store: Outages) -> None:
 async def test_open_fills_the_tail(store: Outages, count: int) -> None:
     await store.add(*numbered(1, count))
     log = await opened(store, tail_events=1001)
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     assert log.head == (await store.bounds()).head
     assert held(log, view) == list(range(1, count + 1))
 
@@ -137,7 +137,7 @@ async def test_open_fills_the_tail(store: Outages, count: int) -> None:
 async def test_older_events_are_read_from_the_store(store: Outages) -> None:
     await store.add(*numbered(1, 250))
     log = await opened(store)
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     assert (view.evicted, log.head.offset) == (150, 250)
     assert [one.offset for one in (await log.reads.page(log.head.at(0), EVERYTHING)).events][:3] == [1, 2, 3]
 
@@ -148,7 +148,7 @@ async def test_open_reads_few_more_bytes_than_the_tail_has() -> None:
     await store.add(*(event(number)._replace(body=b"x" * size) for number, size in enumerate(sizes, start=1)))
     log = EventLog(store, LogOptions(store="memory", tail_events=1000, tail_bytes=1_000_000), lambda: 0.0)
     await log.open()
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     assert log.head.offset == len(sizes)
     kept = held(log, view)
     assert kept == list(range(len(sizes) - len(kept) + 1, len(sizes) + 1))
@@ -162,7 +162,7 @@ async def test_one_large_event_fills_the_tail() -> None:
     await store.add(*(event(number)._replace(body=b"x" * 3_000_000) for number in range(1, 6)))
     log = EventLog(store, LogOptions(store="memory", tail_bytes=1000), lambda: 0.0)
     await log.open()
-    assert held(log, log.attach(EVERYTHING, "reader")) == [5]
+    assert held(log, log.tail.attach(EVERYTHING, "reader")) == [5]
 
 
 async def test_open_after_all_events_were_trimmed(store: Outages) -> None:
@@ -184,7 +184,7 @@ async def test_open_can_be_retried(store: Outages) -> None:
 
 async def test_an_append_is_in_the_tail_and_reported(store: Outages) -> None:
     log = await opened(store)
-    view = log.attach(OfType("message.updated"), "reader")
+    view = log.tail.attach(OfType("message.updated"), "reader")
     head = await log.append(log.head, numbered(1, 3), "point")
     assert head == log.head == Position(log.epoch, 3)
     assert held(log, view) == [1, 2, 3]
@@ -194,7 +194,7 @@ async def test_an_append_is_in_the_tail_and_reported(store: Outages) -> None:
 
 async def test_readers_run_before_the_writer_continues(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
-    log.attach(EVERYTHING, object())
+    log.tail.attach(EVERYTHING, object())
     order: list[str] = []
 
     async def serve() -> None:
@@ -222,7 +222,7 @@ async def test_a_stale_append_is_rejected_after_catching_up(store: Outages) -> N
 
 async def test_an_append_after_unread_events_is_read_in_order(store: Outages) -> None:
     log = await opened(store)
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     await store.add(*numbered(1, 3))
     assert (await log.append((await store.bounds()).head, numbered(4, 5), "point")).offset == 5
     assert (log.head.offset, held(log, view)) == (0, [])
@@ -234,7 +234,7 @@ async def test_follow_reads_appends_of_other_nodes(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     nursery.start_soon(log.follow)
     for number in range(1, 4):
         await store.add(event(number))
@@ -286,7 +286,7 @@ async def test_appends_of_all_nodes_are_in_one_order(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     nursery.start_soon(log.follow)
     for _ in range(20):
         await store.add(event(1))
@@ -402,7 +402,7 @@ async def test_a_new_epoch_is_followed_while_the_bounds_are_fresh(store: Outages
 
 async def test_a_new_epoch_empties_every_view(store: Outages) -> None:
     log = await opened(store)
-    view = log.attach(OfChannel("ch1"), "reader")
+    view = log.tail.attach(OfChannel("ch1"), "reader")
     await log.append(log.head, numbered(1, 3), "point")
     old = log.head
     await store.begin_epoch(old, "again")  # on another node
@@ -447,7 +447,7 @@ async def test_bounds_of_an_ended_epoch_are_not_used(store: Outages, nursery: tr
 
 async def test_a_node_behind_the_retention_continues_at_the_floor(store: Outages) -> None:
     log = await opened(store)
-    view = log.attach(EVERYTHING, "reader")
+    view = log.tail.attach(EVERYTHING, "reader")
     await log.append(log.head, numbered(1, 3), "point")
     await store.add(*numbered(4, 20))
     await store.trim(age_s=10**6, keep=5, limit=100, unused_s=10**6)
@@ -460,7 +460,7 @@ async def test_an_outage_and_its_end_are_logged_once(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
-    log.attach(EVERYTHING, "reader")
+    log.tail.attach(EVERYTHING, "reader")
     with capture_logs() as logged:
         nursery.start_soon(log.follow)
         store.away = True
@@ -582,7 +582,7 @@ class TestSince:
 
 async def test_no_growth_is_lost_between_two_calls(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
-    views = {name: log.attach(OfChannel(name), "reader") for name in ("ch1", "ch2", "ch3")}
+    views = {name: log.tail.attach(OfChannel(name), "reader") for name in ("ch1", "ch2", "ch3")}
     seen: list[int] = []
 
     async def consume() -> None:
@@ -604,7 +604,7 @@ async def test_no_growth_is_lost_between_two_calls(store: Outages, nursery: trio
 
 async def test_growth_is_reported_by_the_next_call(store: Outages) -> None:
     log = await opened(store)
-    one, two = log.attach(OfChannel("ch1"), "reader"), log.attach(OfChannel("ch2"), "reader")
+    one, two = log.tail.attach(OfChannel("ch1"), "reader"), log.tail.attach(OfChannel("ch2"), "reader")
     await log.append(log.head, [event(1, channel_id="ch1")], "point")
     await log.append(log.head, [event(2, channel_id="ch2")], "point")
     with trio.move_on_after(0) as scope:

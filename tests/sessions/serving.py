@@ -123,9 +123,9 @@ class Server:
                 await trio.lowlevel.checkpoint()
         assert not self.sessions.clients
         assert not self.sessions.wheel.clients
-        view = self.log.attach(EVERYTHING, self)
+        view = self.log.tail.attach(EVERYTHING, self)
         assert list(view.readers) == [self]
-        self.log.detach(view, self)
+        self.log.tail.detach(view, self)
 
     async def _serve(self, transport: Transport, ending: "Ending", slot: ConnectionSlot) -> None:
         ending.reason = await self.sessions.serve(transport, slot)

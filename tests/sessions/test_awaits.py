@@ -182,9 +182,9 @@ async def test_fault_at_any_await_ends_at_most_that_session(
             assert len(server.sessions.clients) == 1, awaits.where
             assert server.sessions.wheel.clients == 1, awaits.where
             assert server.sessions.durables.claimed == 0, awaits.where
-            view = server.log.attach(parse(PLACE), client)
+            view = server.log.tail.attach(parse(PLACE), client)
             assert list(view.readers) == [client], awaits.where
-            server.log.detach(view, client)
+            server.log.tail.detach(view, client)
             await server.append(number, number)
             assert (await bystander.receive()).body.startswith(b'{"n": %d,' % number), awaits.where
             if awaits.left > 0:

@@ -143,9 +143,9 @@ async def assert_nothing_is_left(server: Server, client: StompClient, tasks: int
     with trio.fail_after(10):
         while len(server.connections.child_tasks) > tasks:  # noqa: ASYNC110 - a nursery has no event for this
             await trio.lowlevel.checkpoint()
-    view = server.log.attach(parse(PLACE), client)
+    view = server.log.tail.attach(parse(PLACE), client)
     assert list(view.readers) == [client]
-    server.log.detach(view, client)
+    server.log.tail.detach(view, client)
     with pytest.raises(trio.ClosedResourceError):
         await client.stream.receive_some()  # the client has read the end of the stream, and closed
 
