@@ -370,106 +370,106 @@ class Senders:
     async def _send(self, client: Client, task: _SendTask) -> None:
         try:
             with task.scope:
-                await catch_up(client, self._eventlog, self._batches)
+                await self._catch_up(client)
         except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
             client.disconnect(reason_after(fault, client.session))
         finally:
             del self._sending[client]
             task.ended.set()
 
+    async def _catch_up(self, client: Client) -> None:
+        """Send a client that is behind the events that it lacks; return when it is live, or closing.
 
-async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None:
-    """Send a client that is behind the events that it lacks; return when it is live, or closing.
+        Raises what the stream raises, and ``PositionExpired`` if the client must reload.
+        """
+        stream = client.stream
+        while client.state is BEHIND and not stream.closing:
+            # Made before the search for work: events that arrive during it are either found or set the event.
+            wake_up = client.expect_wake_up()
+            served = False
+            if stream.transport.pending:
+                async with stream.lock:
+                    await stream.drain()
+            for subscription in tuple(client.subscriptions.values()):
+                served |= await self._serve_subscription(subscription)
+            if client.catch_up():
+                return
+            if not served:
+                # Only the pause after a failed read ends by time. Growth, an ACK and a new subscription set the event.
+                retry_at = min((one.retry_at for one in client.subscriptions.values() if one.backoff), default=math.inf)
+                with trio.move_on_at(retry_at):
+                    await wake_up.wait()
 
-    Raises what the stream raises, and ``PositionExpired`` if the client must reload.
-    """
-    stream = client.stream
-    while client.state is BEHIND and not stream.closing:
-        # Made before the search for work: events that arrive during it are either found or set the event.
-        wake_up = client.expect_wake_up()
-        served = False
-        if stream.transport.pending:
-            async with stream.lock:
-                await stream.drain()
-        for subscription in tuple(client.subscriptions.values()):
-            served |= await _serve(subscription, eventlog, batches)
-        if client.catch_up():
-            return
-        if not served:
-            # Only the pause after a failed read ends by time. Growth, an ACK and a new subscription set the event.
-            retry_at = min((one.retry_at for one in client.subscriptions.values() if one.backoff), default=math.inf)
-            with trio.move_on_at(retry_at):
-                await wake_up.wait()
-
-
-async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
-    """Send one batch, or one page of the store; False if there is nothing to do now."""
-    if subscription.started and subscription.position.epoch != eventlog.epoch:
-        raise PositionExpired(f"{subscription.position} is of an epoch that has ended")
-    if not subscription.has_work:
-        return False
-    if not subscription.in_tail:
-        return await _serve_page(subscription, eventlog, batches)
-    await _send_one(subscription, eventlog, batches)
-    return True
-
-
-async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
-    """Send the next page of the store; False if the store is unavailable, and read again later.
-
-    Only this call holds the page: for a client whose ack window is full, none stays in memory.
-    """
-    if trio.current_time() < subscription.retry_at:
-        return False
-    try:
-        page = await eventlog.reads.page(
-            subscription.position,
-            subscription.view.destination,
-            subscription.replay,
-            address=subscription.client.slot.key,
-        )
-    except StoreUnavailable:
-        subscription.store_failed(trio.current_time())
-        return False
-    subscription.store_answered()
-    while await _send_one(subscription, eventlog, batches, page):
-        pass
-    return True
-
-
-async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Batches, page: Page | None = None) -> bool:
-    """Send the next batch, of a page or of what is in memory. Return False if there is none that may be sent now."""
-    stream = subscription.client.stream
-    async with stream.lock:  # for one batch, so that a RECEIPT or a PONG waits for one batch at most
-        await stream.drain()
-        if not _may_send(subscription, eventlog):
+    async def _serve_subscription(self, subscription: Subscription) -> bool:
+        """Send one batch, or one page of the store; False if there is nothing to do now."""
+        if subscription.started and subscription.position.epoch != self._eventlog.epoch:
+            raise PositionExpired(f"{subscription.position} is of an epoch that has ended")
+        if not subscription.has_work:
             return False
-        if page is None:
-            if subscription.position.offset < subscription.view.evicted:  # evicted while this task waited for the lock
-                return False
-            batch = batches.next_batch(subscription)
-        elif (found := batches.of_page(subscription, page)) is not None:
-            batch = found
-        else:
-            if subscription.replay is not None and page.completes_state:
-                # The object of the last event has changed or ended since the previous page was read.
-                subscription.resume_header += STATE_COMPLETE
-            subscription.skip_to(page.upto)
-            return False
-        # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
-        batches.commit(subscription, batch, trio.current_time())
-        await stream.push(batch.data)
+        if not subscription.in_tail:
+            return await self._serve_page(subscription)
+        await self._send_one(subscription)
         return True
 
+    async def _serve_page(self, subscription: Subscription) -> bool:
+        """Send the next page of the store; False if the store is unavailable, and read again later.
 
-def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
-    """Whether the subscription may still be served.
+        Only this call holds the page: for a client whose ack window is full, none stays in memory.
+        """
+        if trio.current_time() < subscription.retry_at:
+            return False
+        try:
+            page = await self._eventlog.reads.page(
+                subscription.position,
+                subscription.view.destination,
+                subscription.replay,
+                address=subscription.client.slot.key,
+            )
+        except StoreUnavailable:
+            subscription.store_failed(trio.current_time())
+            return False
+        subscription.store_answered()
+        while await self._send_one(subscription, page):
+            pass
+        return True
 
-    For the holder of the lock, after every wait: the client may have unsubscribed, or an epoch may have begun.
-    """
-    client = subscription.client
-    exists = client.subscriptions.get(subscription.number) is subscription and not client.stream.closing
-    return exists and client.state is BEHIND and subscription.has_work and subscription.position.epoch == eventlog.epoch
+    async def _send_one(self, subscription: Subscription, page: Page | None = None) -> bool:
+        """Send the next batch, of a page or from memory. Return False if there is none that may be sent now."""
+        stream = subscription.client.stream
+        async with stream.lock:  # for one batch, so that a RECEIPT or a PONG waits for one batch at most
+            await stream.drain()
+            if not self._may_send(subscription):
+                return False
+            if page is None:
+                if subscription.position.offset < subscription.view.evicted:  # while this task waited for the lock
+                    return False
+                batch = self._batches.next_batch(subscription)
+            elif (found := self._batches.of_page(subscription, page)) is not None:
+                batch = found
+            else:
+                if subscription.replay is not None and page.completes_state:
+                    # The object of the last event has changed or ended since the previous page was read.
+                    subscription.resume_header += STATE_COMPLETE
+                subscription.skip_to(page.upto)
+                return False
+            # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
+            self._batches.commit(subscription, batch, trio.current_time())
+            await stream.push(batch.data)
+            return True
+
+    def _may_send(self, subscription: Subscription) -> bool:
+        """Whether the subscription may still be served.
+
+        For the holder of the lock, after every wait: the client may have unsubscribed, or an epoch may have begun.
+        """
+        client = subscription.client
+        return (
+            client.subscriptions.get(subscription.number) is subscription
+            and not client.stream.closing
+            and client.state is BEHIND
+            and subscription.has_work
+            and subscription.position.epoch == self._eventlog.epoch
+        )
 
 
 def _has_expired(subscription: Subscription, floor: Position) -> bool:

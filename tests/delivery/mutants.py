@@ -101,8 +101,8 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint before live",
-        fanout,
-        "catch_up",
+        Senders,
+        "_catch_up",
         "if client.catch_up():",
         CHECKPOINT_BEFORE_LIVE,
         alike=2,
@@ -116,7 +116,7 @@ MUTANTS = (
     ),
     Mutant(
         "subscription not checked again under the lock",
-        fanout,
+        Senders,
         "_may_send",
         "client.subscriptions.get(subscription.number) is subscription",
         "True",
@@ -279,7 +279,7 @@ DIRECTED = (
         test_fanout.test_neighbours_get_more_than_one_batch_completely,
     ),
     (
-        Mutant("written after a Close frame", fanout, "_may_send", "and not client.stream.closing", ""),
+        Mutant("written after a Close frame", Senders, "_may_send", "and not client.stream.closing", ""),
         test_sender.test_nothing_is_sent_after_a_close_frame,
     ),
     (
@@ -333,17 +333,17 @@ DIRECTED = (
         test_state.test_fan_out_sends_nothing_before_the_state,
     ),
     (
-        Mutant("the send task forgets the state", fanout, "_serve", "subscription.in_tail", f"({TAIL_ALONE})"),
+        Mutant("the send task forgets the state", Senders, "_serve_subscription", "subscription.in_tail", TAIL_ALONE),
         partial(with_small_pages, test_state.test_state_is_sent_in_pages, 5),
     ),
     (
-        Mutant("a state completed twice", fanout, "_send_one", "subscription.replay is not None and", ""),
+        Mutant("a state completed twice", Senders, "_send_one", "subscription.replay is not None and", ""),
         partial(with_small_pages, test_state.test_growth_during_the_state_completes_it_once),
     ),
     (
         Mutant(
             "a state whose last event has gone is never complete",
-            fanout,
+            Senders,
             "_send_one",
             "subscription.resume_header += STATE_COMPLETE",
             "pass",

@@ -10,9 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from airy_trio.delivery import fanout
 from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription, Window
-from airy_trio.delivery.fanout import Batches
+from airy_trio.delivery.fanout import Batches, Senders
 from airy_trio.delivery.framing import StompFraming
 from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING
@@ -118,7 +117,8 @@ class Viewer:
         subscription = self.subscription
         assert subscription is not None
         try:
-            served = await fanout._serve(subscription, self.world.log, batches)  # noqa: SLF001 - without its loop
+            senders = Senders(self.world.log, batches)
+            served = await senders._serve_subscription(subscription)  # noqa: SLF001 - without its loop
         except PositionExpired:
             await self.subscribe()
             return True
