@@ -276,7 +276,8 @@ class Subscription:
     that all MESSAGE frames of this subscription begin with; for event streams a constant. ``window``: None if the
     client does not acknowledge. ``live_after``: the newest offset when it began; events up to it are not live.
     ``view``: that of its destination; the subscription is one of its readers. ``started``: the RECEIPT was written.
-    ``resume_header``: a header line for the next MESSAGE, or empty.
+    ``resume_header``: a header line for the next MESSAGE, or empty. ``completes_state``: the next MESSAGE completes the
+    current state.
 
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
     true after a batch of live events, while it needs no acks.
@@ -294,6 +295,7 @@ class Subscription:
     view: View = field(init=False)
     replay: Replay | None = None
     resume_header: bytes = b""
+    completes_state: bool = False
     started: bool = False
     in_step: bool = False
     backoff: Backoff | None = None
@@ -316,7 +318,7 @@ class Subscription:
     @property
     def shareable(self) -> bool:
         """Whether its frames are those of every subscription of the view with the same prefix and position."""
-        return self.window is None and not self.resume_header
+        return self.window is None and not self.resume_header and not self.completes_state
 
     def begin_after(self, position: Position, replay: Replay | None = None, resume_header: bytes = b"") -> None:
         """Set where the subscription begins, before it is started."""
@@ -351,7 +353,7 @@ class Subscription:
         if batch.after is not None:  # one object for all equal prefixes: the fan-out compares them by identity
             self.prefix = batch.prefix
         self.position = batch.position
-        self.resume_header = b""
+        self.resume_header, self.completes_state = b"", False
         self._leave_replay()
         is_live = self.replay is None and batch.position.offset >= self.live_after
         self.in_step = self.shareable and self.started and is_live

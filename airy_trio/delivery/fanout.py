@@ -27,7 +27,6 @@ from attrs import define, field
 
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
-from airy_trio.delivery.framing import STATE_COMPLETE
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, PositionExpired, StoredEvent, StoreUnavailable
@@ -135,14 +134,14 @@ class Batches:
         messages: list[bytes] = []
         offsets: list[int] = []
         size = 0
-        resume_header = subscription.resume_header
+        headers, completes_state = subscription.resume_header, subscription.completes_state
         changed_at = 0.0
         for event in events:
             if len(offsets) >= room:
                 break
-            if event.offset == completing:
-                resume_header += STATE_COMPLETE
-            message = _message(subscription, event, resume_header)
+            message = _message(
+                subscription, event, headers, completes_state=completes_state or event.offset == completing
+            )
             size += len(message)
             if offsets and size > BATCH_BYTES_MAX:
                 break
@@ -150,7 +149,7 @@ class Batches:
                 changed_at = self._eventlog.changed_at(event)
             messages.append(message)
             offsets.append(event.offset)
-            resume_header = b""
+            headers, completes_state = b"", False
         if not offsets:  # A bug in the log or here. Without the error the caller would loop without progress.
             fault = f"nothing to send after {subscription.position}, though the view goes to {subscription.view.last}"
             raise RuntimeError(fault)
@@ -166,11 +165,11 @@ def _remember(
     shared[key] = batch
 
 
-def _message(subscription: Subscription, event: StoredEvent, resume_header: bytes) -> bytes:
+def _message(subscription: Subscription, event: StoredEvent, headers: bytes, *, completes_state: bool) -> bytes:
     connection = subscription.client.connection
     message_id = f"{subscription.position.epoch}-{event.offset}"
     ack = b"" if subscription.window is None else connection.message_ack(subscription.number, message_id)
-    return connection.message(subscription.prefix, message_id, event, ack + resume_header)
+    return connection.message(subscription.prefix, message_id, event, ack + headers, completes_state=completes_state)
 
 
 class FanOut:
@@ -449,7 +448,7 @@ class Senders:
             else:
                 if subscription.replay is not None and page.completes_state:
                     # The object of the last event has changed or ended since the previous page was read.
-                    subscription.resume_header += STATE_COMPLETE
+                    subscription.completes_state = True
                 subscription.skip_to(page.upto)
                 return False
             # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.

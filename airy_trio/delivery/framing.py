@@ -49,7 +49,7 @@ from airy_trio.websocket.frames import HEART_BEAT, close_frame, text_message
 from airy_trio.websocket.request import LAST_RESPONSE, response, response_head
 
 # The header line of the MESSAGE that completes the current state; an event stream has an event of its own after it.
-STATE_COMPLETE: Final = header("state", "complete", None)
+_STATE_COMPLETE: Final = header("state", "complete", None)
 # All event streams share one prefix: their bytes depend on nothing but the event. No MESSAGE begins with it.
 STREAM_PREFIX: Final = b"id: "
 # The time until a client reconnects is random, so that the clients of one server do not all reconnect at once.
@@ -79,10 +79,13 @@ class StompFraming(Connection):
         """Encode the answer to a request that has taken effect. ``headers``: of that to a SUBSCRIBE (wire contract)."""
         return text_message(super().receipt(receipt_id, headers))
 
-    def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
+    def message(
+        self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes, *, completes_state: bool
+    ) -> bytes:
         """Encode an event of a subscription. ``headers``: further header lines."""
         head = message_head(message_id, len(stored.body), truncated=stored.truncated)
-        return text_message(b"".join((prefix, head, headers, EOL, stored.body, NUL)))
+        last = _STATE_COMPLETE if completes_state else b""
+        return text_message(b"".join((prefix, head, headers, last, EOL, stored.body, NUL)))
 
     def heart_beat(self) -> bytes:
         """Encode a heart-beat, which is then written at once."""
@@ -135,9 +138,10 @@ class EventStreamFraming:
         """Return nothing: no event is acknowledged."""
         return b""
 
-    def message(self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes) -> bytes:
-        completes = STATE_COMPLETE in headers
-        return event(message_id, stored.body) + (named_event("state", _COMPLETE) if completes else b"")
+    def message(
+        self, prefix: bytes, message_id: str, stored: StoredEvent, headers: bytes, *, completes_state: bool
+    ) -> bytes:
+        return event(message_id, stored.body) + (named_event("state", _COMPLETE) if completes_state else b"")
 
     def heart_beat(self) -> bytes:
         """Encode a comment."""

@@ -345,7 +345,7 @@ DIRECTED = (
             "a state whose last event has gone is never complete",
             Senders,
             "_send_one",
-            "subscription.resume_header += STATE_COMPLETE",
+            "subscription.completes_state = True",
             "pass",
         ),
         partial(with_small_pages, test_state.test_last_event_that_is_superseded_between_pages),
