@@ -249,21 +249,20 @@ class Window:
         # acknowledged.
         if at % 2 == 0:
             return False
-        begin, end = bounds[at - 1], bounds[at]
-        if self._cumulative:
-            # This removes all earlier ranges, and this one up to the event. The rest of it becomes the first range.
-            self._count -= sum(bounds[1:at:2]) - sum(bounds[0 : at - 1 : 2]) + one + 1 - begin
+        if self._cumulative:  # first remove all before it, so that its range is the first one, and begins with it
+            self._count -= sum(bounds[1:at:2]) - sum(bounds[0:at:2]) + one
             del bounds[: at - 1]
-            bounds[0], at, begin = one + 1, 1, one + 1
+            bounds[0], at = one, 1
+        self._count -= 1
+        begin, end = bounds[at - 1], bounds[at]
+        if begin < one < end - 1:
+            bounds[at:at] = array(bounds.typecode, (one, one + 1))
+        elif begin < one:
+            bounds[at] = one
+        elif one < end - 1:
+            bounds[at - 1] = one + 1
         else:
-            self._count -= 1
-            bounds[at - 1 : at + 1] = array(bounds.typecode, (begin, one, one + 1, end))
-            at += 2
-        # Either part may be empty now.
-        if bounds[at - 1] == bounds[at]:
             del bounds[at - 1 : at + 1]
-        if not self._cumulative and begin == one:
-            del bounds[at - 3 : at - 1]
         return True
 
 
