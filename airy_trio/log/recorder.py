@@ -120,8 +120,11 @@ class Recorder:
         """Whether this node holds the lease and its last batch was recorded."""
         self.recorded: str | None = None
         """The last resume point that the store is known to hold; changes before it may be trimmed."""
-        self.interruption: str | None = None
+
+    @property
+    def interruption(self) -> str | None:
         """Why nothing is recorded now; None while this node or another one records."""
+        return self._outage.reason
 
     @property
     def lag_s(self) -> float:
@@ -162,13 +165,14 @@ class Recorder:
                     raise
                 # Before the pause, because retention works while ``recording`` is set. The ``finally`` is for the other
                 # ways out of ``_lead``: a lease that was lost or offered, and a cancellation.
-                self.recording, self.interruption = False, "; ".join(lines_of(error))
+                self.recording, reason = False, "; ".join(lines_of(error))
                 self._mark_behind()
+                if isinstance(error, MappingError) and self._outage.reason != reason:
+                    self._outage.end()  # so that this reason is logged too
+                pause_s = self._outage.begin(reason)
                 if isinstance(error, MappingError):
                     await self._lease.release()
-                    if self._outage.reason != self.interruption:
-                        self._outage.end()  # so that this reason is logged too
-                await trio.sleep(self._outage.begin(self.interruption))
+                await trio.sleep(pause_s)
             finally:
                 self.recording = False
 
@@ -219,7 +223,7 @@ class Recorder:
                 if self.recorded == begun_at:
                     await self._replace_state(head, begun_at, bounds.state)
                 logger.info("recording" if self._outage.since is None else "recording again", store=self._options.store)
-                self.recording, self.interruption = True, None
+                self.recording = True
                 self._outage.end()
             self._finish_start()
             if not more:
@@ -253,27 +257,31 @@ class Recorder:
             check_at += CONSUMER_POLL_S  # another server that cannot record holds the lease for one read
         while not await self._lease.try_acquire():
             now = trio.current_time()
-            if now >= check_at:
-                foreign = await self._consumption.foreign()
-                if foreign is None:
-                    if (
-                        self._has_started
-                        or now - waiting_since >= BEGINNING_PATIENCE_S
-                        or await self._consumption.has_begun()
-                    ):
-                        check_at = foreign_since = now + CONSUMER_POLL_S
-                        self.interruption, self._behind_since = None, None
-                        self._outage.end()
-                        self._finish_start("another server records; this one serves")
-                elif now - foreign_since >= FOREIGN_PATIENCE_S:
-                    error = ForeignConsumerError(foreign)
-                    if not self._has_started:
-                        raise error
-                    if self.interruption is None:
-                        logger.error("recording interrupted", reason=str(error))
-                    self.interruption = str(error)
-                    self._mark_behind()
+            if now >= check_at and await self._does_another_record(now - foreign_since, now - waiting_since):
+                check_at = foreign_since = now + CONSUMER_POLL_S
             await trio.sleep(poll_s)
+
+    async def _does_another_record(self, foreign_s: float, waited_s: float) -> bool:
+        """Check the consumer of the changes; return whether another server records them into our log, and report it.
+
+        ``foreign_s``: for how long it has been another log, if it is one now. ``waited_s``: for how long the lease has
+        not been free.
+        """
+        foreign = await self._consumption.foreign()
+        if foreign is not None:
+            if foreign_s >= FOREIGN_PATIENCE_S:
+                error = ForeignConsumerError(foreign)
+                if not self._has_started:
+                    raise error
+                self._outage.begin(str(error))
+                self._mark_behind()
+            return False
+        if not (self._has_started or waited_s >= BEGINNING_PATIENCE_S or await self._consumption.has_begun()):
+            return False
+        self._behind_since = None
+        self._outage.end()
+        self._finish_start("another server records; this one serves")
+        return True
 
     async def _replace_state(self, head: Position, point: str, known: StoredState | None) -> None:
         """Replace a state that was recorded in another way at once: the next change may come much later."""

@@ -646,13 +646,16 @@ async def test_server_that_has_recorded_stays_while_another_log_is_named(
     await until(lambda: one.recorder.recording)
     changes.holder = "a server with another log"
     changes.consumer = Consumer("other0", "another store")
-    await trio.sleep(FOREIGN_PATIENCE_S + 2 * CONSUMER_POLL_S)
-    assert not one.recorder.recording
-    assert "another server records the changes" in str(one.recorder.interruption)
-    assert one.recorder.lag_s > 0
-    changes.holder = None
-    await until(lambda: one.recorder.recording)
+    with capture_logs() as logs:
+        await trio.sleep(FOREIGN_PATIENCE_S + 2 * CONSUMER_POLL_S)
+        assert not one.recorder.recording
+        assert "another server records the changes" in str(one.recorder.interruption)
+        assert one.recorder.lag_s > 0
+        changes.holder = None
+        await until(lambda: one.recorder.recording)
     assert one.recorder.interruption is None
+    events = [line["event"] for line in logs if line["event"].startswith("recording")]
+    assert events == ["recording interrupted", "recording again"]
     assert changes.consumer == Consumer(one.log.epoch, "our store")
     nursery.cancel_scope.cancel()
 
