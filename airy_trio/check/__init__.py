@@ -40,7 +40,7 @@ from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartErro
 from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.options import find_store
-from airy_trio.log.sql.store import bounds_of
+from airy_trio.log.sql.store import StateRow
 from airy_trio.log.sql.tables import log_tables
 from airy_trio.log.store import Bounds
 from airy_trio.settings import Settings
@@ -318,8 +318,8 @@ class _Check:
             return None
         if schema.newer is not None:
             report.add("note", [f"log: {schema.newer}, with which this version works"])
-        state = connection.execute(log_tables(names).bounds).one()
-        return _Log(bounds_of(state), state.resume_point, shown(place.url))
+        state = StateRow(*connection.execute(log_tables(names).bounds).one())
+        return _Log(state.bounds, state.resume_point, shown(place.url))
 
     def opened_store(self) -> _Log | None:
         """Check a store that is opened by its URL: Redis, or one of another package. Return as ``store`` does."""

@@ -16,9 +16,9 @@ rows that were read before.
 """
 # ruff: noqa: D102 - the port documents each method
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from airy_trio.database import DatabaseError, DatabaseUnavailable
 from airy_trio.events.destinations import Destination
@@ -59,6 +59,30 @@ Run = Callable[..., Awaitable[Any]]
 """Runs the ``Step``s that it is given in one transaction; returns the result of each. Raises ``DatabaseError``."""
 
 
+class StateRow(NamedTuple):
+    """A row of ``LogTables.bounds`` or ``LogTables.aged``. ``before``: of ``aged``, the newest offset of that age."""
+
+    epoch: str
+    first: int
+    last: int
+    resume_point: str | None
+    now_ms: int
+    generation: str
+    marks: str
+    folded: int | None
+    in_step: bool
+    before: int = 0
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds that the port returns."""
+        state = None
+        # Otherwise an event that the current state lacks may have been trimmed while the state was missing.
+        if self.in_step and self.folded is not None and self.folded >= self.first - 1:
+            state = StoredState(self.generation, self.marks, self.folded)
+        return Bounds(epoch=self.epoch, first=self.first, last=self.last, now_ms=self.now_ms, state=state)
+
+
 class SqlStore:
     """``EventStore`` in SQL. Each dialect adds its own ``wait`` and ``append``, and ``_begin_epoch`` for this class.
 
@@ -68,14 +92,15 @@ class SqlStore:
 
     def __init__(self, tables: LogTables, reading: Run, replaying: Run, writing: Run) -> None:
         self._tables = tables
-        self._reading, self._replaying, self._writing = reading, replaying, writing
+        self._reading, self._replaying, self._writing = map(self._translating, (reading, replaying, writing))
+        self._state = Step(tables.bounds, convert=_state_row)
         self._used_since_ms = 0  # no durable subscription was last used before this time
         self._clean_epoch: str | None = None  # there are no rows below the ``first`` of this epoch
         self._clean_generation: str | None = None  # the current state has no rows of other generations than this
 
     async def bounds(self) -> Bounds:
-        [[state]] = await self._translated(self._reading(Step(self._tables.bounds)))
-        return bounds_of(state)
+        [state] = await self._reading(self._state)
+        return state.bounds  # type: ignore[no-any-return]
 
     async def fold(self, generation: str, types: Collection[str], limit: int) -> bool:
         """See ``EventStore.fold``.
@@ -83,9 +108,9 @@ class SqlStore:
         What there is to add is found without a lock. If another fold is faster, this one adds nothing.
         """
         tables, values = self._tables, {"types": sorted(types), "limit": limit, "fold_bytes": FOLD_BYTES}
-        steps = Step(tables.bounds), Step(tables.foldable, values), Step(tables.over, values)
-        [row], [(last, count, found)], over = await self._translated(self._reading(*steps))
-        bounds = bounds_of(row)
+        foldable = Step(tables.foldable, values), Step(tables.over, values)
+        state, [(last, count, found)], over = await self._reading(self._state, *foldable)
+        bounds = state.bounds
         if bounds.state is None or bounds.state.generation != generation:
             return False
         low = bounds.state.folded
@@ -97,12 +122,12 @@ class SqlStore:
         if over:  # apart from the rest: an append that notes the same objects holds the row that is advanced
             values["digests"] = [digest for (digest,) in over]
             deletes = [Step(statement, values, _nothing) for statement in (tables.delete_ended, tables.forget_ended)]
-            await self._translated(self._writing(*tables.before_fold(), *deletes))
+            await self._writing(*tables.before_fold(), *deletes)
         if high > low:
             adds = [Step(tables.fold, values, _nothing)] * bool(count)
             advance = Step(tables.advance_state, values)
             left = Step(tables.over, values)
-            *_, moved, over = await self._translated(self._writing(*tables.before_fold(), *adds, advance, left))
+            *_, moved, over = await self._writing(*tables.before_fold(), *adds, advance, left)
             return high < bounds.last or not moved or bool(over)
         return len(over) == limit
 
@@ -147,12 +172,12 @@ class SqlStore:
         return events[0] if events else None
 
     async def since(self, age_s: float) -> Position:
-        [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": milliseconds(age_s)})))
-        return bounds_of(state).head.at(state[-1])
+        [state] = await self._replaying(self._aged(age_s))
+        return state.bounds.head.at(state.before)  # type: ignore[no-any-return]
 
     async def resume_point(self) -> str | None:
-        [[(_, _, _, point, *_)]] = await self._translated(self._reading(Step(self._tables.bounds)))
-        return point  # type: ignore[no-any-return]
+        [state] = await self._reading(self._state)
+        return state.resume_point  # type: ignore[no-any-return]
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """See ``EventStore.begin_epoch``.
@@ -171,9 +196,9 @@ class SqlStore:
         ``first`` is beyond the rows, so nothing reads them.
         """
         tables = self._tables
-        [[state]] = await self._translated(self._reading(Step(tables.aged, {"age_ms": milliseconds(age_s)})))
-        bounds, upto = bounds_of(state), state[-1]
-        first = max(bounds.first, min(max(upto, bounds.last - keep) + 1, bounds.first + limit))
+        [state] = await self._reading(self._aged(age_s))
+        bounds = state.bounds
+        first = max(bounds.first, min(max(state.before, bounds.last - keep) + 1, bounds.first + limit))
         if bounds.state is not None:
             first = max(bounds.first, min(first, bounds.state.folded + 1))
         lowest = await self._lowest(bounds)
@@ -184,20 +209,20 @@ class SqlStore:
             steps.append(Step(tables.delete_durables, {"unused_before_ms": unused_before_ms}, _nothing))
         if lowest <= deleted:
             steps.append(Step(tables.delete_events, {"lowest": lowest, "highest": deleted}, _nothing))
-        if state[5] != self._clean_generation:
-            await self._delete_stale(state[5], limit)
+        if state.generation != self._clean_generation:
+            await self._delete_stale(state.generation, limit)
         if first > bounds.first:
             steps.append(Step(tables.trim_to, {"of": bounds.epoch, "new_first": first}))
         if not steps:
             return 0
-        *_, trimmed = await self._translated(self._writing(*steps))
+        *_, trimmed = await self._writing(*steps)
         # Rows of former epochs do not count: readers lost them when their epoch ended. If only such rows are deleted,
         # this returns 0, and the caller goes on in its next period.
         return first - bounds.first if trimmed else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         step = Step(self._tables.position, {"owner": owner, "name": name})
-        [found] = await self._translated(self._reading(step))
+        [found] = await self._reading(step)
         return _position(*found[0]) if found else None
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
@@ -220,6 +245,9 @@ class SqlStore:
     def _check(self) -> None:
         """Raise ``StoreReplaced`` if the database is not the one that was opened."""
 
+    def _aged(self, age_s: float) -> Step:
+        return Step(self._tables.aged, {"age_ms": milliseconds(age_s)}, _state_row)
+
     async def _events(
         self,
         run: Run,
@@ -232,14 +260,14 @@ class SqlStore:
         """Return the events that a statement selects after the steps ``before`` it, and then the bounds."""
         values["bytes_max"] = UNLIMITED if bytes_max is None else bytes_max
         step = Step(statement, values, lambda rows: list(up_to_bytes(stored(rows), bytes_max)))
-        *_, events, [state] = await self._translated(run(*before, step, Step(self._tables.bounds)))
-        return events, bounds_of(state)
+        *_, events, state = await run(*before, step, self._state)
+        return events, state.bounds
 
     async def _upsert(self, make: Any, rows: list[Durable]) -> list[Any]:  # noqa: ANN401 - of LogTables
         """Store rows in the order of their keys, so that two nodes cannot wait for each other's rows."""
         if not rows:
             return []
-        results = await self._translated(self._writing(*self._tables.upserts(make, sorted(rows))))
+        results = await self._writing(*self._tables.upserts(make, sorted(rows)))
         return [row for result in results for row in result]
 
     async def _lowest(self, bounds: Bounds) -> int:
@@ -248,19 +276,19 @@ class SqlStore:
         # rows below the ``first`` that it sets.
         if self._clean_epoch == bounds.epoch:
             return bounds.first
-        [[(lowest,)]] = await self._translated(self._reading(Step(self._tables.lowest)))
+        [[(lowest,)]] = await self._reading(Step(self._tables.lowest))
         if lowest is None or lowest >= bounds.first:
             self._clean_epoch, lowest = bounds.epoch, bounds.first
         return int(lowest)
 
     async def _delete_stale(self, generation: str, limit: int) -> None:
         """Delete rows of one former generation of the current state. A scan, so it is remembered if none are left."""
-        [found] = await self._translated(self._reading(Step(self._tables.stale)))
+        [found] = await self._reading(Step(self._tables.stale))
         if not found:
             self._clean_generation = generation
             return
         [[stale]] = found
-        await self._translated(self._writing(Step(self._tables.delete_stale, {"stale": stale, "limit": limit})))
+        await self._writing(Step(self._tables.delete_stale, {"stale": stale, "limit": limit}))
 
     async def _has_unused(self, before_ms: int, now_ms: int) -> bool:
         """Return whether there are durable subscriptions that were last used before this time.
@@ -271,9 +299,15 @@ class SqlStore:
         """
         if before_ms <= self._used_since_ms:
             return False
-        [[(oldest_ms,)]] = await self._translated(self._reading(Step(self._tables.oldest_use)))
+        [[(oldest_ms,)]] = await self._reading(Step(self._tables.oldest_use))
         self._used_since_ms = now_ms if oldest_ms is None else oldest_ms
         return self._used_since_ms < before_ms
+
+    def _translating(self, run: Run) -> Run:
+        async def translating(*steps: Step) -> list[Any]:
+            return await self._translated(run(*steps))  # type: ignore[no-any-return]
+
+        return translating
 
     async def _translated(self, answer: Awaitable[Any]) -> Any:  # noqa: ANN401 - what it returns
         """Await something that raises ``DatabaseError``, and raise ``StoreUnavailable`` if waiting helps."""
@@ -298,14 +332,6 @@ class SqlStore:
         raise StaleAppend(f"the head is {head}, not {expected}")
 
 
-def bounds_of(state: Sequence[Any]) -> Bounds:
-    """Return what a row of ``LogTables.bounds`` says."""
-    epoch, first, last, _, now_ms, generation, marks, folded, in_step, *_ = state
-    # An event that it lacks may have been trimmed while the state was missing.
-    kept = StoredState(generation, marks, folded) if in_step and folded is not None and folded >= first - 1 else None
-    return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms, state=kept)
-
-
 def state_values(before: int, head: Position, point: str, change: StateChange | None) -> dict[str, str | int | None]:
     """Return the columns of the current state after an append that ends at ``head``. They name this head.
 
@@ -327,6 +353,11 @@ def digest(stored_object: str) -> bytes:
 
 def _position(epoch: str, offset: int) -> Position | None:
     return None if epoch == _NO_EPOCH else Position(epoch, offset)
+
+
+def _state_row(rows: Iterable[Any]) -> StateRow:
+    [row] = rows
+    return StateRow(*row)
 
 
 def _nothing(_rows: object) -> tuple[()]:
