@@ -25,7 +25,7 @@ OPEN_NURSERIES = {
     "sessions/registry.py",
     "testing/store_changes.py",  # the checks of stores are not part of the server
     "testing/store_crashes.py",
-    "testing/store_state.py",
+    "testing/store_reads.py",
     "testing/store_checks.py",
     "verify/__init__.py",
 }

@@ -28,8 +28,8 @@ from airy_trio.admin.metrics import Sources
 from airy_trio.admin.readiness import Condition
 from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.events.models import TYPES
+from airy_trio.log.ages import LATENCY_BUCKETS_S
 from airy_trio.log.store import Position
-from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.sessions.listener import Address
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

@@ -54,8 +54,7 @@ from airy_trio.log.store import (
 from airy_trio.testing.store_changes import CHANGE_PROMISES
 from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect, is_expired, is_stale
 from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches, write_batches
-from airy_trio.testing.store_reads import READ_PROMISES
-from airy_trio.testing.store_state import STATE_PROMISES
+from airy_trio.testing.store_reads import READ_PROMISES, STATE_PROMISES
 
 __all__ = [
     "BrokenStoreError",
