@@ -371,12 +371,12 @@ class Durables:
 
 
 def acknowledged_position(subscription: Subscription, head: Position) -> Position:
-    """Return the position before the first event that is not acknowledged, or not sent.
+    """Return the position to resume after: just before the oldest unacknowledged event.
 
-    ``head``: of the log. If everything is acknowledged that the view has, the position is the head. While no event
-    of a current state was sent, nothing can be resumed: the position is ``NOWHERE``. A stored position that has expired
-    must not stay: another node may still have all events after it in memory and would resume there, but the client has
-    dropped what it had before.
+    If nothing is in flight, it is the cursor; if the view also has nothing left, the ``head`` of the log. While no
+    event of a current state was sent, nothing can be resumed: the position is ``NOWHERE``. A stored position that has
+    expired must not stay: another node may still have all events after it in memory and would resume there, but the
+    client has dropped what it had before.
     """
     position, window = subscription.position, subscription.window
     oldest = None if window is None else window.oldest

@@ -298,8 +298,8 @@ class _SendTask:
 class Senders:
     """The send tasks of clients that are behind. ``run`` starts them; each ends with its session at the latest.
 
-    They run in the nursery that all sessions share, since one for each session would cost memory and connects per
-    second; so a task that fails disconnects its client and raises nothing.
+    They share the nursery of the sessions: a nursery for each session would cost memory and make connecting slower. So
+    a task that fails disconnects its client and raises nothing.
 
     ``hand_over`` only queues, because its caller is serving other clients and must not wait. ``watch`` finds clients
     whose position has expired: a send task cannot find that out while it waits for the socket.

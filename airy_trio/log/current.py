@@ -54,8 +54,9 @@ class Marks(StateOptions):
     for each type that a backfill has completed, the offset from which on the folded state has all of its objects.
     ``before``: the head before the changes that became visible together with those of the newest append.
 
-    A backfill sends everything that was visible before its begin. Of what becomes visible together with it, changes may
-    be recorded before it whose transactions were open while it looked for their rows.
+    A backfill sends every row that was committed before the mark of its begin. A transaction that was still open at
+    that moment may become visible together with the mark, and its changes may be recorded before it. The backfill has
+    not seen those rows, so ``before`` is where the sweep must end.
     """
 
     begun: Mapping[str, tuple[str, int]] = field(factory=dict)

@@ -322,8 +322,8 @@ class EventLog:
 
         Raises ``StoreUnavailable``.
         """
-        # All three are read before the store is asked, and belong together: an event that this node appends meanwhile
-        # is not lost, and must not become the one that is compared.
+        # Read all three before asking the store. If this node appends while it waits, the new event must not be the one
+        # that is compared.
         known, newest, doubts = self.head, self.tail.newest if self._doubtful else None, self._doubts
         bounds = await self.bounds()
         while bounds.epoch == known.epoch and await self._is_truncated(bounds, known, newest):

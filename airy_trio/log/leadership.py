@@ -22,8 +22,8 @@ class ForeignConsumerError(AiryTrioError):
     """Another event log records these changes: this server would serve a log that is not written.
 
     The server that starts later fails with this error, even if it finds the lease free because the other server has a
-    short outage. A server that has started while its own log was named keeps running, as after an interruption, and
-    records again when the lease is free.
+    short outage. A server that had already started is not ended. It reports an interruption, and records again when
+    the lease is free.
     """
 
     def __init__(self, consumer: Consumer) -> None:

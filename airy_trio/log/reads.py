@@ -131,8 +131,8 @@ class Replay:
 
     ``state``: the current state; None if there is only a window. ``since``: if there is a state, the offset after which
     the window begins. Its events are read from the log; those that have a newer event of the same object in memory are
-    left out. ``types``: the types of the events from the log; None: all. ``announced``: the client is notified of the
-    end (``state:complete``).
+    left out. ``types``: the types of the events from the log; None: all. ``announced``: the last event of the replay is
+    marked ``state:complete``.
     """
 
     until: Position
@@ -383,14 +383,11 @@ class Reads:
         return await self._read_replay(after, destination, replay)
 
     async def _read_replay(self, after: Position, destination: Destination, replay: Replay) -> Page:
-        """Read the next page of a replay, in parts: a part is what one read of the state or of the window returns.
+        """Read the next page of a replay.
 
-        If the end is announced, one event more than the page has is read. Only then is it known whether the last event
-        of the page is the last one of the replay. A part may have fewer than two events, so this may take several.
-
-        If the end is not announced, the page is one part, even if all of its events are left out. A read of many parts
-        would hold its place in the gate for a long time, and would begin again whenever the store is unavailable for
-        one of them.
+        If the end is announced, read one event beyond the page, to know whether its last event is the last of the
+        replay. This may take several reads of the store. Otherwise return after one, even if every event was left out,
+        so that the place in the gate is soon free, and no read is repeated if the store is unavailable for the next.
         """
         found: list[StoredEvent] = []
         at = after

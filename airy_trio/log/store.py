@@ -208,8 +208,8 @@ class StateChange:
     head before this append; the name of a former one is never used again.
     ``ended``: objects that no longer exist. Their events up to the new head are not part of the state.
     ``swept``: for each type an offset. Its events up to there leave the state, also those that are not folded yet.
-    ``folds``: whether there are events to fold. If not, a state that is folded up to the head before this append is
-    then folded up to the new one.
+    ``folds``: whether any event of this append belongs in the state. If False, and the state was folded up to the
+    previous head, it now counts as folded up to the new head.
     """
 
     generation: str
@@ -289,8 +289,8 @@ class EventStore(Protocol):
         ``wait`` need not return. Raises ``StaleAppend``, with nothing written, if ``expected`` is not the head.
 
         ``replaces``: the resume point that the writer believes to be stored; None: do not compare. If another one is
-        stored, ``StaleAppend`` is raised as well. This fences off two writers that only move the resume point from each
-        other: an older resume point could name changes that are no longer in the change log.
+        stored, ``StaleAppend`` is raised as well. Without this comparison, two writers that append no events would not
+        notice each other: the later one could store an older resume point, whose changes may already be trimmed.
 
         ``state``: changes the current state in the same step. Without it the stored state no longer belongs to the
         head, and ``Bounds.state`` is None until an append has one again.

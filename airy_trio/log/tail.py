@@ -224,7 +224,10 @@ class Tail:
         return self.evicted == 0 or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
 
     def _events_after(self, view: View, offset: int, events_max: int) -> Iterable[StoredEvent]:
-        """Return the next events of a view, in order; ``events_max`` of them, or more, if there are so many."""
+        """Return the next events of a view, in order: at least ``events_max``, if there are that many.
+
+        The caller cuts.
+        """
         if isinstance(view, NarrowView):
             found = map(self._event, merge(*self._candidates(view, offset)))
             return (event for event in found if covers(view.destination, event))

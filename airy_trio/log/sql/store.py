@@ -333,9 +333,9 @@ class SqlStore:
 
 
 def state_values(before: int, head: Position, point: str, change: StateChange | None) -> dict[str, str | int | None]:
-    """Return the columns of the current state after an append that ends at ``head``. They name this head.
+    """Return what an append that ends at ``head`` stores in the columns of the current state.
 
-    ``fold_to``: how far the state is folded then, if it was folded up to the offset ``before``.
+    ``state_at`` names this head. ``fold_to``: how far the state is folded then, if it was folded up to ``before``.
     """
     if change is None:
         return {"generation": None, "marks": None, "state_at": None, "fold_to": None}
