@@ -328,13 +328,13 @@ class Durables:
         if now >= self._period_ends:
             self._period_ends = now + CLAIMS_PERIOD_S
             self._claimed_in_period.clear()
-        found = list(islice(self._reclaiming, STEP_MAX))
+        taken = list(islice(self._reclaiming, STEP_MAX))
         for address, claims in self._unclaimed.items():
-            left = min(STEP_MAX - len(found), CLAIMS_PER_ADDRESS_AND_PERIOD_MAX - self._claimed_in_period[address])
-            found += islice((claim for claim in claims if claim.key not in self._released), left)
-            if len(found) == STEP_MAX:
+            left = min(STEP_MAX - len(taken), CLAIMS_PER_ADDRESS_AND_PERIOD_MAX - self._claimed_in_period[address])
+            taken += islice((claim for claim in claims if claim.key not in self._released), left)
+            if len(taken) == STEP_MAX:
                 break
-        return found
+        return taken
 
     async def _claim(self) -> None:
         """Claim what may be claimed now. Raises ``StoreUnavailable``."""
@@ -411,7 +411,7 @@ async def in_halves(
         return instead
     middle = len(claims) // 2
     halves = claims[:middle], claims[middle:]
-    return [found for half in halves for found in await in_halves(step, half, instead)]
+    return [result for half in halves for result in await in_halves(step, half, instead)]
 
 
 class DurableNames:

@@ -444,8 +444,8 @@ class Senders:
                 if subscription.position.offset < subscription.view.evicted:  # while this task waited for the lock
                     return False
                 batch = self._batches.next_batch(subscription)
-            elif (found := self._batches.of_page(subscription, page)) is not None:
-                batch = found
+            elif (batch_of_page := self._batches.of_page(subscription, page)) is not None:
+                batch = batch_of_page
             else:
                 if subscription.replay is not None and page.completes_state:
                     # The object of the last event has changed or ended since the previous page was read.

@@ -126,18 +126,18 @@ def _limited(since: int, head: Position, options: ReplayOptions) -> int:
 async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayOptions, address: str) -> Start:
     """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
-        found = await eventlog.reads.current_state(options.window_s)
+        state = await eventlog.reads.current_state(options.window_s)
         types = types_of(view.destination)
-        missing = sorted(found.missing(STATE_TYPES & types))
-        headers = [("state", "partial" if missing else "current"), ("until", str(found.until))]
+        missing = sorted(state.missing(STATE_TYPES & types))
+        headers = [("state", "partial" if missing else "current"), ("until", str(state.until))]
         if missing:
             headers.append(("state-missing", ",".join(missing)))
         # Deletions are included. If the window begins before the tail of this node, the replay may have an event of an
         # object that was deleted later, and the client must receive the deletion too.
-        others = frozenset(type_ for type_ in types if type_.replace(".deleted", ".updated") not in found.kept)
-        since = _limited(found.since, found.until, options) if others else found.until.offset
-        replay: Replay | None = Replay(until=found.until, since=since, state=found.at, types=others, announced=True)
-        begin = found.until.at(since if found.at is None else 0)
+        others = frozenset(type_ for type_ in types if type_.replace(".deleted", ".updated") not in state.kept)
+        since = _limited(state.since, state.until, options) if others else state.until.offset
+        replay: Replay | None = Replay(until=state.until, since=since, state=state.at, types=others, announced=True)
+        begin = state.until.at(since if state.at is None else 0)
         try:
             # The send task usually finds this page in memory, because the newest pages are retained.
             page = await eventlog.reads.page(begin, view.destination, replay, address=address)
@@ -145,7 +145,7 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
             # Not reported to the client, which has not received anything of that state yet.
             continue
         if page.completes_state and not page.events:
-            begin, replay = found.until, None
+            begin, replay = state.until, None
         return Start(begin, resume, replay, tuple(headers))
 
 

@@ -67,14 +67,14 @@ class Marks(StateOptions):
     def parse(cls, text: str) -> Self | None:
         """Read what ``str`` wrote. None if another version has written it in another form."""
         try:
-            found = json.loads(text)
+            marks = json.loads(text)
             return cls(
-                types=frozenset(found["types"]),
-                kept=frozenset(found["kept"]),
-                shape=found["shape"],
-                begun={type_: (token, offset) for type_, (token, offset) in found["begun"].items()},
-                whole=dict(found["whole"]),
-                before=found["before"],
+                types=frozenset(marks["types"]),
+                kept=frozenset(marks["kept"]),
+                shape=marks["shape"],
+                begun={type_: (token, offset) for type_, (token, offset) in marks["begun"].items()},
+                whole=dict(marks["whole"]),
+                before=marks["before"],
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -145,10 +145,10 @@ class StateRecorder:
         ``bounds``: of the store, at the head of the next append; None: an epoch has just begun.
         """
         options = self._options
-        known = None if bounds is None else bounds.state
-        marks = None if known is None else Marks.parse(known.marks)
-        if known is not None and marks is not None and marks.shape == options.shape:
-            self.generation, self.marks = known.generation, evolve(marks, types=options.types, kept=options.kept)
+        state = None if bounds is None else bounds.state
+        marks = None if state is None else Marks.parse(state.marks)
+        if state is not None and marks is not None and marks.shape == options.shape:
+            self.generation, self.marks = state.generation, evolve(marks, types=options.types, kept=options.kept)
         else:
             self.generation = new_epoch()
             self.marks = Marks(types=options.types, kept=options.kept, shape=options.shape)

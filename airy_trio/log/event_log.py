@@ -215,12 +215,12 @@ class EventLog:
                 if self.away is not None:
                     await self.catch_up()
                     self._outage.end()
-                known = self.head
-                await self.store.wait(known)
+                head = self.head
+                await self.store.wait(head)
                 if self._append_ended is not None:  # perhaps this node's own append: then nothing has to be read
                     with trio.move_on_after(OWN_APPEND_S):
                         await self._append_ended.wait()
-                if self.head == known:
+                if self.head == head:
                     await self._read_next()
             except StoreUnavailable as error:
                 self._doubts += 1
@@ -291,11 +291,11 @@ class EventLog:
         """
         async with self._reading:
             if not self._doubtful and self.clock.age_s < BOUNDS_AGE_S:
-                known = self.head
+                head = self.head
                 with suppress(PositionExpired):
-                    events = await self.store.read(known, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
+                    events = await self.store.read(head, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
                     if not self._doubtful:
-                        self._take(known.epoch, events)
+                        self._take(head.epoch, events)
                         # If there is no event although ``wait`` has returned, the store may be truncated, which only
                         # its bounds show.
                         if events and is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
@@ -350,10 +350,10 @@ class EventLog:
         if newest is None or newest.offset < bounds.first:
             return False
         try:
-            found = await self.store.read(known.at(newest.offset - 1), 1)
+            stored = await self.store.read(known.at(newest.offset - 1), 1)
         except PositionExpired:  # it was trimmed just now, or an epoch began, which the next read reports
             return False
-        return list(found) != [newest]
+        return list(stored) != [newest]
 
     async def _start(self, bounds: Bounds) -> None:
         """Fill the tail with the newest events, however many are retained before them."""
@@ -370,9 +370,9 @@ class EventLog:
         Pages are bounded in bytes too. The result is shorter if something is trimmed or an epoch begins meanwhile; the
         caller's next read finds that.
         """
-        found: list[StoredEvent] = []  # the newest first
+        events: list[StoredEvent] = []  # the newest first
         size, offset, count = 0, bounds.last, FIRST_PAGE_EVENTS
-        while offset >= bounds.first and len(found) < self.tail.events_max and size < self.tail.bytes_max:
+        while offset >= bounds.first and len(events) < self.tail.events_max and size < self.tail.bytes_max:
             count = min(count, offset + 1 - bounds.first)
             page = []
             with suppress(PositionExpired):
@@ -383,11 +383,11 @@ class EventLog:
                 count = max(1, len(page) // 2)  # it ends before the events that are read already: read fewer at once
                 continue
             for event in reversed(page):
-                found.append(event)
+                events.append(event)
                 size += len(event.body)
             offset -= count
             count = min(2 * count, READ_EVENTS_MAX)
-        return found[: self.tail.events_max][::-1]
+        return events[: self.tail.events_max][::-1]
 
     def _take(self, epoch: str, events: Sequence[StoredEvent], changed_at: float | None = None) -> None:
         """Add events to the tail, unless there are events before them that this node has not read."""

@@ -198,7 +198,7 @@ class Reads:
         # Each event is set when its read has ended.
         self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
         # Both are LRU caches: the destination that was used last is the last.
-        self._known: OrderedDict[Destination, Page] = OrderedDict()
+        self._remembered: OrderedDict[Destination, Page] = OrderedDict()
         self._newest: OrderedDict[Destination, _Newest] = OrderedDict()
         # Both with the time when they were read, in Trio's time.
         self._state: tuple[float, CurrentState] | None = None
@@ -278,7 +278,7 @@ class Reads:
         Clients that ask at about the same time get the same one, so that they read the same pages. Raises
         ``StoreUnavailable``.
         """
-        while (known := self._known_state()) is None:
+        while (state := self._fresh_state()) is None:
             if (other := self._state_being_read) is not None:
                 await other.ended.wait()
                 # All waiting clients fail together. Otherwise each would read in turn, and wait for the store's
@@ -292,8 +292,8 @@ class Reads:
                 since = self.since_in_tail(window_s) or await self._store.since(window_s)
                 if bounds.epoch == since.epoch == self._log.epoch:
                     # This node may not have read the newest events yet; those are sent after the state.
-                    state = CurrentState.of(bounds, min(bounds.head, self._log.head))
-                    self._state = trio.current_time(), evolve(state, since=min(since.offset, state.until.offset))
+                    new = CurrentState.of(bounds, min(bounds.head, self._log.head))
+                    self._state = trio.current_time(), evolve(new, since=min(since.offset, new.until.offset))
                 else:
                     await self._log.catch_up()
             except StoreUnavailable as error:
@@ -302,7 +302,7 @@ class Reads:
             finally:
                 self._state_being_read = None
                 reading.ended.set()
-        return known
+        return state
 
     async def channels_of(self, conversation: OfConversation, *, address: str = "") -> frozenset[str]:
         """Return the channel of a conversation's newest event; empty if there is no such event, or it has no channel.
@@ -333,7 +333,7 @@ class Reads:
             await self._log.catch_up()
         return bounds.floor
 
-    def _known_state(self) -> CurrentState | None:
+    def _fresh_state(self) -> CurrentState | None:
         if self._state is None:
             return None
         read_at, state = self._state
@@ -372,8 +372,8 @@ class Reads:
             return None
         recent = self._read_tail(after, replay.until, destination)
         if recent is not None:
-            found = tuple(event for event in recent.events if not self._tail.has_newer(event))
-            recent = evolve(recent, events=found, replay=replay)
+            events = tuple(event for event in recent.events if not self._tail.has_newer(event))
+            recent = evolve(recent, events=events, replay=replay)
             self._pages.append(recent)
         return recent
 
@@ -389,22 +389,22 @@ class Reads:
         replay. This may take several reads of the store. Otherwise return after one, even if every event was left out,
         so that the place in the gate is soon free, and no read is repeated if the store is unavailable for the next.
         """
-        found: list[StoredEvent] = []
+        events: list[StoredEvent] = []
         at = after
         while at.offset < replay.until.offset:
             if replay.state is not None and at.offset < replay.since:
                 part, at = await self._read_state(at, destination, replay.state, replay.since)
             else:
                 part, at = await self._read_recent(at, destination, replay)
-            found += part
+            events += part
             await trio.lowlevel.checkpoint()  # a read of the tail has none
-            if len(found) > 1 or not replay.announced:
+            if len(events) > 1 or not replay.announced:
                 break
         upto = at.offset
-        if replay.announced and (upto < replay.until.offset or len(found) > self._events_max):
-            del found[min(self._events_max, len(found) - 1) :]
-            upto = found[-1].offset
-        return Page(destination, after, upto, tuple(found), replay)
+        if replay.announced and (upto < replay.until.offset or len(events) > self._events_max):
+            del events[min(self._events_max, len(events) - 1) :]
+            upto = events[-1].offset
+        return Page(destination, after, upto, tuple(events), replay)
 
     async def _read_state(
         self, after: Position, destination: Destination, state: StateAt, upto: int
@@ -412,8 +412,8 @@ class Reads:
         """Return the next events of a current state up to an offset, and the position up to which none is missing."""
         self.state_pages += 1
         limit, until = self._events_max + 1, evolve(state, until=after.at(upto))
-        found = await self._store.current(until, after, limit, destination, bytes_max=self._bytes_max)
-        return found, after.at(upto if is_all(found, limit, self._bytes_max) else found[-1].offset)
+        events = await self._store.current(until, after, limit, destination, bytes_max=self._bytes_max)
+        return events, after.at(upto if is_all(events, limit, self._bytes_max) else events[-1].offset)
 
     async def _read_recent(
         self, after: Position, destination: Destination, replay: Replay
@@ -421,7 +421,7 @@ class Reads:
         """Return the next events of a recent window and of the state, and the position up to which none is missing."""
         page = self._read_tail(after, replay.until, destination) or await self._read(after, replay.until, destination)
         wanted = [event for event in page.events if replay.types is None or event.type in replay.types]
-        found = [event for event in wanted if not self._tail.has_newer(event)]
+        newest = [event for event in wanted if not self._tail.has_newer(event)]
         reached = after.at(page.upto)
         # The state's events in this range are in the log as well, so they are among those of the page, and no more than
         # these. If no event of the page was left out because of its type, the state has none here.
@@ -430,44 +430,44 @@ class Reads:
             state = evolve(replay.state, until=reached)
             # Sorted by offset, the first field. No offset occurs twice: the state has kept types only, and the window
             # has the others.
-            found = sorted([*found, *await self._store.current(state, after, len(page.events), destination)])
-        return found, reached
+            newest = sorted([*newest, *await self._store.current(state, after, len(page.events), destination)])
+        return newest, reached
 
     def _read_tail(self, after: Position, until: Position, destination: Destination) -> Page | None:
         """Return the next page from the tail; None if the tail may lack an event of it."""
         view = self._tail.find(destination)
         if view is None or after.offset < view.evicted:
             return None
-        found = self._tail.after(view, after.offset, events_max=self._events_max, bytes_max=self._bytes_max)
-        events = tuple(event for event in found if event.offset <= until.offset)
-        ends = len(events) < len(found) or not events or events[-1].offset >= view.last
+        following = self._tail.after(view, after.offset, events_max=self._events_max, bytes_max=self._bytes_max)
+        events = tuple(event for event in following if event.offset <= until.offset)
+        ends = len(events) < len(following) or not events or events[-1].offset >= view.last
         return Page(destination, after, until.offset if ends else events[-1].offset, events)
 
     async def _read(self, after: Position, until: Position, destination: Destination) -> Page:
         """Return the next page of the log, at most up to ``until``, a position that the store has reached."""
         if after.epoch != until.epoch:
             raise PositionExpired(f"{after} is of an epoch that has ended")
-        known = self._known.get(destination)
-        if known is None or not known.covers(after):
-            known = Page(destination, after, after.offset)
+        remembered = self._remembered.get(destination)
+        if remembered is None or not remembered.covers(after):
+            remembered = Page(destination, after, after.offset)
         else:
-            self._known.move_to_end(destination)
+            self._remembered.move_to_end(destination)
         # If this is the end of a replay, an earlier read may have found events after it.
-        found = tuple(event for event in known.events_after(after.offset) if event.offset <= until.offset)
-        upto = min(known.upto, until.offset)
-        left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)
+        events = tuple(event for event in remembered.events_after(after.offset) if event.offset <= until.offset)
+        upto = min(remembered.upto, until.offset)
+        left, bytes_left = self._events_max - len(events), self._bytes_max - _size(events)
         if upto < until.offset and left > 0 and bytes_left > 0:
             stored = await self._store.read(after.at(upto), left, destination, bytes_max=bytes_left)
             # Other nodes' events that this node has not read yet are left out. If the store loses them, this node does
             # not notice that, so no client may have them and no page may retain them.
             new = [event for event in stored if event.offset <= until.offset]
-            found = (*found, *new)
+            events = (*events, *new)
             if len(new) < len(stored) or is_all(stored, left, bytes_left):
                 upto = until.offset
-                self._remember(Page(destination, known.after, upto, (*known.events, *new)))
+                self._remember(Page(destination, remembered.after, upto, (*remembered.events, *new)))
             elif new:
                 upto = new[-1].offset
-        return Page(destination, after, upto, found)
+        return Page(destination, after, upto, events)
 
     async def _read_newest(self, destination: Destination) -> StoredEvent | None:
         """Return the newest event of a destination, without its body; None if there is none.
@@ -476,19 +476,19 @@ class Reads:
         what was appended since. A remembered event may have been trimmed. Raises what ``EventStore.newest`` does.
         """
         head = self._log.head
-        known = self._newest.get(destination)
-        if known is None or await self._has_grown(known.upto, head, destination):
-            found = await self._store.newest(head, destination)
-            known = _Newest(head, None if found is None else found._replace(body=b""))
-        elif known.upto < head:
-            known = _Newest(head, known.event)
+        newest = self._newest.get(destination)
+        if newest is None or await self._has_grown(newest.upto, head, destination):
+            event = await self._store.newest(head, destination)
+            newest = _Newest(head, None if event is None else event._replace(body=b""))
+        elif newest.upto < head:
+            newest = _Newest(head, newest.event)
         # Another read may have stored a newer result meanwhile. The older one is true as well, and only makes the next
         # check read a little more.
-        self._newest[destination] = known
+        self._newest[destination] = newest
         self._newest.move_to_end(destination)
         if len(self._newest) > REMEMBERED_MAX:
             self._newest.popitem(last=False)
-        return known.event
+        return newest.event
 
     async def _has_grown(self, after: Position, head: Position, destination: Destination) -> bool:
         """Return whether a destination has an event after a position, or may have because the position is gone."""
@@ -499,17 +499,17 @@ class Reads:
         except PositionExpired:
             return True
 
-    def _remember(self, known: Page) -> None:
-        destination, former = known.destination, self._known.get(known.destination)
-        if former is not None and former.covers(known.after) and former.upto >= known.upto:
+    def _remember(self, page: Page) -> None:
+        destination, former = page.destination, self._remembered.get(page.destination)
+        if former is not None and former.covers(page.after) and former.upto >= page.upto:
             return  # meanwhile another client's read has found more
-        if len(known.events) > REMEMBERED_EVENTS_MAX or _size(known.events) > REMEMBERED_BYTES_MAX:
+        if len(page.events) > REMEMBERED_EVENTS_MAX or _size(page.events) > REMEMBERED_BYTES_MAX:
             # Remember only that no event follows the last one.
-            known = Page(destination, known.after.at(known.events[-1].offset), known.upto)
-        self._known[destination] = known
-        self._known.move_to_end(destination)
-        if len(self._known) > REMEMBERED_MAX:
-            self._known.popitem(last=False)
+            page = Page(destination, page.after.at(page.events[-1].offset), page.upto)
+        self._remembered[destination] = page
+        self._remembered.move_to_end(destination)
+        if len(self._remembered) > REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
 
 
 def _size(events: Sequence[StoredEvent]) -> int:

@@ -178,14 +178,14 @@ class Tail:
         """
         if offset < view.evicted:
             raise LookupError(f"offset {offset} of {view.destination} is before the tail")
-        found: list[StoredEvent] = []
+        events: list[StoredEvent] = []
         size = 0
         for event in self._events_after(view, offset, events_max):
             size += len(event.body)
-            if found and (size > bytes_max or len(found) == events_max):
+            if events and (size > bytes_max or len(events) == events_max):
                 break
-            found.append(event)
-        return found
+            events.append(event)
+        return events
 
     def find(self, destination: Destination) -> View | None:
         """Return the view of a destination, if there is one."""
@@ -229,8 +229,8 @@ class Tail:
         The caller cuts.
         """
         if isinstance(view, NarrowView):
-            found = map(self._event, merge(*self._candidates(view, offset)))
-            return (event for event in found if covers(view.destination, event))
+            events = map(self._event, merge(*self._candidates(view, offset)))
+            return (event for event in events if covers(view.destination, event))
         start = bisect_right(view.offsets, offset)
         return map(self._event, view.offsets[start : start + events_max])
 
@@ -238,8 +238,8 @@ class Tail:
         """Return all events of a view, the newest first."""
         if isinstance(view, NarrowView):
             candidates = map(reversed, self._candidates(view, view.evicted))
-            found = map(self._event, merge(*candidates, reverse=True))
-            return (event for event in found if covers(view.destination, event))
+            events = map(self._event, merge(*candidates, reverse=True))
+            return (event for event in events if covers(view.destination, event))
         return map(self._event, reversed(view.offsets))
 
     def _candidates(self, view: NarrowView, after: int) -> list[list[int]]:
@@ -256,9 +256,9 @@ class Tail:
         if count > SCANNED_PER_CHANNEL * len(view.channels):
             # An event has one channel, so no offset is in two of these lists.
             grown = (own for channel in view.channels if (own := self._views.get(channel)) and own.last > after)
-            found = [own.offsets[bisect_right(own.offsets, after) :] for own in grown]
-            if sum(map(len, found)) < count:
-                return found
+            by_channel = [own.offsets[bisect_right(own.offsets, after) :] for own in grown]
+            if sum(map(len, by_channel)) < count:
+                return by_channel
         return [wide.offsets[start:]]
 
     def _event(self, offset: int) -> StoredEvent:

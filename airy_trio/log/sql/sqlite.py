@@ -63,10 +63,10 @@ class SqliteStore(SqlStore):
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.read``."""
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
-        if destination is None and found and bytes_max is not None and is_all(found, limit, bytes_max):
-            self._read_upto = after.at(found[-1].offset)
-        return found
+        events = await super().read(after, limit, destination, bytes_max=bytes_max)
+        if destination is None and events and bytes_max is not None and is_all(events, limit, bytes_max):
+            self._read_upto = after.at(events[-1].offset)
+        return events
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``.

@@ -157,8 +157,8 @@ class SqlStore:
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
         }  # fmt: skip
         events, bounds = await self._events(self._replaying, statement, values, bytes_max, before=before)
-        known = bounds.state
-        gone = known is None or known.generation != state.generation or known.folded < state.until.offset
+        current = bounds.state
+        gone = current is None or current.generation != state.generation or current.folded < state.until.offset
         if state.until.epoch != bounds.epoch or gone:
             raise PositionExpired(f"the state {state.generation} up to {state.until} is gone")
         return events
@@ -222,13 +222,14 @@ class SqlStore:
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         step = Step(self._tables.position, {"owner": owner, "name": name})
-        [found] = await self._reading(step)
-        return _position(*found[0]) if found else None
+        [positions] = await self._reading(step)
+        return _position(*positions[0]) if positions else None
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
-        rows = [(one.owner, one.name, one.token, _NO_EPOCH, 0) for one in claims]
-        found = {(owner, name): _position(*at) for owner, name, *at in await self._upsert(self._tables.claim, rows)}
-        return [found[one.owner, one.name] for one in claims]
+        rows = [(claim.owner, claim.name, claim.token, _NO_EPOCH, 0) for claim in claims]
+        claimed = await self._upsert(self._tables.claim, rows)
+        positions = {(owner, name): _position(epoch, offset) for owner, name, epoch, offset in claimed}
+        return [positions[claim.owner, claim.name] for claim in claims]
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         rows = [
@@ -283,11 +284,11 @@ class SqlStore:
 
     async def _delete_stale(self, generation: str, limit: int) -> None:
         """Delete rows of one former generation of the current state. A scan, so it is remembered if none are left."""
-        [found] = await self._reading(Step(self._tables.stale))
-        if not found:
+        [generations] = await self._reading(Step(self._tables.stale))
+        if not generations:
             self._clean_generation = generation
             return
-        [[stale]] = found
+        [[stale]] = generations
         await self._writing(Step(self._tables.delete_stale, {"stale": stale, "limit": limit}))
 
     async def _has_unused(self, before_ms: int, now_ms: int) -> bool:
@@ -323,9 +324,9 @@ class SqlStore:
 
     async def _unless_stale(self, expected: Position, answer: Awaitable[T | None]) -> T:
         """Await a change of the head. Raises ``StaleAppend`` if it returns None: then nothing was written."""
-        found: T | None = await self._translated(answer)
-        if found is not None:
-            return found
+        result: T | None = await self._translated(answer)
+        if result is not None:
+            return result
         head = (await self.bounds()).head
         if head == expected:
             raise StaleAppend("the resume point is not the one that the writer expects")
