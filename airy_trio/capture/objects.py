@@ -12,13 +12,13 @@ the latter, to send all of them in one round trip. ``InspectedFeed`` repeats a r
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
-from attrs import fields_dict, frozen
+from attrs import fields_dict
 
 from airy_trio.capture.feed import (
     Backfill,
@@ -60,8 +60,6 @@ READS_MAX: Final = 5
 
 UNKNOWN_KIND: Final = "which a newer version of airy-trio captures and this one cannot send; upgrade this server"
 
-Answers = Sequence[Rows]
-"""The answers to the queries of a ``Reading``, in their order."""
 ObjectRow = Message | MetadataEntry | Channel | Tag
 """A row of a mapped table, under our field names."""
 ReadRow = tuple[Key, Any, bool]
@@ -109,25 +107,13 @@ def _is_mark(row: Row) -> bool:
     return row[1] in MARKS and row[0] in FIELDS
 
 
-@frozen
-class Reading:
-    """The queries for some changed objects, to run in this order, and the objects that their answers give.
-
-    ``objects`` raises ``TablesChanged``.
-    """
-
-    asked: Sequence[BoundQuery]
-    objects: Callable[[Answers], tuple[ChangedObject, ...]]
-
-
 class Objects:
     """Reads the changed objects of one mapping; of a content or a metadata value at most ``text_chars_max``."""
 
     def __init__(self, dialect: str, tables: Tables, text_chars_max: int = TEXT_CHARS_MAX) -> None:
-        self._tables = tables
-        self._text_chars_max = text_chars_max
-        self._rows = {kind: ObjectRows(table, text_chars_max) for kind, table in tables.items()}
-        self._queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}
+        self.tables = tables
+        self.rows = {kind: ObjectRows(table, text_chars_max) for kind, table in tables.items()}
+        self.queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}
 
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
         """Each changed object once, in the order of its newest change, as the connection's snapshot sees it.
@@ -139,109 +125,109 @@ class Objects:
         reading = self.reading(changes)
         return reading.objects([bound.answer(connection) for bound in reading.asked])
 
-    def reading(self, changes: Iterable[Change]) -> Reading:
+    def reading(self, changes: Iterable[Change]) -> "Reading":
         """The queries that ``read`` runs for some changes, for a caller that runs them itself."""
-        newest = _newest_of_each(changes)
-        keys: dict[Kind, list[Key]] = defaultdict(list)
-        for kind, key in newest:
+        return Reading(self, changes)
+
+
+class Reading:
+    """One batch of changes: the queries for its objects, to run in this order, and the objects in their answers."""
+
+    def __init__(self, source: Objects, changes: Iterable[Change]) -> None:
+        self._tables, self._rows, self._queries = source.tables, source.rows, source.queries
+        self._newest = _newest_of_each(changes)
+        self._keys: dict[Kind, list[Key]] = defaultdict(list)
+        for kind, key in self._newest:
             if kind in self._tables:
-                keys[kind].append(key)
+                self._keys[kind].append(key)
             elif kind not in FIELDS:
                 raise StartError([f'database: the change log has changes of "{kind}", {UNKNOWN_KIND}'])
-        bound: dict[_Role, BoundQuery | None] = {("rows", kind): self._queries[kind].rows(keys[kind]) for kind in keys}
-        pairs = {key: pair(self._tables["metadata"], key) for key in keys.get("metadata", ())}
+        self._pairs = {key: pair(self._tables["metadata"], key) for key in self._keys.get("metadata", ())}
+        self._bound = self._bind()
+
+    @property
+    def asked(self) -> Sequence[BoundQuery]:
+        """The queries."""
+        return list(self._bound.values())
+
+    def _bind(self) -> Mapping[_Role, BoundQuery]:
+        bound: dict[_Role, BoundQuery | None]
+        bound = {("rows", kind): self._queries[kind].rows(keys) for kind, keys in self._keys.items()}
         if (messages := self._queries.get("messages")) is not None:
             for subject in _SUBJECTS:
-                ids = [str(id_) for about, id_ in pairs.values() if about == subject and isinstance(id_, str | int)]
+                abouts = self._pairs.values()
+                ids = [str(id_) for about, id_ in abouts if about == subject and isinstance(id_, str | int)]
                 bound[subject, "messages"] = messages.owners(subject, list(dict.fromkeys(ids)))
         # After the queries that read the tables: their locks keep the tables as they are (``Queries.state``).
-        for kind in dict.fromkeys([*keys, *(kind for (_, kind), query in bound.items() if query is not None)]):
+        read = (kind for (_, kind), query in bound.items() if query is not None)
+        for kind in dict.fromkeys([*self._keys, *read]):
             bound["state", kind] = BoundQuery(self._queries[kind].state)
-        queries = {role: query for role, query in bound.items() if query is not None}
-        return Reading(list(queries.values()), partial(self._found, newest, keys, pairs, list(queries)))
+        return {role: query for role, query in bound.items() if query is not None}
 
-    def _found(
-        self,
-        newest: Mapping[tuple[Kind, Key], Change],
-        keys: Mapping[Kind, Sequence[Key]],
-        pairs: Mapping[Key, Key],
-        roles: Sequence[_Role],
-        answers: Answers,
-    ) -> tuple[ChangedObject, ...]:
-        """The objects whose newest changes these are. ``roles``: the purpose of each answer."""
-        answered = dict(zip(roles, answers, strict=True))
+    def objects(self, answers: Sequence[Rows]) -> tuple[ChangedObject, ...]:
+        """The objects of the answers to ``asked``. Raises ``TablesChanged``."""
+        answered = dict(zip(self._bound, answers, strict=True))
         # Before any row is used: if a column has another type now, its values may have another form, without any error.
         for (purpose, kind), state in answered.items():
             if purpose == "state" and not self._queries[kind].is_as_inspected(state.rows):
                 raise TablesChanged(self._tables[kind].name)
-        found: dict[Kind, dict[Key, ChangedObject]] = {}
-        for kind in keys:
+        by_key: dict[Kind, dict[Key, ChangedObject]] = {}
+        for kind in self._keys:
             answer = answered.get(("rows", kind), _NO_ROWS)
-            read = self._rows[kind].convert(answer.rows)
+            rows = self._rows[kind].convert(answer.rows)
             if kind == "metadata":
-                found[kind] = self._metadata(pairs, read, self._owners(pairs.values(), answered))
+                by_key[kind] = self._metadata(rows, answered)
             else:
-                found[kind] = {key: row if included else _gone(kind, row) for key, row, included in read}
+                by_key[kind] = {key: row if included else _gone(kind, row) for key, row, included in rows}
             if answer.refused:
-                found[kind] |= self._unreadable(kind, answer.refused)
-        objects = (found[kind].get(key) or self._gone(newest[kind, key]) for kind, key in newest if kind in found)
+                by_key[kind] |= self._unreadable(kind, answer.refused)
+        objects = (
+            by_key[kind].get(key) or self._gone(change)
+            for (kind, key), change in self._newest.items()
+            if kind in by_key
+        )
         return tuple(changed for changed in objects if changed is not None)
 
-    def _metadata(
-        self, pairs: Mapping[Key, Key], rows: Iterable[ReadRow], owners: Mapping[Key, Key | str]
-    ) -> dict[Key, ChangedObject]:
-        """The metadata pairs. If ``owners`` has a text for a pair, it is the reason why the pair is unreadable."""
-        table = self._tables["metadata"]
-        entries: dict[Key, list[Any]] = {key: [] for key in pairs}
+    def _metadata(self, rows: Iterable[ReadRow], answered: Mapping[_Role, Rows]) -> dict[Key, ChangedObject]:
+        """The metadata pairs, with conversation and channel of what they are about (wire contract, "Events")."""
+        entries: dict[Key, list[Any]] = {key: [] for key in self._pairs}
         for key, entry, included in rows:
             if included and key in entries:  # a collation may match more than the wanted key
                 entries[key].append(entry)
-        made: dict[Key, ChangedObject] = {}
-        for key, about in pairs.items():
-            owner = owners.get(about, (None, None))
-            if isinstance(owner, str):
-                made[key] = Unreadable(kind="metadata", key=about, reason=owner)
+        owners: dict[Key, Key] = {}
+        reasons: dict[Key, str] = {}  # why an owner cannot be read
+        for subject in _SUBJECTS:
+            if (answer := answered.get((subject, "messages"))) is not None:
+                of_ids = self._queries["messages"].owners_of(subject, answer.rows)
+                owners |= {(subject, id_): owner for id_, owner in of_ids}
+                reasons |= {(subject, id_): f"its {subject} {reason}" for id_, reason in answer.refused.items()}
+        by_key: dict[Key, ChangedObject] = {}
+        for key, about in self._pairs.items():
+            text = str(about[0]), str(about[1])
+            if text in reasons:
+                by_key[key] = Unreadable(kind="metadata", key=about, reason=reasons[text])
                 continue
-            made[key] = Metadata(
+            is_channel = about[0] == "channel" and isinstance(about[1], str | int)
+            conversation_id, channel_id = (None, text[1]) if is_channel else owners.get(text, (None, None))
+            by_key[key] = Metadata(
                 subject=about[0],
                 identifier=about[1],
                 entries=tuple(entries[key]),
-                time_zone=table.zone,
-                conversation_id=owner[0],
-                channel_id=owner[1],
+                time_zone=self._tables["metadata"].zone,
+                conversation_id=conversation_id,
+                channel_id=channel_id,
             )
-        return made
-
-    def _owners(self, pairs: Iterable[Key], answered: Mapping[_Role, Rows]) -> Mapping[Key, Key | str]:
-        """Conversation and channel of the object that each metadata pair is about (wire contract, "Events").
-
-        A text is the reason why they cannot be read.
-        """
-        found: dict[Key, Key | str] = {}
-        messages = self._queries.get("messages")
-        if messages is not None:
-            for subject in _SUBJECTS:
-                answer = answered.get((subject, "messages"), _NO_ROWS)
-                found |= {(subject, id_): owner for id_, owner in messages.owners_of(subject, answer.rows)}
-                found |= {(subject, id_): f"its {subject} {reason}" for id_, reason in answer.refused.items()}
-        by_pair: dict[Key, Key | str] = {}
-        for about in pairs:
-            text = str(about[0]), str(about[1])
-            if about[0] == "channel" and isinstance(about[1], str | int):
-                by_pair[about] = None, text[1]
-            elif text in found:
-                by_pair[about] = found[text]
-        return by_pair
+        return by_key
 
     def _unreadable(self, kind: Kind, refused: Mapping[Any, str]) -> Mapping[Key, ChangedObject]:
         """The objects whose rows the database refuses to read, by key."""
         table = self._tables[kind]
-        found: dict[Key, ChangedObject] = {}
+        by_key: dict[Key, ChangedObject] = {}
         for asked, reason in refused.items():
             key: Key = (asked, None) if len(table.keys) == 1 else asked
             ours = pair(table, key) if kind == "metadata" else key[:1]
-            found[key] = Unreadable(kind=kind, key=ours, reason=reason)
-        return found
+            by_key[key] = Unreadable(kind=kind, key=ours, reason=reason)
+        return by_key
 
     def _gone(self, change: Change) -> ChangedObject | None:
         """The object of a change for which there is no row. None: its deletion will be in a later batch."""
