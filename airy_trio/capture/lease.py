@@ -27,7 +27,8 @@ import trio
 
 from airy_trio.capture.change_log import TABLE
 from airy_trio.database import (
-    LOCK_CLASS,
+    LEASE_CLASS,
+    LOG_CLASS,
     POSTGRES,
     DatabaseError,
     DatabaseRefused,
@@ -42,7 +43,6 @@ SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_t
 """Settings of every session of a recorder: a frozen holder loses the lease, and an open append, within a second."""
 
 UNLOCK_TIMEOUT_S: Final = 1.0
-LOG_CLASS: Final = LOCK_CLASS + 3  # of ``LogLease``
 
 _WATCH_CLIENT = sa.text(
     "do $$ begin perform set_config('client_connection_check_interval', '1s', false); "
@@ -123,7 +123,7 @@ class PostgresLease(_AdvisoryLease):
 
     def __init__(self, session: DedicatedConnection, names: Names) -> None:
         name = names.quoted(TABLE)
-        super().__init__(session, LOCK_CLASS, "cast(cast(to_regclass(:key) as oid) as int)", lambda: name)
+        super().__init__(session, LEASE_CLASS, "cast(cast(to_regclass(:key) as oid) as int)", lambda: name)
 
 
 class LogLease(_AdvisoryLease):
@@ -206,7 +206,7 @@ def is_held(connection: sa.Connection, names: Names) -> bool:
     On SQLite a shared lock is taken for an instant; during that instant a server fails to acquire and tries again.
     """
     if names.dialect == POSTGRES:
-        arguments = {"lock_class": LOCK_CLASS, "name": names.quoted(TABLE)}
+        arguments = {"lock_class": LEASE_CLASS, "name": names.quoted(TABLE)}
         return bool(connection.execute(_HELD, arguments).scalar_one())
     database = connection.exec_driver_sql("PRAGMA database_list").one()[2]
     try:

@@ -74,7 +74,7 @@ from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.queries import BoundQuery, Row, Rows, refusal_reason
 from airy_trio.database import (
-    LOCK_CLASS,
+    WAKEUP_CLASS,
     DedicatedConnection,
     Names,
     escape_colons,
@@ -103,7 +103,6 @@ ARM_FROM_S: Final = 0.004
 that follow each other so closely, most commits would have to notify."""
 HEARTBEAT_S: Final = 0.4  # less than the idle time-out of a recorder's connection, which must be used to be kept
 
-WAKEUP_CLASS: Final = LOCK_CLASS + 1  # the first half of the key of the advisory lock
 FREQUENT_S: Final = 0.01  # notifying more often would slow the application: its commits wait for each other
 
 _BEGIN: Final = Statement("begin isolation level repeatable read read only")

@@ -23,7 +23,10 @@ from airy_trio.database.connections import (
 )
 from airy_trio.database.engines import (
     APPLICATION_NAME,
-    LOCK_CLASS,
+    FENCE_CLASS,
+    FOLD_CLASS,
+    LEASE_CLASS,
+    LOG_CLASS,
     PLAIN_TEXT,
     POSTGRES,
     POSTGRES_DRIVERS,
@@ -32,6 +35,8 @@ from airy_trio.database.engines import (
     SQLITE,
     SQLITE_BUSY_TIMEOUT_S,
     SQLITE_DRIVERS,
+    VERIFY_CLASS,
+    WAKEUP_CLASS,
     DatabaseOptions,
     Names,
     canonical_url,
@@ -49,7 +54,10 @@ from airy_trio.database.engines import (
 
 __all__ = [
     "APPLICATION_NAME",
-    "LOCK_CLASS",
+    "FENCE_CLASS",
+    "FOLD_CLASS",
+    "LEASE_CLASS",
+    "LOG_CLASS",
     "PLAIN_TEXT",
     "POSTGRES",
     "POSTGRES_DRIVERS",
@@ -58,6 +66,8 @@ __all__ = [
     "SQLITE",
     "SQLITE_BUSY_TIMEOUT_S",
     "SQLITE_DRIVERS",
+    "VERIFY_CLASS",
+    "WAKEUP_CLASS",
     "Database",
     "DatabaseError",
     "DatabaseOptions",

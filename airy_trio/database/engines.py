@@ -306,8 +306,13 @@ POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
 """The schemes of the URLs that the settings accept."""
 
-LOCK_CLASS: Final = 0x41697279
-"""The first half of all our advisory locks, plus a small number for each kind: "Airy" in ASCII."""
+LEASE_CLASS: Final = 0x41697279  # "Airy" in ASCII; a migration's lock has this class and the number 0
+WAKEUP_CLASS: Final = LEASE_CLASS + 1
+FENCE_CLASS: Final = LEASE_CLASS + 2
+LOG_CLASS: Final = LEASE_CLASS + 3
+FOLD_CLASS: Final = LEASE_CLASS + 4
+VERIFY_CLASS: Final = LEASE_CLASS + 5
+"""The first halves of the keys of all our advisory locks. The second half is an oid, or a number from an epoch."""
 
 
 @frozen

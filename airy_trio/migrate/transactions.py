@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 from airy_trio.database import (
-    LOCK_CLASS,
+    LEASE_CLASS,
     POSTGRES,
     DatabaseError,
     DatabaseOptions,
@@ -98,7 +98,7 @@ def transaction(
             # No table has the oid 0, so this is not the key of a lease (``PostgresLease``). The lock time-out applies
             # to this lock too, so a second migration is retried like one that finds a table locked.
             if connection.dialect.name == POSTGRES and not read_only:  # on SQLite BEGIN IMMEDIATE excludes others
-                connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
+                connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LEASE_CLASS})
             yield connection
             if record is not None:
                 begun.rollback()

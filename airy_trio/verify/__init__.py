@@ -41,10 +41,11 @@ from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import TablesOptions
 from airy_trio.check.servers import file_refusals, missing_file_rights, missing_identity, pragma, refusals
 from airy_trio.database import (
-    LOCK_CLASS,
+    LEASE_CLASS,
     POSTGRES,
     SQLITE,
     SQLITE_BUSY_TIMEOUT_S,
+    VERIFY_CLASS,
     Database,
     DatabaseError,
     Names,
@@ -87,8 +88,6 @@ COLUMNS: Final = "(id text primary key, name text, color text)"
 
 SCHEMA_PREFIX: Final = "airy_trio_verify_"
 SCHEMA_COMMENT: Final = "airy-trio verify: a scratch place, which may be dropped"
-VERIFY_CLASS: Final = LOCK_CLASS + 2
-"""The class of the advisory locks on scratch schemas; ``LOCK_CLASS`` + 1 is in use for wake-ups."""
 DROP_LOCK_TIMEOUT_S: Final = 10
 POSTGRES_LONG_MAX_S: Final = 60.0
 """The long transaction keeps VACUUM from removing rows in the whole database, so it is limited."""
@@ -184,7 +183,7 @@ def postgres_scratch(settings: Settings) -> Iterator[Scratch]:
                 table=ApplicationTable(engine, table, application_name=schema),
                 terminate_writer=partial(_terminate, engine, _TERMINATE_WRITER, name=schema),
                 terminate_recorder=partial(
-                    _terminate, engine, _TERMINATE_RECORDER, lock_class=LOCK_CLASS, change_log=change_log
+                    _terminate, engine, _TERMINATE_RECORDER, lock_class=LEASE_CLASS, change_log=change_log
                 ),
                 long_max_s=POSTGRES_LONG_MAX_S,
             )

@@ -21,7 +21,7 @@ import trio
 from attrs import field, frozen
 from psycopg import sql
 
-from airy_trio.database import LOCK_CLASS, sqlite_path
+from airy_trio.database import LEASE_CLASS, sqlite_path
 from airy_trio.log.options import LogOptions
 from tests.application import Application, application
 from tests.drill.clients import AUTH
@@ -43,7 +43,7 @@ BUSY_MAX_S = 10.0
 
 _TERMINATE_RECORDER = sql.SQL(
     "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and classid = {} and granted"
-).format(LOCK_CLASS)
+).format(LEASE_CLASS)
 _TERMINATE_ALL = sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'airy-trio'")
 
 _BURST = """

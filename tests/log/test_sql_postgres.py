@@ -12,14 +12,13 @@ import trio
 import trio.testing
 from attrs import evolve
 
-from airy_trio.database import Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
+from airy_trio.database import FENCE_CLASS, Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
 from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection, Parameter, Pipeline, Row, Statement
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.sql import PostgresStore, postgres
 from airy_trio.log.sql.postgres import (
     CONNECTIONS_MAX,
     COPY_FROM,
-    FENCE_CLASS,
     PATIENCE_FIRST_S,
     Notifications,
 )

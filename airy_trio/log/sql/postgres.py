@@ -26,7 +26,7 @@ import structlog
 import trio
 
 from airy_trio.database import (
-    LOCK_CLASS,
+    FENCE_CLASS,
     Database,
     DatabaseError,
     DedicatedConnection,
@@ -54,7 +54,6 @@ from airy_trio.log.sql.tables import (
 )
 from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable, stored_after
 
-FENCE_CLASS: Final = LOCK_CLASS + 2
 PATIENCE_FIRST_S: Final = 0.15
 """How long an append waits at the fence before it ends the session that is inside."""
 PATIENCE_MAX_S: Final = 60.0

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, OID
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from airy_trio.database import LOCK_CLASS, POSTGRES, Names
+from airy_trio.database import FOLD_CLASS, POSTGRES, Names
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.store import StoredEvent
 
@@ -42,8 +42,6 @@ NOW_MS: Final = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 INDEXED_CHARS: Final = 200
 """How many characters of an id the indexes of Postgres have (migrations ``log_0004`` and ``log_0007``)."""
 DIGEST_BYTES: Final = 16
-FOLD_CLASS: Final = LOCK_CLASS + 4
-"""Class of the advisory lock that a fold holds in Postgres."""
 FOLD_LOCKS_S: Final = 5
 """How long a fold in Postgres waits for a lock. An append that hangs holds a row of it until another append ends it."""
 FOLD_SCAN: Final = 10
