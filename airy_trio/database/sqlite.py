@@ -49,30 +49,15 @@ LOOK_QUIET_S: Final = 1.0
 """Between two looks without a report."""
 UNREPORTED_S: Final = 5.0
 """A commit that becomes visible this long after the last report of a write was not reported."""
+POLL_S: Final = 0.004
+"""While polling: between two checks of the times."""
+POLL_SETTLED_S: Final = 0.02
+"""The same, while nothing has been written for ``SETTLED_S``."""
 SETTLED_S: Final = 0.05
-"""While polling: nothing was written for this long, so poll less often."""
+POLL_LOOK_S: Final = 0.05
+"""While polling: between two looks."""
 COMMIT_S: Final = 0.006
 """While polling: after a write, a commit mostly becomes visible in this time, because it goes to the disk first."""
-
-
-@frozen(kw_only=True)
-class Pace:
-    """Intervals of polling in seconds: between two checks of the times (``poll_s``), and between two looks.
-
-    The ``settled`` ones hold while nothing has been written for ``SETTLED_S``.
-    """
-
-    poll_s: float
-    look_s: float
-    poll_settled_s: float
-    look_settled_s: float
-
-
-# With this pace an idle server takes 8 to 9 % of a core, instead of 0.7 % with reports of the system.
-EAGER: Final = Pace(poll_s=0.001, look_s=0.004, poll_settled_s=0.002, look_settled_s=0.05)
-"""For the one process that reads an application's file."""
-SPARING: Final = Pace(poll_s=0.004, look_s=0.25, poll_settled_s=0.02, look_settled_s=0.25)
-"""For the processes that serve clients, which need the CPU time."""
 
 _Written = tuple[int, int] | None
 
@@ -157,9 +142,8 @@ class FileEvents:
 class SqliteWatch:
     """The pauses of one task between two looks. ``path``: the file; while it is None, each pause is short."""
 
-    def __init__(self, pace: Pace = EAGER) -> None:
+    def __init__(self) -> None:
         self.path: Path | None = None
-        self._pace = pace
         self._events: FileEvents | None = None
         self._polling = False  # the system does not report writes
         self._written: tuple[_Written, _Written] | None = None
@@ -184,7 +168,11 @@ class SqliteWatch:
             await self._wait_report(self._events, after_s)
 
     def looked(self, *, changed: bool) -> None:
-        """Note a look at the file. A change that no report explains ends the trust in reports."""
+        """Record that the version was read.
+
+        A change without any report in the last ``UNREPORTED_S`` means that this file system reports no writes: poll
+        from now on.
+        """
         if changed and self._events is not None and trio.current_time() - self._touched_at > UNREPORTED_S:
             if self._events.take():  # it was reported, but there was no pause since
                 self._touched_at = trio.current_time()
@@ -222,13 +210,13 @@ class SqliteWatch:
     async def _poll(self) -> None:
         while True:
             settled = trio.current_time() - self._touched_at > SETTLED_S
-            await trio.sleep(self._pace.poll_settled_s if settled else self._pace.poll_s)
-            now, look_s = trio.current_time(), self._pace.look_settled_s if settled else self._pace.look_s
+            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
+            now = trio.current_time()
             if self.touched():
                 self._touched_at = now
             # Just after a write each check is followed by a look, later only some are: a check costs two calls of
             # ``stat``, but a look costs a thread.
-            elif now - self._touched_at > COMMIT_S and now - self._looked_at < look_s:
+            elif now - self._touched_at > COMMIT_S and now - self._looked_at < POLL_LOOK_S:
                 continue
             self._looked_at = now
             return
@@ -258,13 +246,10 @@ class FileVersions:
     ``close``: closes this connection and all others to the file. They are opened again when they are used.
     """
 
-    def __init__(
-        self, connection: DedicatedConnection, close: Callable[[], Awaitable[object]], pace: Pace = EAGER
-    ) -> None:
+    def __init__(self, connection: DedicatedConnection, close: Callable[[], Awaitable[object]]) -> None:
         self._connection = connection
         self._close = close
-        self._pace = pace
-        self.watch = SqliteWatch(pace)
+        self.watch = SqliteWatch()
         """When to ask; it has the path from the first answer on."""
         self._last: FileVersion | None = None
 
@@ -283,7 +268,7 @@ class FileVersions:
         # answer are those of the old file, and are read again.
         if before is not None and version.file != before.file:
             await self._close()
-            self.watch = SqliteWatch(self._pace)  # a symbolic link may lead to another folder now
+            self.watch = SqliteWatch()  # a symbolic link may lead to another folder now
             return await self.ask()
         same_connection = before is not None and before.generation == version.generation
         self.watch.looked(changed=same_connection and before != version)

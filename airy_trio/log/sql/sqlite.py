@@ -20,7 +20,7 @@ import sqlalchemy as sa
 import structlog
 
 from airy_trio.database import Database, DatabaseError, DedicatedConnection, Names, close_all, sqlite_engine
-from airy_trio.database.sqlite import LOOK_FIRST_S, SPARING, FileVersion, FileVersions
+from airy_trio.database.sqlite import LOOK_FIRST_S, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import Run, SqlStore, digest, state_values
@@ -182,7 +182,7 @@ class FileNotifications:
 
     def __init__(self, path: Path) -> None:
         self._connection = DedicatedConnection(sqlite_engine(path))
-        self._versions = FileVersions(self._connection, self.aclose, SPARING)
+        self._versions = FileVersions(self._connection, self.aclose)
         self._seen: FileVersion | None = None
 
     async def wait(self, *, seldom: bool = False) -> None:
