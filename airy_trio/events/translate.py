@@ -32,6 +32,7 @@ from airy_trio.capture.feed import (
     Unreadable,
     Value,
 )
+from airy_trio.capture.mapping import SINGULAR
 from airy_trio.errors import AiryTrioError
 from airy_trio.events import values
 from airy_trio.events.models import (
@@ -48,7 +49,7 @@ from airy_trio.events.values import RowFault, UnfitValueError, instant, printabl
 
 _NAMES: Final[Mapping[type[Gone], str]] = {MessageGone: "message", ChannelGone: "channel", TagGone: "tag"}
 """The part of an event's type before the dot, and of an object's identity before the colon."""
-_TABLES: Final = {"message": "messages", "metadata": "metadata", "channel": "channels", "tag": "tags"}
+_KINDS: Final = {name: kind for kind, name in SINGULAR.items()}
 
 
 @frozen(kw_only=True)
@@ -394,4 +395,4 @@ def _too_large(event: Event, body_bytes_max: int) -> RowFault:
     else:
         key = printable(event.id)
     reason = f"its event is larger than {body_bytes_max} bytes, even without content and metadata"
-    return RowFault(table=_TABLES[event.type.partition(".")[0]], key=key, reason=reason)
+    return RowFault(table=_KINDS[event.type.partition(".")[0]], key=key, reason=reason)
