@@ -99,7 +99,7 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
         )
     kinds = _kinds(settings, options.names)
     database = settings.database
-    url = database.direct_url or database.url
+    url = database.session_url
     names = Names.of(url, database.schema)
     if names.dialect == SQLITE:
         migrate.require_file(sqlite_path(url))
@@ -123,7 +123,7 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
 
 def _kinds(settings: Settings, wanted: Sequence[str]) -> Sequence[Kind]:
     """Return the requested tables, each once. Raises ``StartError``."""
-    mapped = {kind for kind, table in settings.tables.items() if table.location(kind) is not None}
+    mapped = settings.tables.mapped
     if not wanted:
         kept = [kind for kind in KINDS if TYPE_OF[kind] in settings.log.keep_current and kind in mapped]
         if not kept:

@@ -123,7 +123,7 @@ def explain(settings: Settings, subject: Subject) -> tuple[bool, list[str]]:
     Raises ``AiryTrioError`` if the database cannot be read.
     """
     options = settings.database
-    with servers.opened(options.direct_url or options.url, options.connect_timeout_s, pooled=False) as database:
+    with servers.opened(options.session_url, options.connect_timeout_s, pooled=False) as database:
         found, fault = _ask_store(settings, subject)
         point = None if found is None else found.resume_point
         report = database.run_sync(

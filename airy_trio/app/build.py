@@ -43,6 +43,7 @@ from airy_trio.database import (
     DatabaseRefused,
     DedicatedConnection,
     Names,
+    dialect_of,
     postgres_engine,
     shown,
     sqlite_engine,
@@ -104,7 +105,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
     try:
         if names.dialect == SQLITE:
             migrate.require_file(sqlite_path(options.url))
-        database = open_database(options.direct_url or options.url, options, read_only=reads_only)
+        database = open_database(options.session_url, options, read_only=reads_only)
         closing.push_async_callback(database.aclose)
         tables = await wait_until_available(
             lambda: database.run(source.require_tables), options, "database.url", starting
@@ -226,7 +227,7 @@ def _may_lose_events(settings: Settings) -> bool:
     Our SQLite file does not, because it is synchronous. A store in memory does not outlive the process.
     """
     if settings.log.store == "sql":
-        return Names.of(settings.log_url, "").dialect != SQLITE
+        return dialect_of(settings.log_url) != SQLITE
     return settings.log.store != "memory"
 
 
@@ -249,7 +250,7 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
     )
     if log.store == "memory":
         return feed, lambda _epoch: OwnLease()
-    if log.store == "sql" and Names.of(settings.log_url, "").dialect == SQLITE:
+    if log.store == "sql" and dialect_of(settings.log_url) == SQLITE:
         path = sqlite_path(settings.log_url)
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
@@ -259,7 +260,7 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
 
 def _recorder_connection(options: DatabaseOptions) -> DedicatedConnection:
     engine = postgres_engine(
-        options.direct_url or options.url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
+        options.session_url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
     )
     return DedicatedConnection(engine.execution_options(isolation_level="REPEATABLE READ"))
 
@@ -271,7 +272,7 @@ def open_database(
 
     ``settings``: Postgres' run-time parameters for each connection. ``read_only``: open an SQLite file read-only.
     """
-    if sa.make_url(url).get_backend_name() == POSTGRES:
+    if dialect_of(url) == POSTGRES:
         # A second URL means that the first one leads through a pooler.
         pooled = bool(options.direct_url) and url == options.url
         return Database(
@@ -376,7 +377,7 @@ async def _open_sql_store(
 ) -> PostgresStore | SqliteStore:
     options = settings.database
     url = settings.log_url
-    if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
+    if url != options.url and dialect_of(url) == SQLITE and not sqlite_path(url).exists():
         if not create:
             raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server creates it)"])
         try:  # our own file: it needs no permission of an administrator
@@ -402,14 +403,14 @@ async def _open_sql_store(
         await reading.aclose()
         raise
     # Notifications, and settings of a session, do not work through a pooler.
-    direct_url = options.direct_url if url == options.url and options.direct_url else url
+    direct_url = options.session_url if url == options.url else url
     appending = open_database(direct_url, options, settings=LOG_TIMEOUTS)
     return sql_store(reading, appending, names)
 
 
 def _state_options(settings: Settings) -> StateOptions:
     """Return what is kept of the mapped tables. A table that is not mapped has no objects."""
-    mapped = {TYPE_OF[kind]: table for kind, table in settings.tables.items() if table.location(kind) is not None}
+    mapped = {TYPE_OF[kind]: table for kind, table in settings.tables.mapped.items()}
     kept = frozenset(settings.log.keep_current) & mapped.keys()
     shaping = kept
     if MetadataUpdated.type in kept:  # metadata has its conversation and channel from the messages

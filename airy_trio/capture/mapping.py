@@ -152,6 +152,11 @@ class TablesOptions:
         """Return kinds and their mappings, in the order of the documentation."""
         return ((kind, self.of(kind)) for kind in KINDS)
 
+    @property
+    def mapped(self) -> Mapping[Kind, TableOptions]:
+        """The kinds that the application has a table for, and their mappings."""
+        return {kind: table for kind, table in self.items() if table.location(kind) is not None}
+
 
 UniqueIndex = tuple[tuple[str, str], ...]
 """The columns of a unique index, each with its collation."""

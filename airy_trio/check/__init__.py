@@ -32,6 +32,7 @@ from airy_trio.database import (
     POSTGRES,
     SQLITE,
     Names,
+    dialect_of,
     quote_identifier,
     shown,
     sqlite_path,
@@ -79,7 +80,7 @@ class _Place:
 
     @property
     def dialect(self) -> str:
-        return sa.make_url(self.url).get_backend_name()
+        return dialect_of(self.url)
 
     def named(self, lines: Iterable[str]) -> Iterator[str]:
         return (f"{self.setting}: {line}" for line in lines)
@@ -350,7 +351,7 @@ class _Check:
 
 def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:
     """Yield lines about the types whose current state is kept: whether it has all their objects."""
-    mapped = {TYPE_OF[kind] for kind, table in settings.tables.items() if table.location(kind) is not None}
+    mapped = {TYPE_OF[kind] for kind in settings.tables.mapped}
     kept = mapped.intersection(settings.log.keep_current)
     state = CurrentState.of(bounds, bounds.head)
     missing = state.missing(kept)

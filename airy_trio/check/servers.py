@@ -26,6 +26,7 @@ from airy_trio.database import (
     Database,
     DatabaseError,
     Names,
+    dialect_of,
     postgres_engine,
     quote_identifier,
     sqlite_engine,
@@ -139,7 +140,7 @@ def opened(
     block becomes a ``StartError`` that names the setting. If the application's SQLite file does not exist,
     ``StartError`` is raised at once.
     """
-    if sa.make_url(url).get_backend_name() == SQLITE:
+    if dialect_of(url) == SQLITE:
         if setting == "database.url":
             migrate.require_file(sqlite_path(url))
         engine = sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw", lenient=True)

@@ -284,6 +284,16 @@ class DatabaseOptions:
     migrate: bool = False
     connect_timeout_s: float = field(default=5, validator=more_than(0))
 
+    @property
+    def session_url(self) -> str:
+        """The address at which sessions work: locks, notifications and run-time parameters."""
+        return self.direct_url or self.url
+
+
+def dialect_of(url: str) -> str:
+    """Return the name of the dialect of a URL: ``POSTGRES`` or ``SQLITE``."""
+    return sa.make_url(url).get_backend_name()
+
 
 def shown(url: str) -> str:
     """Return a URL for people: without its password, and without options, in which libpq accepts a password too."""
@@ -325,7 +335,7 @@ class Names:
     @classmethod
     def of(cls, url: str, schema: str) -> Self:
         """Return the names in the database at a URL."""
-        return cls(sa.make_url(url).get_backend_name(), schema)
+        return cls(dialect_of(url), schema)
 
     @property
     def table_schema(self) -> str | None:

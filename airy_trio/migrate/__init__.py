@@ -20,7 +20,16 @@ from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.lease import lock_file
 from airy_trio.capture.triggers import Firing
-from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, escape_colons, quote_identifier, sqlite_path
+from airy_trio.database import (
+    POSTGRES,
+    SQLITE,
+    DatabaseOptions,
+    Names,
+    dialect_of,
+    escape_colons,
+    quote_identifier,
+    sqlite_path,
+)
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Schema, Stream, downgrade, revision_of, revisions, schema_of, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, errors_of, retry_while_locked, transaction
@@ -108,7 +117,7 @@ def _migrated(
     settings: Settings, options: _Options, waiting: Waiting | None, record: list[str] | None = None
 ) -> Migrated:
     """Migrate. With ``record`` it is a preview: the record gets the statements."""
-    path, reads_only = _file_of(_address(settings)), settings.changes.reads_only
+    path, reads_only = _file_of(settings.database.session_url), settings.changes.reads_only
     for option, is_given, on_sqlite, if_reads_only in (
         ("--with-tables", options.with_tables, None, "writes nothing into the database"),
         (f"--grant {options.grant}", options.grant, "SQLite has no roles; the permissions of the file decide",
@@ -159,7 +168,7 @@ def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
 
     Raises ``StartError``; then nothing was changed.
     """
-    path = _file_of(_address(settings))
+    path = _file_of(settings.database.session_url)
     if path is not None:
         require_file(path)
     retry_while_locked(lambda: _remove(settings), waiting)
@@ -194,7 +203,7 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
 def _migrate_all(settings: Settings, options: _Options, record: list[str] | None) -> Migrated:
     """Make one attempt: slow steps first, triggers last, because the application's writers wait for these."""
     grant = options.grant
-    with transaction(_address(settings), settings.database, record=record) as connection:
+    with transaction(settings.database.session_url, settings.database, record=record) as connection:
         names = _names(connection, settings.database)
         newer = _newer(connection, "changes", settings.database)
         made: Sequence[str] = ()
@@ -210,7 +219,7 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
             if grant is not None and store not in (None, connection) and store.dialect.name == POSTGRES:
                 _execute(store, postgres_triggers.grant_statements(grant, {}, names))
             # Otherwise the store's transaction, which encloses this, would report errors of this database as its own.
-            with errors_of(_address(settings), settings.database):
+            with errors_of(settings.database.session_url, settings.database):
                 if grant is not None:
                     _execute(connection, postgres_triggers.grant_statements(grant, tables, names))
                 if newer is None:
@@ -230,7 +239,7 @@ def _execute(connection: sa.Connection, statements: Iterable[str]) -> None:
 
 def _migrate_log_only(settings: Settings, record: list[str] | None) -> Migrated:
     """Make one attempt for ``updated_at`` capture."""
-    with transaction(_address(settings), settings.database, read_only=True) as connection:
+    with transaction(settings.database.session_url, settings.database, read_only=True) as connection:
         tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
     with _store(None, settings, record) as store:
         newer = None if store is None else _upgrade_log(store, settings)
@@ -254,12 +263,12 @@ def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> 
         raise StartError([f'--to {revision}: log.store is "{settings.log.store}", which has no such tables'])
     if stream == "changes" and settings.changes.reads_only:
         raise StartError([f"--to {revision}: {_BY_UPDATED_AT} writes nothing into the database"])
-    if path := _file_of(_address(settings)):
+    if path := _file_of(options.session_url):
         require_file(path)
     if record is not None:
         record.clear()
-    elsewhere = stream == "log" and not settings.log_is_here
-    with transaction(settings.log_url if elsewhere else _address(settings), options, record=record) as connection:
+    url = settings.log_url if stream == "log" and not settings.log_is_here else options.session_url
+    with transaction(url, options, record=record) as connection:
         if stream == "log" and (faults := list(encoding_faults(connection, settings))):
             raise StartError(faults)
         names = _names(connection, options)
@@ -303,7 +312,7 @@ def _downgrade(connection: sa.Connection, stream: Stream, settings: Settings) ->
 def _remove(settings: Settings) -> None:
     """Make one attempt, with the triggers first (see above)."""
     reads_only = settings.changes.reads_only
-    with nullcontext() if reads_only else transaction(_address(settings), settings.database) as connection:
+    with nullcontext() if reads_only else transaction(settings.database.session_url, settings.database) as connection:
         if connection is not None:
             _downgrade(connection, "changes", settings)
         emptied = _remove_log(connection, settings)
@@ -342,11 +351,7 @@ def _store(
 
 def _file_of(url: str) -> Path | None:
     """Return the file of an SQLite URL, or None for another database."""
-    return sqlite_path(url) if sa.make_url(url).get_backend_name() == SQLITE else None
-
-
-def _address(settings: Settings) -> str:
-    return settings.database.direct_url or settings.database.url
+    return sqlite_path(url) if dialect_of(url) == SQLITE else None
 
 
 def _names(connection: sa.Connection, options: DatabaseOptions) -> Names:

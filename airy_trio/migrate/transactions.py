@@ -22,6 +22,7 @@ from airy_trio.database import (
     POSTGRES,
     DatabaseError,
     DatabaseOptions,
+    dialect_of,
     postgres_engine,
     quote_text,
     shown,
@@ -79,7 +80,7 @@ def transaction(
     create no file. Raises ``StartError``.
     """
     created = None
-    if sa.make_url(url).get_backend_name() == POSTGRES:
+    if dialect_of(url) == POSTGRES:
         settings = {} if read_only else {"lock_timeout": LOCK_TIMEOUT}
         engine = postgres_engine(url, connect_timeout_s=options.connect_timeout_s, settings=settings)
     else:

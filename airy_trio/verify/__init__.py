@@ -49,6 +49,7 @@ from airy_trio.database import (
     Database,
     DatabaseError,
     Names,
+    dialect_of,
     postgres_engine,
     quote_identifier,
     quote_text,
@@ -132,8 +133,7 @@ def verify(settings: Settings, seconds: float, progress: Progress) -> LossCertif
     """
     if settings.changes.capture != "triggers":
         raise StartError(['changes.capture: verify supports only "triggers"'])
-    dialect = sa.make_url(settings.database.url).get_backend_name()
-    make_scratch = sqlite_scratch if dialect == SQLITE else postgres_scratch
+    make_scratch = sqlite_scratch if dialect_of(settings.database.url) == SQLITE else postgres_scratch
     with make_scratch(settings) as scratch:
         migrate.migrate(scratch.settings)
         run = _Run(scratch, seconds, progress)
@@ -163,7 +163,7 @@ def postgres_scratch(settings: Settings) -> Iterator[Scratch]:
     Raises ``StartError`` if that is not allowed, or the database is not available.
     """
     options = settings.database
-    url = options.direct_url or options.url
+    url = options.session_url
     engine = postgres_engine(
         url, connect_timeout_s=options.connect_timeout_s, settings={"idle_session_timeout": "0"}
     ).execution_options(isolation_level="AUTOCOMMIT")
