@@ -94,10 +94,10 @@ class _Point:
         """
         found: Any = parsed_point(text)
         try:
-            values = {name: found[name] for name in fields_dict(cls).keys() & found.keys()}
-            if all(isinstance(value, int if name == "seq" else str) for name, value in values.items()):
-                return cls(**values)
-        except (AttributeError, TypeError, ValueError):
+            types: Any = {name: known.type for name, known in fields_dict(cls).items() if name in found}
+            if all(isinstance(found[name], type_) for name, type_ in types.items()):
+                return cls(**{name: found[name] for name in types})
+        except (TypeError, ValueError):
             pass
         raise ResumePointLost("the recorded resume point was written for another kind of database")
 
@@ -125,6 +125,10 @@ class SqlitePoint(_Point):
                 return cls(seq, token)
             case _:
                 return super().parse(text)
+
+    def is_before(self, origin: str) -> bool:
+        """Return whether there are changes between this point and the origin of the change log."""
+        return self.seq < self.parse(origin).seq
 
 
 SQLITE_FIRST: Final = SqlitePoint(0, "")
@@ -180,6 +184,15 @@ class PostgresPoint(_Point):
         unread = {txid for txid in self.in_progress if int(txid) < other.next_transaction}
         return self.next_transaction >= other.next_transaction and unread <= set(other.in_progress)
 
+    def is_before(self, origin: str) -> bool:
+        """Return whether there are changes between this point and the origin of the change log.
+
+        False for an origin of another cluster, whose transaction numbers cannot be compared. ``require_history_of``
+        checks whether the point is of the present one.
+        """
+        first = self.parse(origin)
+        return first.system == self.system and not self.has_read(first)
+
     def require_history_of(self, now: Self) -> None:
         """Raise ``ResumePointLost`` unless this point lies in the past of ``now``."""
         if (self.system, self.timeline) != (now.system, now.timeline):
@@ -212,14 +225,7 @@ class History:
         """
         if point.source and point.source != self.source:
             raise ResumePointLost("the change log belongs to another database than was recorded")
-        # Transaction numbers of two clusters cannot be compared. ``PostgresPoint.require_history_of`` checks whether
-        # the point is of the present cluster.
-        if isinstance(point, PostgresPoint):
-            origin = PostgresPoint.parse(self.origin)
-            trimmed = origin.system == point.system and not point.has_read(origin)
-        else:
-            trimmed = point.seq < SqlitePoint.parse(self.origin).seq
-        if trimmed:
+        if point.is_before(self.origin):
             raise ResumePointLost("changes after the recorded resume point have been trimmed from the change log")
         if point.mark and point.mark not in (self.mark, *self.replaced_mark.split()):
             raise ResumePointLost("the database or the event log has been restored to an older state")
