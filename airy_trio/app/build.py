@@ -211,10 +211,8 @@ def _feed(
             return schema.newer is not None
 
         seals = _may_lose_events(settings)
-        changes = LoggedChanges(
-            reading, database, names, tables, text_chars_max, newer_schema=newer_schema, seals=seals
-        )
-        return SqliteFeed(changes), lambda _epoch: FileLease(lock_file(path))
+        changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
+        return SqliteFeed(changes, newer_schema), lambda _epoch: FileLease(lock_file(path))
     reading = _recorder_connection(options)
     seals = not settings.log_is_here  # otherwise both are in one commit of one database
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)

@@ -45,7 +45,6 @@ power failure stops both machines, or because the store stops before it answers.
 import json
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -57,7 +56,7 @@ from attrs.validators import matches_re
 from airy_trio.capture.feed import POINT_FORMAT, Consumer, ResumePointLost, ResumePointTooNew
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import InspectedFeed
-from airy_trio.capture.queries import TEXT_CHARS_MAX, Query
+from airy_trio.capture.queries import Query
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all, escape_colons
 from airy_trio.errors import Unavailable
 
@@ -366,17 +365,15 @@ class ChangeLog:
 class LoggedChanges:
     """The parts of a ``LoggedFeed``: the connection that reads, the pool that writes, our tables and the application's.
 
-    ``names`` are those of our tables. ``text_chars_max``: see ``Objects``. ``newer_schema`` returns whether a newer
-    version created our tables, and raises ``FaultsError`` if this version cannot work with them. ``seals``: the event
-    log and this database can return to an older state independently, so that resume points must be sealed.
+    ``names`` are those of our tables. ``text_chars_max``: see ``Objects``. ``seals``: the event log and this database
+    can return to an older state independently, so that resume points must be sealed.
     """
 
     reading: DedicatedConnection
     writing: Database
     names: Names
     tables: Tables
-    text_chars_max: int = TEXT_CHARS_MAX
-    newer_schema: Callable[[sa.Connection], bool] = lambda _connection: False
+    text_chars_max: int
     seals: bool = False
 
 

@@ -41,7 +41,7 @@ from airy_trio.capture.feed import (
 )
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import FIELDS, Key, Table, Tables
-from airy_trio.capture.queries import TEXT_CHARS_MAX, BoundQuery, Queries, Row, Rows, Subject
+from airy_trio.capture.queries import BoundQuery, Queries, Row, Rows, Subject
 from airy_trio.database import DatabaseRefused, DedicatedConnection
 from airy_trio.errors import MappingError, StartError
 
@@ -110,7 +110,7 @@ def _is_mark(row: Row) -> bool:
 class Objects:
     """Reads the changed objects of one mapping; of a content or a metadata value at most ``text_chars_max``."""
 
-    def __init__(self, dialect: str, tables: Tables, text_chars_max: int = TEXT_CHARS_MAX) -> None:
+    def __init__(self, dialect: str, tables: Tables, text_chars_max: int) -> None:
         self.tables = tables
         self.rows = {kind: ObjectRows(table, text_chars_max) for kind, table in tables.items()}
         self.queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}

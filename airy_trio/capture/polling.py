@@ -40,10 +40,10 @@ import trio
 from attrs import astuple, evolve, field, frozen
 
 from airy_trio.capture.change_log import parsed_point
-from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, Kind, ResumePointLost
+from airy_trio.capture.feed import Batch, Consumer, Kind, ResumePointLost
 from airy_trio.capture.mapping import KINDS, Key, Table, Tables
 from airy_trio.capture.objects import Change, InspectedFeed
-from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
+from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, DedicatedConnection, escape_colons, quote_identifier
 from airy_trio.database.sqlite import FileVersion, FileVersions
 
@@ -188,8 +188,8 @@ class UpdatedAtFeed(InspectedFeed):
         dialect: str,
         tables: Tables,
         *,
-        overlap_s: float = OVERLAP_S,
-        text_chars_max: int = TEXT_CHARS_MAX,
+        overlap_s: float,
+        text_chars_max: int,
         from_the_beginning: frozenset[Kind] = frozenset(),
     ) -> None:
         super().__init__(reading, dialect, tables, text_chars_max)
@@ -373,7 +373,7 @@ class RowVersion:
 class TableScan:
     """The statements that read one table's rows in the order of their times."""
 
-    def __init__(self, dialect: str, table: Table, text_chars_max: int = TEXT_CHARS_MAX) -> None:
+    def __init__(self, dialect: str, table: Table, text_chars_max: int) -> None:
         self._table = table
         self.clock: Clock = clock(dialect, table)
         queries = Queries(dialect, table, text_chars_max)

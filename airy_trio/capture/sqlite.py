@@ -12,6 +12,7 @@ table's triggers: when ``PRAGMA schema_version`` changes, missing triggers are i
 """
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 import sqlalchemy as sa
@@ -37,11 +38,17 @@ _AT: Final = _SEQ + 2
 
 
 class SqliteFeed(LoggedFeed[SqlitePoint]):
-    """``ChangeFeed`` over one connection that reads, and a pool for the few writes."""
+    """``ChangeFeed`` over one connection that reads, and a pool for the few writes.
+
+    ``newer_schema`` returns whether a newer version created our tables, and raises ``FaultsError`` if this version
+    cannot work with them.
+    """
 
     _point = SqlitePoint
 
-    def __init__(self, source: LoggedChanges) -> None:
+    def __init__(
+        self, source: LoggedChanges, newer_schema: Callable[[sa.Connection], bool] = lambda _connection: False
+    ) -> None:
         super().__init__(source)
         log = escape_colons(source.names.quoted(TABLE))
         self._page = Query(
@@ -54,7 +61,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         self._woken = False  # ``wait`` has just queried it
         self._file = FileVersions(source.reading, self.aclose)
         self._names = source.names
-        self._newer_schema = source.newer_schema
+        self._newer_schema = newer_schema
         self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
 
     async def _read_once(self, after: str, limit: int) -> Batch:

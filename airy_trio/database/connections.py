@@ -304,11 +304,11 @@ class Database:
     def run_sync(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
         """Run a unit of work in the calling thread. ``immediate``: an SQLite transaction that writes from its start."""
         try:
-            with self.engine.connect() as connection:
-                if immediate:
-                    connection = connection.execution_options(immediate=True)  # noqa: PLW2901 - the same connection
-                with connection.begin():
-                    return work(connection)
+            with (
+                self.engine.connect() as connection,
+                connection.execution_options(immediate=immediate).begin(),
+            ):
+                return work(connection)
         except DRIVER_ERRORS as error:
             raise translated(error) from None
 

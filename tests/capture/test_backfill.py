@@ -14,6 +14,7 @@ from airy_trio.capture.feed import Backfill, Kind, Tag, TagGone
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import KINDS
 from airy_trio.capture.objects import Change, Objects
+from airy_trio.capture.queries import TEXT_CHARS_MAX
 from airy_trio.database import SQLITE
 from airy_trio.events.translate import EventsOptions, translate
 from airy_trio.explain import newest_change
@@ -387,7 +388,7 @@ def test_server_without_support_for_marks_survives_them(any_application: Applica
     whole(any_application, table_backfill(any_application, settings, kind), 10)
     log = any_application.log_table("change_log")
     with any_application.engine.begin() as connection:
-        objects = Objects(any_application.dialect, inspect(connection, settings.tables))
+        objects = Objects(any_application.dialect, inspect(connection, settings.tables), TEXT_CHARS_MAX)
         rows = connection.exec_driver_sql(f"select kind, operation, key_1, key_2 from {log}").all()
         found = objects.read(connection, [Change(row[0], row[1], (row[2], row[3]), (None, None)) for row in rows])
     meaning = translate(found, EventsOptions(deletes=True))

@@ -10,6 +10,7 @@ from airy_trio.capture.feed import Metadata
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import Key, Tables
 from airy_trio.capture.objects import Change, Objects
+from airy_trio.capture.queries import TEXT_CHARS_MAX
 from tests.application import Application
 
 CONVERSATIONS, MESSAGES = 1500, 100_000
@@ -28,7 +29,7 @@ INSERT = (
 def owners(application: Application, tables: Tables, conversations: list[str]) -> dict[Key, Key]:
     with application.engine.connect() as connection:
         changes = [Change("metadata", "U", ("conversation", id_), (None, None)) for id_ in conversations]
-        found = Objects(application.dialect, tables).read(connection, changes)
+        found = Objects(application.dialect, tables, TEXT_CHARS_MAX).read(connection, changes)
     return {
         (one.subject, one.identifier): (one.conversation_id, one.channel_id)
         for one in found

@@ -11,6 +11,7 @@ from typing import Final
 from airy_trio.capture.feed import ChangedObject, Kind, Tag
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.polling import UpdatedAtFeed
+from airy_trio.capture.queries import TEXT_CHARS_MAX
 from airy_trio.settings import Settings
 from tests.application import Application, only
 
@@ -92,7 +93,12 @@ def feed_by_updated_at(
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables, watermarks=True)
     return UpdatedAtFeed(
-        application.reading(), application.dialect, tables, overlap_s=overlap_s, from_the_beginning=from_the_beginning
+        application.reading(),
+        application.dialect,
+        tables,
+        overlap_s=overlap_s,
+        text_chars_max=TEXT_CHARS_MAX,
+        from_the_beginning=from_the_beginning,
     )
 
 
