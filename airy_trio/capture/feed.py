@@ -158,9 +158,9 @@ class Batch:
 
     ``changes``: rows of the change log that this batch covers. If it is 0, the resume point need not be stored.
     ``more``: the batch was cut at the limit, so the next read finds changes immediately.
-    ``age_s``: how long ago, by the database's clock, the oldest of these changes was logged, which is before its
+    ``age_s``: age of the oldest change by the database's clock, measured from when the trigger logged it, not from its
     commit. None if there is no change or the time is not known. ``backfills``: the marks among the changes, in order.
-    ``continues``: its changes became visible together with those of the batch before.
+    ``continues``: this batch is a further page of the same snapshot as the previous one.
     """
 
     objects: tuple[ChangedObject, ...]

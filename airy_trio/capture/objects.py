@@ -249,10 +249,11 @@ _SUBJECT: Final = itemgetter(Change._fields.index("kind"), Change._fields.index(
 
 
 def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Change]:
-    """The newest change of each object, in the order of these changes; instead its newest deletion, if there is one.
+    """Reduce the changes to one for each object, ordered by each object's newest change.
 
-    The change counts only for an object without a row. Then a deletion counts even before another change: a backfill
-    does not lock the rows whose keys it writes, so a deletion that it does not see may be logged before that.
+    A deletion is kept even if it is an older one, because it has the fields that the event of a missing row needs.
+    Another change may follow it: a backfill does not lock the rows whose keys it writes, so a deletion that it does not
+    see may be logged before its own line.
     """
     found = list(changes)
     newest = dict(zip(map(_SUBJECT, found), found, strict=True))

@@ -88,7 +88,7 @@ FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
 for Trio's thread for longer than 6 to 10 ms (15 to 35 while other processes want both cores)."""
 POLL_FIRST_S: Final = 0.001
-"""The first pause after a change, but one: right after a change the feed is read without a pause.
+"""The pause before the second empty read after a change; the first follows without a pause.
 
 The shortest pause of epoll is a millisecond. With 0.5 ms instead of none, the median from a commit to its client at
 1000 commits/s was 3.5 to 3.8 ms, and without a pause 2.8 to 3.1 ms, for 42 instead of 29 % of a core (three rounds in

@@ -46,7 +46,7 @@ PLAIN_TEXT: Final = {
 }  # fmt: skip
 """Makes each session convert a value to the same text."""
 GRACE_S: Final = 1.0
-"""How long units of work may go on when their connection is closed, and again after they were interrupted."""
+"""How long closing waits for running units of work. After that they are interrupted, and it waits as long again."""
 
 # The pool raises its errors, and also logs them with a traceback. Without a handler, Python would print the log on
 # stderr, for example when a signal ends a command while a connection is returned to the pool.
