@@ -97,10 +97,10 @@ def identity(value: Value, column: str) -> str:
     """Return text that names an object or a destination. It has no NUL, which Postgres cannot store."""
     if isinstance(value, str) and value.isascii() and "\0" not in value:  # fast path
         return value
-    found = text(value, column)
-    if "\0" in found:
+    id_ = text(value, column)
+    if "\0" in id_:
         raise UnfitValueError(column, "has a NUL")
-    return found
+    return id_
 
 
 def optional_identity(value: Value, column: str) -> str | None:
@@ -138,9 +138,9 @@ def delivery_state(value: Value) -> str:
 def subject(value: Value) -> str:
     """Read one of ``SUBJECTS``, in lower case only."""
     column = "subject"
-    found = text(value, column)
-    if found in SUBJECTS:
-        return found
+    subject_ = text(value, column)
+    if subject_ in SUBJECTS:
+        return subject_
     raise UnfitValueError(column, "is not conversation, channel or message")
 
 
@@ -183,17 +183,17 @@ def raw_text(value: Value, column: str) -> str:
     return repr(value) if isinstance(value, float) else text(value, column)
 
 
-def _flag(value: Value, column: str, words: dict[str, bool]) -> bool:
+def _flag(value: Value, column: str, spellings: dict[str, bool]) -> bool:
     if isinstance(value, bool):
         return value
-    found = None
+    flag = None
     if isinstance(value, int):
-        found = _BITS.get(value)
+        flag = _BITS.get(value)
     elif isinstance(value, str):
-        found = words.get(value.lower())
-    if found is None:
+        flag = spellings.get(value.lower())
+    if flag is None:
         raise UnfitValueError(column, "is NULL" if value is None else "is not a boolean")
-    return found
+    return flag
 
 
 def _decimal(value: int, column: str) -> str:
@@ -273,17 +273,17 @@ def is_array(text: str) -> bool:
 
 def members(text: Json) -> dict[str, Json]:
     """Return the members of an object, each value as written. Of a repeated name the last counts."""
-    found: dict[str, Json] = {}
+    by_name: dict[str, Json] = {}
     at = _past_spaces(text, text.index("{") + 1)
     while text[at] != "}":
         name, at = _DECODER.raw_decode(text, at)
         start = _past_spaces(text, _past_spaces(text, at) + 1)  # the colon
         _, at = _DECODER.raw_decode(text, start)
-        found[name] = Json(text[start:at])
+        by_name[name] = Json(text[start:at])
         at = _past_spaces(text, at)
         if text[at] == ",":
             at = _past_spaces(text, at + 1)
-    return found
+    return by_name
 
 
 def quoted(text: str) -> Json:
@@ -308,8 +308,8 @@ def is_encodable(text: str) -> bool:
 
 
 def _past_spaces(text: str, at: int) -> int:
-    found = _SPACES.match(text, at)
-    return found.end() if found else at
+    spaces = _SPACES.match(text, at)
+    return spaces.end() if spaces else at
 
 
 def _refuse(name: str) -> None:
@@ -429,14 +429,14 @@ def _any_year_us(value: str, time_zone: tzinfo, column: str) -> int | float:
     """Read infinity, or a time outside the years of ``datetime``: as the same time in an equal year of the calendar."""
     if (infinity := _INFINITIES.get(value.lower())) is not None:
         return infinity
-    found = _ANY_YEAR.fullmatch(value)
-    if not found:
+    parts = _ANY_YEAR.fullmatch(value)
+    if not parts:
         raise UnfitValueError(column, "is not a time")
     # 1 BC is the year before 1, so it is 0 here.
-    year = 1 - int(found[1]) if found[3] else int(found[1])
+    year = 1 - int(parts[1]) if parts[3] else int(parts[1])
     equal_year = 2000 + year % _CYCLE_YEARS
     try:
-        moment = _read(f"{equal_year}{found[2]}", time_zone)
+        moment = _read(f"{equal_year}{parts[2]}", time_zone)
     except (ValueError, OverflowError):
         raise UnfitValueError(column, "is not a time") from None
     return (moment - _EPOCH) // _MICROSECOND + (year - equal_year) // _CYCLE_YEARS * _CYCLE_US
