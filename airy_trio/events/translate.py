@@ -91,14 +91,14 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
                 if not changed.entries:
                     subject, id_ = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
                     ended.append((MetadataUpdated.type, f"metadata:{subject}:{id_}"))
-                event, nested = _metadata(changed)
-                events.append(event)
+                metadata, nested = _metadata(changed)
+                events.append(metadata)
                 faults.extend(nested.faults)
                 value_faults += nested.value_faults
             elif isinstance(changed, Unreadable):
                 faults.append(_fault(changed, changed.reason))
-            elif (found := _event(changed, options)) is not None:
-                events.append(found)
+            elif (event := _event(changed, options)) is not None:
+                events.append(event)
         except UnfitValueError as error:
             faults.append(_fault(changed, str(error)))
     return Translation(events=tuple(events), faults=tuple(faults), value_faults=value_faults, ended=tuple(ended))
@@ -246,36 +246,36 @@ def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:
     if depth > values.NESTING_MAX:
         raise UnfitValueError(column, f"is nested deeper than {values.NESTING_MAX}")
     # Not part of the time: -infinity is a time too, and a row without a time comes before it.
-    known = entry.updated_at is not None
-    time = instant(entry.updated_at, time_zone, "updated_at") if known else -math.inf
+    has_time = entry.updated_at is not None
+    time = instant(entry.updated_at, time_zone, "updated_at") if has_time else -math.inf
     if entry.value is None:
-        return known, time, key, _NULL, True
+        return has_time, time, key, _NULL, True
     raw = values.raw_text(entry.value, "value")
     value = _typed(raw, entry.value_type, values.NESTING_MAX - depth)
     if value is None:
-        return known, time, key, values.quoted(raw), False
-    return known, time, key, value, True
+        return has_time, time, key, values.quoted(raw), False
+    return has_time, time, key, value, True
 
 
 def _typed(raw: str, value_type: Value, nesting_max: int) -> Json | None:
     """Return the value in the form of its type; None if it does not fit."""
-    found: Json | None = None
+    typed: Json | None = None
     match value_type:
         case None | "text":
-            found = values.quoted(raw)
+            typed = values.quoted(raw)
         case "number" if _NUMBER.fullmatch(raw):
-            found = Json(raw)
+            typed = Json(raw)
         case "bool":
-            found = _BOOLEANS.get(raw.lower())
+            typed = _BOOLEANS.get(raw.lower())
         case "nullValue" if raw in _NULLS:
-            found = _NULL
+            typed = _NULL
         case "array" if values.is_array(raw):
-            found = _checked(raw, nesting_max)
+            typed = _checked(raw, nesting_max)
         case "object" if values.is_object(raw):
-            found = _checked(raw, nesting_max)
+            typed = _checked(raw, nesting_max)
         case _:
             pass  # it does not fit, or the type is unknown; the caller counts it
-    return found
+    return typed
 
 
 def _checked(raw: str, nesting_max: int) -> Json | None:
