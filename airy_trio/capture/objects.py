@@ -223,8 +223,8 @@ class Reading:
         """The objects whose rows the database refuses to read, by key."""
         table = self._tables[kind]
         by_key: dict[Key, ChangedObject] = {}
-        for asked, reason in refused.items():
-            key: Key = (asked, None) if len(table.keys) == 1 else asked
+        for bound_key, reason in refused.items():
+            key: Key = (bound_key, None) if len(table.keys) == 1 else bound_key
             ours = pair(table, key) if kind == "metadata" else key[:1]
             by_key[key] = Unreadable(kind=kind, key=ours, reason=reason)
         return by_key
@@ -233,15 +233,15 @@ class Reading:
         """The object of a change for which there is no row. None: its deletion will be in a later batch."""
         kind, id_ = change.kind, change.key[0]
         if not self._queries[kind].can_find(change.key):  # an impossible key, which translation reports
-            made: Any = _ROWS[kind]
-            nothing: ChangedObject = made._make(id_ if name == "id" else None for name in made._fields)
-            return nothing
+            row_class: Any = _ROWS[kind]
+            only_id: ChangedObject = row_class._make(id_ if name == "id" else None for name in row_class._fields)
+            return only_id
         if change.operation != DELETED:
             return None
         carried = (f.name for f in FIELDS[kind] if f.carried)
-        known = {"id": id_, **dict(zip(carried, change.old, strict=False))}
+        values = {"id": id_, **dict(zip(carried, change.old, strict=False))}
         # Converted like a row that was read, so that the mapping's constants and values apply to it as well.
-        [(_, row, _)] = self._rows[kind].convert([(*map(known.get, self._tables[kind].columns), False)])
+        [(_, row, _)] = self._rows[kind].convert([(*map(values.get, self._tables[kind].columns), False)])
         return _gone(kind, row)
 
 
@@ -255,15 +255,15 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
     Another change may follow it: a backfill does not lock the rows whose keys it writes, so a deletion that it does not
     see may be logged before its own line.
     """
-    found = list(changes)
-    newest = dict(zip(map(_SUBJECT, found), found, strict=True))
-    if len(newest) < len(found):  # else each object changed once, and the order is right
+    all_changes = list(changes)
+    newest = dict(zip(map(_SUBJECT, all_changes), all_changes, strict=True))
+    if len(newest) < len(all_changes):  # else each object changed once, and the order is right
         newest = {}
         # Backwards: the newest change of an object determines its place. An older deletion replaces the change but
         # keeps that place. At the end the order is reversed again.
-        for change in reversed(found):
-            known = newest.setdefault((change.kind, change.key), change)
-            if change.operation == DELETED != known.operation:
+        for change in reversed(all_changes):
+            kept = newest.setdefault((change.kind, change.key), change)
+            if change.operation == DELETED != kept.operation:
                 newest[change.kind, change.key] = change
         newest = dict(reversed(newest.items()))
     return newest
@@ -278,23 +278,25 @@ class ObjectRows:
     def __init__(self, table: Table, text_chars_max: int) -> None:
         self._table = table
         self._text_chars_max = text_chars_max
-        self._made: Any = _ROWS[table.kind]
+        self._row_class: Any = _ROWS[table.kind]
         # ``convert`` appends the constants to each raw row. So one ``itemgetter`` takes all fields, columns and
         # constants alike.
         constants = {**table.constants, "content_form": _content_form(table), "time_zone": table.zone, "no key": None}
         self._constants = tuple(constants.values())
         places = (*table.columns, "included", *constants).index
-        self._fields: itemgetter[Any] = itemgetter(*map(places, self._made._fields))
+        self._fields: itemgetter[Any] = itemgetter(*map(places, self._row_class._fields))
         self._key: itemgetter[Key] = itemgetter(*map(places, (*table.key_fields, "no key")[:2]))
         self._included = len(table.columns)
         # The keys of metadata, which are not fields of an entry, are translated by ``pair``.
-        self._translated = tuple(name for name in table.values if name in table.columns and name in self._made._fields)
-        unbounded = (self._made._fields.index(field.name) for field in FIELDS[table.kind] if field.unbounded)
+        self._translated = tuple(
+            name for name in table.values if name in table.columns and name in self._row_class._fields
+        )
+        unbounded = (self._row_class._fields.index(field.name) for field in FIELDS[table.kind] if field.unbounded)
         self._unbounded = next(unbounded, None)
 
     def convert(self, rows: Iterable[Row]) -> Iterator[ReadRow]:
         """Convert rows. Yield for each the key of its object, the ``ObjectRow``, and whether ``where`` includes it."""
-        make, fields, key, constants = self._made._make, self._fields, self._key, self._constants
+        make, fields, key, constants = self._row_class._make, self._fields, self._key, self._constants
         included, unbounded, chars_max = self._included, self._unbounded, self._text_chars_max
         for raw in rows:
             values = raw + constants
@@ -338,8 +340,8 @@ def pair(table: Table, key: Key) -> Key:
 
 def _gone(kind: Kind, row: ObjectRow) -> ChangedObject:
     """An object whose row is gone or excluded. Never metadata: a pair without rows is an empty pair."""
-    made = _GONE[kind]
-    return made(**{name: getattr(row, name) for name in fields_dict(made)})
+    gone_class = _GONE[kind]
+    return gone_class(**{name: getattr(row, name) for name in fields_dict(gone_class)})
 
 
 def _content_form(table: Table) -> ContentForm:
