@@ -129,10 +129,10 @@ def refusal_reason(error: Exception) -> str:
 def _fetch(driver: Any, sql: str, arguments: object) -> list[Row]:  # noqa: ANN401 - either driver's connection
     cursor = driver.cursor()
     try:
-        found: list[Row] = cursor.execute(sql, arguments).fetchall()
+        rows: list[Row] = cursor.execute(sql, arguments).fetchall()
     finally:
         cursor.close()
-    return found
+    return rows
 
 
 def _fetch_text(driver: sqlite3.Connection, sql: str, arguments: tuple[object, ...]) -> list[Row]:
@@ -169,7 +169,7 @@ class Queries:
         # ``where`` may end in a comment, hence the line break.
         self._included = f"coalesce(({escape_colons(table.where)}\n), {self._false})" if table.where else self._true
         self._any_text = not any(column.type in _CAST for column in table.keys)
-        self._fields = {one.name: one for one in FIELDS[table.kind]}
+        self._fields = {f.name: f for f in FIELDS[table.kind]}
         selected = [self.selected(name, column) for name, column in table.columns.items()]
         self._by_key = _query(
             f"select {', '.join(selected)}, {self._included} as airy_included "  # noqa: S608 - names quoted
@@ -307,9 +307,9 @@ class Queries:
 
     def _newest_of_each(self, conversation: Column, time: str) -> str:
         keys, matches = self._wanted(1), self._matches(conversation, 1)
-        found = f"from {self.name} t where {matches} and {self._included_of(matches)}"
-        found += f" and {time} is not null" if time else ""
-        newest = f"select {self.text(self._table.columns.get('channel_id'))} as channel_id {found}"
+        messages = f"from {self.name} t where {matches} and {self._included_of(matches)}"
+        messages += f" and {time} is not null" if time else ""
+        newest = f"select {self.text(self._table.columns.get('channel_id'))} as channel_id {messages}"
         newest += f" order by {time} desc limit 1" if time else " limit 1"
         if self._postgres:
             return (
@@ -320,7 +320,7 @@ class Queries:
         # newest message has no channel.
         return (
             f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id from {keys} "  # noqa: S608 - names quoted
-            f"where exists (select 1 {found})"
+            f"where exists (select 1 {messages})"
         )
 
     def _newest_of_all(self, conversation: Column, time: str) -> str:
@@ -396,10 +396,10 @@ class Queries:
 
     def selected(self, name: str, column: Column) -> str:
         """A field as it is read: as text or epoch, and cut if it may be long."""
-        known = self._fields[name]
-        if known.time:
+        ours = self._fields[name]
+        if ours.time:
             return f"{self._epoch(column)} as {name}"
-        return f"{self._beginning(column) if known.unbounded else self.text(column)} as {name}"
+        return f"{self._beginning(column) if ours.unbounded else self.text(column)} as {name}"
 
     def _beginning(self, column: Column) -> str:
         """A column's text up to the limit and one character; on SQLite up to four times as much.
