@@ -79,9 +79,9 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
         if relation is None or relation.unwatchable:
             faults.append(f"{shown} {relation.unwatchable if relation else 'is missing'}")
             continue
-        found = {field: relation.column(column.name) for field, column in table.columns.items()}
-        columns = {field: column for field, column in found.items() if column is not None}
-        gone = sorted(table.columns[field].name for field in found.keys() - columns.keys())
+        now = {field: relation.column(column.name) for field, column in table.columns.items()}
+        columns = {field: column for field, column in now.items() if column is not None}
+        gone = sorted(column.name for field, column in table.columns.items() if field not in columns)
         watermark = None
         if table.watermark is not None:
             watermark = relation.column(table.watermark.name)
@@ -89,7 +89,7 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
         if gone:
             faults.append(f"{shown} is without its columns {', '.join(gone)}")
             continue
-        again[kind] = evolve(table, watermark=watermark, **_found(relation, columns, kind))
+        again[kind] = evolve(table, watermark=watermark, **_from_catalogue(relation, columns, kind))
     if faults:
         raise MappingError(faults)
     return again
@@ -263,11 +263,11 @@ def _sqlite_unique(connection: sa.Connection, table: str) -> tuple[UniqueIndex, 
     indexes: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in connection.execute(_SQLITE_UNIQUE, {"table": table}):
         indexes[row.name].append((row.column, row.collation))
-    found: list[UniqueIndex] = [tuple(columns) for columns in indexes.values()]
+    unique: list[UniqueIndex] = [tuple(columns) for columns in indexes.values()]
     primary = connection.execute(_SQLITE_PRIMARY_KEY, {"table": table}).all()
     if len(primary) == 1 and primary[0].type == "integer":  # This column is the row's number, which has no index.
-        found.append(((primary[0].name, "BINARY"),))
-    return tuple(found)
+        unique.append(((primary[0].name, "BINARY"),))
+    return tuple(unique)
 
 
 def _table(  # noqa: PLR0913 - catalogue, mapping, and the list of faults
@@ -308,11 +308,11 @@ def _table(  # noqa: PLR0913 - catalogue, mapping, and the list of faults
         time_zone=options.time_zone,
         content_form=options.content if isinstance(options, MessagesOptions) else "auto",
         watermark=_watermark(kind, options, relation, faults) if watermarks else None,
-        **_found(relation, columns, kind),
+        **_from_catalogue(relation, columns, kind),
     )
 
 
-def _found(relation: _Relation, columns: Mapping[str, Column], kind: Kind) -> dict[str, Any]:
+def _from_catalogue(relation: _Relation, columns: Mapping[str, Column], kind: Kind) -> dict[str, Any]:
     """Return the attributes of a ``Table`` that only the database decides.
 
     ``unique``: ``INSERT OR REPLACE`` may delete a row of another key by one of these indexes. An index that contains
