@@ -31,7 +31,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -52,8 +52,6 @@ POLL_S: Final = 0.1
 POLL_MAX_S: Final = 0.4  # less than the idle time-out of a recorder's connection, which must be used to be kept
 REST_SHARE: Final = 2.0  # the pause between two reads, as a multiple of the time that a read takes
 PAGE_ROWS: Final = 500
-AHEAD_MAX_US: Final = 60 * SECOND_US  # the clocks of the application and the database may differ by this much
-ZONE_MAX_US: Final = 14 * 3600 * SECOND_US  # the greatest offset of a time zone
 SET_BACK_MAX_US: Final = 2 * 3600 * SECOND_US  # no time zone sets its clocks back by more
 
 _DATABASE: Final = sa.text(
@@ -349,15 +347,17 @@ class UpdatedAtFeed(InspectedFeed):
         return Mark(newest_us)
 
     def _watermark(self, poll: _Poll, kind: Kind, before_us: int | None, newest_us: int | None) -> int | None:
-        """The watermark after a scan. A time far ahead of the database's clock must not hide changes to come."""
-        if newest_us is None:
-            return before_us
-        capped_us = min(newest_us, poll.now_us + self._scans[kind].clock.ahead_max_us)
-        return capped_us if before_us is None else max(before_us, capped_us)
+        """The watermark after a scan.
+
+        It is never ahead of the database's clock: neither a row with a later time nor a clock that was set back may
+        hide changes to come. Rows with a later time are met again by each scan.
+        """
+        moments_us = [moment_us for moment_us in (before_us, newest_us) if moment_us is not None]
+        return min(max(moments_us), self._scans[kind].clock.latest_us(poll.now_us)) if moments_us else None
 
     def _reach_us(self, kind: Kind) -> int:
         """How far before the watermark a scan starts."""
-        return self._overlap_us + (SET_BACK_MAX_US if self._scans[kind].clock.zoneless else 0)
+        return self._overlap_us + (SET_BACK_MAX_US if self._scans[kind].clock.zone else 0)
 
 
 @frozen
@@ -467,14 +467,14 @@ class Clock:
 
     ``value`` orders the rows, and is compared with ``bound`` of a number of microseconds. ``moment`` is the same time
     in microseconds. ``near`` is a condition that an index serves, with the parameters of ``_nearness``; it holds for
-    all rows from a time on, and may hold for others. ``zoneless``: the times are local to a zone that may set its
-    clocks back.
+    all rows from a time on, and may hold for others. ``zone``: the times are local to this zone, which may set its
+    clocks back; None: they are UTC.
     """
 
     value: str
     moment: str
     bound: str
-    zoneless: bool = False
+    zone: tzinfo | None = None
     near: str = ""
 
     @property
@@ -482,10 +482,12 @@ class Clock:
         """The condition that a row has a time."""
         return f"{self.value} >= {self.bound.format(_MIN_US)} and {self.value} < {self.bound.format(_MAX_US)}"
 
-    @property
-    def ahead_max_us(self) -> int:
-        """How far ahead of the database's own clock a time may be and still count as now."""
-        return AHEAD_MAX_US + (ZONE_MAX_US if self.zoneless else 0)
+    def latest_us(self, now_us: int) -> int:
+        """The latest watermark at a time of the database. A scan that starts there meets rows of its overlap."""
+        if self.zone is None:
+            return now_us
+        offset = datetime.fromtimestamp(now_us / SECOND_US, self.zone).utcoffset() or timedelta()
+        return now_us + offset // timedelta(microseconds=1) + SET_BACK_MAX_US
 
 
 def clock(dialect: str, table: Table) -> Clock:
@@ -493,16 +495,16 @@ def clock(dialect: str, table: Table) -> Clock:
     if table.watermark is None:
         raise AssertionError(table.kind)
     name = "t." + escape_colons(quote_identifier(table.watermark.name))
-    is_local = table.time_zone != "UTC"
+    zone = None if table.time_zone == "UTC" else table.zone
     if dialect != POSTGRES:
-        return _sqlite_clock(name, zoneless=is_local)
+        return _sqlite_clock(name, zone)
     match table.watermark.type:
         case "timestamptz":
-            return _timestamp_clock(name, "timestamptz", zoneless=False)
+            return _timestamp_clock(name, "timestamptz", None)
         case "timestamp":
             if table.watermark.sql_type == "date":  # some dates are too large for the cast
                 name = f"cast(least({name}, date '{_END}') as timestamp)"
-            return _timestamp_clock(name, "timestamp", zoneless=is_local)
+            return _timestamp_clock(name, "timestamp", zone)
         case "integer":
             bound = "cast(floor(cast({} as numeric) / 1000) as bigint)"
             return Clock(value=name, moment=f"cast({name} as bigint) * 1000", bound=bound)
@@ -515,19 +517,19 @@ def clock(dialect: str, table: Table) -> Clock:
                 f"(case when {text} ~ '{iso}' then cast({text} as timestamptz) "
                 f"when {text} ~ '^[0-9]{{1,15}}([.][0-9]*)?$' then to_timestamp(cast({text} as float8) / 1000) end)"
             )
-            return _timestamp_clock(value, "timestamptz", zoneless=is_local)
+            return _timestamp_clock(value, "timestamptz", zone)
 
 
-def _timestamp_clock(value: str, type_: str, *, zoneless: bool) -> Clock:
+def _timestamp_clock(value: str, type_: str, zone: tzinfo | None) -> Clock:
     return Clock(
         value=value,
         moment=f"cast(extract(epoch from {value}) * {SECOND_US} as bigint)",
         bound=f"({type_} 'epoch' + cast({{}} as float8) * interval '1 microsecond')",
-        zoneless=zoneless,
+        zone=zone,
     )
 
 
-def _sqlite_clock(name: str, *, zoneless: bool) -> Clock:
+def _sqlite_clock(name: str, zone: tzinfo | None) -> Clock:
     milliseconds = (
         f"case when typeof({name}) in ('integer', 'real') then {name} "
         f"when typeof({name}) <> 'text' then null "
@@ -540,7 +542,7 @@ def _sqlite_clock(name: str, *, zoneless: bool) -> Clock:
         f"({name} >= :near_day or ({name} >= :near_ms and {name} < '') or "
         f"({name} >= :near_digits and {name} < :near_digits_end))"
     )
-    return Clock(value=value, moment=value, bound="{}", zoneless=zoneless, near=near)
+    return Clock(value=value, moment=value, bound="{}", zone=zone, near=near)
 
 
 def _nearness(moment_us: int) -> Mapping[str, str | int]:

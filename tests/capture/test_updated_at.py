@@ -1,15 +1,18 @@
 """Capture by ``updated_at`` over SQLite and Postgres: the changes that are read, each once, and their order."""
 
 import json
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 import trio
+from attrs import evolve
 from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
-from airy_trio.capture.polling import Watermarks
+from airy_trio.capture.polling import Mark, Watermarks
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
@@ -216,21 +219,44 @@ async def test_versions_before_the_overlap_are_forgotten(watched: Watched) -> No
         assert sum(map(len, feed._returned.values())) <= OVERLAP_S + 1  # noqa: SLF001 - not visible from outside
 
 
-async def test_time_far_ahead_hides_no_changes(watched: Watched) -> None:
-    now_us = watched.application.scalar(
-        "select cast(strftime('%s', 'now') as integer) * 1000000"
-        if watched.application.dialect == SQLITE
-        else "select cast(extract(epoch from now()) * 1000000 as bigint)"
-    )
-    async with watching(watched.application) as feed:
+@pytest.mark.parametrize(
+    "form, zone", [("timestamptz", "UTC"), ("spaced", "America/New_York"), ("spaced", "Asia/Tokyo")]
+)
+async def test_time_far_ahead_hides_no_changes(any_application: Application, form: str, zone: str) -> None:
+    watched, mapped = Watched(any_application, form), only(tags=f'time_zone = "{zone}"')
+    now_us = local_now_us(any_application, zone)
+    async with watching(any_application, mapped) as feed:
         after = await feed.origin()
         watched.tag("ahead", now_us + 10**6 * SECOND_US)
         objects, after, _ = await read_all(feed, after)
         assert names(objects) == [("ahead", "flag")]
-        watched.tag("now", now_us + 58 * SECOND_US)
+        watched.tag("now", now_us)
         objects, after, _ = await read_all(feed, after)
         assert names(objects) == [("now", "flag")]
         assert (await feed.read(after, 10)).changes == 0
+
+
+async def test_watermark_returns_with_a_clock_that_is_set_back(watched: Watched) -> None:
+    now_us = local_now_us(watched.application, "UTC")
+    async with watching(watched.application) as feed:
+        watched.tag("before", now_us)
+        recorded = Watermarks.parse(await feed.origin())
+        after = str(evolve(recorded, marks={"tags": Mark(now_us + 10**6 * SECOND_US)}))
+        watched.tag("now", now_us)
+        after = (await feed.read(after, 10)).resume_point
+        assert ("now", "flag") in names((await read_all(feed, after))[0])
+
+
+def local_now_us(application: Application, zone: str) -> int:
+    """The database's time as the local time of a zone, in microseconds."""
+    seconds: int = application.scalar(
+        "select cast(strftime('%s', 'now') as integer)"
+        if application.dialect == SQLITE
+        else "select cast(extract(epoch from now()) as bigint)"
+    )
+    offset = datetime.fromtimestamp(seconds, ZoneInfo(zone)).utcoffset()
+    assert offset is not None
+    return (seconds + int(offset.total_seconds())) * SECOND_US
 
 
 @pytest.mark.parametrize("form", ["timestamptz", "timestamp", "float", "numeric", "iso"])
