@@ -12,6 +12,11 @@ A trigger must never make a write of the application fail.
   up in a subselect over the row, and if the row has no such column, SQL's scoping finds the name one level further out,
   where it is NULL.
 
+- An application may ask ``lastval()`` for the id of the row that it has inserted. The change log has a sequence too, so
+  the functions restore that value: ``lastval()`` returns what the session holds of the sequence that it used last, and
+  ``setval`` changes that too. They do this with a sequence of ours that has no other use. A role without rights on a
+  sequence cannot read its value; then the value is not restored.
+
 The recorder finds a row by the text of its key. The text of a time, for example, depends on the settings of a session.
 So the functions of a table with such a key run with the settings of the recorder's session (``PLAIN_TEXT``).
 """
@@ -36,6 +41,8 @@ _TRANSITIONS = {
     "delete": "referencing old table as airy_old",
 }
 _TRUNCATED = "airy_truncated"
+LASTVAL = "lastval"
+"""The sequence by which the functions restore ``lastval()``."""
 _SAME_TEXT: Collection[ColumnType] = ("integer", "json", "numeric", "text", "uuid")
 """The types whose text is the same in each session."""
 
@@ -113,9 +120,26 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
     return made
 
 
+def lastval_statements(names: Names) -> Iterator[str]:
+    """Yield statements that create the sequence ``LASTVAL``.
+
+    It is set to values of any other sequence, so it must not run out. Every role may read it, because ``lastval()``
+    reads it in the application's session.
+    """
+    yield f"create sequence if not exists {names.quoted(LASTVAL)} minvalue {-(2**63)} cycle"
+    yield f"grant select on {names.quoted(LASTVAL)} to public"
+
+
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
-    return f" begin {statement}; {notify(names, condition)}; return null; end "
+    lastval = quote_text(names.quoted(LASTVAL))
+    # Before the first use of any sequence ``lastval()`` is an error, and there is nothing to restore. All of this costs
+    # a statement 1 to 2 µs; with two ``perform`` instead of a condition and an assignment it was 4 to 5.
+    return (
+        " declare airy_last bigint; begin begin airy_last := lastval(); exception when others then null; end; "
+        f"{statement}; {notify(names, condition)}; if airy_last is not null and nextval({lastval}) is not null then "
+        f"airy_last := setval({lastval}, airy_last); end if; return null; end "
+    )
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:

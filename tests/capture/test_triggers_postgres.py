@@ -181,6 +181,25 @@ def test_role_without_rights_on_our_schema_can_write(application: Application, p
     assert logged(application) == [("U", "t1"), ("D", "t1"), ("U", "t2"), ("D", "t2")]
 
 
+@pytest.mark.parametrize("id_", [7, -(2**63), 2**63 - 1])
+def test_lastval_of_the_application_is_restored(
+    application: Application, plain_role: psycopg.Connection, id_: int
+) -> None:
+    """Some object-relational mappers read the id of a new row by it."""
+    plain_role.execute("insert into tags values ('t1', 'flag', 'red')")  # the session has not used a sequence yet
+    plain_role.execute(f"create temp sequence orders minvalue {-(2**63)} start {id_}".encode())
+    plain_role.execute("select nextval('orders')")
+    for statement in (
+        "insert into tags values ('t2', 'flag', 'red')",
+        "update tags set id = 't3' where id = 't2'",
+        "delete from tags where id = 't3'",
+        "truncate tags",
+    ):
+        plain_role.execute(statement.encode())
+        assert plain_role.execute("select lastval()").fetchone() == (id_,)
+    assert len(logged(application)) == 6
+
+
 def test_triggers_ignore_the_search_path_of_the_application(
     application: Application, plain_role: psycopg.Connection
 ) -> None:
