@@ -69,8 +69,11 @@ def inspect(
     return tables
 
 
-def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
-    """Describe the same tables as they are now. Raises ``MappingError``, naming the setting of each missing part."""
+def inspect_again(connection: sa.Connection, tables: Tables, *, wheres: bool = False) -> Tables:
+    """Describe the same tables as they are now. Raises ``MappingError``, naming the setting of each missing part.
+
+    ``wheres``: try each ``where`` too.
+    """
     faults: list[str] = []
     again: dict[Kind, Table] = {}
     for kind, table in tables.items():
@@ -90,6 +93,8 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
             faults.append(f"{shown} is without its columns {', '.join(gone)}")
             continue
         again[kind] = evolve(table, watermark=watermark, **_from_catalogue(relation, columns, kind))
+        if wheres:
+            faults += _where_faults(connection, again[kind])
     if faults:
         raise MappingError(faults)
     return again
@@ -372,8 +377,15 @@ def _reading_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
     if without_where:
         reason = _row_security(connection, table) or f"cannot be read: {without_where}"
         yield f'{setting}.name: "{table.name}" {reason}'
-    elif table.where and (refusal := _refusal(connection, table)):
-        yield f'{setting}.where: not a condition over the columns of "{table.name}": {refusal}'
+    else:
+        yield from _where_faults(connection, table)
+
+
+def _where_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
+    """Yield a fault if a table can be read, but not with its ``where``."""
+    if table.where and not _refusal(connection, evolve(table, where="")) and (refusal := _refusal(connection, table)):
+        setting = f"database.tables.{table.kind}.where"
+        yield f'{setting}: not a condition over the columns of "{table.name}": {refusal}'
 
 
 def _encoding_faults(connection: sa.Connection, kind: Kind, options: TableOptions) -> Iterator[str]:

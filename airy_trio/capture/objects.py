@@ -362,28 +362,27 @@ class InspectedFeed(ABC):
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``. If the tables differ from their inspection, inspect them again and repeat the read.
 
-        Raises ``DatabaseRefused`` only if the tables have not changed, ``TablesChanged`` only after ``READS_MAX``
-        attempts, and ``MappingError`` if the database refused the read because a mapped table or column is missing.
+        Raises ``DatabaseRefused`` and ``TablesChanged`` only after ``READS_MAX`` attempts, and ``MappingError`` if the
+        database refused the read because a mapped table or column, or one of a ``where``, is missing.
         """
         for _ in range(READS_MAX - 1):
-            refused: DatabaseRefused | None = None
+            is_refused = False
             try:
                 return await self._read_once(after, limit)
             except TablesChanged:
                 pass
-            except DatabaseRefused as error:
-                refused = error
+            except DatabaseRefused:
+                is_refused = True
             # After a refusal the connection is closed, and on Postgres the lease ends with it. The next attempt reads
             # without the lease. That is safe: if another recorder has appended meanwhile, the store rejects the append.
-            before = self._tables
+            # The next attempt is made even if the tables are the same: while an application replaces a table by
+            # renaming two, none has the name for a moment.
             try:
-                self.use(await self._reading.run(partial(inspect_again, tables=before)))
+                self.use(await self._reading.run(partial(inspect_again, tables=self._tables, wheres=is_refused)))
             except MappingError:
-                if refused is not None:
+                if is_refused:
                     raise
-                continue  # The missing table or column may be one that this read does not need.
-            if refused is not None and self._tables == before:
-                raise refused
+                # Otherwise the missing table or column may be one that this read does not need.
         return await self._read_once(after, limit)
 
     @abstractmethod

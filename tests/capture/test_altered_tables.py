@@ -1,11 +1,16 @@
 """The application alters its tables while a server runs: each event has the current values of the row."""
 
 import pytest
+import sqlalchemy as sa
 
+from airy_trio.capture import objects
 from airy_trio.capture.feed import Message, Tag
+from airy_trio.capture.inspection import inspect_again
+from airy_trio.capture.mapping import Tables
 from airy_trio.database import SQLITE
+from airy_trio.errors import MappingError
 from airy_trio.events.translate import EventsOptions, translate
-from tests.application import Application
+from tests.application import Application, only
 from tests.capture.feeds import before_objects, feed_of, read_all
 from tests.capture.watched import ONLY_TAGS, names, watching
 
@@ -151,3 +156,35 @@ async def test_schema_change_of_another_table_changes_nothing(any_application: A
         any_application.tag()
         assert len((await read_all(feed, point))[0]) == 1
         assert any_application.dialect == SQLITE or len((await read_all(feed, point, 10**4))[0]) == 1
+
+
+async def test_table_that_returns_after_a_refused_read_is_read(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when an application replaces a table by renaming two, each in its own transaction."""
+
+    def return_before(connection: sa.Connection, tables: Tables, *, wheres: bool) -> Tables:
+        monkeypatch.undo()
+        postgres_application.execute("alter table renamed rename to tags")
+        return inspect_again(connection, tables, wheres=wheres)
+
+    monkeypatch.setattr(objects, "inspect_again", return_before)
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        _, point, _ = await read_all(feed, await feed.origin())
+        postgres_application.tag("t1")
+        postgres_application.execute("alter table tags rename to renamed")
+        assert names((await read_all(feed, point))[0]) == [("t1", "flag")]
+
+
+async def test_missing_column_of_a_where_is_a_fault_of_the_mapping(any_application: Application) -> None:
+    """Then the changes wait and the server goes on."""
+    any_application.execute("create table tags (id text primary key, name text, color text, hidden int)")
+    settings = any_application.migrate(only(tags='where = "hidden is null"'), with_tables=False)
+    async with feed_of(any_application, settings) as feed:
+        _, point, _ = await read_all(feed, await feed.origin())
+        any_application.tag("t1")
+        any_application.execute("alter table tags rename hidden to secret")
+        with pytest.raises(MappingError, match=r'^database.tables.tags.where: .* "tags": .*\bhidden\b'):
+            await feed.read(point, 1000)
+        any_application.execute("alter table tags rename secret to hidden")
+        assert names((await read_all(feed, point))[0]) == [("t1", "flag")]
