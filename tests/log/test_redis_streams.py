@@ -1,13 +1,17 @@
 """Properties of the ``redis`` store alone: outages, an emptied or evicting Redis, notifications without polling."""
 
 import logging
+import ssl
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 from coredis.parser import Parser
 
+from airy_trio.errors import SettingsError
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
@@ -26,10 +30,12 @@ from airy_trio.log.store import (
 )
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
+from tests.certificates import issue
 from tests.log.places import event, fold, redis_places
 from tests.redis_server import OUTAGES, RedisServer
 
 BATCH_SIZE = 7
+TIMEOUT_S = 20.0
 pytestmark = OUTAGES
 
 
@@ -274,6 +280,65 @@ async def test_replica_is_unavailable_for_appends(own_redis: RedisServer) -> Non
         await store._client.replicaof("127.0.0.1", 1)  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
         with pytest.raises(StoreUnavailable, match="ReadOnly"):
             await store.append(head, [event(1)], "point")
+
+
+async def test_wait_ends_as_an_outage_when_a_fail_over_demotes_the_server(
+    own_redis: RedisServer, nursery: trio.Nursery
+) -> None:
+    ended = trio.Event()
+
+    async def wait(store: EventStore) -> None:
+        with pytest.raises(StoreUnavailable, match="master -> replica"):
+            await store.wait((await store.bounds()).head)
+        ended.set()
+
+    async with open_store(own_redis.url) as store:
+        nursery.start_soon(wait, store)
+        client = store._client  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
+        with trio.fail_after(TIMEOUT_S):
+            while (await client.info("clients"))["blocked_clients"] != 1:  # noqa: ASYNC110 - Redis reports no event
+                await trio.sleep(0.01)
+            await client.replicaof("127.0.0.1", 1)
+            await ended.wait()
+
+
+async def test_certificate_of_another_host_is_refused(tmp_path: Path, nursery: trio.Nursery) -> None:
+    async def shake_hands(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.do_handshake()
+
+    files = issue(tmp_path, "other.example")
+    encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    encryption.load_cert_chain(files.certificate, files.key)
+    serve = partial(trio.serve_ssl_over_tcp, shake_hands, 0, encryption, host="127.0.0.1")
+    [listener] = await nursery.start(serve)
+    port = listener.transport_listener.socket.getsockname()[1]
+    async with open_store(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.authority}") as store:
+        with pytest.raises(StoreUnavailable, match=r"certificate is not valid for '127\.0\.0\.1'"):
+            await store.bounds()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "url, fault",
+    [
+        ("redis://:s3cret@127.0.0.1/inbox", "the database of Redis is a number, redis://HOST/NUMBER"),
+        ("redis://:s3cret#@127.0.0.1", "the URL of Redis has no host (in a password write # as %23, and / as %2F)"),
+        ("redis://:s3cret@127.0.0.1?max_connections=s3cret",
+         'the URL of Redis cannot be used: an option after "?", or the URL itself, is not valid'),
+        ("rediss://:s3cret@127.0.0.1?ssl_cert_reqs=s3cret",
+         'the URL of Redis cannot be used: an option after "?", or the URL itself, is not valid'),
+        ("rediss://:s3cret@127.0.0.1?ssl_ca_certs=/nowhere",
+         "the URL of Redis cannot be used: No such file or directory"),
+        ("redis://:s3cret[@127.0.0.1",
+         'the URL of Redis cannot be used: an option after "?", or the URL itself, is not valid'),
+    ],
+)  # fmt: skip
+async def test_url_that_cannot_be_used_is_one_fault_of_the_settings(url: str, fault: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        async with open_store(url):
+            raise AssertionError
+    assert caught.value.faults == (f"log.url: {fault}",)
 
 
 async def test_missing_permission_is_refused_whatever_the_user_name(own_redis: RedisServer) -> None:

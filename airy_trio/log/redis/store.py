@@ -19,16 +19,24 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar, assert_never
+from urllib.parse import parse_qs, urlsplit
 
 import coredis
 import trio
 from attrs import evolve, frozen
 from coredis.commands import Script
-from coredis.exceptions import AuthenticationError, ClusterDownError, ReadOnlyError, RedisError, TryAgainError
+from coredis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    ReadOnlyError,
+    RedisError,
+    TryAgainError,
+    UnblockedError,
+)
 from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.retry import NoRetryPolicy
 
-from airy_trio.errors import AiryTrioError
+from airy_trio.errors import AiryTrioError, SettingsError
 from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.redis import scripts
 from airy_trio.log.store import (
@@ -66,6 +74,7 @@ SCAN_BYTES_MIN: Final = 64 * 1024
 """The least that the first script of a read scans for a destination. A smaller scan costs as much."""
 SCAN_GROWTHS: Final = 4
 """Doublings from the smallest scan to the largest."""
+_DATABASE: Final = re.compile(r"/?|/[0-9]+")
 
 
 @asynccontextmanager
@@ -73,18 +82,36 @@ async def open_store(url: str, *, name: str = "airy_trio") -> AsyncIterator[Even
     """Open the store at ``redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]``, or ``rediss://`` or ``unix://``.
 
     ``name``: the prefix of its keys. The first verb connects. An exception raised inside the block leaves it in an
-    exception group, because connections have tasks of their own.
+    exception group, because connections have tasks of their own. Raises ``SettingsError`` for a URL that cannot be
+    used.
     """
-    client: coredis.Redis[bytes] = coredis.Redis.from_url(
-        url,
-        stream_timeout=ANSWER_TIMEOUT_S,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        retry_policy=NoRetryPolicy(),
-        decode_components=True,
-        verify_version=False,
-    )
-    async with client:
+    async with _client_of(url) as client:
         yield RedisStore(client, name)
+
+
+def _client_of(url: str) -> "coredis.Redis[bytes]":
+    """Make a client, which does not connect yet. Raises ``SettingsError`` for a URL that cannot be used."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "rediss" and not parse_qs(parts.query).keys() & {"ssl_check_hostname", "ssl_cert_reqs"}:
+            # By default coredis accepts the certificate of any host.
+            url = parts._replace(query=f"{parts.query}&ssl_check_hostname=true").geturl()
+        client = coredis.Redis.from_url(
+            url,
+            stream_timeout=ANSWER_TIMEOUT_S,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            retry_policy=NoRetryPolicy(),
+            decode_components=True,
+            verify_version=False,
+        )
+    except (KeyError, ValueError, OSError) as error:  # their messages may quote the URL
+        reason = getattr(error, "strerror", None) or 'an option after "?", or the URL itself, is not valid'
+        raise SettingsError([f"log.url: the URL of Redis cannot be used: {reason}"]) from None
+    if parts.scheme != "unix" and not parts.hostname:
+        raise SettingsError(["log.url: the URL of Redis has no host (in a password write # as %23, and / as %2F)"])
+    if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):  # coredis would use database 0
+        raise SettingsError(["log.url: the database of Redis is a number, redis://HOST/NUMBER"])
+    return client
 
 
 class RedisStore:
@@ -260,8 +287,8 @@ class RedisRefusedError(AiryTrioError):
 
 
 # coredis has exception classes for some error codes and strips these from the message. Any other code is the first word
-# of the message.
-_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, ReadOnlyError, TryAgainError)
+# of the message. A server that becomes a replica ends blocking reads with UNBLOCKED.
+_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, ReadOnlyError, TryAgainError, UnblockedError)
 _UNAVAILABLE_CODES: Final = frozenset({
     "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN",
 })  # fmt: skip
@@ -276,7 +303,8 @@ async def answered(answer: Awaitable[T]) -> T:
     except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
         # coredis raises an error of the connection also for a call that was cancelled.
         await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        cause = error.__context__ if isinstance(error.__context__, OSError) else ""  # such as a wrong certificate
+        reason = ": ".join(text for text in (type(error).__name__, str(error), str(cause)) if text).splitlines()[0]
         if _is_outage(error):
             raise StoreUnavailable(reason) from None
         raise RedisRefusedError(f"Redis refuses the request (log.url): {reason}") from None
