@@ -319,6 +319,23 @@ async def test_settings_that_need_a_restart_are_named(sqlite_application: Applic
         assert line["only_after_a_restart"] == ["log", "listener"]
 
 
+async def test_cookie_is_not_accepted_while_every_origin_is_allowed(sqlite_application: Application) -> None:
+    every = tokens(one="a1").replace("port = 0", 'port = 0\nallowed_origins = ["*"]')
+    listed = tokens(one="a1").replace("port = 0", 'port = 0\nallowed_origins = ["https://chat.example.org"]')
+    async with running(sqlite_application, every) as server:
+        line = await server.renew(f'{listed}cookie = "session"\n')
+        [fault] = line["faults"]
+        assert fault.startswith("auth.cookie, listener.allowed_origins: ")
+        assert fault.endswith("; other sections than auth change only at a restart")
+
+
+async def test_renewal_that_admits_every_client_is_a_warning(sqlite_application: Application) -> None:
+    everywhere = '[listener]\nport = 0\nhost = "0.0.0.0"\n'
+    async with running(sqlite_application, tokens(one="a1").replace("[listener]\nport = 0\n", everywhere)) as server:
+        await server.renew(everywhere)
+        assert 'auth.mode is "none" and listener.host is "0.0.0.0"' in str(server.log.entries)
+
+
 async def test_early_and_repeated_requests_are_one_renewal(sqlite_application: Application) -> None:
     reads = []
 

@@ -44,6 +44,7 @@ from airy_trio.log.store import StoreReplaced
 from airy_trio.sessions.listener import Address, ListenerOptions, accept, open_listening_socket, within_files
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
+from airy_trio.settings.cross_checks import contradictions
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import Certificate, Encryption
 
@@ -304,11 +305,18 @@ class Renewal:
         found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if (new is None) != (encryption is None):
             raise StartError([TLS_FIXED])
+        # The other sections stay as they were at the start, so the new credentials must fit those too.
+        renewed = evolve(running, auth=found.auth)
+        faults = [fault for fault in contradictions(renewed) if fault not in contradictions(running)]
+        if faults:
+            raise SettingsError([f"{fault}; other sections than auth change only at a restart" for fault in faults])
         # This is the last step that can fail, and it changes nothing if it does.
         sessions.renew(found.auth, file_keys)
         if encryption is not None and new is not None:
             encryption.context = new.context
             _log_certificate(new)
+        for warning in renewed.exposures():
+            logger.warning(warning)
         logger.info("settings renewed", only_after_a_restart=list(not_renewed(running, found)))
 
     def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...] | None]:
