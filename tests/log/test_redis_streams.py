@@ -274,12 +274,18 @@ def test_entries_of_earlier_versions_have_no_age() -> None:
     assert read_entry(b"1-0", fields).age_ms is None
 
 
-async def test_replica_is_unavailable_for_appends(own_redis: RedisServer) -> None:
+async def test_replica_is_unavailable_for_appends_and_left_once(own_redis: RedisServer) -> None:
     async with open_store(own_redis.url) as store:
         head = (await store.bounds()).head
-        await store._client.replicaof("127.0.0.1", 1)  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
-        with pytest.raises(StoreUnavailable, match="ReadOnly"):
-            await store.append(head, [event(1)], "point")
+        client = store._client  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
+        await client.replicaof("127.0.0.1", 1)
+        connections = [await client.client_id()]
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="ReadOnly"):
+                await store.append(head, [event(1)], "point")
+            connections.append(await client.client_id())
+        # The address may lead to the new primary by now. The second attempt comes too soon after the first.
+        assert connections[0] != connections[1] == connections[2]
 
 
 async def test_wait_ends_as_an_outage_when_a_fail_over_demotes_the_server(

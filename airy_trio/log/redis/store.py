@@ -15,6 +15,7 @@ serves other connections between the scripts.
 # ruff: noqa: D102 - the port documents each method
 
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -63,6 +64,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
+RECONNECT_EVERY_S: Final = 5.0
+"""The shortest interval between two times that all connections are closed because the server is a replica."""
 WAIT_MS: Final = 1000
 """How long one blocking read waits. A Redis that was emptied sends no notification, and is noticed by then."""
 SCAN_EVENTS: Final = 1000
@@ -125,6 +128,7 @@ class RedisStore:
         self._keys = [f"{{{name}}}:{part}" for part in parts]
         _, _, self._notifications, self._acknowledged, *_ = self._keys
         self._scripts: dict[str, Script[bytes]] = {}
+        self._reconnect_at = -math.inf
 
     async def bounds(self) -> Bounds:
         bounds, _, generation, marks, folded = await self._run(scripts.BOUNDS)
@@ -211,14 +215,14 @@ class RedisStore:
             bounds, *_ = await self._run(scripts.BOUNDS)
             if read_bounds(bounds).head != after:
                 return
-            await answered(self._client.xread({self._notifications: bounds[4]}, count=1, block=WAIT_MS))
+            await self._answered(self._client.xread({self._notifications: bounds[4]}, count=1, block=WAIT_MS))
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """See ``EventStore.trim``. Trims exactly (``=``, not ``~``), because the caller relies on the number."""
         return int(await self._run(scripts.TRIM, milliseconds(age_s), keep, limit, milliseconds(unused_s)))
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
-        found = await answered(self._client.hget(self._acknowledged, durable_key(owner, name)))
+        found = await self._answered(self._client.hget(self._acknowledged, durable_key(owner, name)))
         return None if found is None else Position.parse(found.decode())
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
@@ -266,7 +270,19 @@ class RedisStore:
         script = self._scripts.get(source)
         if script is None:
             script = self._scripts[source] = self._client.register_script(source)
-        return await answered(script(self._keys, [new_epoch(), *arguments]))
+        return await self._answered(script(self._keys, [new_epoch(), *arguments]))
+
+    async def _answered(self, answer: Awaitable[T]) -> T:
+        try:
+            return await answered(answer)
+        except DemotedError:
+            # The address may lead to another server now, but open connections stay with this one. All are closed at
+            # once, because reads from a replica that lags would look like a truncated log. Not at each attempt: if the
+            # address still leads to the replica, the verbs that read continue there.
+            if trio.current_time() >= self._reconnect_at:
+                self._reconnect_at = trio.current_time() + RECONNECT_EVERY_S
+                self._client.connection_pool.disconnect()
+            raise
 
 
 @frozen
@@ -282,15 +298,20 @@ class _Scan:
     gone: str
 
 
+class DemotedError(StoreUnavailable):
+    """The Redis server is a replica, or has just become one: a fail-over has made another one the primary."""
+
+
 class RedisRefusedError(AiryTrioError):
     """Redis has answered that the request is not possible: a permission is missing, or the version is too old."""
 
 
 # coredis has exception classes for some error codes and strips these from the message. Any other code is the first word
 # of the message. A server that becomes a replica ends blocking reads with UNBLOCKED.
-_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, ReadOnlyError, TryAgainError, UnblockedError)
+_DEMOTED: Final = (ReadOnlyError, UnblockedError)
+_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, TryAgainError)
 _UNAVAILABLE_CODES: Final = frozenset({
-    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN",
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "TRYAGAIN",
 })  # fmt: skip
 # Before version 7, Redis reports an error inside a script as ERR, with the actual code after the place in the script.
 _CODE: Final = re.compile(r"(?:Error running script .*?(?:@user_script: ?\d+: )+-?)?([A-Z]+)\b")
@@ -305,17 +326,18 @@ async def answered(answer: Awaitable[T]) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
         cause = error.__context__ if isinstance(error.__context__, OSError) else ""  # such as a wrong certificate
         reason = ": ".join(text for text in (type(error).__name__, str(error), str(cause)) if text).splitlines()[0]
-        if _is_outage(error):
-            raise StoreUnavailable(reason) from None
-        raise RedisRefusedError(f"Redis refuses the request (log.url): {reason}") from None
+        raise _translated(error, reason) from None
 
 
-def _is_outage(error: Exception) -> bool:
-    """Return whether the same request may succeed later without a change of settings or permissions."""
-    if isinstance(error, AuthenticationError):
-        return False
-    code = _CODE.match(str(error))
-    return isinstance(error, _UNAVAILABLE) or (code is not None and code[1] in _UNAVAILABLE_CODES)
+def _translated(error: Exception, reason: str) -> AiryTrioError:
+    found = _CODE.match(str(error))
+    code = "" if found is None else found[1]
+    if not isinstance(error, AuthenticationError):
+        if isinstance(error, _DEMOTED) or code == "READONLY":
+            return DemotedError(reason)
+        if isinstance(error, _UNAVAILABLE) or code in _UNAVAILABLE_CODES:
+            return StoreUnavailable(reason)
+    return RedisRefusedError(f"Redis refuses the request (log.url): {reason}")
 
 
 _FIELD_INDEXES: Final[Mapping[str, int]] = {name: 2 * number for number, name in enumerate(scripts.FIELDS, start=1)}
