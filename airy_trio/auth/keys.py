@@ -235,7 +235,8 @@ class KeyServer:
         # the thread, and another file may have its number by then.
         try:
             with trio.fail_after(FETCH_TIMEOUT_S):
-                tls = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
+                # Reads all certificate authorities, from a mount that may hang.
+                tls = await trio.to_thread.run_sync(ssl.create_default_context, abandon_on_cancel=True)
                 stream = await trio.open_tcp_stream(host, port)
                 with socket.socket(fileno=stream.socket.detach()) as plain, plain.dup() as same:
                     try:

@@ -1,5 +1,6 @@
 """Keys over HTTPS: a real server with a certificate of its own authority, rotation, and faults of the server."""
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator
@@ -18,6 +19,7 @@ from airy_trio.auth.keys import FETCH_TIMEOUT_S, KEYS_BYTES_MAX, KeyServer, Keys
 from airy_trio.stomp.frames import Frame
 from airy_trio.websocket.frames import CLOSE, PING, TEXT, close_answer
 from tests.auth.signing import Issuer, issuer, jwk, jwks
+from tests.hanging_file import make_hang, open_writer
 from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import Server, serving
 from tests.websocket.test_battery import frame
@@ -199,6 +201,18 @@ async def test_hanging_server_times_out_while_others_run(
         with trio.fail_after(2):  # the abandoned thread ends the connection
             await publisher.broken.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_load_can_be_cancelled_while_the_file_of_authorities_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_hang(tmp_path / "authorities.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(KeyServer("https://127.0.0.1:9/", ("ES256",)).load)
+        writing = await open_writer(tmp_path / "authorities.pem")
+        nursery.cancel_scope.cancel()
+    os.close(writing)
 
 
 async def answer_to(server: Server, signer: Issuer) -> Frame:
