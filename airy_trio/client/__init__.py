@@ -355,6 +355,8 @@ class _Connector:
         token = self._token() if callable(self._token) else self._token
         if inspect.isawaitable(token):
             token = await token
+        if token is not None and any(character in token for character in "\0\r\n"):
+            raise ClientError("the token contains a line end or NUL; if it is read from a file, strip it")
         async with connected(self._address, token) as connection:
             self._rejected_tokens = 0
             await connection.send(loop.subscribe())
@@ -391,10 +393,10 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
 ) -> AsyncGenerator[Follower]:
     """Open a client for a block. It connects when ``Follower.events`` is called, and reconnects until the block ends.
 
-    ``url``: ``ws://HOST[:PORT][/PATH]`` or ``wss:``; without a path it is that of a server's default settings.
+    ``url``: ``ws://HOST[:PORT][/PATH]`` or ``wss:``, in ASCII; without a path it is the default one.
     ``token``: sent with CONNECT as a Bearer token; a function is called once for each connection, so it can renew the
-    token when the server has rejected the former one or ended its session (401). ``tls``: the certificates to trust
-    for ``wss:``; None: those of the system.
+    token when the server has rejected the former one or ended its session (401). A token with a line end or NUL is a
+    ``ClientError``. ``tls``: the certificates to trust for ``wss:``; None: those of the system.
 
     The pauses between attempts are the constants of this module; the limits of a connection those of
     ``airy_trio.client.connection``. The first failed attempt in a row is logged as a warning, by the standard library's

@@ -38,6 +38,8 @@ MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 """A larger message is a ``BadAnswer``. The limit of a server is 60 KiB by default."""
 RETRY_AFTER_MAX_S: Final = 60.0
 """The longest ``Retry-After`` that is observed."""
+LABEL_CHARS_MAX: Final = 63
+"""Between two dots of a host name (RFC 1035). Python's resolver raises ``UnicodeError`` for a longer or empty label."""
 _RECEIVE_BYTES: Final = 65_536
 _PROSE_CHARS_MAX: Final = 200
 _LIMITS: Final = Limits(
@@ -47,6 +49,7 @@ _RECONNECT: Final = {row.token[:3]: row.reconnect for row in CATALOGUE if row.to
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in CATALOGUE if row.token is not None}
 _MESSAGE_TOO_BIG: Final = 1009
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
+_PRINTABLE: Final = re.compile(r"[!-~]+")
 _AnyStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 logger = logging.getLogger(__name__)
@@ -99,13 +102,19 @@ class ServerAddress:
     def parse(cls, url: str, tls: ssl.SSLContext | None) -> Self:
         """Parse a URL. ``tls``: the certificates to trust; None: those of the system. Raises ``ValueError``."""
         parts = urlsplit(url)
-        if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-            raise ValueError("the URL is not of the form ws://HOST/PATH or wss://HOST/PATH")
+        labels = (parts.hostname or "").removesuffix(".").split(".")
+        if (
+            parts.scheme not in {"ws", "wss"}
+            or not all(0 < len(label) <= LABEL_CHARS_MAX for label in labels)
+            or "@" in parts.netloc
+            or not _PRINTABLE.fullmatch(url)
+        ):
+            raise ValueError("the URL is not of the form ws://HOST/PATH or wss://HOST/PATH, in ASCII, without a user")
         tls = None if parts.scheme == "ws" else tls or ssl.create_default_context()
         port = parts.port or (443 if tls else 80)
         path = PATH if parts.path in {"", "/"} else parts.path
         target = f"{path}?{parts.query}" if parts.query else path
-        return cls(parts.hostname, port, parts.netloc.rpartition("@")[2], target, tls)
+        return cls(parts.hostname or "", port, parts.netloc, target, tls)
 
     @asynccontextmanager
     async def stream(self) -> AsyncGenerator[_AnyStream]:

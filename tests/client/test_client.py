@@ -276,6 +276,13 @@ async def test_error_of_the_token_function_is_raised_by_the_loop(autojump_clock:
             await anext(inbox.events())
 
 
+@pytest.mark.parametrize("token", ["s3cret\n", "s3\0cret"])
+async def test_token_with_a_line_end_or_nul_is_one_error(token: str, autojump_clock: MockClock) -> None:
+    async with serving() as server, client.open(url_of(server), token=token) as inbox:
+        with pytest.raises(ClientError, match="the token contains a line end or NUL"):
+            await anext(inbox.events())
+
+
 async def test_forbidden_destination_ends_the_loop(autojump_clock: MockClock) -> None:
     auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
     token = issuer("HS256").token(airy_destinations=["/events/tag.updated"])
@@ -565,6 +572,7 @@ def test_other_urls_are_rejected() -> None:
         async with client.open(url):
             pass
 
-    for url in ("http://a", "a:80", "ws:///a", "", "ws://a:b"):
+    long, form = "a" * 64, ("http://a", "a:80", "ws:///a", "", "ws://a:b")
+    for url in (*form, "ws://a/b c", "ws://a/ü", "ws://ü", "ws://a..b", "ws://.", f"ws://{long}", "ws://user:secret@a"):
         with pytest.raises(ValueError, match=r"URL|Port|port"):
             trio.run(main, url)
