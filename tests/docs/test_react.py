@@ -71,6 +71,29 @@ export class Client {
 """
 """A React and a stompjs of a few lines, in which a client receives a reset and loses its connection at once."""
 
+LEFT: Final = """
+import { Client } from '@stomp/stompjs';
+export { Client };
+let leave;
+export const useReducer = (step, initial) => [initial, ({ type }) => console.log(type)];
+export const useEffect = (effect) => { leave = effect(); };
+globalThis.WebSocket = class {
+  readyState = 1;
+  close() {}
+  receive(data) { setTimeout(() => this.onmessage({ data })); }
+  send(frame) {
+    if (frame.startsWith('CONNECT')) this.receive('CONNECTED\\nversion:1.2\\n\\n\\0');
+    if (!frame.startsWith('SUBSCRIBE')) return;
+    const head = `MESSAGE\\nsubscription:${/\\nid:(.*)/.exec(frame)[1]}\\n\\n`;
+    this.receive(head + '{"type":"before"}\\0');
+    setTimeout(() => leave());
+    this.receive(head + '{"type":"after"}\\0');
+    setTimeout(process.exit);
+  }
+};
+"""
+"""A WebSocket of a few lines, which receives an event before and one after the hook's effect has ended."""
+
 
 async def compiled(folder: Path) -> str:
     """Return the component as JavaScript."""
@@ -101,15 +124,30 @@ async def test_component_shows_what_the_database_has(
     await follows(sqlite_application, tmp_path, PAGE % (json.dumps({"imports": imports}), url), scripts)
 
 
-async def test_stomp_hook_forgets_its_position_at_a_reset(tmp_path: Path) -> None:
-    """Another node may still be able to resume at the old position, but the component has cleared its data."""
+async def printed(made: str, folder: Path) -> list[str]:
+    """Run the stompjs hook in Node.js; ``made``: a module in place of React and stompjs."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node.js is not installed")
     hook = program("how-to/react.md", "use-stomp.js").replace("'react'", "'./made.mjs'")
-    (tmp_path / "made.mjs").write_text(RESETS)
-    (tmp_path / "hook.mjs").write_text(hook.replace("'@stomp/stompjs'", "'./made.mjs'") + "useEvents('', '/events');\n")
+    (folder / "made.mjs").write_text(made)
+    (folder / "hook.mjs").write_text(
+        hook.replace("'@stomp/stompjs'", "'./made.mjs'") + "useEvents('ws:', '/events');\n"
+    )
     with trio.fail_after(TIMEOUT_S):
-        async with running(Program, [node, "hook.mjs"], folder=tmp_path) as run:
+        async with running(Program, [node, "hook.mjs"], folder=folder) as run:
             assert await run.wait() == 0, run.err.all
-            assert run.out.all == ["aaaaaa-0"]
+            return run.out.all
+
+
+async def test_stomp_hook_forgets_its_position_at_a_reset(tmp_path: Path) -> None:
+    """Another node may still be able to resume at the old position, but the component has cleared its data."""
+    assert await printed(RESETS, tmp_path) == ["aaaaaa-0"]
+
+
+async def test_stomp_hook_shows_no_event_of_a_former_destination(tmp_path: Path) -> None:
+    """It could come after the reset for the next destination, whose connection is another one."""
+    if reason := missing("react.mjs"):
+        pytest.skip(reason)
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    assert await printed(LEFT, tmp_path) == ["before"]
