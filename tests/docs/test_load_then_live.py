@@ -57,7 +57,11 @@ async def showing(application: Application, text: str, scripts: Mapping[str, str
     if not LIBRARY.is_file():
         pytest.skip("@stomp/stompjs is not installed: run `npm ci` in tests/clients")
 
+    faults = [HTTPStatus.SERVICE_UNAVAILABLE]  # a page has to load again
+
     def rows(_request: PageRequest) -> Answer:
+        if faults:
+            return Answer(faults.pop(), b"", {})
         with application.engine.connect() as connection:
             found = [dict(row._mapping) for row in connection.execute(sa.text("select id, name from tags"))]  # noqa: SLF001 - SQLAlchemy's name for it
         return Answer(HTTPStatus.OK, json.dumps(found).encode(), {"content-type": "application/json"})

@@ -99,7 +99,7 @@ async def test_python_service_gets_everything_once_across_a_crash(
 async def test_python_service_survives_a_server_outage_and_ends_when_refused(tmp_path: Path) -> None:
     answers = [
         b"503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
-        b'200 OK\r\nContent-Type: text/event-stream\r\n\r\nid: a-1\ndata: {"payload":{"id":"t0"}}\n\ndata: \xc3',  # cut off
+        b'200 OK\r\nContent-Type: text/event-stream\r\n\r\nid: a-1\ndata: {"payload":{"id":"t0"}}\n\nid: \xc3',  # cut
         b"502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
         b"403 Forbidden\r\nContent-Length: 0\r\n\r\n",
     ]
