@@ -4,8 +4,9 @@ import gc
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final, NoReturn, cast
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _INTERRUPTED: Final = 128
@@ -18,6 +19,8 @@ def main() -> NoReturn:
     SIGHUP until then, because it has not read the settings yet that SIGHUP would have it read again.
     """
     _open_closed_streams()
+    # As stderr does: a text of the application may have characters that the encoding of a terminal lacks.
+    cast("TextIOWrapper", sys.stdout).reconfigure(errors="backslashreplace")
     for number in SIGNALS:
         signal.signal(number, _end)
     if _serving():

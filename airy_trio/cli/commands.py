@@ -6,9 +6,10 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 import trio
@@ -450,6 +451,8 @@ def tail(  # noqa: PLR0913 - one for each option
     if since is not None:
         fault = f"{since!r} is not a position, which looks like k7f3q9-1042"
         begin = _parsed(Position.parse, since, "--since", fault)
+    if as_json:
+        cast("TextIOWrapper", sys.stdout).reconfigure(encoding="utf-8")  # of JSON, in every locale (RFC 8259)
     output = Stdout()
     options = implementation.TailOptions(
         destination=wanted, since=begin, everything=everything, current=current, as_json=as_json, events_max=events

@@ -18,6 +18,7 @@ from tests.postgres import Postgres
 from tests.processes import AIRY_TRIO, Program, Server, run, running, server
 
 TIMEOUT_S = 50.0
+LATIN_1 = {"PYTHONIOENCODING": "latin-1"}
 EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  ([a-z0-9]{6}-\d+) +(\S+\.updated) +(.*)")
 
 
@@ -49,16 +50,16 @@ async def shown(tail: Program, number: int) -> tuple[str, str, str]:
 
 async def recorded(config: Path, count: int) -> list[dict[str, object]]:
     """Return the first events of the log, once they are recorded."""
-    ended = await run("tail", "--config", str(config), "--json", "--all", "--events", str(count))
+    ended = await run("tail", "--config", str(config), "--json", "--all", "--events", str(count), environ=LATIN_1)
     assert ended.code == 0, ended.err
     return [json.loads(line) for line in ended.out.splitlines()]
 
 
 async def test_shows_each_event_as_it_happens(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
-    async with serving(config), tailing(config) as tail:
-        any_application.tag(name="first")
-        assert (await shown(tail, 0))[1:] == ("tag.updated", "first  tag-red")
+    async with serving(config), tailing(config, environ=LATIN_1) as tail:
+        any_application.tag(name="first \N{GRINNING FACE}")
+        assert (await shown(tail, 0))[1:] == ("tag.updated", "first \\U0001f600  tag-red")
         any_application.message()
         position, type_, text = await shown(tail, 1)
         assert (position[-2:], type_) == ("-2", "message.updated")
@@ -78,12 +79,12 @@ async def test_ctrl_c_ends_it_without_output(sqlite_application: Application, tm
 async def test_json_has_the_exact_event_and_its_position(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     async with serving(config):
-        sqlite_application.message(content='{"text": "a\\u2028b\\n"}')
+        sqlite_application.message(content='{"text": "a\\u2028b\\n\N{GRINNING FACE}"}')
         (event,) = await recorded(config, 1)
     assert re.fullmatch(r"[a-z0-9]{6}-1", str(event.pop("position")))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(event.pop("recorded_at")))
     assert event["type"] == "message.updated"
-    assert event["payload"]["message"]["content"] == {"text": "a\u2028b\n"}  # type: ignore[index]
+    assert event["payload"]["message"]["content"] == {"text": "a\u2028b\n\N{GRINNING FACE}"}  # type: ignore[index]
     assert list(event) == ["type", "payload"]
 
 
