@@ -47,7 +47,8 @@ _LIMITS: Final = Limits(
 )
 _RECONNECT: Final = {row.token[:3]: row.reconnect for row in CATALOGUE if row.token is not None}
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in CATALOGUE if row.token is not None}
-_MESSAGE_TOO_BIG: Final = 1009
+_FAULTS: Final = {1002: "the server does not speak WebSocket", 1009: "a message was too large"}
+"""By the close codes with which this client ends a WebSocket. A server sends an ERROR before its own 1002 and 1009."""
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _AnyStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -220,7 +221,7 @@ class _Reader:
             await read()
         except ConnectionRejected as rejected:
             self.rejected = rejected
-        except (ConnectionClosed, ProtocolError, h11.ProtocolError) as error:  # of h11: if the answer is no HTTP
+        except (ConnectionClosed, ProtocolError, h11.ProtocolError, UnicodeError) as error:  # if the answer is no HTTP
             logger.debug("the WebSocket ended with a fault: %s", error)
         self.ended.cancel()
 
@@ -301,8 +302,8 @@ def _reason(error: OSError) -> str:
 def _ending(closed: ConnectionClosed) -> Exception:
     """Return the exception for a Close frame without an ERROR before it, or for a connection that has ended."""
     code, reason = (closed.reason.code, closed.reason.reason or "") if closed.reason else (None, "")
-    if code == _MESSAGE_TOO_BIG:
-        return BadAnswer(f"a message was too large: {reason}")
+    if code in _FAULTS:
+        return BadAnswer(f"{_FAULTS[code]}: {reason}")
     row = _BY_CLOSE_CODE.get(code)
     if row is not None and row.token is not None:
         return Refused(row.token, reason or row.prose)

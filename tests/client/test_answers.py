@@ -131,6 +131,17 @@ async def test_close_code_counts_if_there_is_no_error_frame(autojump_clock: Mock
     assert (refused.value.token, refused.value.prose) == ("403-forbidden", "no")
 
 
+async def test_answer_that_is_no_websocket_is_a_bad_answer(autojump_clock: MockClock) -> None:
+    """trio-websocket reports its own Close frame about it as if it had come from the server."""
+
+    async def fail(text: str, socket: Socket) -> None:
+        await socket.aclose(1002, "Invalid opcode 0x3")
+
+    async with scripted(fail) as url:
+        with pytest.raises(BadAnswer, match="does not speak WebSocket: Invalid opcode 0x3"):
+            await first(url)
+
+
 @pytest.mark.parametrize("status", [b"403 Forbidden", b"404 Not Found", b"301 Moved", b"401 Unauthorized"])
 async def test_http_refusal_is_one_error(status: bytes, autojump_clock: MockClock) -> None:
     async with raw(b"HTTP/1.1 " + status + b"\r\ncontent-length: 3\r\n\r\nno!") as url:
@@ -157,6 +168,7 @@ async def test_wrong_path_of_a_real_server_is_refused(autojump_clock: MockClock)
         (b"HTTP/1.1 429 Slowly\r\ncontent-length: 0\r\n\r\n", 15, 15.5),
         (b"SSH-2.0-OpenSSH_9\r\n", 0, 0.5),
         (b"\x15\x03\x01\x00\x02\x02\x46", 0, 0.5),  # an alert: this is the port of a server with TLS
+        (b"HTTP/1.1 101 OK\r\nupgrade: websocket\r\nconnection: \xff\r\n\r\n", 0, 0.5),
         (b"", 0, 0.5),
     ],
 )
