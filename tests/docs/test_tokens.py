@@ -4,6 +4,8 @@ import json
 import shutil
 import textwrap
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,18 +41,23 @@ client.activate();
 HOST = "chat.example.org"
 
 
-async def archived(part: str, serving: Server, folder: Path, *tokens: str | None) -> str:
-    """Run a program with this client and the durable subscription; return the id of the only message that it stores."""
-    [durable] = parts("how-to/durable.md", "js")
-    text = PROGRAM % (json.dumps(tokens), part, durable)
+@asynccontextmanager
+async def archiving(part: str, serving: Server, folder: Path, *tokens: str | None) -> AsyncIterator[Program]:
+    """Run a program with this client, the durable subscription, and the end after it was taken over."""
+    durable, taken = parts("how-to/durable.md", "js")
+    text = PROGRAM % (json.dumps(tokens), part + taken, durable)
     (folder / "archive.mjs").write_text(
         text.replace(f"wss://{HOST}", f"ws://{HOST}").replace(HOST, f"127.0.0.1:{serving.port}")
     )
     async with running(Program, [shutil.which("node") or "", "archive.mjs"], folder=folder) as archive:
-        await archive.out.line(0)
-        assert await archive.terminate() == 0
-    [event] = map(json.loads, archive.out.all)
-    return str(event["payload"]["message"]["id"])
+        yield archive
+
+
+async def stored(archive: Program) -> str:
+    """Return the id of the first message that a program stores."""
+    line = await archive.out.line(0)
+    assert line is not None, archive.err.all
+    return str(json.loads(line)["payload"]["message"]["id"])
 
 
 async def followed(serving: Server, *wanted: str) -> None:
@@ -89,7 +96,12 @@ async def test_programs_log_in_and_store_each_message_once(sqlite_application: A
     with trio.fail_after(TIMEOUT_S):
         async with server(configure(sqlite_application, tmp_path, AUTH)) as serving:
             sqlite_application.message(id="m1")
-            assert await archived(fixed, serving, tmp_path, token) == "m1"
-            sqlite_application.message(id="m2")
-            assert await archived(renewed, serving, tmp_path, expired, None, token) == "m2"
+            async with archiving(fixed, serving, tmp_path, token) as first:
+                assert await stored(first) == "m1"
+                async with archiving(renewed, serving, tmp_path, expired, None, token) as second:
+                    assert await first.wait() == 0
+                    sqlite_application.message(id="m2")
+                    assert await stored(second) == "m2"
+                    assert await second.terminate() == 0
+                    assert (len(first.out.all), len(second.out.all)) == (1, 1)
             await followed(serving, "m1", "m2")
