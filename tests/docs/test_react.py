@@ -150,4 +150,4 @@ async def test_stomp_hook_shows_no_event_of_a_former_destination(tmp_path: Path)
     if reason := missing("react.mjs"):
         pytest.skip(reason)
     (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
-    assert await printed(LEFT, tmp_path) == ["before"]
+    assert await printed(LEFT, tmp_path) == ["reset", "before"]
