@@ -20,6 +20,23 @@ TIMEOUT_S = 40.0
 COUNT = 20
 GLOBAL_WEBSOCKET = "import WebSocket from 'ws';\nglobalThis.WebSocket ??= WebSocket;\n"
 """Browsers have a global WebSocket; older versions of Node.js do not."""
+QUIET = """
+let subscribed = 0;
+globalThis.WebSocket = class {
+  readyState = 1;
+  close() {}
+  receive(data) { setTimeout(() => this.onmessage({ data })); }
+  send(frame) {
+    if (frame.startsWith('CONNECT')) this.receive('CONNECTED\\nversion:1.2\\n\\n\\0');
+    if (!frame.startsWith('SUBSCRIBE')) return;
+    subscribed += 1;
+    this.receive('RECEIPT\\nreceipt-id:begin\\nposition:abcdef-7\\nresume:live\\n\\n\\0');
+    setTimeout(() => { if (subscribed === 1) this.onclose({}); else process.exit(); });
+    if (subscribed === 2) console.log(/last-event-id:.*/.exec(frame)?.[0]);
+  }
+};
+"""
+"""A WebSocket of a few lines, whose first connection is lost before any event."""
 
 
 def program(page: str, name: str) -> str:
@@ -35,8 +52,21 @@ async def ids(inbox: Program, count: int) -> list[str]:
     return [event["payload"]["id"] if event else "reset" for event in events]
 
 
+async def test_page_that_has_received_nothing_resumes_too(tmp_path: Path) -> None:
+    if reason := missing("inbox.mjs"):
+        pytest.skip(reason)
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    (tmp_path / "websocket.mjs").write_text(QUIET)
+    (tmp_path / "inbox.mjs").write_text(program("how-to/resume.md", "inbox.mjs").replace("2000", "1"))
+    node = [shutil.which("node") or "", "--import", "./websocket.mjs", "inbox.mjs"]
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, node, folder=tmp_path) as inbox:
+            assert await inbox.wait() == 0
+    assert inbox.out.all == ["last-event-id:abcdef-7"]
+
+
 @pytest.mark.slow
-async def test_the_five_lines_get_everything_once_across_a_crash(
+async def test_the_few_lines_get_everything_once_across_a_crash(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     if reason := missing("inbox.mjs"):
