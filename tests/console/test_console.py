@@ -109,17 +109,19 @@ async def test_a_payload_stays_text(sqlite_application: Application) -> None:
 async def test_resumes_after_a_restart_without_gap_or_duplicate(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
-    text = settings_text()
+    text = settings_text() + "[replay]\nwindow_s = 0\n"
     config = tmp_path / "airy.toml"
     config.write_text(f'[database]\nurl = "{sqlite_application.url}"\n{text}')
     settings = sqlite_application.migrate(text)
     with trio.fail_after(TIMEOUT_S):
         async with browsing() as tab:
-            async with server(config) as first:
+            async with server(config) as quiet:
                 await tab.open(f"http://127.0.0.1:{settings.admin.port}/")
                 await tab.until(LIVE)
-                for number in range(5):
-                    sqlite_application.tag(f"t{number}")
+                await quiet.kill()
+            for number in range(5):
+                sqlite_application.tag(f"t{number}")
+            async with server(config) as first:
                 await tab.until(rows(5))
                 await first.kill()
             await tab.until("document.querySelector('#link').dataset.phase === 'waiting'")

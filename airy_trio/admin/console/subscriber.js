@@ -160,8 +160,8 @@ export class Subscriber {
     this.#report("live", "Live");
     const missing = headers.get("state-missing")?.split(",") ?? [];
     const [verdict, position, after] = [headers.get("resume"), headers.get("position"), this.#lastId];
-    if (verdict?.startsWith("reset")) {
-      this.#lastId = position; // the page has dropped the events up to the old position
+    if (verdict !== "resumed") {
+      this.#lastId = position; // until the first event; after a reset the page has dropped those up to the old position
     }
     this.#on.verdict(verdict, position, after, missing);
   }
