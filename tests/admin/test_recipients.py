@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
-from airy_trio.admin.clients import recipients
+from airy_trio.admin.endpoints import recipients
 from airy_trio.auth import AuthOptions
 from tests.auth.signing import SECRET, issuer
 from tests.sessions.serving import Plugged, Server, event, serving
