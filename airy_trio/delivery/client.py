@@ -99,14 +99,14 @@ BEHIND: Final = ClientState.BEHIND
 class Client:
     """The state of one connection; owned by its session.
 
-    ``connection``: the protocol, in its framing. ``stream``: writes to the socket. ``number``: counts the connections
-    of this process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the
-    connection and its subscriptions, and has the client's address. ``user``: from CONNECT. ``connected``: CONNECT was
-    accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end the
-    conversation; its deadline is that of CONNECT.
+    ``framing``: its protocol (``delivery.framing``). ``stream``: writes to the socket. ``number``: counts the
+    connections of this process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``:
+    counts the connection and its subscriptions, and has the client's address. ``user``: from CONNECT. ``connected``:
+    CONNECT was accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled
+    to end the conversation; its deadline is that of CONNECT.
     """
 
-    connection: Framing
+    framing: Framing
     stream: FramedStream
     slot: ConnectionSlot
     number: int = 0
@@ -122,7 +122,7 @@ class Client:
     @property
     def session(self) -> str:
         """The name of the session, as in CONNECTED."""
-        return self.connection.session
+        return self.framing.session
 
     def go_live(self) -> bool:
         """Step from CONNECTING to LIVE after CONNECTED was written; False if the client is already being disconnected.

@@ -167,10 +167,10 @@ def _remember(
 
 
 def _message(subscription: Subscription, event: StoredEvent, headers: bytes, *, completes_state: bool) -> bytes:
-    connection = subscription.client.connection
+    framing = subscription.client.framing
     message_id = f"{subscription.position.epoch}-{event.offset}"
-    ack = b"" if subscription.window is None else connection.message_ack(subscription.number, message_id)
-    return connection.message(subscription.prefix, message_id, event, ack + headers, completes_state=completes_state)
+    ack = b"" if subscription.window is None else framing.message_ack(subscription.number, message_id)
+    return framing.message(subscription.prefix, message_id, event, ack + headers, completes_state=completes_state)
 
 
 class FanOut:

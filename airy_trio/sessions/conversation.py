@@ -273,7 +273,7 @@ class Conversation:
     async def _handle_piece(self, piece: bytes) -> DisconnectReason | None:
         refused: DisconnectReason | None = None
         try:
-            requests = self._client.connection.receive(piece)
+            requests = self._client.framing.receive(piece)
         except RemoteProtocolError as fault:
             # The client sent `fulfilled` before the frame at fault, so these requests take effect, with their RECEIPTs,
             # before the ERROR.
@@ -330,7 +330,7 @@ class Conversation:
         if isinstance(user, Refusal):
             return await self._refuse(user)
         client.user = user
-        await self._send(client.connection.connected())
+        await self._send(client.framing.connected())
         if not authenticator.accepts(user):
             # They were revoked during the write, when only clients that were connected already were disconnected.
             return UNAUTHORIZED
@@ -380,7 +380,7 @@ class Conversation:
         subscription = Subscription(
             client=client,
             number=request.number,
-            prefix=client.connection.message_prefix(request),
+            prefix=client.framing.message_prefix(request),
             position=services.eventlog.head,
             live_after=services.eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
@@ -395,7 +395,7 @@ class Conversation:
             await self.inbox.unless_gone(claim.claimed.wait())
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
         services.started[begin.resume] += 1
-        has_header = begin.resume != LIVE and client.connection.has_headers
+        has_header = begin.resume != LIVE and client.framing.has_headers
         resume_header = header("resume", begin.resume, None) if has_header else b""
         subscription.begin_after(begin.position, begin.replay, resume_header)
         if claim is not None:
@@ -481,7 +481,7 @@ class Conversation:
 
     async def _send_receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if receipt_id is not None:
-            await self._send(self._client.connection.receipt(receipt_id, headers))
+            await self._send(self._client.framing.receipt(receipt_id, headers))
 
     async def _send(self, data: bytes) -> None:
         if data:

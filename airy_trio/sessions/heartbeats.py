@@ -93,7 +93,7 @@ class ClientTimers:
         if now < self.write_at:
             return True
         # Programs do not see a PING, so a client that expects heart-beats gets one together with it.
-        data = b"" if self.heartbeat.outgoing_s is None else client.connection.heart_beat()
+        data = b"" if self.heartbeat.outgoing_s is None else client.framing.heart_beat()
         if now >= self.ping_at:
             # Also if the transport refuses the PING: then the client has bytes to take, and to take them shows as well
             # as a PONG that it is alive.

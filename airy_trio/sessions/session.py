@@ -63,8 +63,8 @@ class Session:
     def __init__(self, services: Services, transport: Transport, slot: ConnectionSlot, number: int) -> None:
         self._services = services
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=slot.turn)
-        connection = StompFraming(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
-        self.client = Client(connection, stream, slot, number=number, begun_at=trio.current_time())
+        framing = StompFraming(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
+        self.client = Client(framing, stream, slot, number=number, begun_at=trio.current_time())
         self.conversation: Conversation | None = None  # from the accepted request on
 
     async def run(self) -> None:
@@ -165,7 +165,7 @@ class Session:
             upgrade_token=services.authenticator.token_of_upgrade(request.headers),
         )
         if wanted is not None:
-            client.connection = EventStreamFraming(client.session, origin=wanted.origin, returning=wanted.returning)
+            client.framing = EventStreamFraming(client.session, origin=wanted.origin, returning=wanted.returning)
             await client.slot.turn()  # as for the message with CONNECT
             reason = await conversation.answer(requests_of(wanted, services.options.heartbeat_ms))
             if reason is not None:
@@ -193,9 +193,9 @@ class Session:
             return False
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             try:
-                if last_words := client.connection.last_words(reason):
+                if last_words := client.framing.last_words(reason):
                     await stream.write(last_words)
-                end = client.connection.end(reason)
+                end = client.framing.end(reason)
                 if end is not None:
                     await stream.close(end)
                 # The client answers only a Close frame: `end` is then neither None nor empty. Its own Close frame may
