@@ -122,6 +122,9 @@ class State:
 
     ``until``: the position at which the state ends; equal to ``position`` if it is empty. ``missing``: the types that
     the server does not have completely; empty if the state is complete.
+
+    If what you have is stored, discard it in the transaction that stores ``position``. After a crash in between,
+    another server may still be able to continue at the former position, and then no state follows.
     """
 
     position: str
