@@ -7,6 +7,7 @@ the store is unavailable, it retries as a server does: for ``connect_timeout_s``
 ``follow`` does the same from outside, as a client of a server.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -131,7 +132,8 @@ class _Printer:
         """Write that the current state follows."""
         missing = f", without all of {', '.join(state.missing)}" if state.missing else ""
         if self._options.as_json:
-            return self._output.write(f'{{"position":"{state.position}","until":"{state.until}"}}')
+            as_json = {"position": state.position, "until": state.until, "missing": state.missing}
+            return self._output.write(json.dumps(as_json, separators=(",", ":")))
         return self._output.write(f"the current state up to {state.until}{missing}")
 
 

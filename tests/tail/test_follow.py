@@ -34,12 +34,17 @@ async def test_follows_a_server_with_a_token_from_the_environment(
         arguments = ("tail", "--url", listening.url, "--all", "--events", "2", "/events/tag.updated")
         as_json = await run(*arguments, "--json", environ=environ)
         lines = await run(*arguments, environ=environ)
+        current = ("--current", "--events", "1", "--json")
+        state = await run("tail", "--url", listening.url, *current, "/events/message.updated", environ=environ)
         rejected = await run(*arguments)
         events = [json.loads(line) for line in as_json.out.splitlines()]
         assert [event["payload"]["id"] for event in events] == ["t1", "t2"]
         assert [event["position"][-2:] for event in events] == ["-1", "-3"]
         assert [line.split()[1] for line in lines.out.splitlines()] == [event["position"] for event in events]
         assert (as_json.code, lines.code) == (0, 0)
+        begun, message = map(json.loads, state.out.splitlines())
+        assert begun["missing"] == ["message.updated"]  # not in `keep_current`, so older messages are not there
+        assert message["position"] <= begun["until"]
         assert rejected.code == 1
         assert rejected.err == "airy-trio: the server refused: 401-unauthorized: The credentials were not accepted.\n"
 
