@@ -45,7 +45,10 @@ _STREAM: Final = (
     ("X-Accel-Buffering", "no"),
     # A page that loads the stream as a script must not run what an event contains.
     ("X-Content-Type-Options", "nosniff"),
-    *LAST_RESPONSE,
+    ("Connection", "close"),
+    # As in every last response. `no-transform`: Express's compression, which development servers for pages use, would
+    # hold back everything until its buffer is full.
+    ("Cache-Control", "no-store, no-transform"),
 )
 
 Header = tuple[str, str]

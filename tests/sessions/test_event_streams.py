@@ -71,7 +71,7 @@ async def test_response_is_a_stream_that_nothing_stores_or_buffers(server: Serve
         200,
         {
             "content-type": "text/event-stream",
-            "cache-control": "no-store",
+            "cache-control": "no-store, no-transform",
             "x-accel-buffering": "no",
             "x-content-type-options": "nosniff",
             "connection": "close",
