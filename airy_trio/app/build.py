@@ -362,7 +362,7 @@ async def adopt_log(settings: Settings) -> str:
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" belongs to one process; there is nothing to take over'])
     async with opened_store(settings, create=False) as opened:
-        head = (await opened.store.bounds()).head
+        head = (await wait_until_available(opened.store.bounds, settings.database, "log.url")).head
         try:
             await opened.store.begin_epoch(head, None)
         except StaleAppend:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 from coredis.parser import Parser
 
-from airy_trio.errors import SettingsError
+from airy_trio.app.build import adopt_log
+from airy_trio.errors import SettingsError, StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
@@ -30,6 +32,7 @@ from airy_trio.log.store import (
 )
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
+from tests.application import Application
 from tests.certificates import issue
 from tests.log.places import event, fold, redis_places
 from tests.redis_server import OUTAGES, RedisServer
@@ -345,6 +348,13 @@ async def test_url_that_cannot_be_used_is_one_fault_of_the_settings(url: str, fa
         async with open_store(url):
             raise AssertionError
     assert caught.value.faults == (f"log.url: {fault}",)
+
+
+async def test_log_that_cannot_be_taken_over_is_named_with_the_reason(sqlite_application: Application) -> None:
+    settings = sqlite_application.settings('[log]\nstore = "redis"\nurl = "redis://127.0.0.1:1"\n')
+    soon = evolve(settings, database=evolve(settings.database, connect_timeout_s=0.01))
+    with pytest.raises(StartError, match=r"log\.url: the event store cannot be used: .*Connection refused"):
+        await adopt_log(soon)
 
 
 async def test_missing_permission_is_refused_whatever_the_user_name(own_redis: RedisServer) -> None:

@@ -324,8 +324,9 @@ async def answered(answer: Awaitable[T]) -> T:
     except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
         # coredis raises an error of the connection also for a call that was cancelled.
         await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
-        cause = error.__context__ if isinstance(error.__context__, OSError) else ""  # such as a wrong certificate
-        reason = ": ".join(text for text in (type(error).__name__, str(error), str(cause)) if text).splitlines()[0]
+        causes = error.__context__, getattr(error.__context__, "__cause__", None)  # such as a wrong certificate
+        known = [str(cause) for cause in causes if isinstance(cause, OSError)]
+        reason = ": ".join(text for text in (type(error).__name__, str(error), *known[-1:]) if text).splitlines()[0]
         raise _translated(error, reason) from None
 
 
