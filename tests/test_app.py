@@ -1,7 +1,7 @@
 """``serve`` as a task in the nursery of a program: start, shutdown and errors."""
 
 import socket
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -49,6 +49,19 @@ async def test_serves_in_a_nursery_and_shuts_down_gracefully(any_application: Ap
                     await client.receive()
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream(address.host, address.port)
+
+
+async def test_servers_with_different_schemas_both_record(any_application: Application) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            clients = []
+            for schema in ("airy_trio", "other"):
+                settings = any_application.run_migration(f'schema = "{schema}"\n{LISTENER}')
+                client = await client_of(await nursery.start(app.serve, settings))
+                clients.append(await stack.enter_async_context(client))
+            any_application.tag()
+            assert [(await client.receive()).command for client in clients] == ["MESSAGE"] * 2
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("kind", ["metadata", "messages"])

@@ -524,7 +524,7 @@ def test_removing_by_a_symbolic_link_includes_the_lock_file(tmp_path: Path) -> N
     link.symlink_to(tmp_path / "app.db")
     with application(f"sqlite:///{link}") as linked:
         settings = linked.run_migration()
-        lock_file(link).touch()
+        lock_file(link, settings.database.schema).touch()
         migrate.remove(settings)
     assert {path.name for path in tmp_path.iterdir()} == {"app.db", "link.db"}
 

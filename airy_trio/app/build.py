@@ -212,7 +212,7 @@ def _feed(
 
         seals = _may_lose_events(settings)
         changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
-        return SqliteFeed(changes, newer_schema), lambda _epoch: FileLease(lock_file(path))
+        return SqliteFeed(changes, newer_schema), lambda _epoch: FileLease(lock_file(path, names.schema))
     reading = _recorder_connection(options)
     seals = not settings.log_is_here  # otherwise both are in one commit of one database
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
@@ -252,7 +252,7 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
         path = sqlite_path(settings.log_url)
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
-    locked = lock_file(path)
+    locked = lock_file(path, names.schema)
     return feed, lambda _epoch: FileLease(locked)
 
 

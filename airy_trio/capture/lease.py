@@ -194,14 +194,17 @@ class OwnLease:
         await trio.lowlevel.checkpoint()
 
 
-def lock_file(database: Path) -> Path:
-    """Return the lock file of an SQLite database. Symbolic links are resolved, so that all paths lead to one lock."""
+def lock_file(database: Path, schema: str) -> Path:
+    """Return the lock file of a change log or an event log: of its SQLite database and ``[database] schema``.
+
+    Symbolic links are resolved, so that all paths lead to one lock.
+    """
     path = database.resolve()
-    return path.with_name(f"{path.name}.airy-trio.lock")
+    return path.with_name(f"{path.name}.{schema.replace('_', '-')}.lock")
 
 
 def is_held(connection: sa.Connection, names: Names) -> bool:
-    """Return whether any server holds the lease of this database, without acquiring it.
+    """Return whether any server holds the lease of a change log, without acquiring it.
 
     On SQLite a shared lock is taken for an instant; during that instant a server fails to acquire and tries again.
     """
@@ -210,7 +213,7 @@ def is_held(connection: sa.Connection, names: Names) -> bool:
         return bool(connection.execute(_HELD, arguments).scalar_one())
     database = connection.exec_driver_sql("PRAGMA database_list").one()[2]
     try:
-        file = os.open(lock_file(Path(database)), os.O_RDONLY)
+        file = os.open(lock_file(Path(database), names.schema), os.O_RDONLY)
     except OSError:  # No server has run here, or this user may not read its lock file.
         return False
     try:

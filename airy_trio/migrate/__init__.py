@@ -173,7 +173,7 @@ def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
         require_file(path)
     retry_while_locked(lambda: _remove(settings), waiting)
     if path is not None and not settings.changes.reads_only:
-        lock_file(path).unlink(missing_ok=True)
+        lock_file(path, settings.database.schema).unlink(missing_ok=True)
 
 
 def migrate_log(url: str, options: DatabaseOptions) -> None:
@@ -318,7 +318,7 @@ def _remove(settings: Settings) -> None:
         emptied = _remove_log(connection, settings)
     # Only after both transactions are committed.
     if emptied is not None:
-        lock_file(emptied).unlink(missing_ok=True)
+        lock_file(emptied, settings.database.schema).unlink(missing_ok=True)
         for ending in ("", "-wal", "-shm"):
             emptied.with_name(emptied.name + ending).unlink(missing_ok=True)
 
