@@ -34,6 +34,7 @@ from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
 from tests.application import Application
 from tests.certificates import issue
+from tests.docs.pages import parts
 from tests.log.places import event, fold, redis_places
 from tests.redis_server import OUTAGES, RedisServer
 
@@ -363,6 +364,22 @@ async def test_missing_permission_is_refused_whatever_the_user_name(own_redis: R
     async with open_store(own_redis.url.replace("//", "//ROOM:s3cret@")) as store:
         with pytest.raises(RedisRefusedError, match=r"log\.url.*ROOM"):
             await store.bounds()
+
+
+async def test_documented_rights_suffice(own_redis: RedisServer) -> None:
+    [line] = parts("how-to/scale-out.md", "text")
+    async with open_store(own_redis.url) as store:
+        await store._client.acl_setuser(*line.split()[2:])  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
+    async with open_store(own_redis.url.replace("//", "//airy:PASSWORD@")) as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1)], "point", state=StateChange(generation="g"))
+        await store.wait(head)
+        assert not await store.fold("g", ["message.updated"], 10)
+        claim = Claim("owner", "name", "token")
+        assert await store.claim([claim]) == [None]
+        assert not await store.acknowledge([Acknowledgement(claim, head.at(1))])
+        assert await store.acknowledged("owner", "name") == head.at(1)
+        assert await store.trim(age_s=1000, keep=0, limit=10, unused_s=1000) == 1
 
 
 @pytest.mark.parametrize(
