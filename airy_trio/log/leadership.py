@@ -35,13 +35,13 @@ class ForeignConsumerError(AiryTrioError):
 
 
 class ForeignLogError(AiryTrioError):
-    """The event log holds the events of another database, or of another capture mode. Nothing was written to it."""
+    """The event log holds the events of another change log, or of another capture mode. Nothing was written to it."""
 
     def __init__(self, store: str) -> None:
         super().__init__(
-            f"the event log at {store} holds the events of another database, or of another changes.capture; give each "
-            "its own [log] url, or stop the other server and take the event log over with: airy-trio migrate "
-            "--adopt-log --config FILE"
+            f"the event log at {store} holds the events of another database, or of another database.schema or "
+            "changes.capture; give each its own [log] url, or stop the other server and take the event log over with: "
+            "airy-trio migrate --adopt-log --config FILE"
         )
 
 
