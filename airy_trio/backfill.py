@@ -107,10 +107,7 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
     try:
         check = partial(require_tables, settings=settings)
         tables = await wait_until_available(lambda: opened.run(check), database, "database.url")
-        database_of_pages = opened
-        if names.dialect == POSTGRES:  # a snapshot for each statement, independent of the role's default
-            database_of_pages = Database(opened.engine.execution_options(isolation_level="READ COMMITTED"))
-        work = _Backfill(database_of_pages, names, options, report)
+        work = _Backfill(opened, names, options, report)
         for kind in kinds:
             await work.table(tables[kind])
     except (DatabaseRefused, Unavailable) as error:

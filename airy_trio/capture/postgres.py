@@ -106,9 +106,7 @@ HEARTBEAT_S: Final = 0.4  # less than the idle time-out of a recorder's connecti
 FREQUENT_S: Final = 0.01  # notifying more often would slow the application: its commits wait for each other
 
 _BEGIN: Final = Statement("begin isolation level repeatable read read only")
-# READ COMMITTED whatever the role's default: a trim or a backfill may be changing the only row of ``change_state``. At
-# a higher level the update would wait for that transaction and then fail.
-_BEGIN_WRITING: Final = Statement("begin isolation level read committed read write")
+_BEGIN_WRITING: Final = Statement("begin read write")
 _COMMIT: Final = Statement("commit")
 _SAVEPOINT: Final = Statement("savepoint airy_query")
 _ROLLBACK_QUERY: Final = Statement("rollback to savepoint airy_query")

@@ -40,6 +40,9 @@ READER_BUSY_TIMEOUT_S: Final = 1.0
 """How long the connection that reads changes waits for a writer on SQLite; a longer lock interrupts recording."""
 ROW_SECURITY_OFF: Final = {"row_security": "off"}
 """Makes Postgres reject a query from which a policy would hide rows: a hidden row would count as deleted."""
+READ_COMMITTED: Final = {"default_transaction_isolation": "read committed"}
+"""For all transactions without a level of their own, whatever the default of the role or the database is. An append, a
+trim and a backfill may change the same row; at a higher level one of them would fail instead of waiting."""
 PLAIN_TEXT: Final = {
     "timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex",
     "extra_float_digits": "1",
@@ -111,7 +114,7 @@ def postgres_engine(
             for name in ("text", "varchar", "bpchar", "name", '"char"'):
                 connection.adapters.register_loader(name, _TextOrBytesLoader)
         if not pooled:
-            _configure(connection, PLAIN_TEXT | ROW_SECURITY_OFF | (settings or {}), local=False)
+            _configure(connection, PLAIN_TEXT | ROW_SECURITY_OFF | READ_COMMITTED | (settings or {}), local=False)
             connection.allow_for_pooler()  # one in session mode, which needs no direct_url
             connection.commit()  # otherwise the first rollback would undo the settings
 

@@ -62,11 +62,13 @@ def test_values_read_alike_whatever_the_database_settings(postgres_application: 
         connection.exec_driver_sql(f"alter database {database} set timezone = 'Asia/Tokyo'")
         connection.exec_driver_sql(f"alter database {database} set datestyle = 'SQL, DMY'")
         connection.exec_driver_sql(f"alter database {database} set client_encoding = 'latin1'")
+        connection.exec_driver_sql(f"alter database {database} set default_transaction_isolation = 'serializable'")
     database_ = Database(
         postgres_engine(postgres_application.url, connect_timeout_s=5, settings={"lock_timeout": "7s"})
     )
     assert run(database_, "select cast(timestamptz '2020-01-02 03:00:00Z' as text)") == "2020-01-02 03:00:00+00"
     assert run(database_, "show client_encoding") == "UTF8"
+    assert run(database_, "show transaction_isolation") == "read committed"
     assert run(database_, "show lock_timeout") == "7s"
     database_.engine.dispose()
 
