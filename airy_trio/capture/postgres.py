@@ -256,7 +256,11 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         if notified:
             pipeline.discard_notifications()
         moment = compiled(_MOMENT, {"log": self._log_name})
-        _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit))
+        # One row more than the limit shows whether this page is the last one. If a full page left that open, the
+        # recorded point would not end the difference until the next change, and nothing of it could be trimmed.
+        _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit + 1))
+        is_last = len(rows) <= limit
+        rows = rows[:limit]
         reading = await _run(len(rows), self._objects.reading, changes_of(rows))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify. If changes
         # are found without a notification, this is mostly the read after arming, and shows that writers are busy right
@@ -270,7 +274,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
         point.require_history_of(now)
         _require_possible(rows)
-        following = self._following(point, now, rows, limit)
+        following = self._following(point, now, rows, is_last=is_last)
         # The last page of a difference ends at a target that may be long past. Only a new difference can show that
         # there is no more.
         return Batch(
@@ -289,11 +293,12 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             return self._page, text_parameters(point.seq, point.target, point.snapshot, limit)
         return self._difference, text_parameters(point.next_transaction, f"{{{','.join(point.in_progress)}}}", limit)
 
-    def _following(self, point: PostgresPoint, now: PostgresPoint, rows: Sequence[Row], limit: int) -> PostgresPoint:
-        """The resume point after these rows: the whole difference, or a page of it."""
-        # A page that is exactly full may have been the last one. Then the next page is empty, and ends the difference.
+    def _following(
+        self, point: PostgresPoint, now: PostgresPoint, rows: Sequence[Row], *, is_last: bool
+    ) -> PostgresPoint:
+        """The resume point after these rows: the whole difference or its last page (``is_last``), or another page."""
         target = point.target or now.snapshot
-        if len(rows) < limit:
+        if is_last:
             return evolve(now, snapshot=target)
         return evolve(point, place=now.place, source=now.source, target=target, seq=rows[-1][_SEQ])
 

@@ -136,6 +136,15 @@ async def test_pages_continue_in_a_new_feed(postgres_application: Application) -
     assert seen == [f"t{number}" for number in range(10)]
 
 
+async def test_rows_of_a_full_last_page_can_be_trimmed(postgres_application: Application) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        after = await feed.origin()
+        postgres_application.tags(range(4))
+        for _ in range(2):
+            after = (await feed.read(after, 2)).resume_point
+        assert await feed.trim(after, 100) == 4
+
+
 async def test_trim_spares_rows_of_an_open_transaction(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:

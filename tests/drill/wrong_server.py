@@ -33,7 +33,8 @@ class SeqFeed(PostgresFeed):
         point: PostgresPoint,
         now: PostgresPoint,
         rows: Sequence[Row],
-        limit: int,  # noqa: ARG002 - there are no pages
+        *,
+        is_last: bool,  # noqa: ARG002 - there are no pages
     ) -> PostgresPoint:
         return evolve(now, seq=rows[-1][len(COLUMNS)] if rows else point.seq)
 
