@@ -67,7 +67,10 @@ ADVICE: Final = "if clients are to receive them: airy-trio migrate --config FILE
 """The remedy if writes for which triggers do not fire are to be sent."""
 _CATALOGUES: Final = ("pg_subscription_rel", "pg_db_role_setting")
 
-_VERSION = sa.text("select current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
+_VERSION = sa.text(
+    "select current_setting('server_version_num')::int / 10000, pg_is_in_recovery(), "
+    "current_setting('default_transaction_read_only') = 'on', current_user"
+)
 _MISSING = sa.text(
     """
     select current_user as role, privilege from unnest(cast(:wanted as text[])) privilege
@@ -119,15 +122,17 @@ _SERVER = sa.text(
 
 
 def refusals(connection: sa.Connection, *, reads_only: bool = False) -> Iterator[str]:
-    """Yield a line if this server cannot be used at all: it is too old, or it is a standby and we write to it.
+    """Yield a line if this server cannot be used at all: it is too old, or we write to it and it accepts no writes.
 
     ``reads_only``: we write nothing to it, so a standby is accepted.
     """
-    version, standby = connection.execute(_VERSION).one()
+    version, standby, only_reads, role = connection.execute(_VERSION).one()
     if version < VERSION_MIN:
         yield f"this is PostgreSQL {version}; {VERSION_MIN} or newer is needed"
     if standby and not reads_only:
         yield "this is a standby, which accepts no writes; name its primary"
+    if only_reads and not reads_only:
+        yield f'role "{role}" only reads (default_transaction_read_only is on), but airy-trio must write'
 
 
 @contextmanager

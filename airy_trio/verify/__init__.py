@@ -101,10 +101,7 @@ FRESH_S: Final = 60.0
 SQLITE_LONG_MAX_S: Final = 1.0
 """The long transaction blocks all other writers, so it must stay below their busy time-out."""
 
-_RIGHTS = sa.text(
-    "select current_user, current_database(), has_database_privilege(current_database(), 'CREATE'), "
-    "current_setting('default_transaction_read_only') = 'on'"
-)
+_RIGHTS = sa.text("select current_user, current_database(), has_database_privilege(current_database(), 'CREATE')")
 _STALE = sa.text(
     "select nspname, cast(oid as int) as oid from pg_namespace where nspname ~ :pattern "
     "and obj_description(oid, 'pg_namespace') = :comment and pg_has_role(nspowner, 'USAGE')"
@@ -271,12 +268,10 @@ def _signals_ignored() -> Iterator[None]:
 
 def _require_possible(connection: sa.Connection) -> None:
     faults = [*refusals(connection), *missing_identity(connection)]
-    role, database, may_create, read_only = connection.execute(_RIGHTS).one()
+    role, database, may_create = connection.execute(_RIGHTS).one()
     if not may_create:
         grant = f"GRANT CREATE ON DATABASE {quote_identifier(database)} TO {quote_identifier(role)}"
         faults.append(f'role "{role}" may not create the scratch schema of verify; as the owner: {grant}')
-    elif read_only:
-        faults.append(f'role "{role}" only reads (default_transaction_read_only), but verify must write')
     if faults:
         raise StartError(f"database.url: {fault}" for fault in faults)
 

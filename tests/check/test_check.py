@@ -216,6 +216,14 @@ def test_mapped_table_without_the_right_to_read(stranger: str, postgres_applicat
     assert any(line.startswith('database.tables.tags.name: "tags" cannot be read: ') for line in found)
 
 
+def test_role_that_only_reads_is_a_problem(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    name = sa.make_url(postgres_application.url).database
+    postgres_application.execute(f"alter database {name} set default_transaction_read_only = on")
+    only_reads = 'role "postgres" only reads (default_transaction_read_only is on), but airy-trio must write'
+    assert f"database.url: {only_reads}" in problems(check(settings))
+
+
 def test_disabled_durability_is_a_warning(postgres_application: Application, tmp_path: Path) -> None:
     settings = postgres_application.migrate()
     warnings = check(settings).of("warning")
