@@ -232,10 +232,11 @@ def _run(connection: sa.Connection, statements: Iterable[str]) -> None:
 
 _SQLITE_EVENTS: Final = ("insert", "update", "delete", "before_insert", "before_update")
 _SQLITE_FOUND = sa.text("select tbl_name as table_name, name, sql as body from sqlite_master where type = 'trigger'")
-# Triggers run in the application's SQLite library, so they only use functions that old versions have too. 2440587.5 is
-# the Julian day of 1970-01-01.
+# Triggers run in the application's SQLite library, so they only use functions that old versions have too, and none that
+# applications often replace by their own, such as ``lower``: if a connection does not trust the schema, SQLite rejects
+# those in a trigger. 2440587.5 is the Julian day of 1970-01-01.
 SQLITE_NOW_MS: Final = "cast((julianday('now') - 2440587.5) * 86400000 as integer)"
-SQLITE_TOKEN: Final = "lower(hex(randomblob(8)))"  # noqa: S105 - identifies a row, not a secret
+SQLITE_TOKEN: Final = "hex(randomblob(8))"  # noqa: S105 - identifies a row, not a secret
 
 
 def _sqlite_triggers(table: Table, names: Names) -> Mapping[str, Trigger]:

@@ -138,7 +138,11 @@ def test_default_tables_need_no_trigger_before_the_write(application: Applicatio
 
 
 def test_the_application_need_not_trust_the_schema(application: Application) -> None:
-    application.execute("pragma trusted_schema = off", "insert into tags values ('a', 'x', 'red')")
+    with application.engine.begin() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.create_function("lower", 1, str.lower)
+        connection.exec_driver_sql("pragma trusted_schema = off")
+        connection.exec_driver_sql("insert into tags values ('a', 'x', 'red')")
     assert logged(application) == [("U", "a")]
 
 
