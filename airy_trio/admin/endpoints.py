@@ -35,8 +35,8 @@ from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.delivery.client import Client, ClientState, Subscription
 from airy_trio.events.destinations import Addressed, covers, destinations_of, text
 from airy_trio.events.models import TYPES
-from airy_trio.log.ages import LATENCY_BUCKETS_S
 from airy_trio.log.store import Position
+from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.sessions.listener import Address
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

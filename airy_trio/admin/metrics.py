@@ -18,9 +18,9 @@ from prometheus_client.registry import Collector
 
 from airy_trio import __version__
 from airy_trio.admin.readiness import Condition
-from airy_trio.log.ages import LATENCY_BUCKETS_S, Latencies
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.recorder import Recorder, Retention
+from airy_trio.log.tail import LATENCY_BUCKETS_S, Latencies
 from airy_trio.sessions.registry import Sessions
 
 PREFIX: Final = "airy_trio_"

@@ -27,11 +27,10 @@ from attrs import define, field
 
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
-from airy_trio.log.ages import Latencies
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, PositionExpired, StoredEvent, StoreUnavailable
-from airy_trio.log.tail import View
+from airy_trio.log.tail import Latencies, View
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024

@@ -33,7 +33,6 @@ from typing import Final
 import structlog
 import trio
 
-from airy_trio.log.ages import Arrivals, Latencies, StoreClock
 from airy_trio.log.current import CurrentState
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Reads
@@ -49,7 +48,7 @@ from airy_trio.log.store import (
     StoreUnavailable,
     is_all,
 )
-from airy_trio.log.tail import Tail, View
+from airy_trio.log.tail import Arrivals, Latencies, StoreClock, Tail, View
 from airy_trio.retry import Outage
 
 READ_EVENTS_MAX: Final = 1000

@@ -38,7 +38,6 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from airy_trio.events.destinations import Destination, OfConversation
-from airy_trio.log.ages import StoreClock
 from airy_trio.log.current import CurrentState, Marks, fold
 from airy_trio.log.store import (
     Bounds,
@@ -50,7 +49,7 @@ from airy_trio.log.store import (
     StoreUnavailable,
     is_all,
 )
-from airy_trio.log.tail import Tail
+from airy_trio.log.tail import StoreClock, Tail
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""

@@ -11,7 +11,7 @@ from airy_trio.backfill import BackfillOptions, backfill
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.delivery.start import RESUMES
 from airy_trio.events.models import TYPES
-from airy_trio.log.ages import LATENCY_BUCKETS_S
+from airy_trio.log.tail import LATENCY_BUCKETS_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.terminal import ProgressReport
 from airy_trio.testing.client import Rejected, StompClient, connect

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.log.ages import ARRIVALS_MAX, LATENCY_BUCKETS_S, Arrivals, Latencies
+from airy_trio.log.tail import ARRIVALS_MAX, LATENCY_BUCKETS_S, Arrivals, Latencies
 
 
 class TestArrivals:
