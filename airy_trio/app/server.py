@@ -315,7 +315,7 @@ class Renewal:
         if encryption is not None and new is not None:
             encryption.context = new.context
             _log_certificate(new)
-        for warning in renewed.exposures():
+        for warning in set(renewed.exposures()) - set(running.exposures()):
             logger.warning(warning)
         logger.info("settings renewed", only_after_a_restart=list(not_renewed(running, found)))
 

@@ -55,9 +55,7 @@ POLL_SETTLED_S: Final = 0.02
 """The same, while nothing has been written for ``SETTLED_S``."""
 SETTLED_S: Final = 0.05
 POLL_LOOK_S: Final = 0.05
-"""While polling: between two looks."""
-COMMIT_S: Final = 0.006
-"""While polling: after a write, a commit mostly becomes visible in this time, because it goes to the disk first."""
+"""While polling: between two looks, while nothing has been written for ``SETTLED_S``."""
 
 _Written = tuple[int, int] | None
 
@@ -214,9 +212,9 @@ class SqliteWatch:
             now = trio.current_time()
             if self.touched():
                 self._touched_at = now
-            # Just after a write each check is followed by a look, later only some are: a check costs two calls of
-            # ``stat``, but a look costs a thread.
-            elif now - self._touched_at > COMMIT_S and now - self._looked_at < POLL_LOOK_S:
+            # After a write each check is followed by a look, because the commit becomes visible only when it is on the
+            # disk. Later only some are: a check costs two calls of ``stat``, but a look costs a thread.
+            elif settled and now - self._looked_at < POLL_LOOK_S:
                 continue
             self._looked_at = now
             return

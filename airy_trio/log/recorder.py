@@ -257,11 +257,11 @@ class Recorder:
             check_at += CONSUMER_POLL_S  # another server that cannot record holds the lease for one read
         while not await self._lease.try_acquire():
             now = trio.current_time()
-            if now >= check_at and await self._does_another_record(now - foreign_since, now - waiting_since):
+            if now >= check_at and await self._check_consumer(now - foreign_since, now - waiting_since):
                 check_at = foreign_since = now + CONSUMER_POLL_S
             await trio.sleep(poll_s)
 
-    async def _does_another_record(self, foreign_s: float, waited_s: float) -> bool:
+    async def _check_consumer(self, foreign_s: float, waited_s: float) -> bool:
         """Check the consumer of the changes; return whether another server records them into our log, and report it.
 
         ``foreign_s``: for how long it has been another log, if it is one now. ``waited_s``: for how long the lease has
@@ -273,7 +273,8 @@ class Recorder:
                 error = ForeignConsumerError(foreign)
                 if not self._has_started:
                     raise error
-                self._outage.begin(str(error))
+                if self.interruption != str(error):
+                    self._outage.begin(str(error))
                 self._mark_behind()
             return False
         if not (self._has_started or waited_s >= BEGINNING_PATIENCE_S or await self._consumption.has_begun()):

@@ -285,9 +285,8 @@ class Conversation:
         answered = False
         for request in requests:
             if answered:
-                await (
-                    self._client.slot.turn()
-                )  # an answer, and the replay that may follow it, costs as much as a further message
+                # An answer, and the replay that may follow it, costs as much as a further message.
+                await self._client.slot.turn()
             reason = await self._answer(request)
             if reason is not None:
                 return reason

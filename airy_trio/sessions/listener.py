@@ -247,13 +247,7 @@ class _Acceptor:
                     raise BrokenListenerError(message) from None
                 logger.debug("connection lost before it was accepted", reason=error.strerror)
                 continue
-            try:
-                transport = SocketTransport(sock)
-            except OSError as error:  # some systems report here that it was reset
-                sock.close()
-                logger.debug("connection lost while it was accepted", reason=error.strerror)
-                continue
-            self._accepted(transport, str(address[0]))
+            self._accepted(SocketTransport(sock), str(address[0]))
         return None
 
     def _accepted(self, transport: SocketTransport, peer: str) -> None:

@@ -68,8 +68,7 @@ class Step:
 class LogTables:
     """The tables under their names in one database, and the statements on them.
 
-    ``bounds`` returns epoch, first, last, resume point and the store's clock; ``aged`` adds the newest offset that was
-    appended ``:age_ms`` ago or earlier.
+    ``bounds`` and ``aged`` return the columns of ``store.StateRow``.
     """
 
     def __init__(self, names: Names, now_ms: sa.ColumnElement[int], insert: Callable[[sa.Table], Any]) -> None:
