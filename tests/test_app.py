@@ -12,7 +12,8 @@ import trio
 from structlog.testing import capture_logs
 
 from airy_trio import app
-from airy_trio.app.build import opened_store
+from airy_trio.admin.readiness import Starting
+from airy_trio.app.build import open_back_ends, opened_store
 from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
@@ -20,6 +21,7 @@ from airy_trio.migrate import migrate
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application
+from tests.capture.watched import ONLY_TAGS, Watched
 
 TIMEOUT_S = 20.0
 LISTENER = "[listener]\nport = 0\n"
@@ -62,6 +64,22 @@ async def test_servers_with_different_schemas_both_record(any_application: Appli
             any_application.tag()
             assert [(await client.receive()).command for client in clients] == ["MESSAGE"] * 2
             nursery.cancel_scope.cancel()
+
+
+async def test_servers_of_all_schemas_share_the_lease_of_a_log_in_redis(sqlite_application: Application) -> None:
+    """Only a log in SQL has tables for each schema."""
+    Watched(sqlite_application)
+    acquired = []
+    with trio.fail_after(TIMEOUT_S):
+        async with AsyncExitStack() as stack:
+            for schema in ("airy_trio", "other"):
+                settings = sqlite_application.settings(
+                    f'schema = "{schema}"\n{ONLY_TAGS}[changes]\ncapture = "updated_at"\n'
+                    '[log]\nstore = "redis"\nurl = "redis://127.0.0.1:1"\n'
+                )
+                back_ends = await stack.enter_async_context(open_back_ends(settings, Starting()))
+                acquired.append(await back_ends.lease(lambda: "epoch1").try_acquire())
+    assert acquired == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["metadata", "messages"])

@@ -252,7 +252,8 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
         path = sqlite_path(settings.log_url)
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
-    locked = lock_file(path, names.schema)
+    # Only a log in SQL has tables for each schema; all other servers of this database share one log.
+    locked = lock_file(path, names.schema) if log.store == "sql" else lock_file(path)
     return feed, lambda _epoch: FileLease(locked)
 
 

@@ -309,7 +309,7 @@ OVERLAP_S: Final = 5.0
 
 CANNOT_SEE: Final = (
     "deleted rows, the old keys of changed rows, rows whose updated_at was not set or is not a time, and writes of "
-    "transactions that were open for longer than overlap_s, or whose clock was behind by as much"
+    "transactions that were open for longer than overlap_s, or took their time from a clock that is behind by more"
 )
 """The changes that capture by ``updated_at`` misses, for logs and reports."""
 

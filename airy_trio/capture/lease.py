@@ -194,7 +194,7 @@ class OwnLease:
         await trio.lowlevel.checkpoint()
 
 
-def lock_file(database: Path, schema: str) -> Path:
+def lock_file(database: Path, schema: str = "airy_trio") -> Path:
     """Return the lock file of a change log or an event log: of its SQLite database and ``[database] schema``.
 
     Symbolic links are resolved, so that all paths lead to one lock.

@@ -123,8 +123,8 @@ class State:
     ``until``: the position at which the state ends; equal to ``position`` if it is empty. ``missing``: the types that
     the server does not have completely; empty if the state is complete.
 
-    If what you have is stored, discard it in the transaction that stores ``position``. After a crash in between,
-    another server may still be able to continue at the former position, and then no state follows.
+    If your program stores its data, discard them and store ``position`` in one transaction. Otherwise, after a crash
+    between the two, another server may continue at the former position, and the discarded objects do not come again.
     """
 
     position: str
@@ -396,7 +396,7 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
 ) -> AsyncGenerator[Follower]:
     """Open a client for a block. It connects when ``Follower.events`` is called, and reconnects until the block ends.
 
-    ``url``: ``ws://HOST[:PORT][/PATH]`` or ``wss:``, in ASCII; without a path it is the default one.
+    ``url``: ``ws://HOST[:PORT][/PATH]`` or ``wss:``, in ASCII; without a path, the default path is used.
     ``token``: sent with CONNECT as a Bearer token; a function is called once for each connection, so it can renew the
     token when the server has rejected the former one or ended its session (401). A token with a line end or NUL is a
     ``ClientError``. ``tls``: the certificates to trust for ``wss:``; None: those of the system.

@@ -47,8 +47,9 @@ _LIMITS: Final = Limits(
 )
 _RECONNECT: Final = {row.token[:3]: row.reconnect for row in CATALOGUE if row.token is not None}
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in CATALOGUE if row.token is not None}
-_FAULTS: Final = {1002: "the server does not speak WebSocket", 1009: "a message was too large"}
-"""By the close codes with which this client ends a WebSocket. A server sends an ERROR before its own 1002 and 1009."""
+_NOT_WEBSOCKET: Final = "the answer is not valid WebSocket"
+_FAULTS: Final = {1002: _NOT_WEBSOCKET, 1007: _NOT_WEBSOCKET, 1009: "a message was too large"}
+"""By the close codes with which this client ends a WebSocket. The server sends an ERROR before its own, if it can."""
 _NUMBER: Final = re.compile(r"[0-9]{1,15}")
 _PRINTABLE: Final = re.compile(r"[!-~]+")
 _AnyStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]

@@ -131,14 +131,15 @@ async def test_close_code_counts_if_there_is_no_error_frame(autojump_clock: Mock
     assert (refused.value.token, refused.value.prose) == ("403-forbidden", "no")
 
 
-async def test_answer_that_is_no_websocket_is_a_bad_answer(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("code", [1002, 1007])
+async def test_answer_that_is_no_websocket_is_a_bad_answer(code: int, autojump_clock: MockClock) -> None:
     """trio-websocket reports its own Close frame about it as if it had come from the server."""
 
     async def fail(text: str, socket: Socket) -> None:
-        await socket.aclose(1002, "Invalid opcode 0x3")
+        await socket.aclose(code, "Invalid opcode 0x3")
 
     async with scripted(fail) as url:
-        with pytest.raises(BadAnswer, match="does not speak WebSocket: Invalid opcode 0x3"):
+        with pytest.raises(BadAnswer, match="is not valid WebSocket: Invalid opcode 0x3"):
             await first(url)
 
 
