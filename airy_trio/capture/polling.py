@@ -323,37 +323,42 @@ class UpdatedAtFeed(InspectedFeed):
         """Collect the new versions of one table, up to the limit; return its next mark."""
         scan, returned = self._scans[kind], self._returned[kind]
         lower_us = None if mark.newest_us is None else mark.newest_us - self._reach_us(kind)
-        place, newest_us = mark.after, mark.upto_us
+        place, newest_us, is_local = mark.after, mark.upto_us, None
         for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
-                    upto_us = scan.newest_us(poll.connection, lower_us) if mark.upto_us is None else mark.upto_us
+                    upto_us = scan.newest(poll.connection, lower_us)[0] if mark.upto_us is None else mark.upto_us
                     return evolve(mark, after=place, upto_us=upto_us)
                 poll.found.append(version)
-            place = version.place
+            place, is_local = version.place, version.is_local
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
-        return Mark(self._watermark(poll, kind, mark.newest_us, newest_us))
+        return Mark(self._watermark(poll, kind, mark.newest_us, newest_us, is_local=is_local))
 
     def _begin(self, poll: _Poll, kind: Kind) -> Mark:
         """The mark of a table as it is now. Its rows count as returned, unless it is read from the beginning."""
         if kind in self._from_the_beginning:
             return Mark(None)
         scan = self._scans[kind]
-        newest_us = self._watermark(poll, kind, None, scan.newest_us(poll.connection, None))
+        newest_us, is_local = scan.newest(poll.connection, None)
+        newest_us = self._watermark(poll, kind, None, newest_us, is_local=is_local)
         if newest_us is not None:
             for version in scan.versions(poll.connection, newest_us - self._reach_us(kind), None, None):
                 # With the number of the point that this read returns.
                 self._returned[kind][version.id] = self._serial + 1, version.place[0]
         return Mark(newest_us)
 
-    def _watermark(self, poll: _Poll, kind: Kind, before_us: int | None, newest_us: int | None) -> int | None:
-        """The watermark after a scan.
+    def _watermark(
+        self, poll: _Poll, kind: Kind, before_us: int | None, newest_us: int | None, *, is_local: bool | None
+    ) -> int | None:
+        """The watermark after a scan. ``is_local``: of the newest row that it has met, None if it has met none.
 
         It is never ahead of the database's clock: neither a row with a later time nor a clock that was set back may
         hide changes to come. Rows with a later time are met again by each scan.
         """
         moments_us = [moment_us for moment_us in (before_us, newest_us) if moment_us is not None]
-        return min(max(moments_us), self._scans[kind].clock.latest_us(poll.now_us)) if moments_us else None
+        if not moments_us:
+            return None
+        return min(max(moments_us), self._scans[kind].clock.latest_us(poll.now_us, is_local=is_local))
 
     def _reach_us(self, kind: Kind) -> int:
         """How far before the watermark a scan starts."""
@@ -362,9 +367,13 @@ class UpdatedAtFeed(InspectedFeed):
 
 @frozen
 class RowVersion:
-    """A version of a row: its place in the order of changes, its object, and a hash that identifies it."""
+    """A version of a row: its place in the order of changes, its object, and a hash that identifies it.
+
+    ``is_local``: its time is local, if the clock has a zone.
+    """
 
     place: Place
+    is_local: bool
     kind: Kind
     key: Key
     id: int
@@ -389,7 +398,7 @@ class TableScan:
         # Text of any encoding as hexadecimal digits, so that it can be a parameter of the next statement.
         collated = ' collate "C"' if dialect == POSTGRES else ""
         self._order = "(" + " || ' ' || ".join(order) + f"){collated}"
-        self._columns = ", ".join([self.clock.moment, self._order, *keys, *version])
+        self._columns = ", ".join([self.clock.moment, self.clock.is_local, self._order, *keys, *version])
         self._from = f"from {queries.name} t where"
 
     def versions(
@@ -406,13 +415,13 @@ class TableScan:
                 return
             after = page[-1].place
 
-    def newest_us(self, connection: sa.Connection, lower_us: int | None) -> int | None:
-        """The newest time of all rows from a time on; None if there are none."""
+    def newest(self, connection: sa.Connection, lower_us: int | None) -> tuple[int | None, bool | None]:
+        """The newest time of all rows from a time on, and whether it is local; None if there are none."""
         where, arguments = self._where(lower_us, None, None)
         order = f"order by {self.clock.value} desc limit 1"
-        statement = sa.text(f"select {self.clock.moment} {self._from} {where} {order}")
-        found: int | None = connection.execute(statement, arguments).scalar()
-        return found
+        statement = sa.text(f"select {self.clock.moment}, {self.clock.is_local} {self._from} {where} {order}")
+        found = connection.execute(statement, arguments).one_or_none()
+        return (None, None) if found is None else (found[0], bool(found[1]))
 
     def _where(
         self, lower_us: int | None, after: Place | None, upto_us: int | None
@@ -436,11 +445,12 @@ class TableScan:
         return " and ".join(conditions), arguments
 
     def _version(self, row: tuple[Any, ...]) -> RowVersion:
-        moment_us, order, *values = row
+        moment_us, is_local, order, *values = row
         key = values[0], values[1] if len(self._table.keys) > 1 else None
         # Of the text, because equal hashes of different numbers are not rare: hash(-1) == hash(-2). The hash of a text
         # differs from process to process, but the ids are kept in memory only.
-        return RowVersion(place=(moment_us, order), kind=self._table.kind, key=key, id=hash(repr(row)))
+        place = (moment_us, order)
+        return RowVersion(place, bool(is_local), self._table.kind, key, id=hash(repr(row)))
 
 
 # The forms of time: a timestamp with or without time zone, ISO text, epoch milliseconds. A value that is none of them
@@ -467,8 +477,9 @@ class Clock:
 
     ``value`` orders the rows, and is compared with ``bound`` of a number of microseconds. ``moment`` is the same time
     in microseconds. ``near`` is a condition that an index serves, with the parameters of ``_nearness``; it holds for
-    all rows from a time on, and may hold for others. ``zone``: the times are local to this zone, which may set its
-    clocks back; None: they are UTC.
+    all rows from a time on, and may hold for others. ``zone``: times may be local to this zone, which may set its
+    clocks back; None: all are UTC. ``is_local`` is the condition that a row's time is local: text may have an offset,
+    and a number is UTC.
     """
 
     value: str
@@ -476,18 +487,24 @@ class Clock:
     bound: str
     zone: tzinfo | None = None
     near: str = ""
+    is_local: str = "true"
 
     @property
     def is_moment(self) -> str:
         """The condition that a row has a time."""
         return f"{self.value} >= {self.bound.format(_MIN_US)} and {self.value} < {self.bound.format(_MAX_US)}"
 
-    def latest_us(self, now_us: int) -> int:
-        """The latest watermark at a time of the database. A scan that starts there meets rows of its overlap."""
-        if self.zone is None:
+    def latest_us(self, now_us: int, *, is_local: bool | None) -> int:
+        """The latest watermark at a time of the database. A scan that starts there meets rows of its overlap.
+
+        ``is_local``: whether the newest row's time is, and so those of the column; if that is not known, the later of
+        both, because the earlier one may be hours back.
+        """
+        if self.zone is None or is_local is False:
             return now_us
         offset = datetime.fromtimestamp(now_us / SECOND_US, self.zone).utcoffset() or timedelta()
-        return now_us + offset // timedelta(microseconds=1) + SET_BACK_MAX_US
+        local_us = now_us + offset // timedelta(microseconds=1) + SET_BACK_MAX_US
+        return local_us if is_local else max(now_us, local_us)
 
 
 def clock(dialect: str, table: Table) -> Clock:
@@ -517,15 +534,16 @@ def clock(dialect: str, table: Table) -> Clock:
                 f"(case when {text} ~ '{iso}' then cast({text} as timestamptz) "
                 f"when {text} ~ '^[0-9]{{1,15}}([.][0-9]*)?$' then to_timestamp(cast({text} as float8) / 1000) end)"
             )
-            return _timestamp_clock(value, "timestamptz", zone)
+            return _timestamp_clock(value, "timestamptz", zone, is_local=f"{text} ~ '^[0-9]{{4}}-..-..[^-+Z]*$'")
 
 
-def _timestamp_clock(value: str, type_: str, zone: tzinfo | None) -> Clock:
+def _timestamp_clock(value: str, type_: str, zone: tzinfo | None, is_local: str = "true") -> Clock:
     return Clock(
         value=value,
         moment=f"cast(extract(epoch from {value}) * {SECOND_US} as bigint)",
         bound=f"({type_} 'epoch' + cast({{}} as float8) * interval '1 microsecond')",
         zone=zone,
+        is_local=is_local,
     )
 
 
@@ -542,7 +560,8 @@ def _sqlite_clock(name: str, zone: tzinfo | None) -> Clock:
         f"({name} >= :near_day or ({name} >= :near_ms and {name} < '') or "
         f"({name} >= :near_digits and {name} < :near_digits_end))"
     )
-    return Clock(value=value, moment=value, bound="{}", zone=zone, near=near)
+    is_local = f"({name} glob '[0-9][0-9][0-9][0-9]-*' and substr({name}, 11) not glob '*[-+Zz]*')"
+    return Clock(value=value, moment=value, bound="{}", zone=zone, near=near, is_local=is_local)
 
 
 def _nearness(moment_us: int) -> Mapping[str, str | int]:
