@@ -72,7 +72,7 @@ def inspect(
 def inspect_again(connection: sa.Connection, tables: Tables, *, wheres: bool = False) -> Tables:
     """Describe the same tables as they are now. Raises ``MappingError``, naming the setting of each missing part.
 
-    ``wheres``: try each ``where`` too.
+    ``wheres``: try each ``where`` too, if the table can be read without it.
     """
     faults: list[str] = []
     again: dict[Kind, Table] = {}
@@ -93,7 +93,7 @@ def inspect_again(connection: sa.Connection, tables: Tables, *, wheres: bool = F
             faults.append(f"{shown} is without its columns {', '.join(gone)}")
             continue
         again[kind] = evolve(table, watermark=watermark, **_from_catalogue(relation, columns, kind))
-        if wheres:
+        if wheres and table.where and not _refusal(connection, evolve(again[kind], where="")):
             faults += _where_faults(connection, again[kind])
     if faults:
         raise MappingError(faults)
@@ -382,8 +382,8 @@ def _reading_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
 
 
 def _where_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
-    """Yield a fault if a table can be read, but not with its ``where``."""
-    if table.where and not _refusal(connection, evolve(table, where="")) and (refusal := _refusal(connection, table)):
+    """Yield a fault if a table that can be read without its ``where`` cannot be read with it."""
+    if table.where and (refusal := _refusal(connection, table)):
         setting = f"database.tables.{table.kind}.where"
         yield f'{setting}: not a condition over the columns of "{table.name}": {refusal}'
 

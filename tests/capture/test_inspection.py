@@ -3,11 +3,11 @@
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.capture.inspection import inspect
+from airy_trio.capture.inspection import inspect, inspect_again
 from airy_trio.capture.mapping import KINDS, Tables
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
-from tests.postgres import Postgres
+from tests.postgres import PASSWORD_ROLE, Postgres
 
 CHAT = (
     "create table chat (id text, body text, sent_at text, source text)",
@@ -100,6 +100,27 @@ def test_a_where_that_is_not_a_condition_is_a_fault(any_application: Application
 def test_a_where_with_unusual_characters_is_accepted(any_application: Application, where: str) -> None:
     any_application.migrate()
     assert inspected(any_application, only(tags=f'where = "{where}"')).keys() == {"tags"}
+
+
+def test_a_table_with_a_where_is_tried_once_without_it(sqlite_application: Application) -> None:
+    sqlite_application.migrate()
+    statements: list[str] = []
+
+    def record(_1: object, _2: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    sa.event.listen(sqlite_application.engine, "before_cursor_execute", record)
+    inspected(sqlite_application, only(tags="where = \"name <> 'x'\""))
+    assert sum(statement.startswith("SAVEPOINT") for statement in statements) == 2  # without, and with it
+
+
+def test_a_where_on_a_table_that_cannot_be_read_is_no_fault(postgres_application: Application) -> None:
+    """A missing right may be granted again, and the mapping is not wrong."""
+    postgres_application.migrate()
+    with postgres_application.engine.begin() as connection:
+        tables = inspect(connection, postgres_application.settings(only(tags="where = \"name <> 'x'\"")).tables)
+        connection.exec_driver_sql(f'set local role "{PASSWORD_ROLE}"')
+        assert inspect_again(connection, tables, wheres=True) == tables
 
 
 def test_faults_leave_the_transaction_usable(any_application: Application) -> None:
