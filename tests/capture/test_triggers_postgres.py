@@ -169,6 +169,7 @@ def plain_role(application: Application) -> Iterator[psycopg.Connection]:
         connection.execute(f"set role {role}")
         yield connection
         connection.execute("reset role")
+        connection.execute(f"reassign owned by {role} to current_user")
         connection.execute(f"drop owned by {role}")
 
 
@@ -198,6 +199,25 @@ def test_lastval_of_the_application_is_restored(
         plain_role.execute(statement.encode())
         assert plain_role.execute("select lastval()").fetchone() == (id_,)
     assert len(logged(application)) == 6
+
+
+def test_lastval_if_the_functions_have_another_owner_than_its_sequence(
+    application: Application, plain_role: psycopg.Connection
+) -> None:
+    """As after an upgrade by another role, because a function that is replaced keeps its owner."""
+    application.execute(
+        f'grant usage on schema airy_trio to "{PASSWORD_ROLE}"',
+        f'grant all on all tables in schema airy_trio to "{PASSWORD_ROLE}"',
+        f'alter function airy_trio.tags_insert() owner to "{PASSWORD_ROLE}"',
+    )
+    plain_role.execute("create temp sequence orders start 7")
+    plain_role.execute("select nextval('orders')")
+    plain_role.execute("insert into tags values ('t1', 'flag', 'red')")
+    assert plain_role.execute("select lastval()").fetchone() == (7,)
+    application.execute("revoke all on sequence airy_trio.lastval from public")  # as after a dump without privileges
+    plain_role.execute("select nextval('orders')")
+    plain_role.execute("insert into tags values ('t2', 'flag', 'red')")
+    assert logged(application) == [("U", "t1"), ("U", "t2")]
 
 
 def test_triggers_ignore_the_search_path_of_the_application(
