@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import evolve
+from coredis import PureToken
 from coredis.parser import Parser
 
 from airy_trio.app.build import adopt_log
@@ -18,7 +19,15 @@ from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, Of
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.redis.scripts import FIELDS
-from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, answered, fields_of, open_store, read_entry
+from airy_trio.log.redis.store import (
+    CONNECTIONS_MAX,
+    SCAN_EVENTS,
+    RedisRefusedError,
+    answered,
+    fields_of,
+    open_store,
+    read_entry,
+)
 from airy_trio.log.store import (
     Acknowledgement,
     Claim,
@@ -306,10 +315,56 @@ async def test_wait_ends_as_an_outage_when_a_fail_over_demotes_the_server(
         nursery.start_soon(wait, store)
         client = store._client  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
         with trio.fail_after(TIMEOUT_S):
-            while (await client.info("clients"))["blocked_clients"] != 1:  # noqa: ASYNC110 - Redis reports no event
-                await trio.sleep(0.01)
+            await blocked(store, 1)
             await client.replicaof("127.0.0.1", 1)
             await ended.wait()
+
+
+@pytest.mark.parametrize("demoted", [False, True])
+async def test_store_answers_after_many_lost_connections(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, demoted: bool
+) -> None:
+    async def wait(store: EventStore, head: Position) -> None:
+        with pytest.raises(StoreUnavailable):
+            await store.wait(head)
+
+    monkeypatch.setattr("airy_trio.log.redis.store.RECONNECT_EVERY_S", 0.0)
+    async with open_store(own_redis.url) as store, open_store(own_redis.url) as other:
+        head = (await store.bounds()).head
+        client = other._client  # type: ignore[attr-defined] # noqa: SLF001 - what an operator and a fail-over do
+        if demoted:
+            await client.replicaof("127.0.0.1", 1)
+        with trio.fail_after(TIMEOUT_S):
+            for _ in range(CONNECTIONS_MAX + 1):  # so many places has a pool of coredis by default
+                async with trio.open_nursery() as waiting:
+                    waiting.start_soon(wait, store, head)
+                    await blocked(other, 1)
+                    if demoted:
+                        with pytest.raises(StoreUnavailable):
+                            await store.append(head, [event(1)], "point")
+                    else:
+                        await client.client_kill(type_=PureToken.NORMAL, skipme=True)
+            assert (await store.bounds()).head == head
+
+
+async def test_many_calls_share_a_limited_number_of_connections(own_redis: RedisServer) -> None:
+    async with open_store(own_redis.url) as store, open_store(own_redis.url) as other:
+        head = (await other.bounds()).head
+        client = other._client  # type: ignore[attr-defined] # noqa: SLF001 - what an operator sees
+        with trio.fail_after(TIMEOUT_S):
+            async with trio.open_nursery() as waiting:
+                for _ in range(2 * CONNECTIONS_MAX):
+                    waiting.start_soon(store.wait, head)
+                await blocked(other, CONNECTIONS_MAX)
+                await other.append(head, [event(1)], "point")
+        assert (await client.info("clients"))["connected_clients"] <= CONNECTIONS_MAX + 1
+
+
+async def blocked(store: EventStore, count: int) -> None:
+    """Wait until Redis has this many blocking reads, or more."""
+    client = store._client  # type: ignore[attr-defined] # noqa: SLF001 - what an operator sees
+    while (await client.info("clients"))["blocked_clients"] < count:  # noqa: ASYNC110 - Redis reports no event
+        await trio.sleep(0.001)
 
 
 async def test_certificate_of_another_host_is_refused(tmp_path: Path, nursery: trio.Nursery) -> None:
