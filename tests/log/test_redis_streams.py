@@ -367,7 +367,8 @@ async def blocked(store: EventStore, count: int) -> None:
         await trio.sleep(0.001)
 
 
-async def test_certificate_of_another_host_is_refused(tmp_path: Path, nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("option", ["", "&ssl_cert_reqs=required", "&ssl_cert_reqs=optional"])
+async def test_certificate_of_another_host_is_refused(tmp_path: Path, nursery: trio.Nursery, option: str) -> None:
     async def shake_hands(stream: trio.SSLStream[trio.SocketStream]) -> None:
         with suppress(trio.BrokenResourceError):
             await stream.do_handshake()
@@ -378,10 +379,17 @@ async def test_certificate_of_another_host_is_refused(tmp_path: Path, nursery: t
     serve = partial(trio.serve_ssl_over_tcp, shake_hands, 0, encryption, host="127.0.0.1")
     [listener] = await nursery.start(serve)
     port = listener.transport_listener.socket.getsockname()[1]
-    async with open_store(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.authority}") as store:
+    async with open_store(f"rediss://127.0.0.1:{port}?ssl_ca_certs={files.authority}{option}") as store:
         with pytest.raises(StoreUnavailable, match=r"certificate is not valid for '127\.0\.0\.1'"):
             await store.bounds()
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=false"])
+async def test_check_of_the_host_name_can_be_turned_off(option: str) -> None:
+    async with open_store(f"rediss://127.0.0.1?{option}") as store:
+        context = store._client.connection_pool.connection_kwargs["ssl_context"]  # type: ignore[attr-defined] # noqa: SLF001 - coredis makes it
+    assert not context.check_hostname
 
 
 @pytest.mark.parametrize(

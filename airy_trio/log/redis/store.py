@@ -102,8 +102,8 @@ def _client_of(url: str) -> "coredis.Redis[bytes]":
     """Make a client, which does not connect yet. Raises ``SettingsError`` for a URL that cannot be used."""
     try:
         parts = urlsplit(url)
-        if parts.scheme == "rediss" and not parse_qs(parts.query).keys() & {"ssl_check_hostname", "ssl_cert_reqs"}:
-            # By default coredis accepts the certificate of any host.
+        if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs") != ["none"]:
+            # By default coredis accepts the certificate of any host. Of two equal options it uses the first.
             url = parts._replace(query=f"{parts.query}&ssl_check_hostname=true").geturl()
         client = coredis.Redis.from_url(
             url,
