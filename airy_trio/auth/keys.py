@@ -222,6 +222,9 @@ class KeyServer:
     algorithms: tuple[str, ...]
     pause_s: float = 30.0
     refresh_s: float = 300.0
+    # Of its own, because an abandoned thread that hangs keeps its token. The next load then waits for that thread, and
+    # the other threads of the process are not affected.
+    _limiter: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False, eq=False, repr=False)
 
     async def load(self) -> tuple[Key, ...]:
         """See ``KeySource.load``."""
@@ -236,12 +239,13 @@ class KeyServer:
         try:
             with trio.fail_after(FETCH_TIMEOUT_S):
                 # Reads all certificate authorities, from a mount that may hang.
-                tls = await trio.to_thread.run_sync(ssl.create_default_context, abandon_on_cancel=True)
+                make = ssl.create_default_context
+                tls = await trio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=self._limiter)
                 stream = await trio.open_tcp_stream(host, port)
                 with socket.socket(fileno=stream.socket.detach()) as plain, plain.dup() as same:
                     try:
                         ask = partial(_body_of, plain, tls, host, port, target)
-                        body = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+                        body = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self._limiter)
                     finally:
                         with suppress(OSError):  # it has ended already
                             same.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, even if bytes still arrive

@@ -215,6 +215,25 @@ async def test_load_can_be_cancelled_while_the_file_of_authorities_hangs(
     os.close(writing)
 
 
+async def test_loads_do_not_use_up_the_threads_while_the_file_of_authorities_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_hang(tmp_path / "authorities.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authorities.pem"))
+    monkeypatch.setattr(keys, "FETCH_TIMEOUT_S", 0.01)
+    server = KeyServer("https://127.0.0.1:9/", ("ES256",))
+    trio.to_thread.current_default_thread_limiter().total_tokens = 1
+    for _ in range(2):
+        with pytest.raises(KeysFault, match=r"took more than 0\.01 s"):
+            await server.load()
+    writing = await open_writer(tmp_path / "authorities.pem")
+    try:
+        with trio.fail_after(2):
+            await trio.to_thread.run_sync(os.getpid)
+    finally:
+        os.close(writing)
+
+
 async def answer_to(server: Server, signer: Issuer) -> Frame:
     """Return the answer to a CONNECT with a token."""
     plugged = server.plug()
