@@ -316,9 +316,9 @@ class HttpConnection:
         if answer.body and not without_body:
             events.append(h11.Data(data=answer.body))
         events.append(h11.EndOfMessage())
-        with trio.fail_after(WRITE_S):
-            for event in events:
-                await self._stream.send_all(self._http.send(event) or b"")
+        data = b"".join(self._http.send(event) or b"" for event in events)
+        with trio.fail_after(WRITE_S):  # one write: on a machine that pauses, the deadline could pass between two
+            await self._stream.send_all(data)
 
 
 def _request_of(head: h11.Request) -> PageRequest:

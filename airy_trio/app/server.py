@@ -315,8 +315,10 @@ class Renewal:
         if encryption is not None and new is not None:
             encryption.context = new.context
             _log_certificate(new)
-        for warning in set(renewed.exposures()) - set(running.exposures()):
-            logger.warning(warning)
+        known = frozenset(running.exposures())
+        for warning in renewed.exposures():
+            if warning not in known:
+                logger.warning(warning)
         logger.info("settings renewed", only_after_a_restart=list(not_renewed(running, found)))
 
     def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...] | None]:

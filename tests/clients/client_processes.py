@@ -19,6 +19,18 @@ FOLDER = Path(__file__).parent
 RECEIVE_TIMEOUT_S = 30.0
 CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "WEBSOCKET_CLIENT_CA_BUNDLE")
 """The variables of Node.js, OpenSSL and websocket-client."""
+SMALL_WEBSOCKET = """
+globalThis.WebSocket = class {
+  readyState = 1;
+  close() {}
+  receive(data) { setTimeout(() => this.onmessage({ data })); }
+  send(frame) {
+    if (frame.startsWith('CONNECT')) this.receive('CONNECTED\\nversion:1.2\\n\\n\\0');
+    if (frame.startsWith('SUBSCRIBE')) this.onsubscribe(frame);
+  }
+};
+"""
+"""A WebSocket of a few lines for Node.js. A program that uses it sets ``onsubscribe`` of its prototype."""
 
 
 @frozen

@@ -10,7 +10,7 @@ import trio
 
 from tests.application import Application
 from tests.clients.client_processes import FOLDER as CLIENTS
-from tests.clients.client_processes import missing
+from tests.clients.client_processes import SMALL_WEBSOCKET, missing
 from tests.docs.test_event_schema import TSC
 from tests.docs.test_load_then_live import follows, program
 from tests.processes import Program, running
@@ -71,28 +71,24 @@ export class Client {
 """
 """A React and a stompjs of a few lines, in which a client receives a reset and loses its connection at once."""
 
-LEFT: Final = """
+LEFT: Final = (
+    SMALL_WEBSOCKET
+    + """
 import { Client } from '@stomp/stompjs';
 export { Client };
 let leave;
 export const useReducer = (step, initial) => [initial, ({ type }) => console.log(type)];
 export const useEffect = (effect) => { leave = effect(); };
-globalThis.WebSocket = class {
-  readyState = 1;
-  close() {}
-  receive(data) { setTimeout(() => this.onmessage({ data })); }
-  send(frame) {
-    if (frame.startsWith('CONNECT')) this.receive('CONNECTED\\nversion:1.2\\n\\n\\0');
-    if (!frame.startsWith('SUBSCRIBE')) return;
-    const head = `MESSAGE\\nsubscription:${/\\nid:(.*)/.exec(frame)[1]}\\n\\n`;
-    this.receive(head + '{"type":"before"}\\0');
-    setTimeout(() => leave());
-    this.receive(head + '{"type":"after"}\\0');
-    setTimeout(process.exit);
-  }
+WebSocket.prototype.onsubscribe = function (frame) {
+  const head = `MESSAGE\\nsubscription:${/\\nid:(.*)/.exec(frame)[1]}\\n\\n`;
+  this.receive(head + '{"type":"before"}\\0');
+  setTimeout(() => leave());
+  this.receive(head + '{"type":"after"}\\0');
+  setTimeout(process.exit);
 };
 """
-"""A WebSocket of a few lines, which receives an event before and one after the hook's effect has ended."""
+)
+"""A WebSocket, which receives an event before and one after the hook's effect has ended."""
 
 
 async def compiled(folder: Path) -> str:

@@ -11,7 +11,7 @@ import trio
 
 from tests.application import Application
 from tests.clients.client_processes import FOLDER as CLIENTS
-from tests.clients.client_processes import missing
+from tests.clients.client_processes import SMALL_WEBSOCKET, missing
 from tests.docs.pages import FOLDER, parts, steps
 from tests.e2e.route import configure
 from tests.processes import Program, running, server
@@ -20,23 +20,17 @@ TIMEOUT_S = 40.0
 COUNT = 20
 GLOBAL_WEBSOCKET = "import WebSocket from 'ws';\nglobalThis.WebSocket ??= WebSocket;\n"
 """Browsers have a global WebSocket; older versions of Node.js do not."""
-QUIET = """
+QUIET = f"""
+{SMALL_WEBSOCKET}
 let subscribed = 0;
-globalThis.WebSocket = class {
-  readyState = 1;
-  close() {}
-  receive(data) { setTimeout(() => this.onmessage({ data })); }
-  send(frame) {
-    if (frame.startsWith('CONNECT')) this.receive('CONNECTED\\nversion:1.2\\n\\n\\0');
-    if (!frame.startsWith('SUBSCRIBE')) return;
-    subscribed += 1;
-    this.receive('RECEIPT\\nreceipt-id:begin\\nposition:abcdef-7\\nresume:live\\n\\n\\0');
-    setTimeout(() => { if (subscribed === 1) this.onclose({}); else process.exit(); });
-    if (subscribed === 2) console.log(/last-event-id:.*/.exec(frame)?.[0]);
-  }
-};
+WebSocket.prototype.onsubscribe = function (frame) {{
+  subscribed += 1;
+  this.receive('RECEIPT\\nreceipt-id:begin\\nposition:abcdef-7\\nresume:live\\n\\n\\0');
+  setTimeout(() => {{ if (subscribed === 1) this.onclose({{}}); else process.exit(); }});
+  if (subscribed === 2) console.log(/last-event-id:.*/.exec(frame)?.[0]);
+}};
 """
-"""A WebSocket of a few lines, whose first connection is lost before any event."""
+"""A WebSocket whose first connection is lost before any event."""
 
 
 def program(page: str, name: str) -> str:

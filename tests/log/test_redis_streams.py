@@ -396,7 +396,8 @@ async def test_check_of_the_host_name_can_be_turned_off(option: str) -> None:
     "url, fault",
     [
         ("redis://:s3cret@127.0.0.1/inbox", "the database of Redis is a number, redis://HOST/NUMBER"),
-        ("redis://:s3cret#@127.0.0.1", "the URL of Redis has no host (in a password write # as %23, and / as %2F)"),
+        ("redis://:s3cret#@127.0.0.1", "the URL of Redis has no host (in a password write # / ? as %23 %2F %3F)"),
+        ("redis://:s3cret?@127.0.0.1", "the URL of Redis has no host (in a password write # / ? as %23 %2F %3F)"),
         ("redis://:s3cret@127.0.0.1?max_connections=s3cret",
          'the URL of Redis cannot be used: an option after "?", or the URL itself, is not valid'),
         ("rediss://:s3cret@127.0.0.1?ssl_cert_reqs=s3cret",

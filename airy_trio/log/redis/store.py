@@ -118,7 +118,7 @@ def _client_of(url: str) -> "coredis.Redis[bytes]":
         reason = getattr(error, "strerror", None) or 'an option after "?", or the URL itself, is not valid'
         raise SettingsError([f"log.url: the URL of Redis cannot be used: {reason}"]) from None
     if parts.scheme != "unix" and not parts.hostname:
-        raise SettingsError(["log.url: the URL of Redis has no host (in a password write # as %23, and / as %2F)"])
+        raise SettingsError(["log.url: the URL of Redis has no host (in a password write # / ? as %23 %2F %3F)"])
     if parts.scheme != "unix" and not _DATABASE.fullmatch(parts.path):  # coredis would use database 0
         raise SettingsError(["log.url: the database of Redis is a number, redis://HOST/NUMBER"])
     return client
