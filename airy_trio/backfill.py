@@ -375,7 +375,7 @@ class _Backfill:
 
     async def _until_recorded(self) -> None:
         """Wait while too many rows are in the change log."""
-        read = partial(waiting, names=self.names)
+        read = partial(waiting, names=self.names, limit=self.options.waiting_rows + 1)
         rows, first = await self.database.run(read)
         moved_at = trio.current_time()
         while rows > self.options.waiting_rows:
@@ -387,13 +387,14 @@ class _Backfill:
             elif trio.current_time() >= moved_at + WAITING_PATIENCE_S and not self.warned:
                 self.warned = True
                 self.report.note(
-                    f"about {rows} rows wait in the change log, and no server seems to record them; start one, "
-                    "and the backfill continues by itself"
+                    f"more than {self.options.waiting_rows} rows wait in the change log, and no server seems to record "
+                    "them; start one, and the backfill continues by itself"
                 )
 
 
-def waiting(connection: sa.Connection, names: Names) -> tuple[int, int | None]:
-    """Return the approximate length of the change log and the number of its first row, which grows with recording."""
-    seq = ChangeLog(names).rows.c.seq
-    first, last = connection.execute(sa.select(sa.func.min(seq), sa.func.max(seq))).one()
-    return (0, None) if first is None else (last - first + 1, first)
+def waiting(connection: sa.Connection, names: Names, limit: int) -> tuple[int, sa.Row[Any] | None]:
+    """Return the length of the change log, counted up to a limit, and its first row, which changes with recording."""
+    log = ChangeLog(names)
+    first = connection.execute(sa.select(*log.order).order_by(*log.order).limit(1)).first()
+    counted = sa.select(sa.literal(1)).select_from(log.rows).limit(limit).subquery()
+    return connection.execute(sa.select(sa.func.count()).select_from(counted)).scalar_one(), first

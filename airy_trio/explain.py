@@ -41,10 +41,13 @@ READ_EVENTS_MAX: Final = 1000
 """How many events are read from the store at once."""
 TIMEOUT_S: Final = 5.0
 VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
-_VISIBLE = sa.text(
-    "select bool_or(pg_visible_in_snapshot(cast(:txid as xid8), cast(snapshot as pg_snapshot))) "
-    "from unnest(cast(:snapshots as text[])) snapshot"
+_IS_READ = sa.text(
+    "select pg_visible_in_snapshot(change.txid, cast(:snapshot as pg_snapshot)) or coalesce("
+    "pg_visible_in_snapshot(change.txid, cast(nullif(:target, '') as pg_snapshot)) "
+    "and (change.txid, change.at) <= (cast(:page_txid as xid8), cast(:page_at as timestamptz)), false) "
+    "from (select cast(:txid as xid8), cast(:at as timestamptz)) as change(txid, at)"
 )
+"""Whether a ``PostgresPoint`` includes a row of the change log: by its snapshot, or by the pages that it has read."""
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _STATES = {
     "recorded": "recorded",
@@ -250,14 +253,15 @@ def newest_change(
 
     There is no index on keys, so this reads the whole change log, which retention keeps short.
     """
-    rows = ChangeLog(names).rows
+    log = ChangeLog(names)
+    rows = log.rows
     matches = [
         sa.cast(column, sa.Text) == str(value)
         for column, value in zip((rows.c.key_1, rows.c.key_2), key, strict=True)
         if value is not None
     ]
     changes = sa.select(rows).where(rows.c.kind == kind, rows.c.operation.not_in(MARKS), *matches)
-    row = connection.execute(changes.order_by(rows.c.seq.desc()).limit(1)).first()
+    row = connection.execute(changes.order_by(*(column.desc() for column in (rows.c.at, *log.order))).limit(1)).first()
     if row is None:
         return None
     at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)
@@ -274,9 +278,9 @@ def _is_read(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_p
         point = PostgresPoint.parse(resume_point)
     except ResumePointLost:
         return False
-    snapshots = [point.snapshot, *([point.target] if point.target and row.seq <= point.seq else ())]
-    parameters = {"txid": str(row.txid), "snapshots": snapshots}
-    return bool(connection.execute(_VISIBLE, parameters).scalar_one())
+    parameters = {"txid": str(row.txid), "at": row.at, "page_txid": point.txid, "page_at": point.at}
+    parameters |= {"snapshot": point.snapshot, "target": point.target}
+    return bool(connection.execute(_IS_READ, parameters).scalar_one())
 
 
 def _key(table: Table, subject: Subject) -> Key:

@@ -104,6 +104,11 @@ class Application:
     def log_table(self, name: str) -> str:
         return self.names.quoted(name)
 
+    @property
+    def log_order(self) -> str:
+        """The columns by which the change log is in order."""
+        return "seq" if self.dialect == SQLITE else "txid, at, ctid"
+
     def reading(self) -> DedicatedConnection:
         return DedicatedConnection(self._engine(lenient=True, isolation_level="REPEATABLE READ"))
 

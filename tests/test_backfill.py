@@ -66,7 +66,7 @@ def logged(application: Application) -> list[tuple[str, str, str]]:
     """Return kind, operation and first key of the change log, in order."""
     log = application.log_table("change_log")
     with application.engine.begin() as connection:
-        rows = connection.execute(sa.text(f"select kind, operation, key_1 from {log} order by seq"))
+        rows = connection.execute(sa.text(f"select kind, operation, key_1 from {log} order by {application.log_order}"))
         return [(row[0], row[1], row[2]) for row in rows]
 
 
@@ -253,9 +253,13 @@ async def test_slow_recorder_is_not_reported(any_application: Application, monke
     settings = with_tags(any_application, 60)
     log = any_application.log_table("change_log")
 
-    def waiting_then_recorded(connection: sa.Connection, names: Names) -> tuple[int, int | None]:
-        found = waiting(connection, names)
-        connection.exec_driver_sql(f"delete from {log} where seq = (select min(seq) from {log})")
+    order = "seq" if any_application.dialect == SQLITE else "txid, at"
+
+    def waiting_then_recorded(connection: sa.Connection, names: Names, limit: int) -> tuple[int, Any]:
+        found = waiting(connection, names, limit)
+        connection.exec_driver_sql(
+            f"delete from {log} where ({order}) in (select {order} from {log} order by {order} limit 1)"
+        )
         return found
 
     monkeypatch.setattr(implementation, "WAITING_PATIENCE_S", 0.0)

@@ -45,6 +45,7 @@ power failure stops both machines, or because the store stops before it answers.
 import json
 import secrets
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -142,7 +143,8 @@ class PostgresPoint(_Point):
     order of any number that they draw (see ``postgres``).
 
     A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
-    changes between ``snapshot`` and ``target`` those up to row ``seq`` have been read. Otherwise ``target`` is "".
+    changes between ``snapshot`` and ``target`` those up to ``txid`` and ``at``, in the order of both, have been read.
+    Otherwise ``target`` is "". (Older versions stored a ``seq`` instead; then the pages start again.)
 
     ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
     holds the oids of the database and of the change log, which are different after a dump is restored. Before the first
@@ -154,7 +156,8 @@ class PostgresPoint(_Point):
     snapshot: str = field(validator=matches_re("[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?"))
     place: str = ""
     target: str = ""
-    seq: int = 0
+    txid: str = "0"
+    at: str = "-infinity"
     source: str = ""
     mark: str = ""
 
@@ -296,16 +299,20 @@ class ChangeLog:
 
     def __init__(self, names: Names) -> None:
         metadata = sa.MetaData(schema=names.table_schema)
+        place: list[sa.Column[Any]] = [sa.Column("txid")]
+        if names.dialect != POSTGRES:
+            place = [sa.Column("seq", sa.BigInteger), sa.Column("token")]
         columns: list[sa.Column[Any]] = [
-            sa.Column("seq", sa.BigInteger, primary_key=True),
             sa.Column("kind", sa.Text),
             sa.Column("operation", sa.Text),
             *(sa.Column(name) for name in ("key_1", "key_2", "old_1", "old_2")),
             sa.Column("at"),
-            sa.Column("txid" if names.dialect == POSTGRES else "token"),
         ]
         self.names = names
-        self.rows = sa.Table(names.bare(TABLE), metadata, *columns)
+        self.rows = sa.Table(names.bare(TABLE), metadata, *place, *columns)
+        in_order = ("txid", "at") if names.dialect == POSTGRES else ("seq",)
+        self.order: Sequence[sa.Column[Any]] = [self.rows.c[name] for name in in_order]
+        """The columns in whose order the changes are read. On Postgres two rows may have the same values."""
         self.state = sa.Table(
             names.bare(STATE),
             metadata,

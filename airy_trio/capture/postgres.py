@@ -5,16 +5,17 @@ Reading
 
 A batch consists of the rows of transactions that were invisible in the snapshot of the resume point and are visible in
 the present one. Each transaction becomes visible exactly once, so no row is skipped and none is repeated, in whatever
-order transactions commit, and an open transaction delays no other. Rows are sorted by ``seq``, which the trigger draws
-while the changed row is locked; so the changes of one object are in the right order. Simpler readers lost changes,
-stalled or were slow; ``docs/explanation/architecture.md`` has the figures.
+order transactions commit, and an open transaction delays no other. Rows are sorted by ``at``, the time at which the
+trigger ran, while the changed row was locked. If the clock is set back, events may come in another order, but each has
+the present state of its object. Simpler readers lost changes, stalled or were slow;
+``docs/explanation/architecture.md`` has the figures.
 
 The transactions that were invisible are found by an index: those from the snapshot's ``xmax`` on, and those in its list
 of transactions in progress. A scan from ``xmin`` on would read everything since the oldest open transaction again.
 
-If a difference exceeds the limit, its present snapshot becomes the *target*. It is read in pages by ``seq``, which
-contain only rows that are visible in the target. After the last page the target becomes the snapshot of the resume
-point.
+If a difference exceeds the limit, its present snapshot becomes the *target*. It is read in pages by ``txid`` and
+``at``, which contain only rows that are visible in the target. Rows of one transaction may have the same time, so no
+page ends between such rows. After the last page the target becomes the snapshot of the resume point.
 
 A read takes two round trips on the raw connection, without a thread and without SQLAlchemy: the first begins a snapshot
 and reads the difference or a page, the second reads the changed objects, releases the wake-up lock if that is due, and
@@ -61,6 +62,7 @@ without.
 
 import math
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Final, TypeVar
 
 import psycopg
@@ -119,9 +121,11 @@ _NOT_YET_ON_DISK: Final = sa.text("set local synchronous_commit = off")
 _MOMENT: Final = sa.text(f"select {MOMENT}")
 
 # The columns of a row of the change log, as this feed reads it.
-_SEQ: Final = len(COLUMNS)
-_AGE_S: Final = _SEQ + 1
-_IMPOSSIBLE: Final = _SEQ + 2
+_TXID: Final = len(COLUMNS)
+_AT: Final = _TXID + 1
+_AGE_S: Final = _TXID + 2
+_IMPOSSIBLE: Final = _TXID + 3
+_PLACE: Final = itemgetter(_TXID, _AT)
 
 Asked = tuple[Statement, Sequence[Parameter]]
 """A statement and its parameters."""
@@ -155,27 +159,32 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # savepoint, and a ``pg_snapshot`` does not list subtransactions either. ``impossible`` marks a number that this
         # cluster has not yet reached (``_require_possible``); its subselect is evaluated once, not for each row.
         columns = (
-            f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s, "
+            f"{', '.join(COLUMNS)}, cast(txid as text), cast(at as text) as at_text, "
+            "date_part('epoch', clock_timestamp() - at) as age_s, "
             "txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
         )
-        # The two parts have no row in common, because the numbers of transactions in progress are below ``xmax``.
-        self._difference = Statement(
-            f"select {columns} from {log} where txid >= cast($1 as xid8) union all "  # noqa: S608 - names quoted
-            f"select {columns} from {log} where txid = any(cast($2 as xid8[])) order by seq limit cast($3 as int8)",
+        # Not one condition with "or": in some states of the statistics that reads the whole index, in order. The two
+        # parts have no row in common, because the numbers of transactions in progress are below ``xmax``.
+        self._difference = _ordered(
+            columns,
+            f"select *, ctid from {log} where txid >= cast($2 as xid8) union all "  # noqa: S608 - names quoted
+            f"select *, ctid from {log} where txid = any(cast($3 as xid8[]))",
         )
-        # By ``seq``, so that the next page can continue after a number. ``pg_visible_in_snapshot`` is also true for a
-        # transaction that was rolled back, but no statement sees the rows of that.
-        self._page = Statement(
-            f"select {columns} from {log} where seq > cast($1 as int8) "  # noqa: S608 - names quoted
-            "and pg_visible_in_snapshot(txid, cast($2 as pg_snapshot)) "
-            "and not pg_visible_in_snapshot(txid, cast($3 as pg_snapshot)) order by seq limit cast($4 as int8)",
+        # ``pg_visible_in_snapshot`` is also true for a transaction that was rolled back, but no statement sees the rows
+        # of that.
+        self._page = _ordered(
+            columns,
+            f"select *, ctid from {log} where (txid, at) > (cast($2 as xid8), cast($3 as timestamptz)) "  # noqa: S608 - names quoted
+            "and pg_visible_in_snapshot(txid, cast($4 as pg_snapshot)) "
+            "and not pg_visible_in_snapshot(txid, cast($5 as pg_snapshot))",
         )
         name = escape_colons(log)
-        # The rows that the snapshot of a point sees, as a condition that can use the index on ``txid``.
+        # The rows that the snapshot of a point sees, as a condition that can use the index. By ``ctid``, because a row
+        # has no key, and is never updated.
         self._trim = sa.text(
-            f"delete from {name} where seq in (select seq from {name} "  # noqa: S608 - names quoted
+            f"delete from {name} where ctid = any(array(select ctid from {name} "  # noqa: S608 - names quoted
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
-            "order by txid limit :limit)"
+            "order by txid limit :limit))"
         )
 
     async def wait(self) -> None:
@@ -260,8 +269,10 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # recorded point would not end the difference until the next change, and nothing of it could be trimmed.
         _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit + 1))
         is_last = len(rows) <= limit
-        rows = rows[:limit]
-        reading = await _run(len(rows), self._objects.reading, changes_of(rows))
+        if not is_last:
+            end = _PLACE(rows[limit - 1])
+            rows = rows[:limit] + [row for row in rows[limit:] if _PLACE(row) == end]
+        reading = await _run(len(rows), self._objects.reading, changes_of(sorted(rows, key=itemgetter(_AT))))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify. If changes
         # are found without a notification, this is mostly the read after arming, and shows that writers are busy right
         # now.
@@ -282,7 +293,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             resume_point=str(following),
             changes=len(rows),
             more=bool(following.target) or bool(point.target),
-            age_s=rows[0][_AGE_S] if rows else None,
+            age_s=max(row[_AGE_S] for row in rows) if rows else None,
             backfills=backfills_of(rows),
             continues=bool(point.target),
         )
@@ -290,8 +301,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:
         """The statement for the next rows: a whole difference, or a page of it."""
         if point.target:
-            return self._page, text_parameters(point.seq, point.target, point.snapshot, limit)
-        return self._difference, text_parameters(point.next_transaction, f"{{{','.join(point.in_progress)}}}", limit)
+            return self._page, text_parameters(limit, point.txid, point.at, point.target, point.snapshot)
+        return self._difference, text_parameters(limit, point.next_transaction, f"{{{','.join(point.in_progress)}}}")
 
     def _following(
         self, point: PostgresPoint, now: PostgresPoint, rows: Sequence[Row], *, is_last: bool
@@ -300,7 +311,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         target = point.target or now.snapshot
         if is_last:
             return evolve(now, snapshot=target)
-        return evolve(point, place=now.place, source=now.source, target=target, seq=rows[-1][_SEQ])
+        txid, at = _PLACE(rows[-1])
+        return evolve(point, place=now.place, source=now.source, target=target, txid=txid, at=at)
 
     async def _answers(self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked]) -> list[Rows]:
         """Run all queries and then ``ending``, in one round trip unless the database refuses a key."""
@@ -339,6 +351,19 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
                 else:
                     parts += part.halves
         return Rows(found, refused)
+
+
+def _ordered(columns: str, rows: str) -> Statement:
+    """Return a statement for the first ``$1`` of some rows of the change log by transaction and time.
+
+    All rows with the same values as the last one come with it, because the next page continues after these values. They
+    are in the order in which they were written, mostly: by ``ctid``.
+    """
+    return Statement(
+        f"select {columns} from (select * from ({rows}) as airy_rows "  # noqa: S608 - names quoted
+        "order by txid, at fetch first (cast($1 as int8)) rows with ties) as airy_page "
+        "order by airy_page.txid, at, ctid"
+    )
 
 
 def _statement(bound: BoundQuery) -> Asked:

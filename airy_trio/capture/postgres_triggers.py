@@ -8,14 +8,15 @@ A trigger must never make a write of the application fail.
 
 - The functions run with the rights of their owner (``security definer``), so a role without rights on our schema can
   still write its own tables.
-- The application may rename or drop a column later. So a column is never named where it must exist: ``_value`` looks it
-  up in a subselect over the row, and if the row has no such column, SQL's scoping finds the name one level further out,
-  where it is NULL.
-- An application may ask ``lastval()`` for the id of the row that it has inserted. The change log has a sequence too, so
-  the functions restore that value: ``lastval()`` returns what the session holds of the sequence that it used last, and
-  ``setval`` changes that too. They do this with a sequence of ours that has no other use. A role without rights on a
-  sequence cannot read its value, or change that of ours; then the value is not restored, and the write succeeds. In a
-  session that has not used a sequence before, ``lastval()`` is an error; after a write it is a number of ours.
+- The application may rename or drop a column later. So a column is never named where it must exist: ``_source`` names
+  it in a subquery over the rows, and if these have no such column, SQL's scoping finds the name one level further out,
+  where it is NULL. The subquery is lateral, because the planner merges that into the query; a scalar subquery for each
+  column made an update take 4 µs longer.
+- The change log has no sequence. Some applications ask ``lastval()`` for the id of the row that they have inserted, and
+  that is the value of whatever sequence the session used last.
+- The plan of a function's statement is made for the rows of its first call in a session, often one, and may then run
+  for a million. So no statement joins the old rows with the new ones: as a nested loop, that took more than ten minutes
+  for 10,000 changed keys.
 
 The recorder finds a row by the text of its key. The text of a time, for example, depends on the settings of a session.
 So the functions of a table with such a key run with the settings of the recorder's session (``PLAIN_TEXT``).
@@ -41,8 +42,7 @@ _TRANSITIONS = {
     "delete": "referencing old table as airy_old",
 }
 _TRUNCATED = "airy_truncated"
-LASTVAL = "lastval"
-"""The sequence by which the functions restore ``lastval()``."""
+_KEYS_AND_OLD = "key_1, key_2, old_1, old_2"
 _SAME_TEXT: Collection[ColumnType] = ("integer", "json", "numeric", "text", "uuid")
 """The types whose text is the same in each session."""
 
@@ -120,40 +120,16 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
     return made
 
 
-def lastval_statements(names: Names) -> Iterator[str]:
-    """Yield statements that create the sequence ``LASTVAL``.
-
-    It is set to values of any other sequence, so it must not run out. Every role may read it, because ``lastval()``
-    reads it in the application's session. Every role may set it, because a function that is replaced keeps its owner,
-    which need not be the role that creates the sequence. Neither harms: a session reads only what it has set itself.
-    """
-    yield f"create sequence if not exists {names.quoted(LASTVAL)} minvalue {-(2**63)} cycle"
-    yield f"grant select, update on {names.quoted(LASTVAL)} to public"
-
-
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
-    lastval = quote_text(names.quoted(LASTVAL))
-    # Before the first use of any sequence ``lastval()`` is an error, and the first write has nothing to restore; the
-    # next one restores the number that it has left behind. All of this costs 2.7 µs a statement, or with row triggers a
-    # row, which then takes 599 instead of 391 bytes of write-ahead log; eight sessions that write at once on two cores
-    # need 16 instead of 13 µs. Two ``perform`` instead of a condition and an assignment cost 3 µs more. An unlogged
-    # sequence would save these bytes, but on a standby of Postgres 15.7 or 16.3 the view pg_sequences would fail.
-    return (
-        " declare airy_last bigint; begin begin airy_last := lastval(); exception when others then null; end; "
-        f"{statement}; {notify(names, condition)}; if airy_last is not null then begin "
-        f"if nextval({lastval}) is not null then airy_last := setval({lastval}, airy_last); end if; "
-        "exception when others then null; end; end if; return null; end "
-    )
+    return f" begin {statement}; {notify(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
     """Return an insert into the change log for each of ``rows``; a deletion also logs what its event needs."""
-    columns = table.logged_columns(operation)
-    values = ", ".join(map(_value, columns))
     return (
-        f"{_insert(names)} select {quote_text(table.kind)}, {quote_text(operation)}, {values} "  # noqa: S608 - quoted
-        f"from {_source(columns, rows)}"
+        f"{_insert(names)} select {quote_text(table.kind)}, {quote_text(operation)}, airy_row.* "  # noqa: S608 - quoted
+        f"from {_source(table.logged_columns(operation), rows)}"
     )
 
 
@@ -164,38 +140,39 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
     """
     # A difference of sets, because transition tables do not show which old row became which new row. A statement may
     # also exchange keys between rows; then no key is gone.
-    columns, keys = table.logged_columns("D"), table.logged_columns("U")[:2]
-    logged = ("key_1", "key_2", "old_1", "old_2")
-    was = ", ".join(f"{_value(column)} as {name}" for column, name in zip(columns, logged, strict=True))
-    before, after = (
-        f"select {', '.join(map(_value, keys))} from {_source(keys, rows)}"  # noqa: S608 - names quoted
-        for rows in (old, new)
+    keys = table.logged_columns("U")
+    before, after = (f"select key_1, key_2 from {_source(keys, rows)}" for rows in (old, new))  # noqa: S608 - names quoted
+    both = (
+        f"select true, airy_row.* from {_source(table.logged_columns('D'), old)} "  # noqa: S608 - names quoted
+        f"union all select false, airy_row.* from {_source(keys, new)}"
     )
-    gone = f"{before} except {after}"
-    same = " and ".join(f"airy_gone.{name} = airy_was.{name}" for name, _ in zip(logged, table.keys, strict=False))
     return (
-        f"if exists ({gone}) then {_insert(names)} select {quote_text(table.kind)}, 'D', airy_was.* "  # noqa: S608 - quoted
-        f"from (select {was} from {_source(columns, old)}) as airy_was "
-        f"join ({gone}) as airy_gone(key_1, key_2) on {same}; end if;"
+        f"if exists ({before} except {after}) then {_insert(names)} "  # noqa: S608 - quoted
+        f"select {quote_text(table.kind)}, 'D', key_1, key_2, max(old_1), max(old_2) "
+        f"from ({both}) as airy_both(airy_was, {_KEYS_AND_OLD}) "
+        "group by key_1, key_2 having bool_and(airy_was); end if;"
     )
 
 
 def _insert(names: Names) -> str:
-    return f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2)"
+    return f"insert into {names.quoted(TABLE)} (kind, operation, {_KEYS_AND_OLD})"
 
 
 def _source(columns: Sequence[Column | None], rows: str) -> str:
-    """Return ``rows`` as ``airy_row``, joined with a row of NULLs that has every name that ``_value`` may look up."""
-    wanted = dict.fromkeys(column.name for column in columns if column is not None)
-    nulls = ", ".join(f"null::text as {quote_identifier(name)}" for name in wanted)
-    return f"{rows} as airy_row cross join (select {nulls}) as airy_none"
+    """Return the columns of ``rows`` as text, as ``airy_row`` with the four columns that the change log has for them.
 
-
-def _value(column: Column | None) -> str:
-    """Return an expression for a column of ``airy_row``, or for NULL if the row lacks it (see the module)."""
-    if column is None:
-        return "null::text"
-    return f"(select {quote_identifier(column.name)}::text from (select airy_row.*) as airy_found)"  # noqa: S608 - quoted
+    A column that is None, or that the rows lack, is NULL (see the module).
+    """
+    named = dict.fromkeys(quote_identifier(column.name) for column in columns if column is not None)
+    nulls = ", ".join(f"null::text as {name}" for name in named)
+    # Compared by its octets, whatever the column's collation says, because clients compare ids in this way.
+    values = ", ".join(
+        "null::text" if column is None else f'{quote_identifier(column.name)}::text collate "C"' for column in columns
+    )
+    return (
+        f"(select {nulls}) as airy_none cross join lateral "  # noqa: S608 - names quoted
+        f"(select {values} from {rows} as airy_rows) as airy_row({_KEYS_AND_OLD})"
+    )
 
 
 _ROOT = sa.text("select cast(to_regclass(:name) as oid)")

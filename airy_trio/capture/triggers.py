@@ -114,8 +114,6 @@ def install(  # noqa: PLR0913 - tables, options, and the version of the schema
         dropped_on = {place.on for place in unwanted}
         _lock(connection, sorted(dropped_on | {place.on for place in due}), exclusively=dropped_on)
         drops = (f"drop trigger {quote_identifier(place.name)} on {place.on}" for place in unwanted)
-        if due:
-            _run(connection, postgres_triggers.lastval_statements(names))
     else:  # SQLite cannot replace a trigger in place.
         outdated = found.keys() & due.keys()
         drops = (f"drop trigger {quote_identifier(place.name)}" for place in unwanted | outdated)
@@ -130,7 +128,6 @@ def remove(connection: sa.Connection, names: Names) -> None:
     if names.dialect == POSTGRES:
         functions = connection.execute(_POSTGRES_FUNCTIONS, {"schema": names.schema}).scalars().all()
         _run(connection, (f"drop function {function}" for function in functions))
-        _run(connection, [f"drop sequence if exists {names.quoted(postgres_triggers.LASTVAL)}"])
 
 
 def faults(

@@ -61,7 +61,9 @@ def logged(application: Application) -> list[tuple[Any, ...]]:
     """Return operation and keys of the change log, in order."""
     log = application.log_table("change_log")
     with application.engine.begin() as connection:
-        rows = connection.execute(sa.text(f"select operation, key_1, key_2 from {log} order by seq"))
+        rows = connection.execute(
+            sa.text(f"select operation, key_1, key_2 from {log} order by {application.log_order}")
+        )
         return [tuple(row) for row in rows]
 
 
@@ -315,12 +317,13 @@ def test_backfills_of_two_tables_do_not_disturb_each_other(any_application: Appl
 def test_number_of_waiting_rows(any_application: Application) -> None:
     any_application.migrate(ANY_ID)
     with any_application.engine.begin() as connection:
-        assert waiting(connection, any_application.names) == (0, None)
+        assert waiting(connection, any_application.names, 10) == (0, None)
     for number in range(3):
         any_application.tag(f"t{number}")
     with any_application.engine.begin() as connection:
-        rows, first = waiting(connection, any_application.names)
+        rows, first = waiting(connection, any_application.names, 10)
         assert (rows, first is not None) == (3, True)
+        assert waiting(connection, any_application.names, 2) == (2, first)
 
 
 def test_about_how_many_rows(any_application: Application) -> None:

@@ -279,7 +279,7 @@ async def test_a_batch_is_as_old_as_its_oldest_change(any_application: Applicati
     settings = any_application.migrate()
     age_of = {
         "sqlite": "update {} set at = at - 7000 where seq = 1",
-        "postgresql": "update {} set at = at - interval '7 seconds' where seq = 1",
+        "postgresql": "update {} set at = at - interval '7 seconds' where key_1 = 't1'",
     }
     async with feed_of(any_application, settings) as feed:
         origin = await feed.origin()

@@ -22,7 +22,8 @@ POSTGRES = st.builds(
     snapshot=SNAPSHOTS,
     place=st.text(),
     target=SNAPSHOTS | st.just(""),
-    seq=st.integers(0, 2**63),
+    txid=st.integers(0, 2**63).map(str),
+    at=st.datetimes().map(str) | st.just("-infinity"),
     source=st.text(),
     mark=st.text(),
 )
@@ -55,7 +56,7 @@ def test_unreadable_text_is_a_lost_resume_point(text: str) -> None:
     [
         (
             '{"system":"1","timeline":"2","snapshot":"3:3:","place":"4.5","target":"","seq":6}',
-            PostgresPoint(system="1", timeline="2", snapshot="3:3:", place="4.5", seq=6),
+            PostgresPoint(system="1", timeline="2", snapshot="3:3:", place="4.5"),
         ),
         ('{"system":"1","timeline":"2","snapshot":"3:3:"}', PostgresPoint(system="1", timeline="2", snapshot="3:3:")),
         ('[7,"token"]', SqlitePoint(7, "token")),

@@ -15,7 +15,7 @@ import trio
 from attrs import evolve
 
 from airy_trio.capture.change_log import PostgresPoint
-from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag
+from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag, TagGone
 from airy_trio.capture.lease import OwnLease
 from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.events.translate import EventsOptions
@@ -28,7 +28,7 @@ from tests.application import Application
 from tests.capture import schedules
 from tests.capture.feeds import feed_of, read_all, source_of
 from tests.delegating_store import Append, DelegatingStore
-from tests.drill.wrong_server import SeqFeed
+from tests.drill.wrong_server import TimeFeed
 from tests.log.recording import until
 from tests.postgres import Postgres
 
@@ -62,11 +62,11 @@ async def test_no_interleaving_loses_repeats_or_reorders_changes(postgres_applic
     await schedules.run(postgres_application.url, seed, maker(postgres_application, PostgresFeed))
 
 
-async def test_check_detects_a_feed_that_reads_by_number(postgres_application: Application) -> None:
-    make = maker(postgres_application, SeqFeed)
+async def test_check_detects_a_feed_that_reads_by_time(postgres_application: Application) -> None:
+    make = maker(postgres_application, TimeFeed)
     wrong = 0
     for seed in SEEDS:
-        postgres_application.execute("truncate tags", "truncate airy_trio.change_log restart identity")
+        postgres_application.execute("truncate tags", "truncate airy_trio.change_log")
         try:
             await schedules.run(postgres_application.url, seed, make)
         except AssertionError:
@@ -86,6 +86,39 @@ async def test_first_to_write_may_be_last_to_commit(postgres_application: Applic
         objects, after, _ = await read_all(feed, after)
         assert ids(objects) == ["first"]
         assert (await feed.read(after, 10)).changes == 0
+
+
+async def test_no_page_ends_between_rows_of_the_same_time(postgres_application: Application) -> None:
+    """The next page continues after a transaction and a time."""
+    settings = postgres_application.migrate()
+    async with feed_of(postgres_application, settings) as feed:
+        start = await feed.origin()
+        postgres_application.execute("insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 9) n")
+        postgres_application.execute(
+            "update airy_trio.change_log set at = now() where key_1 in ('t2', 't3', 't4')",
+            "update airy_trio.change_log set at = now() + interval '1 s' where key_1 in ('t8', 't9')",
+        )
+        for limit in range(1, 10):
+            objects, after, batches = await read_all(feed, start, limit)
+            assert sorted(map(str, ids(objects))) == [f"t{n}" for n in range(1, 10)]
+            assert any({"t2", "t3", "t4"} <= set(ids(batch.objects)) for batch in batches)
+            assert (await feed.read(after, limit)).changes == 0
+
+
+async def test_clock_that_is_set_back(postgres_application: Application) -> None:
+    """Later changes of the same rows have earlier times: what is sent last is the present state."""
+    settings = postgres_application.migrate()
+    async with feed_of(postgres_application, settings) as feed:
+        start = await feed.origin()
+        postgres_application.tag("t1")
+        postgres_application.execute("insert into tags values ('t2', 'flag', 'red')", "delete from tags")
+        postgres_application.tag("t1", name="new")
+        postgres_application.execute("update airy_trio.change_log set at = now() - (at - now())")
+        for limit in (1, 2, 10):
+            objects, after, _ = await read_all(feed, start, limit)
+            last = {changed.id: changed for changed in objects if isinstance(changed, Tag | TagGone)}
+            assert last == {"t1": Tag(id="t1", name="new", color="tag-red"), "t2": TagGone(id="t2")}
+            assert (await feed.read(after, 10)).changes == 0
 
 
 async def test_open_transaction_delays_no_other(postgres_application: Application) -> None:

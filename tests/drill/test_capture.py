@@ -190,7 +190,7 @@ async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(WRONG_LOAD_S + 2 * END_S)
-async def test_loss_by_a_feed_ordered_by_seq_is_detected(tmp_path: Path) -> None:
+async def test_loss_by_a_feed_ordered_by_time_is_detected(tmp_path: Path) -> None:
     with ExitStack() as stack:
         arrangement = in_the_same_postgres(stack, tmp_path)
         outcome = await drill(arrangement, folder=tmp_path, seed=SEED, load_s=WRONG_LOAD_S, command=WRONG)

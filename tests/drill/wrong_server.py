@@ -1,6 +1,6 @@
-"""A server whose feed is deliberately wrong: it reads the changes whose ``seq`` is higher than the last one.
+"""A server whose feed is deliberately wrong: it reads the changes whose time is later than the last one.
 
-``seq`` is assigned when a change is written, not when it is committed, so a change that is written early and committed
+A change has the time when it was written, not when it was committed, so a change that is written early and committed
 late is skipped. A drill that detects no loss here cannot detect any.
 """
 
@@ -18,15 +18,16 @@ from airy_trio.capture.queries import Row
 from airy_trio.database.postgres import Statement
 
 
-class SeqFeed(PostgresFeed):
-    """``PostgresFeed`` that reads by ``seq`` alone."""
+class TimeFeed(PostgresFeed):
+    """``PostgresFeed`` that reads by time alone."""
 
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:
         sql = (
-            f"select {', '.join(COLUMNS)}, seq, cast(0 as float8), false from {self._log.names.quoted(TABLE)} "
-            "where seq > $1 order by seq limit $2"
+            f"select {', '.join(COLUMNS)}, cast(txid as text), cast(at as text), cast(0 as float8), false "
+            f"from {self._log.names.quoted(TABLE)} as logged where logged.at > cast($1 as timestamptz) "
+            "order by logged.at limit $2"
         )
-        return Statement(sql), [str(point.seq).encode(), str(limit).encode()]
+        return Statement(sql), [point.at.encode(), str(limit).encode()]
 
     def _following(
         self,
@@ -36,10 +37,10 @@ class SeqFeed(PostgresFeed):
         *,
         is_last: bool,  # noqa: ARG002 - there are no pages
     ) -> PostgresPoint:
-        return evolve(now, seq=rows[-1][len(COLUMNS)] if rows else point.seq)
+        return evolve(now, at=rows[-1][len(COLUMNS) + 1] if rows else point.at)
 
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "PostgresFeed", SeqFeed)
+        patch.setattr(build, "PostgresFeed", TimeFeed)
         cli.main()

@@ -172,7 +172,7 @@ def point_of_0001(point: str) -> str:
     found = json.loads(point)
     if "token" in found:  # of SQLite
         return json.dumps([found["seq"], found["token"]])
-    return json.dumps({key: found[key] for key in ("system", "timeline", "snapshot", "place", "target", "seq")})
+    return json.dumps({key: found[key] for key in ("system", "timeline", "snapshot", "place", "target")} | {"seq": 0})
 
 
 async def subscribe_durably(client: StompClient) -> Frame:

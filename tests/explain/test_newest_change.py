@@ -3,9 +3,11 @@
 import sqlalchemy as sa
 
 from airy_trio.capture.change_log import SQLITE_FIRST, PostgresPoint, SqlitePoint
+from airy_trio.capture.feed import Tag
 from airy_trio.database import SQLITE
 from airy_trio.explain import NewestChange, newest_change
 from tests.application import Application
+from tests.capture.feeds import feed_of
 
 
 def point(application: Application) -> str:
@@ -35,6 +37,23 @@ def test_a_change_is_recorded_once_the_resume_point_includes_it(any_application:
     recorded = newest(any_application, "t1", point(any_application))
     assert recorded is not None
     assert recorded.recorded
+
+
+async def test_change_in_a_page_that_was_read(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    async with feed_of(postgres_application, settings) as feed:
+        start = await feed.origin()
+        postgres_application.execute("insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 9) n")
+        batch = await feed.read(start, 4)
+        assert batch.more
+        recorded = {
+            id_: change.recorded
+            for id_ in (f"t{n}" for n in range(1, 10))
+            if (change := newest(postgres_application, id_, batch.resume_point)) is not None
+        }
+        read = {tag.id for tag in batch.objects if isinstance(tag, Tag)}
+    assert recorded == {f"t{n}": f"t{n}" in read for n in range(1, 10)}
+    assert len(read) < 9
 
 
 def test_the_newest_change_counts(any_application: Application) -> None:
