@@ -39,6 +39,19 @@ class Shown:
         names = await trio.to_thread.run_sync(self._names)
         await self.tab.until(f"JSON.stringify({SHOWN}) === {json.dumps(json.dumps(names, separators=(',', ':')))}")
 
+    async def refused(self) -> None:
+        """Refuse two requests, as a proxy does whose server is away. An EventSource gives up after the first."""
+        requests = []
+
+        def answer(request: PageRequest) -> Answer:
+            requests.append(request)
+            return Answer(HTTPStatus.BAD_GATEWAY, b"", {})
+
+        async with serving(Pages(dict.fromkeys(("/events", "/ws.communication"), answer))) as other:
+            self.link.target = other.number
+            while len(requests) < 2:  # noqa: ASYNC110 - the pages have no event
+                await trio.sleep(0.05)
+
     def change(self, begin: int) -> None:
         """Add three tags, rename one, and delete one."""
         for number in range(begin, begin + 3):
@@ -126,7 +139,7 @@ async def test_page_is_live_after_the_current_state_was_cut_off(
 
 
 async def follows(application: Application, folder: Path, text: str, scripts: Mapping[str, str]) -> None:
-    """Check that a page shows the database: at first, after changes, a restart, a network cut, and a reload.
+    """Check that a page shows the database: at first, after changes, a restart, a network cut, a reload, and a refusal.
 
     A page with the current state is also checked after a reset.
     """
@@ -157,6 +170,12 @@ async def follows(application: Application, folder: Path, text: str, scripts: Ma
                 shown.change(40)
                 await shown.until_equal()
                 await second.kill()
+            await shown.refused()
+            shown.change(50)
+            async with server(config) as resumed:
+                shown.link.target = resumed.port
+                await shown.until_equal()
+                await resumed.kill()
             if "replay: 'current'" in whole or "replay=current" in whole:
                 forget(application, folder)
                 async with server(config) as third:
