@@ -44,7 +44,7 @@ VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription"
 _IS_READ = sa.text(
     "select pg_visible_in_snapshot(change.txid, cast(:snapshot as pg_snapshot)) or coalesce("
     "pg_visible_in_snapshot(change.txid, cast(nullif(:target, '') as pg_snapshot)) "
-    "and (change.txid, change.at) <= (cast(:page_txid as xid8), cast(:page_at as timestamptz)), false) "
+    "and (change.txid, change.at) <= (cast(:page_txid as xid8), to_timestamp(:page_at)), false) "
     "from (select cast(:txid as xid8), cast(:at as timestamptz)) as change(txid, at)"
 )
 """Whether a ``PostgresPoint`` includes a row of the change log: by its snapshot, or by the pages that it has read."""

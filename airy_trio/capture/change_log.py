@@ -143,8 +143,9 @@ class PostgresPoint(_Point):
     order of any number that they draw (see ``postgres``).
 
     A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
-    changes between ``snapshot`` and ``target`` those up to ``txid`` and ``at``, in the order of both, have been read.
-    Otherwise ``target`` is "". (Older versions stored a ``seq`` instead; then the pages start again.)
+    changes between ``snapshot`` and ``target`` those up to ``txid`` and ``at`` (seconds since 1970), in the order of
+    both, have been read. Otherwise ``target`` is "". (Older versions stored a ``seq`` instead; then the pages start
+    again.)
 
     ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
     holds the oids of the database and of the change log, which are different after a dump is restored. Before the first
@@ -157,7 +158,7 @@ class PostgresPoint(_Point):
     place: str = ""
     target: str = ""
     txid: str = "0"
-    at: str = "-infinity"
+    at: float = 0.0
     source: str = ""
     mark: str = ""
 

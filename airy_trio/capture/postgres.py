@@ -118,14 +118,13 @@ _ONE_SNAPSHOT: Final = sa.text("set transaction isolation level repeatable read"
 _ON_DISK: Final = Statement("set local synchronous_commit = local")
 # After a crash, trimmed rows may be back, together with the origin of that time. The application's disk is spared.
 _NOT_YET_ON_DISK: Final = sa.text("set local synchronous_commit = off")
-_MOMENT: Final = sa.text(f"select {MOMENT}")
+_MOMENT: Final = sa.text(f"select {MOMENT}, date_part('epoch', clock_timestamp())")
 
 # The columns of a row of the change log, as this feed reads it.
-_TXID: Final = len(COLUMNS)
-_AT: Final = _TXID + 1
-_AGE_S: Final = _TXID + 2
-_IMPOSSIBLE: Final = _TXID + 3
-_PLACE: Final = itemgetter(_TXID, _AT)
+_COLUMNS: Final = f"{', '.join(COLUMNS)}, txid, date_part('epoch', at)"
+_TXID: Final = itemgetter(len(COLUMNS))
+_AT: Final = itemgetter(len(COLUMNS) + 1)
+_PLACE: Final = itemgetter(len(COLUMNS), len(COLUMNS) + 1)
 
 Asked = tuple[Statement, Sequence[Parameter]]
 """A statement and its parameters."""
@@ -156,27 +155,23 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         log = self._log_name
         # No statement sees what the present snapshot does not see, so these only have to leave out what the earlier
         # snapshot saw. ``txid`` is the number of the whole transaction, also for a row that was written within a
-        # savepoint, and a ``pg_snapshot`` does not list subtransactions either. ``impossible`` marks a number that this
-        # cluster has not yet reached (``_require_possible``); its subselect is evaluated once, not for each row.
-        columns = (
-            f"{', '.join(COLUMNS)}, cast(txid as text), cast(at as text) as at_text, "
-            "date_part('epoch', clock_timestamp() - at) as age_s, "
-            "txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
+        # savepoint, and a ``pg_snapshot`` does not list subtransactions either. Each part is read in the order of the
+        # index and ends at the limit: the first page of 50,000 changes takes 7 ms, and 22 or more with one limit for
+        # both. They have no row in common, because the numbers of transactions in progress are below ``xmax``.
+        parts = (
+            _ordered("*, ctid", f"{log} where {condition}")
+            for condition in ("txid >= cast($2 as xid8)", "txid = any(cast($3 as xid8[]))")
         )
-        # Not one condition with "or": in some states of the statistics that reads the whole index, in order. The two
-        # parts have no row in common, because the numbers of transactions in progress are below ``xmax``.
-        self._difference = _ordered(
-            columns,
-            f"select *, ctid from {log} where txid >= cast($2 as xid8) union all "  # noqa: S608 - names quoted
-            f"select *, ctid from {log} where txid = any(cast($3 as xid8[]))",
-        )
+        self._difference = Statement(_ordered(_COLUMNS, f"(({') union all ('.join(parts)})) as airy_rows"))
         # ``pg_visible_in_snapshot`` is also true for a transaction that was rolled back, but no statement sees the rows
         # of that.
-        self._page = _ordered(
-            columns,
-            f"select *, ctid from {log} where (txid, at) > (cast($2 as xid8), cast($3 as timestamptz)) "  # noqa: S608 - names quoted
-            "and pg_visible_in_snapshot(txid, cast($4 as pg_snapshot)) "
-            "and not pg_visible_in_snapshot(txid, cast($5 as pg_snapshot))",
+        self._page = Statement(
+            _ordered(
+                _COLUMNS,
+                f"{log} where (txid, at) > (cast($2 as xid8), to_timestamp(cast($3 as float8))) "
+                "and pg_visible_in_snapshot(txid, cast($4 as pg_snapshot)) "
+                "and not pg_visible_in_snapshot(txid, cast($5 as pg_snapshot))",
+            )
         )
         name = escape_colons(log)
         # The rows that the snapshot of a point sees, as a condition that can use the index. By ``ctid``, because a row
@@ -267,12 +262,12 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         moment = compiled(_MOMENT, {"log": self._log_name})
         # One row more than the limit shows whether this page is the last one. If a full page left that open, the
         # recorded point would not end the difference until the next change, and nothing of it could be trimmed.
-        _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit + 1))
-        is_last = len(rows) <= limit
-        if not is_last:
-            end = _PLACE(rows[limit - 1])
-            rows = rows[:limit] + [row for row in rows[limit:] if _PLACE(row) == end]
-        reading = await _run(len(rows), self._objects.reading, changes_of(sorted(rows, key=itemgetter(_AT))))
+        _, [(snapshot, place, now_s)], found = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit + 1))
+        while not (rows := _page_of(found, limit)) and found:
+            limit *= 2
+            [found] = await pipeline.run(self._changes(point, limit + 1))
+        is_last = len(rows) == len(found)
+        reading = await _run(len(rows), self._objects.reading, changes_of(sorted(rows, key=_AT)))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify. If changes
         # are found without a notification, this is mostly the read after arming, and shows that writers are busy right
         # now.
@@ -284,7 +279,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # restored while the server runs.
         now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
         point.require_history_of(now)
-        _require_possible(rows)
+        _require_possible(rows, now)
         following = self._following(point, now, rows, is_last=is_last)
         # The last page of a difference ends at a target that may be long past. Only a new difference can show that
         # there is no more.
@@ -293,7 +288,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             resume_point=str(following),
             changes=len(rows),
             more=bool(following.target) or bool(point.target),
-            age_s=max(row[_AGE_S] for row in rows) if rows else None,
+            age_s=now_s - min(map(_AT, rows)) if rows else None,
             backfills=backfills_of(rows),
             continues=bool(point.target),
         )
@@ -353,17 +348,21 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         return Rows(found, refused)
 
 
-def _ordered(columns: str, rows: str) -> Statement:
-    """Return a statement for the first ``$1`` of some rows of the change log by transaction and time.
+def _ordered(columns: str, rows: str) -> str:
+    """Return a query for the first ``$1`` of some rows of the change log by transaction and time."""
+    # By ``ctid`` too: rows of the same microsecond are then in the order in which they were written, mostly.
+    return f"select {columns} from {rows} order by txid, at, ctid limit cast($1 as int8)"  # noqa: S608 - names quoted
 
-    All rows with the same values as the last one come with it, because the next page continues after these values. They
-    are in the order in which they were written, mostly: by ``ctid``.
+
+def _page_of(rows: Sequence[Row], limit: int) -> Sequence[Row]:
+    """Return at most ``limit`` of one row more, without those of a transaction and time that more rows may have.
+
+    The next page continues after a transaction and a time.
     """
-    return Statement(
-        f"select {columns} from (select * from ({rows}) as airy_rows "  # noqa: S608 - names quoted
-        "order by txid, at fetch first (cast($1 as int8)) rows with ties) as airy_page "
-        "order by airy_page.txid, at, ctid"
-    )
+    if len(rows) <= limit:
+        return rows
+    more = _PLACE(rows[limit])
+    return [row for row in rows[:limit] if _PLACE(row) != more]
 
 
 def _statement(bound: BoundQuery) -> Asked:
@@ -378,13 +377,13 @@ async def _run(changes: int, work: Callable[[A], T], argument: A) -> T:
     return await trio.to_thread.run_sync(work, argument, abandon_on_cancel=True)
 
 
-def _require_possible(rows: Sequence[Row]) -> None:
+def _require_possible(rows: Sequence[Row], now: PostgresPoint) -> None:
     """Raise ``ResumePointLost`` if a change is of a transaction that has not begun: it is from another cluster's dump.
 
     Such rows stay above every snapshot of this cluster, so each read would return them again until its transaction
-    numbers catch up.
+    numbers catch up. ``rows``: in the order of transactions.
     """
-    if any(row[_IMPOSSIBLE] for row in rows):
+    if rows and int(_TXID(rows[-1])) >= now.next_transaction:
         message = "the change log has rows of transactions that have not begun, as after loading a dump of its data"
         raise ResumePointLost(message)
 

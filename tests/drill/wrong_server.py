@@ -23,11 +23,10 @@ class TimeFeed(PostgresFeed):
 
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:
         sql = (
-            f"select {', '.join(COLUMNS)}, cast(txid as text), cast(at as text), cast(0 as float8), false "
-            f"from {self._log.names.quoted(TABLE)} as logged where logged.at > cast($1 as timestamptz) "
-            "order by logged.at limit $2"
+            f"select {', '.join(COLUMNS)}, txid, date_part('epoch', at) from {self._log.names.quoted(TABLE)} "
+            "where at > to_timestamp($1) order by at limit $2"
         )
-        return Statement(sql), [point.at.encode(), str(limit).encode()]
+        return Statement(sql), [str(point.at).encode(), str(limit).encode()]
 
     def _following(
         self,
