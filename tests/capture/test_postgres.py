@@ -88,6 +88,28 @@ async def test_first_to_write_may_be_last_to_commit(postgres_application: Applic
         assert (await feed.read(after, 10)).changes == 0
 
 
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_poll_does_not_read_a_backlog_without_statistics(postgres_application: Application, mode: str) -> None:
+    """As after one large transaction, before the first ``analyze``."""
+    settings = postgres_application.migrate()
+    postgres_application.execute(
+        "alter table airy_trio.change_log set (autovacuum_enabled = off)",
+        "insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 10000) n",
+    )
+    feed = PostgresFeed(source_of(postgres_application, settings))
+    sql = feed._difference.sql  # noqa: SLF001 - its plan
+    await feed.aclose()
+    with transaction(
+        postgres_application, f"set local plan_cache_mode = {mode}", f"prepare difference as {sql}"
+    ) as own:
+        explain = "explain execute difference(5001, '{}', '{{{}}}')"
+        now = own.exec_driver_sql("select pg_snapshot_xmax(pg_current_snapshot())").scalar_one()
+        for in_progress in ("", "100", ",".join(map(str, range(100, 150)))):
+            plan = "\n".join(own.exec_driver_sql(explain.format(now, in_progress)).scalars())
+            assert "Index" in plan
+            assert "Seq Scan" not in plan
+
+
 async def test_no_page_ends_between_rows_of_the_same_time(postgres_application: Application) -> None:
     """The next page continues after a transaction and a time."""
     settings = postgres_application.migrate()
