@@ -164,8 +164,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # (22 instead of 7 ms with 50,000). The planner takes an open range for a third of the rows, but one with two
         # ends, here the largest number, for half a percent. A lateral subquery with a limit can only be a loop over the
         # transactions.
-        recent = _ordered("*, ctid", f"{log} where txid >= cast($2 as xid8) and txid <= cast('{TXID_MAX}' as xid8)")
-        of_one = _ordered("*, ctid", f"{log} where txid = airy_open.number")
+        recent = _ordered("*", f"{log} where txid >= cast($2 as xid8) and txid <= cast('{TXID_MAX}' as xid8)")
+        of_one = _ordered("*", f"{log} where txid = airy_open.number")
         opened = f"unnest(cast($3 as xid8[])) as airy_open(number) cross join lateral ({of_one}) as airy_of_one"
         both = f"(({recent}) union all select airy_of_one.* from {opened}) as airy_rows"  # noqa: S608 - names quoted
         self._difference = Statement(_ordered(_COLUMNS, both))
@@ -355,8 +355,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
 
 def _ordered(columns: str, rows: str) -> str:
     """Return a query for the first ``$1`` of some rows of the change log by transaction and time."""
-    # By ``ctid`` too: rows of the same microsecond are then in the order in which they were written, mostly.
-    return f"select {columns} from {rows} order by txid, at, ctid limit cast($1 as int8)"  # noqa: S608 - names quoted
+    return f"select {columns} from {rows} order by txid, at limit cast($1 as int8)"  # noqa: S608 - names quoted
 
 
 def _page_of(rows: Sequence[Row], limit: int) -> Sequence[Row]:

@@ -97,17 +97,25 @@ async def test_a_poll_does_not_read_a_backlog_without_statistics(postgres_applic
         "insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 10000) n",
     )
     feed = PostgresFeed(source_of(postgres_application, settings))
-    sql = feed._difference.sql  # noqa: SLF001 - its plan
+    difference, page = feed._difference.sql, feed._page.sql  # noqa: SLF001 - their plans
     await feed.aclose()
-    with transaction(
-        postgres_application, f"set local plan_cache_mode = {mode}", f"prepare difference as {sql}"
-    ) as own:
-        explain = "explain execute difference(5001, '{}', '{{{}}}')"
+    setting = f"set local plan_cache_mode = {mode}"
+    prepared = f"prepare difference as {difference}", f"prepare page as {page}"
+    with transaction(postgres_application, setting, *prepared) as own:
+
+        def plan_of(execute: str) -> str:
+            return "\n".join(own.exec_driver_sql(f"explain execute {execute}").scalars())
+
         now = own.exec_driver_sql("select pg_snapshot_xmax(pg_current_snapshot())").scalar_one()
         for in_progress in ("", "100", ",".join(map(str, range(100, 150)))):
-            plan = "\n".join(own.exec_driver_sql(explain.format(now, in_progress)).scalars())
+            plan = plan_of(f"difference(5001, '{now}', '{{{in_progress}}}')")
             assert "Index" in plan
             assert "Seq Scan" not in plan
+        for _ in range(2):
+            plan = plan_of(f"page(50, '{int(now) - 1}', '0', '{now}:{now}:', '1:1:')")
+            assert "Index" in plan
+            assert "Sort" not in plan
+            own.exec_driver_sql("analyze airy_trio.change_log")
 
 
 async def test_no_page_ends_between_rows_of_the_same_time(postgres_application: Application) -> None:
