@@ -327,8 +327,9 @@ class UpdatedAtFeed(InspectedFeed):
         for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
-                    upto_us = scan.newest(poll.connection, lower_us)[0] if mark.upto_us is None else mark.upto_us
-                    return evolve(mark, after=place, upto_us=upto_us)
+                    if mark.upto_us is None:
+                        mark = evolve(mark, upto_us=self._newest(poll, kind, lower_us))
+                    return evolve(mark, after=place)
                 poll.found.append(version)
             place, is_local = version.place, version.is_local
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
@@ -338,14 +339,17 @@ class UpdatedAtFeed(InspectedFeed):
         """The mark of a table as it is now. Its rows count as returned, unless it is read from the beginning."""
         if kind in self._from_the_beginning:
             return Mark(None)
-        scan = self._scans[kind]
-        newest_us, is_local = scan.newest(poll.connection, None)
-        newest_us = self._watermark(poll, kind, None, newest_us, is_local=is_local)
+        newest_us = self._newest(poll, kind, None)
         if newest_us is not None:
-            for version in scan.versions(poll.connection, newest_us - self._reach_us(kind), None, None):
+            for version in self._scans[kind].versions(poll.connection, newest_us - self._reach_us(kind), None, None):
                 # With the number of the point that this read returns.
                 self._returned[kind][version.id] = self._serial + 1, version.place[0]
         return Mark(newest_us)
+
+    def _newest(self, poll: _Poll, kind: Kind, lower_us: int | None) -> int | None:
+        """The newest time of all rows from a time on, but never ahead of the database's clock. None: no rows."""
+        newest_us, is_local = self._scans[kind].newest(poll.connection, lower_us)
+        return self._watermark(poll, kind, None, newest_us, is_local=is_local)
 
     def _watermark(
         self, poll: _Poll, kind: Kind, before_us: int | None, newest_us: int | None, *, is_local: bool | None

@@ -238,6 +238,22 @@ async def test_time_far_ahead_hides_no_changes(any_application: Application, for
         assert (await feed.read(after, 10)).changes == 0
 
 
+async def test_times_ahead_are_read_in_pages_without_repetition(watched: Watched) -> None:
+    now_us = local_now_us(watched.application, "UTC")
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        for number in range(3):
+            watched.tag(f"now-{number}", now_us)
+            watched.tag(f"ahead-{number}", now_us + (number + 1) * 10**6 * SECOND_US)
+        objects, _, batches = await read_all(feed, after, 2)
+        assert [name for name, _ in names(objects)] == [
+            f"{when}-{number}" for when in ("now", "ahead") for number in range(3)
+        ]
+        # Such a bound would move the watermark to the time at which a long backlog has been read.
+        bounds_us = [Watermarks.parse(batch.resume_point).marks["tags"].upto_us or 0 for batch in batches]
+        assert 0 < max(bounds_us) < now_us + 60 * SECOND_US
+
+
 @pytest.mark.parametrize("form", ["spaced", "iso", "offset", "digits", "milliseconds"])
 async def test_zone_far_west_sends_no_hours_again(any_application: Application, form: str) -> None:
     watched, mapped = Watched(any_application, form), only(tags='time_zone = "Pacific/Honolulu"')
