@@ -324,7 +324,9 @@ class UpdatedAtFeed(InspectedFeed):
         scan, returned = self._scans[kind], self._returned[kind]
         lower_us = None if mark.newest_us is None else mark.newest_us - self._reach_us(kind)
         place, newest_us, is_local = mark.after, mark.upto_us, None
+        met = set[int]()
         for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
+            met.add(version.id)
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
                     if mark.upto_us is None:
@@ -333,6 +335,11 @@ class UpdatedAtFeed(InspectedFeed):
                 poll.found.append(version)
             place, is_local = version.place, version.is_local
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
+        if mark.upto_us is None:
+            # The other versions are gone. On SQLite a row may become equal to one of them again, within the same tick
+            # of the application's clock, and must then be returned again.
+            for gone in returned.keys() - met:
+                del returned[gone]
         return Mark(self._watermark(poll, kind, mark.newest_us, newest_us, is_local=is_local))
 
     def _begin(self, poll: _Poll, kind: Kind) -> Mark:
