@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 from airy_trio.capture.feed import Kind, Value
 from airy_trio.capture.mapping import WATERMARK, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
+from airy_trio.capture.polling import SECOND_US, TableScan
 from airy_trio.capture.queries import Queries, Query
 from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
@@ -38,6 +39,8 @@ ALL_MIN: Final = 10
 """If none of a table's newest rows can be converted, and there are at least this many, the mapping is wrong."""
 TIMEOUT_S: Final = 5.0
 """For each statement on Postgres, and for each table on SQLite."""
+YEAR_US: Final = 365 * 86_400 * SECOND_US
+"""Seconds since 1970, taken for milliseconds, are below."""
 SHOWN_MAX: Final = 5
 """How many unlisted values of a field are shown, each with at most the following number of characters."""
 SHOWN_CHARACTERS_MAX: Final = 40
@@ -109,7 +112,27 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
             yield NewestRows(kind, [("note", f"{setting}: its newest rows were not checked: {reason}")])
             continue
         all_fail = seen.rows >= ALL_MIN and sum(map(len, seen.faults.values())) >= seen.objects
-        yield NewestRows(kind, [("warning", line) for line in _warnings(table, seen)], seen.bodies, all_fail)
+        findings: list[Finding] = [("warning", line) for line in _warnings(table, seen)]
+        if table.watermark is not None and seen.rows >= ALL_MIN:
+            findings += _watermark_findings(connection, table, table.watermark.name)
+        yield NewestRows(kind, findings, seen.bodies, all_fail)
+
+
+def _watermark_findings(connection: sa.Connection, table: Table, name: str) -> Iterator[Finding]:
+    """Report a column of ``updated_at`` in another unit or format than expected. Raises the driver's error."""
+    try:
+        with bounded(connection):
+            newest_us, _ = TableScan(connection.dialect.name, table, 1).newest(connection, None)
+    except DRIVER_ERRORS as error:
+        if not took_too_long(error):
+            raise
+        return
+    setting = f'database.tables.{table.kind}.columns.{WATERMARK}: "{name}"'
+    forms = "numbers are milliseconds since 1970, and text is ISO 8601"
+    if newest_us is None:
+        yield "problem", f"{setting} has no time in any row, so the server would send nothing of this table; {forms}"
+    elif newest_us < YEAR_US:
+        yield "warning", f"{setting} has no time after 1970, so a row that is ahead of its time hides others; {forms}"
 
 
 def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tables, table: Table) -> _Seen | None:

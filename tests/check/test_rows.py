@@ -3,7 +3,7 @@
 import pytest
 
 from airy_trio.check import Report, check, rows
-from tests.application import Application
+from tests.application import Application, only
 
 COLUMNS = (
     "(id text primary key, conversation_id text, channel_id text, content text, delivery_state text, "
@@ -57,6 +57,22 @@ def test_mapping_that_converts_no_row_is_a_problem(lenient: Application, good: i
     assert f"{rows.ALL_MIN - good} of the newest {rows.ALL_MIN} by sent_at cannot be converted" in warning
     finding = "none of the newest rows can be converted, so the server would send nothing of this table"
     assert report.of("problem") == (() if good else (f"{MESSAGES}: {finding}",))
+
+
+@pytest.mark.parametrize(
+    "unit, reported",
+    [(10**6, "has no time in any row, so the server"), (1000, None), (1, "has no time after 1970, so a row that")],
+)
+def test_unit_of_updated_at_is_checked(any_application: Application, unit: int, reported: str | None) -> None:
+    any_application.execute("create table tags (id text primary key, name text, color text, updated_at bigint)")
+    for number in range(rows.ALL_MIN):
+        values = f"('t{number}', 'flag', 'red', {(1_600_000_000 + number) * unit})"
+        any_application.execute(f"insert into tags values {values}")
+    polled = '[changes]\ncapture = "updated_at"\n[log]\nstore = "memory"\n'
+    report = check(any_application.settings(only(tags="") + polled))
+    column = 'database.tables.tags.columns.updated_at: "updated_at"'
+    found = [line for line in report.of("problem") + report.of("warning") if line.startswith(column)]
+    assert [line.startswith(f"{column} {reported}") for line in found] == ([] if reported is None else [True])
 
 
 def test_metadata_of_several_rows_counts_once(any_application: Application) -> None:
