@@ -414,7 +414,10 @@ def _state_lines(found: _Found, settings: Settings, subject: Subject) -> Iterato
     elif type_ in found.state.whole:
         yield "state     replay:current does not have it, as there was no such row when it was recorded"
     else:
-        yield f"state     replay:current does not have it, and not all of {type_}: run airy-trio backfill"
+        remedy = "run airy-trio backfill"
+        if settings.changes.reads_only:
+            remedy = f'with changes.capture "{settings.changes.capture}" there is no backfill'
+        yield f"state     replay:current does not have it, and not all of {type_}: {remedy}"
 
 
 def _client_lines(settings: Settings, position: Position, event: StoredEvent) -> Iterator[str]:

@@ -342,8 +342,10 @@ async def test_change_is_unknown_without_triggers(sqlite_application: Applicatio
     sqlite_application.execute("insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
     others = only(tags="")
     more = f'{others}[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
+    sqlite_application.migrate(more, with_tables=False)
     found = await explain(configure(sqlite_application, tmp_path, more), "tag", "t1")
     assert found["row"] == 'there is one in table "tags", which can become an event'
+    assert found["state"].endswith('not all of tag.updated: with changes.capture "updated_at" there is no backfill')
     assert found["change"] == 'not known: changes.capture is "updated_at", which keeps no change log'
     assert found["recorder"] == ""
 
