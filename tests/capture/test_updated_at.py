@@ -6,18 +6,31 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+import sqlalchemy as sa
 import trio
 from attrs import evolve
 from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
-from airy_trio.capture.polling import Mark, Watermarks
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.polling import Mark, TableScan, Watermarks
+from airy_trio.capture.queries import TEXT_CHARS_MAX
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
 from tests.capture.feeds import read_all
-from tests.capture.watched import ON_SQLITE_ONLY, OVERLAP_S, SECOND_US, START_US, TIMES, Watched, names, watching
+from tests.capture.watched import (
+    ON_SQLITE_ONLY,
+    OVERLAP_S,
+    SECOND_US,
+    START_US,
+    TIMES,
+    Watched,
+    names,
+    settings_of,
+    watching,
+)
 from tests.postgres import Postgres
 
 
@@ -108,6 +121,20 @@ async def test_rows_of_one_time_come_in_pages_each_once(
         assert [name for name, _ in names(objects)] == [f"t{number}" for number in range(7)]
         assert max(batch.changes for batch in batches) <= limit
         assert (await feed.read(after, limit)).changes == 0
+
+
+def test_bulk_change_is_read_in_few_pages(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airy_trio.capture.polling.PAGE_ROWS", 1)
+    for number in range(63):
+        watched.tag(f"t{number:02}", START_US)
+    with watched.application.engine.begin() as connection:
+        table = inspect(connection, settings_of(watched.application).tables, watermarks=True)["tags"]
+        scan, statements = TableScan(watched.application.dialect, table, TEXT_CHARS_MAX), list[str]()
+        sa.event.listen(connection, "before_cursor_execute", lambda *what: statements.append(what[2]))
+        assert [version.key[0] for version in scan.versions(connection, None, None, None)] == [
+            f"t{number:02}" for number in range(63)
+        ]
+    assert len(statements) == 7  # pages of 1, 2, 4, 8, 16 and 32 rows, and one without
 
 
 async def test_commit_while_a_backlog_is_read_is_found(watched: Watched) -> None:
