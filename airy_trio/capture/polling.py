@@ -196,6 +196,7 @@ class UpdatedAtFeed(InspectedFeed):
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading, self.aclose)
         self._file_version: FileVersion | None = None
+        self._exhausted: tuple[FileVersion, str] | None = None  # the version in which a read after this point ended
         self._pause_s = POLL_S
         self._life = secrets.token_hex(8)
         self._serial = 0  # of the newest resume point
@@ -261,15 +262,20 @@ class UpdatedAtFeed(InspectedFeed):
     def use(self, tables: Tables) -> None:
         """Read these tables from now on."""
         super().use(tables)
+        self._exhausted = None
         self._scans = {kind: TableScan(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         point = Watermarks.parse(after)
         # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
         version = self._file_version = await self._file.ask() if self._file else None
+        # After a bulk change each scan meets all of its rows, so without this an idle server would be busy.
+        if version is not None and self._exhausted == (version, after):
+            return Batch(objects=(), resume_point=after, changes=0, more=False)
         begun_at = trio.current_time()
         batch = await self._reading.run(lambda connection: self._read(connection, point, limit, version))
         self._pause_s = min(max(POLL_S, REST_SHARE * (trio.current_time() - begun_at)), POLL_MAX_S)
+        self._exhausted = None if version is None or batch.resume_point != after else (version, after)
         return batch
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:

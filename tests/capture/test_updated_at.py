@@ -137,6 +137,27 @@ def test_bulk_change_is_read_in_few_pages(watched: Watched, monkeypatch: pytest.
     assert len(statements) == 7  # pages of 1, 2, 4, 8, 16 and 32 rows, and one without
 
 
+async def test_unchanged_file_is_not_scanned_again(sqlite_application: Application) -> None:
+    watched, statements = Watched(sqlite_application), list[str]()
+    async with watching(sqlite_application) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US)
+        _, after, _ = await read_all(feed, after)
+        await feed.read(after, 10)
+
+        def record(*what: str) -> None:
+            statements.append(what[2])
+
+        sa.event.listen(sa.Engine, "before_cursor_execute", record)
+        try:
+            assert (await feed.read(after, 10)).resume_point == after
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", record)
+        assert not [statement for statement in statements if "from" in statement]
+        watched.tag("t2", START_US)
+        assert names((await read_all(feed, after))[0]) == [("t2", "flag")]
+
+
 async def test_commit_while_a_backlog_is_read_is_found(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
