@@ -380,7 +380,8 @@ class UpdatedAtFeed(InspectedFeed):
 
     def _reach_us(self, kind: Kind) -> int:
         """How far before the watermark a scan starts."""
-        return self._overlap_us + (SET_BACK_MAX_US if self._scans[kind].clock.zone else 0)
+        clock = self._scans[kind].clock
+        return self._overlap_us + clock.tick_us + (SET_BACK_MAX_US if clock.zone else 0)
 
 
 @frozen
@@ -501,7 +502,7 @@ class Clock:
     in microseconds. ``near`` is a condition that an index serves, with the parameters of ``_nearness``; it holds for
     all rows from a time on, and may hold for others. ``zone``: times may be local to this zone, which may set its
     clocks back; None: all are UTC. ``is_local`` is the condition that a row's time is local: text may have an offset,
-    and a number is UTC.
+    and a number is UTC. ``tick_us``: how much earlier than the change a time may be, because it is only a date.
     """
 
     value: str
@@ -510,6 +511,7 @@ class Clock:
     zone: tzinfo | None = None
     near: str = ""
     is_local: str = "true"
+    tick_us: int = 0
 
     @property
     def is_moment(self) -> str:
@@ -541,9 +543,10 @@ def clock(dialect: str, table: Table) -> Clock:
         case "timestamptz":
             return _timestamp_clock(name, "timestamptz", None)
         case "timestamp":
-            if table.watermark.sql_type == "date":  # some dates are too large for the cast
+            is_date = table.watermark.sql_type == "date"
+            if is_date:  # some dates are too large for the cast
                 name = f"cast(least({name}, date '{_END}') as timestamp)"
-            return _timestamp_clock(name, "timestamp", zone)
+            return evolve(_timestamp_clock(name, "timestamp", zone), tick_us=_DAY_US if is_date else 0)
         case "integer":
             bound = "cast(floor(cast({} as numeric) / 1000) as bigint)"
             return Clock(value=name, moment=f"cast({name} as bigint) * 1000", bound=bound)

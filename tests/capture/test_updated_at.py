@@ -506,3 +506,20 @@ async def test_date_beyond_the_range_of_timestamps_hides_no_row(postgres_applica
         dates = "5874897-12-31", "infinity", "-infinity", "2020-10-25"
         postgres_application.execute(*(insert.format(date, date) for date in dates))
         assert names((await read_all(feed, after))[0]) == [("2020-10-25", "flag")]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "Pacific/Honolulu"])
+async def test_dates_of_today_and_of_the_overlap_are_read(postgres_application: Application, zone: str) -> None:
+    postgres_application.execute("create table tags (id text, name text, color text, updated_at date)")
+    insert = f"insert into tags values ('{{}}', 'flag', 'red', cast(now() at time zone '{zone}' as date) + {{}})"
+    async with watching(postgres_application, only(tags=f'time_zone = "{zone}"')) as feed:
+        after = await feed.origin()
+        postgres_application.execute(insert.format("today", 0))
+        _, after, _ = await read_all(feed, after)
+        postgres_application.execute(insert.format("before midnight", -1))
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("before midnight", "flag")]
+        postgres_application.execute(insert.format("ahead", 30))
+        _, after, _ = await read_all(feed, after)
+        postgres_application.execute(insert.format("today again", 0))
+        assert names((await read_all(feed, after))[0]) == [("today again", "flag")]
