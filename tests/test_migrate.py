@@ -343,8 +343,12 @@ def test_writers_wait_half_a_second_behind_a_waiting_migration(
 
 @pytest.mark.slow
 def test_writers_and_a_migration_of_the_change_log_do_not_lock_each_other(postgres_application: Application) -> None:
-    """A writer locks its table, and then the change log; so must the migration."""
-    settings = postgres_application.migrate()
+    """A writer locks its table, then its partition, and then the change log; so must the migration."""
+    postgres_application.execute(
+        "create table tags (id text, name text, color text) partition by list (name)",
+        "create table a_tags partition of tags for values in ('flag')",
+    )
+    settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
         names = postgres_application.names
         streams.downgrade(connection, "changes", names, "changes_0004")
@@ -487,6 +491,18 @@ def test_names_that_need_quoting(any_application: Application) -> None:
         migrate.migrate(settings, grant="postgres")
     migrate.remove(settings)
     any_application.execute("""insert into "50%s a:b ""t" (id) values ('t2')""")
+
+
+def test_upgrade_with_names_that_need_quoting(postgres_application: Application) -> None:
+    postgres_application.execute('create table "50%s \\:a ""t" (id text, name text, color text)')
+    settings = postgres_application.run_migration(
+        ONLY_TAGS + '[database.tables.tags]\nname = "50%s :a \\"t"', with_tables=False
+    )
+    with postgres_application.engine.begin() as connection:
+        streams.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+    migrate.migrate(settings)
+    postgres_application.execute("""insert into "50%s \\:a ""t" (id) values ('t1')""")
+    assert postgres_application.scalar("select count(*) from airy_trio.change_log") == 1
 
 
 def test_preview_changes_nothing_and_can_be_run_by_hand(any_application: Application) -> None:

@@ -11,11 +11,12 @@ down_revision = "changes_0004"
 branch_labels = None
 depends_on = None
 
+# Without the partitions: each is locked with its root, after it, which is also the order of a writer.
 _WATCHED = sa.text(
     """
     select distinct cast(cast(t.tgrelid as regclass) as text) as name
     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
-    where n.nspname = :schema and not t.tgisinternal order by name
+    where n.nspname = :schema and not t.tgisinternal and t.tgparentid = 0 order by name
     """
 )
 
@@ -30,7 +31,8 @@ def upgrade() -> None:
     names = context.config.attributes["names"]
     # These first: a writer locks its table, and then the change log, so the other order would end in a deadlock.
     for table in op.get_bind().execute(_WATCHED, {"schema": names.schema}).scalars():
-        op.execute(f"lock table {table} in share row exclusive mode")
+        escaped = table.replace(":", "\\:")  # otherwise a parameter
+        op.execute(f"lock table {escaped} in share row exclusive mode")
     log, bare = names.quoted("change_log"), names.bare("change_log")
     op.drop_column(bare, "seq", schema=names.table_schema)
     op.execute(f"drop sequence if exists {names.quoted('lastval')}")
