@@ -122,7 +122,9 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
 
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
-    return f" begin {statement}; {notify(names, condition)}; return null; end "
+    # Otherwise a column with the name of a variable, such as ``found`` or ``new``, would be an error.
+    variables = "#variable_conflict use_column"
+    return f" {variables} begin {statement}; {notify(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
@@ -141,7 +143,11 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
     # A difference of sets, because transition tables do not show which old row became which new row. A statement may
     # also exchange keys between rows; then no key is gone.
     keys = table.logged_columns("U")
-    before, after = (f"select key_1, key_2 from {_source(keys, rows)}" for rows in (old, new))  # noqa: S608 - names quoted
+    # Qualified, because a column of the application may have the name key_1 too, and is in ``airy_none`` then.
+    before, after = (
+        f"select airy_row.key_1, airy_row.key_2 from {_source(keys, rows)}"  # noqa: S608 - names quoted
+        for rows in (old, new)
+    )
     both = (
         f"select true, airy_row.* from {_source(table.logged_columns('D'), old)} "  # noqa: S608 - names quoted
         f"union all select false, airy_row.* from {_source(keys, new)}"

@@ -163,6 +163,22 @@ def test_a_changed_column_never_makes_a_write_fail(
     assert {found for _, found in changes} == keys
 
 
+@pytest.mark.parametrize("name", ["key_1", "key_2", "old_1", "airy_row", "airy_rows", "found", "new", "old", "tg_op"])
+@pytest.mark.parametrize("partitioned", ["", " partition by list (name)"])
+def test_columns_with_names_that_the_functions_use(
+    postgres_application: Application, name: str, partitioned: str
+) -> None:
+    postgres_application.execute(f"create table tags ({name} text, name text, color text){partitioned}")
+    if partitioned:
+        postgres_application.execute("create table tags_flag partition of tags for values in ('flag')")
+    mapped = f'columns = {{ id = "{name}" }}'
+    postgres_application.run_migration(only(tags=mapped), with_tables=False)
+    postgres_application.execute(
+        "insert into tags values ('t1', 'flag', 'red')", f"update tags set {name} = 't2'", "truncate tags"
+    )
+    assert logged(postgres_application) == [("U", "t1"), ("D", "t1"), ("U", "t2"), ("D", "t2")]
+
+
 @pytest.fixture
 def plain_role(application: Application) -> Iterator[psycopg.Connection]:
     """Yield a session of a role that may write the application's tables and has no rights on ours."""
