@@ -152,11 +152,13 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
         f"select true, airy_row.* from {_source(table.logged_columns('D'), old)} "  # noqa: S608 - names quoted
         f"union all select false, airy_row.* from {_source(keys, new)}"
     )
+    # No object has a key that is NULL in part. A row that gets its key later must not log that as deleted.
+    known = " and ".join(f"{name} is not null" for name, _ in zip(("key_1", "key_2"), table.keys, strict=False))
     return (
         f"if exists ({before} except {after}) then {_insert(names)} "  # noqa: S608 - quoted
         f"select {quote_text(table.kind)}, 'D', key_1, key_2, max(old_1), max(old_2) "
         f"from ({both}) as airy_both(airy_was, {_KEYS_AND_OLD}) "
-        "group by key_1, key_2 having bool_and(airy_was); end if;"
+        f"group by key_1, key_2 having bool_and(airy_was) and {known}; end if;"
     )
 
 

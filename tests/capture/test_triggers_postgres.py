@@ -232,6 +232,19 @@ def test_many_changed_keys_in_a_session_that_has_changed_one(application: Applic
     assert {key for operation, key in changes[5002:] if operation == "D"} == {"at1", *(f"t{n}" for n in range(2, 5001))}
 
 
+def test_key_that_was_null_is_not_deleted(application: Application) -> None:
+    application.execute("alter table tags drop constraint tags_pkey, alter id drop not null")
+    application.execute("insert into tags values (null, 'flag', 'red')", "update tags set id = 't1'")
+    application.execute(
+        "update tags set id = null",
+        "alter table metadata drop constraint metadata_pkey, alter identifier drop not null",
+    )
+    assert logged(application) == [("U", None), ("U", "t1"), ("D", "t1"), ("U", None)]
+    application.execute("insert into metadata (subject, key, value) values ('c1', 'k', 'v')")
+    application.execute("update metadata set identifier = 'i'")
+    assert logged(application) == [("U", "c1"), ("U", "c1")]
+
+
 def test_key_that_its_collation_calls_the_same(application: Application) -> None:
     application.execute(
         "create collation any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
