@@ -326,7 +326,8 @@ class Recorder:
         """Read a batch that is small enough to append, and translate it; return also when it was requested."""
         while True:
             batch, requested_at = await self.ahead.take(point, self._limit)
-            translated = await translate_batch(batch, self._options.events, body_bytes_max=self._options.body_bytes_max)
+            events, bytes_max = self._options.events, self._options.body_bytes_max
+            translated = await translate_batch(batch, events, body_bytes_max=bytes_max, smallest=self._limit <= 1)
             self._limit = adapted_limit(self._limit, self._options.batch_rows_max, batch, translated)
             if translated.share == 1:
                 return batch, translated, requested_at
@@ -383,13 +384,20 @@ class TranslatedBatch:
     ended: Sequence[tuple[str, str]] = ()
 
 
-async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_max: int) -> TranslatedBatch:
-    """Translate a batch and encode its events; stop beyond ``BATCH_BYTES_MAX``, except in a batch of one change."""
+async def translate_batch(
+    batch: Batch, options: EventsOptions, *, body_bytes_max: int, smallest: bool = False
+) -> TranslatedBatch:
+    """Translate a batch and encode its events; stop beyond ``BATCH_BYTES_MAX``, except in a batch of one change.
+
+    ``smallest``: it was read with a limit of 1. If it has more changes, the feed cannot separate them, so it is like
+    one of a single change.
+    """
+    smallest = smallest or batch.changes <= 1
     events: list[NewEvent] = []
     faults: list[RowFault] = []
     ended: list[tuple[str, str]] = []
     size = value_faults = done = 0
-    while done < len(batch.objects) and (size <= BATCH_BYTES_MAX or batch.changes <= 1):
+    while done < len(batch.objects) and (size <= BATCH_BYTES_MAX or smallest):
         if done:
             await trio.lowlevel.checkpoint()
         translation = translate(batch.objects[done : done + SLICE_OBJECTS], options)
@@ -406,7 +414,7 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
                 new = NewEvent(event.type, event.object, event.conversation_id, event.channel_id, body, truncated)
                 events.append(new)
                 size += len(body)
-    whole = batch.changes <= 1 or size <= BATCH_BYTES_MAX
+    whole = smallest or size <= BATCH_BYTES_MAX
     # Two upper estimates of the part that fits: how much was translated before the size exceeded the limit, and the
     # ratio of the limit to that size. If the lower one is still too high, the next read is cut again.
     share = 1.0 if whole else min(done / len(batch.objects), BATCH_BYTES_MAX / size)
@@ -420,8 +428,8 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
     """
     if translated.share < 1:
         # A tenth less than the estimate, because rows differ in size, and each batch that is too large costs another
-        # read.
-        return max(1, int(batch.changes * translated.share * 0.9))
+        # read. Less than the limit in any case, also if the batch had more changes.
+        return max(1, int(min(batch.changes, limit) * translated.share * 0.9))
     if batch.changes >= limit and 2 * translated.size <= BATCH_BYTES_MAX:
         return min(2 * limit, rows_max)
     return limit

@@ -12,7 +12,7 @@ from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, TranslatedBat
 from airy_trio.log.store import StoredEvent
 from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import faulty, node, recorded, started, tag, until
-from tests.memory_feed import MemoryChanges
+from tests.memory_feed import MemoryChanges, MemoryFeed
 
 LARGE = 1000
 
@@ -93,6 +93,25 @@ async def test_clients_are_served_while_a_large_batch_is_translated(nursery: tri
     nursery.start_soon(count_turns)
     await translate_batch(batch(10 * SLICE_OBJECTS), EventsOptions(), body_bytes_max=1000)
     assert turns >= 8  # nine checkpoints between ten slices; after the last one Trio chooses the order at random
+    nursery.cancel_scope.cancel()
+
+
+class Inseparable(MemoryFeed):
+    """Returns changes four by four."""
+
+    async def read(self, after: str, limit: int) -> Batch:
+        return await super().read(after, -(-limit // 4) * 4)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("batch_rows_max", [1, 3, 10])
+async def test_changes_that_the_feed_cannot_separate(nursery: trio.Nursery, batch_rows_max: int) -> None:
+    store, changes = Weighed(), MemoryChanges()
+    tied = node(changes, store, batch_rows_max=batch_rows_max, body_bytes_max=10 * LARGE, feed=Inseparable(changes))
+    one = await started(nursery, tied)
+    changes.write(*(tag(number)._replace(name="n" * 3 * LARGE) for number in range(12)))
+    await until(lambda: one.log.head.offset == 12, limit_s=10)
+    assert [count for count, _ in store.appends if count] == [4, 4, 4]
     nursery.cancel_scope.cancel()
 
 
