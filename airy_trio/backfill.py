@@ -393,7 +393,7 @@ class _Backfill:
 
 
 def waiting(connection: sa.Connection, names: Names, limit: int) -> tuple[int, sa.Row[Any] | None]:
-    """Return the length of the change log, counted up to a limit, and its first row, which changes with recording."""
+    """Count the rows of the change log, up to ``limit``; return also its first row, which changes with recording."""
     log = ChangeLog(names)
     first = connection.execute(sa.select(*log.order).order_by(*log.order).limit(1)).first()
     counted = sa.select(sa.literal(1)).select_from(log.rows).limit(limit).subquery()

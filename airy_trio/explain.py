@@ -47,7 +47,7 @@ _IS_READ = sa.text(
     "and (change.txid, change.at) <= (cast(:page_txid as xid8), to_timestamp(:page_at)), false) "
     "from (select cast(:txid as xid8), cast(:at as timestamptz)) as change(txid, at)"
 )
-"""Whether a ``PostgresPoint`` includes a row of the change log: by its snapshot, or by the pages that it has read."""
+"""Whether a ``PostgresPoint`` includes a row of the change log: by its snapshot, or by the pages read so far."""
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _STATES = {
     "recorded": "recorded",

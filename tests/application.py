@@ -106,7 +106,7 @@ class Application:
 
     @property
     def log_order(self) -> str:
-        """The columns by which the change log is in order."""
+        """The columns that order the change log."""
         return "seq" if self.dialect == SQLITE else "txid, at, ctid"
 
     def reading(self) -> DedicatedConnection:

@@ -342,7 +342,7 @@ def test_writers_wait_half_a_second_behind_a_waiting_migration(
 
 
 @pytest.mark.slow
-def test_writers_and_a_migration_of_the_change_log_do_not_lock_each_other(postgres_application: Application) -> None:
+def test_migration_of_the_change_log_causes_no_deadlock_with_writers(postgres_application: Application) -> None:
     """A writer locks its table, then its partition, and then the change log; so must the migration."""
     postgres_application.execute(
         "create table tags (id text, name text, color text) partition by list (name)",

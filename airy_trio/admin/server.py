@@ -317,7 +317,8 @@ class HttpConnection:
             events.append(h11.Data(data=answer.body))
         events.append(h11.EndOfMessage())
         data = b"".join(self._http.send(event) or b"" for event in events)
-        with trio.fail_after(WRITE_S):  # one write: on a machine that pauses, the deadline could pass between two
+        # One write, because the deadline could pass between two writes if the machine pauses.
+        with trio.fail_after(WRITE_S):
             await self._stream.send_all(data)
 
 

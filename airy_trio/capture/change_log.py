@@ -142,10 +142,10 @@ class PostgresPoint(_Point):
     A snapshot (``xmin:xmax:xip,…``) rather than a number is the position, because transactions do not commit in the
     order of any number that they draw (see ``postgres``).
 
-    A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
-    changes between ``snapshot`` and ``target`` those up to ``txid`` and ``at`` (seconds since 1970), in the order of
-    both, have been read. Otherwise ``target`` is "". (Older versions stored a ``seq`` instead; then the pages start
-    again.)
+    A large difference is read in pages, in the order of transaction and time. Until the last page has been read,
+    ``target`` is the snapshot that the pages lead to, and the changes between ``snapshot`` and ``target`` have been
+    read up to ``txid`` and ``at`` (seconds since 1970). Otherwise ``target`` is "". Points of older versions have
+    neither ``txid`` nor ``at``, so their pages are read again from the first.
 
     ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
     holds the oids of the database and of the change log, which are different after a dump is restored. Before the first

@@ -229,7 +229,7 @@ class ChangeFeed(Protocol):
     async def read(self, after: str, limit: int) -> Batch:
         """Read the next changes after a resume point, at most ``limit`` rows of the change log.
 
-        A few more, if a resume point cannot separate the last of them from those that follow.
+        A batch exceeds ``limit`` only if no resume point can divide it.
 
         Nothing is skipped and nothing comes twice, in whatever order transactions commit. Objects and resume point
         belong to one snapshot of the database; each object comes once, with its rows as of that snapshot. Reading

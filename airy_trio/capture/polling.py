@@ -196,7 +196,7 @@ class UpdatedAtFeed(InspectedFeed):
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading, self.aclose)
         self._file_version: FileVersion | None = None
-        self._exhausted: tuple[FileVersion, str] | None = None  # the version in which a read after this point ended
+        self._exhausted: tuple[FileVersion, str] | None = None  # version and point of the last read that found nothing
         self._pause_s = POLL_S
         self._life = secrets.token_hex(8)
         self._serial = 0  # of the newest resume point
@@ -269,7 +269,7 @@ class UpdatedAtFeed(InspectedFeed):
         point = Watermarks.parse(after)
         # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
         version = self._file_version = await self._file.ask() if self._file else None
-        # After a bulk change each scan meets all of its rows, so without this an idle server would be busy.
+        # Otherwise an idle server would be busy after a bulk change, because each scan reads all of its rows again.
         if version is not None and self._exhausted == (version, after):
             return Batch(objects=(), resume_point=after, changes=0, more=False)
         begun_at = trio.current_time()
@@ -343,8 +343,8 @@ class UpdatedAtFeed(InspectedFeed):
             place, is_local = version.place, version.is_local
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
         if mark.upto_us is None:
-            # The other versions are gone. On SQLite a row may become equal to one of them again, within the same tick
-            # of the application's clock, and must then be returned again.
+            # Forget the versions that no longer exist. On SQLite a row that changes back within one tick of the
+            # application's clock is equal to one of them, and must be returned again.
             for gone in returned.keys() - met:
                 del returned[gone]
         return Mark(self._watermark(poll, kind, mark.newest_us, newest_us, is_local=is_local))
@@ -424,9 +424,9 @@ class TableScan:
         self, connection: sa.Connection, lower_us: int | None, after: Place | None, upto_us: int | None
     ) -> Iterator[RowVersion]:
         """All rows from a time on, after a place, up to a time, in order, read in pages. None: no such bound."""
-        # Each page is twice as large as the one before. No index orders the rows of one time, so each page sorts all
-        # that are left, and a bulk change gives the same time to many rows. With pages of 500, a scan of 60,000 such
-        # rows took 14 s on SQLite and 4.5 s on Postgres; with these, 1.6 s and 0.7 s.
+        # Each page is twice as large as the previous one, because a bulk change gives one time to many rows. No index
+        # orders these, so each page sorts all that are left. With pages of 500, a scan of 60,000 such rows took 14 s on
+        # SQLite and 4.5 s on Postgres; with these, 1.6 s and 0.7 s.
         page_rows = PAGE_ROWS
         while True:
             where, arguments = self._where(lower_us, after, upto_us)
@@ -502,7 +502,7 @@ class Clock:
     in microseconds. ``near`` is a condition that an index serves, with the parameters of ``_nearness``; it holds for
     all rows from a time on, and may hold for others. ``zone``: times may be local to this zone, which may set its
     clocks back; None: all are UTC. ``is_local`` is the condition that a row's time is local: text may have an offset,
-    and a number is UTC. ``tick_us``: how much earlier than the change a time may be, because it is only a date.
+    and a number is UTC. ``tick_us``: how much earlier than its change a time may be, if it is only a date.
     """
 
     value: str

@@ -6,16 +6,17 @@ Reading
 A batch consists of the rows of transactions that were invisible in the snapshot of the resume point and are visible in
 the present one. Each transaction becomes visible exactly once, so no row is skipped and none is repeated, in whatever
 order transactions commit, and an open transaction delays no other. Rows are sorted by ``at``, the time at which the
-trigger ran, while the changed row was locked. If the clock is set back, events may come in another order, but each has
-the present state of its object. Simpler readers lost changes, stalled or were slow;
+trigger ran. The changed row was locked then, so the changes of one object are in the right order unless the clock is
+set back. Even then each event has the present state of its object. Simpler readers lost changes, stalled or were slow;
 ``docs/explanation/architecture.md`` has the figures.
 
 The transactions that were invisible are found by an index: those from the snapshot's ``xmax`` on, and those in its list
 of transactions in progress. A scan from ``xmin`` on would read everything since the oldest open transaction again.
 
-If a difference exceeds the limit, its present snapshot becomes the *target*. It is read in pages by ``txid`` and
-``at``, which contain only rows that are visible in the target. Rows of one transaction may have the same time, so no
-page ends between such rows. After the last page the target becomes the snapshot of the resume point.
+If a difference exceeds the limit, its present snapshot becomes the *target*. It is read in pages, in the order of
+``txid`` and ``at``. They contain only rows that are visible in the target. Rows of one transaction may have the same
+time; no page ends between these, because the next one continues after a transaction and a time. After the last page the
+target becomes the snapshot of the resume point.
 
 A read takes two round trips on the raw connection, without a thread and without SQLAlchemy: the first begins a snapshot
 and reads the difference or a page, the second reads the changed objects, releases the wake-up lock if that is due, and
@@ -159,19 +160,19 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # savepoint, and a ``pg_snapshot`` does not list subtransactions either. The two parts have no row in common,
         # because the numbers of transactions in progress are below ``xmax``.
         #
-        # Both must use the index and stop at the limit, whatever the statistics: a poll that finds nothing may not read
-        # the whole change log (37 instead of 0.3 ms with 500,000 rows), and the first page of a backlog not all of it
-        # (22 instead of 7 ms with 50,000). The planner takes an open range for a third of the rows, but one with two
-        # ends, here the largest number, for half a percent. A lateral subquery with a limit can only be a loop over the
-        # transactions.
+        # Both must use the index and stop at the limit, whatever the statistics. Otherwise a poll that finds nothing
+        # reads the whole change log (37 instead of 0.3 ms with 500,000 rows), and the first page of a backlog reads all
+        # of it (22 instead of 7 ms with 50,000). The first part has an upper bound, the largest number, because the
+        # planner expects a range with two ends to match half a percent of the rows, but an open one a third. The second
+        # part is a lateral subquery with a limit, which can only be run as a loop over the transactions.
         recent = _ordered("*", f"{log} where txid >= cast($2 as xid8) and txid <= cast('{TXID_MAX}' as xid8)")
         of_one = _ordered("*", f"{log} where txid = airy_open.number")
         opened = f"unnest(cast($3 as xid8[])) as airy_open(number) cross join lateral ({of_one}) as airy_of_one"
         both = f"(({recent}) union all select airy_of_one.* from {opened}) as airy_rows"  # noqa: S608 - names quoted
         self._difference = Statement(_ordered(_COLUMNS, both))
-        # ``pg_visible_in_snapshot`` is also true for a transaction that was rolled back, but no statement sees the rows
-        # of that. "Case" instead of "and", because the planner takes each condition for a third of the rows, and if it
-        # expects few rows, it reads and sorts all for each page.
+        # ``pg_visible_in_snapshot`` is also true for a transaction that was rolled back, but no statement sees its
+        # rows. ``case`` instead of ``and``, because the planner expects each condition to match a third of the rows. If
+        # it expects few rows, it reads and sorts all of them for each page.
         following = (
             f"{log} where (txid, at) > (cast($2 as xid8), to_timestamp(cast($3 as float8))) "
             "and case when pg_visible_in_snapshot(txid, cast($4 as pg_snapshot)) "
@@ -179,8 +180,8 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         )
         self._page = Statement(_ordered(_COLUMNS, following))
         name = escape_colons(log)
-        # The rows that the snapshot of a point sees, as a condition that can use the index. By ``ctid``, because a row
-        # has no key, and is never updated.
+        # The rows that the snapshot of a point sees, as a condition that can use the index. They are deleted by
+        # ``ctid``, because a row has no key; its ``ctid`` stays the same, because it is never updated.
         self._trim = sa.text(
             f"delete from {name} where ctid = any(array(select ctid from {name} "  # noqa: S608 - names quoted
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
@@ -354,14 +355,15 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
 
 
 def _ordered(columns: str, rows: str) -> str:
-    """Return a query for the first ``$1`` of some rows of the change log by transaction and time."""
+    """Return a query for the first ``$1`` of ``rows`` of the change log, in the order of transaction and time."""
     return f"select {columns} from {rows} order by txid, at limit cast($1 as int8)"  # noqa: S608 - names quoted
 
 
 def _page_of(rows: Sequence[Row], limit: int) -> Sequence[Row]:
-    """Return at most ``limit`` of one row more, without those of a transaction and time that more rows may have.
+    """Return the first ``limit`` rows, without those at their end that have the place of the row after them.
 
-    The next page continues after a transaction and a time.
+    ``rows``: one more than ``limit``, or all that are left. The next page continues after a transaction and a time, so
+    rows with the same place must be in one page. If more than ``limit`` rows have it, the page is empty.
     """
     if len(rows) <= limit:
         return rows
@@ -385,7 +387,7 @@ def _require_possible(rows: Sequence[Row], now: PostgresPoint) -> None:
     """Raise ``ResumePointLost`` if a change is of a transaction that has not begun: it is from another cluster's dump.
 
     Such rows stay above every snapshot of this cluster, so each read would return them again until its transaction
-    numbers catch up. ``rows``: in the order of transactions.
+    numbers catch up. ``rows`` must be in the order of transactions.
     """
     if rows and int(_TXID(rows[-1])) >= now.next_transaction:
         message = "the change log has rows of transactions that have not begun, as after loading a dump of its data"

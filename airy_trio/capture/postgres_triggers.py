@@ -8,15 +8,15 @@ A trigger must never make a write of the application fail.
 
 - The functions run with the rights of their owner (``security definer``), so a role without rights on our schema can
   still write its own tables.
-- The application may rename or drop a column later. So a column is never named where it must exist: ``_source`` names
-  it in a subquery over the rows, and if these have no such column, SQL's scoping finds the name one level further out,
-  where it is NULL. The subquery is lateral, because the planner merges that into the query; a scalar subquery for each
-  column made an update take 4 µs longer.
-- The change log has no sequence. Some applications ask ``lastval()`` for the id of the row that they have inserted, and
-  that is the value of whatever sequence the session used last.
-- The plan of a function's statement is made for the rows of its first call in a session, often one, and may then run
-  for a million. So no statement joins the old rows with the new ones: as a nested loop, that took more than ten minutes
-  for 10,000 changed keys.
+- The application may rename or drop a column later. So no statement requires a column to exist: ``_source`` names it in
+  a subquery over the rows, and if these have no such column, SQL's scoping finds the name one level further out, where
+  it is NULL. The subquery is lateral, because the planner merges such a subquery into the query; with a scalar subquery
+  for each column, an update took 4 µs longer.
+- The change log has no sequence, because some applications read the id of a new row by ``lastval()``, which returns the
+  value of the sequence that the session used last.
+- Postgres plans a function's statement for the rows of its first call in a session, often a single one, and may reuse
+  the plan for a million. So no statement joins the old rows with the new ones: a nested loop over 10,000 changed keys
+  took more than ten minutes.
 
 The recorder finds a row by the text of its key. The text of a time, for example, depends on the settings of a session.
 So the functions of a table with such a key run with the settings of the recorder's session (``PLAIN_TEXT``).
@@ -122,7 +122,7 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
 
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
-    # Otherwise a column with the name of a variable, such as ``found`` or ``new``, would be an error.
+    # Without this, a column with the name of a variable, such as ``found`` or ``new``, would be an error.
     variables = "#variable_conflict use_column"
     return f" {variables} begin {statement}; {notify(names, condition)}; return null; end "
 
@@ -143,7 +143,7 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
     # A difference of sets, because transition tables do not show which old row became which new row. A statement may
     # also exchange keys between rows; then no key is gone.
     keys = table.logged_columns("U")
-    # Qualified, because a column of the application may have the name key_1 too, and is in ``airy_none`` then.
+    # Qualified, because a column of the application may be named ``key_1`` too; then ``airy_none`` also has that name.
     before, after = (
         f"select airy_row.key_1, airy_row.key_2 from {_source(keys, rows)}"  # noqa: S608 - names quoted
         for rows in (old, new)
@@ -152,7 +152,7 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
         f"select true, airy_row.* from {_source(table.logged_columns('D'), old)} "  # noqa: S608 - names quoted
         f"union all select false, airy_row.* from {_source(keys, new)}"
     )
-    # No object has a key that is NULL in part. A row that gets its key later must not log that as deleted.
+    # No object has a NULL in its key. So if a row gets its key later, its former key must not be logged as deleted.
     known = " and ".join(f"{name} is not null" for name, _ in zip(("key_1", "key_2"), table.keys, strict=False))
     return (
         f"if exists ({before} except {after}) then {_insert(names)} "  # noqa: S608 - quoted
@@ -167,13 +167,13 @@ def _insert(names: Names) -> str:
 
 
 def _source(columns: Sequence[Column | None], rows: str) -> str:
-    """Return the columns of ``rows`` as text, as ``airy_row`` with the four columns that the change log has for them.
+    """Return ``airy_row`` for a ``from`` clause: these columns of ``rows`` as text, named as in the change log.
 
     A column that is None, or that the rows lack, is NULL (see the module).
     """
     named = dict.fromkeys(quote_identifier(column.name) for column in columns if column is not None)
     nulls = ", ".join(f"null::text as {name}" for name in named)
-    # Compared by its octets, whatever the column's collation says, because clients compare ids in this way.
+    # Keys are compared by their octets, as clients compare ids, and not by the collation of the column.
     values = ", ".join(
         "null::text" if column is None else f'{quote_identifier(column.name)}::text collate "C"' for column in columns
     )

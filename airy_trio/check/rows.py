@@ -40,7 +40,7 @@ ALL_MIN: Final = 10
 TIMEOUT_S: Final = 5.0
 """For each statement on Postgres, and for each table on SQLite."""
 YEAR_US: Final = 365 * 86_400 * SECOND_US
-"""Seconds since 1970, taken for milliseconds, are below."""
+"""A time before this is probably a number of seconds, read as milliseconds."""
 SHOWN_MAX: Final = 5
 """How many unlisted values of a field are shown, each with at most the following number of characters."""
 SHOWN_CHARACTERS_MAX: Final = 40
@@ -119,7 +119,7 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
 
 
 def _watermark_findings(connection: sa.Connection, table: Table, name: str) -> Iterator[Finding]:
-    """Report a column of ``updated_at`` in another unit or format than expected. Raises the driver's error."""
+    """Report a column for ``updated_at`` that has another unit or format than expected. Raises the driver's error."""
     try:
         with bounded(connection):
             newest_us, _ = TableScan(connection.dialect.name, table, 1).newest(connection, None)
@@ -132,7 +132,7 @@ def _watermark_findings(connection: sa.Connection, table: Table, name: str) -> I
     if newest_us is None:
         yield "problem", f"{setting} has no time in any row, so the server would send nothing of this table; {forms}"
     elif newest_us < YEAR_US:
-        yield "warning", f"{setting} has no time after 1970, so a row that is ahead of its time hides others; {forms}"
+        yield "warning", f"{setting} has no time after 1970, so a row that has a future time hides others; {forms}"
 
 
 def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tables, table: Table) -> _Seen | None:

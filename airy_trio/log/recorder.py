@@ -389,8 +389,8 @@ async def translate_batch(
 ) -> TranslatedBatch:
     """Translate a batch and encode its events; stop beyond ``BATCH_BYTES_MAX``, except in a batch of one change.
 
-    ``smallest``: it was read with a limit of 1. If it has more changes, the feed cannot separate them, so it is like
-    one of a single change.
+    ``smallest``: the batch was read with a limit of 1. If it has more changes, the feed cannot separate them, and the
+    batch counts as one change.
     """
     smallest = smallest or batch.changes <= 1
     events: list[NewEvent] = []
@@ -428,7 +428,7 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
     """
     if translated.share < 1:
         # A tenth less than the estimate, because rows differ in size, and each batch that is too large costs another
-        # read. Less than the limit in any case, also if the batch had more changes.
+        # read. The new limit is below the old one even if the batch exceeded that.
         return max(1, int(min(batch.changes, limit) * translated.share * 0.9))
     if batch.changes >= limit and 2 * translated.size <= BATCH_BYTES_MAX:
         return min(2 * limit, rows_max)

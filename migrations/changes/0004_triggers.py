@@ -1,4 +1,4 @@
-"""Other triggers: those of SQLite do not use ``lower``. No table changes."""
+"""Other triggers on SQLite, which do not use ``lower``. No table changes."""
 
 revision = "changes_0004"
 down_revision = "changes_0003"

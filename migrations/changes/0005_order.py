@@ -11,7 +11,7 @@ down_revision = "changes_0004"
 branch_labels = None
 depends_on = None
 
-# Without the partitions: each is locked with its root, after it, which is also the order of a writer.
+# Without the partitions: a lock on the root locks them too, after it, which is also the order of a writer.
 _WATCHED = sa.text(
     """
     select distinct cast(cast(t.tgrelid as regclass) as text) as name
@@ -22,16 +22,16 @@ _WATCHED = sa.text(
 
 
 def upgrade() -> None:
-    """Drop ``seq`` with its sequence, and that of ``lastval()``; index ``txid`` with ``at``.
+    """Drop ``seq`` with its sequence, and the sequence ``lastval``; create an index on ``txid`` and ``at``.
 
-    Rows have no key then, so a database that publishes all its tables needs the whole row to replicate a deletion.
+    Without a key, a database that publishes all its tables needs the whole row to replicate a deletion.
     """
     if op.get_context().dialect.name != "postgresql":
         return
     names = context.config.attributes["names"]
-    # These first: a writer locks its table, and then the change log, so the other order would end in a deadlock.
+    # These first: a writer locks its table before the change log, and the other order would end in a deadlock.
     for table in op.get_bind().execute(_WATCHED, {"schema": names.schema}).scalars():
-        escaped = table.replace(":", "\\:")  # otherwise a parameter
+        escaped = table.replace(":", "\\:")  # otherwise the name of a parameter
         op.execute(f"lock table {escaped} in share row exclusive mode")
     log, bare = names.quoted("change_log"), names.bare("change_log")
     op.drop_column(bare, "seq", schema=names.table_schema)

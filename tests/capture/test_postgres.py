@@ -89,7 +89,7 @@ async def test_first_to_write_may_be_last_to_commit(postgres_application: Applic
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_a_poll_does_not_read_a_backlog_without_statistics(postgres_application: Application, mode: str) -> None:
+async def test_reads_use_the_index_without_statistics(postgres_application: Application, mode: str) -> None:
     """As after one large transaction, before the first ``analyze``."""
     settings = postgres_application.migrate()
     postgres_application.execute(
@@ -135,8 +135,8 @@ async def test_no_page_ends_between_rows_of_the_same_time(postgres_application: 
             assert (await feed.read(after, limit)).changes == 0
 
 
-async def test_clock_that_is_set_back(postgres_application: Application) -> None:
-    """Later changes of the same rows have earlier times: what is sent last is the present state."""
+async def test_set_back_clock_keeps_the_present_state(postgres_application: Application) -> None:
+    """Later changes of the same rows have earlier times."""
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         start = await feed.origin()

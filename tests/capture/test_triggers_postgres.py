@@ -201,7 +201,7 @@ def test_role_without_rights_on_our_schema_can_write(application: Application, p
     assert logged(application) == [("U", "t1"), ("D", "t1"), ("U", "t2"), ("D", "t2")]
 
 
-def test_lastval_of_the_application_stays(application: Application, plain_role: psycopg.Connection) -> None:
+def test_lastval_of_the_application_is_unchanged(application: Application, plain_role: psycopg.Connection) -> None:
     """Some object-relational mappers read the id of a new row by it."""
     plain_role.execute("insert into tags values ('t1', 'flag', 'red')")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):  # the session has not used a sequence yet
@@ -219,8 +219,8 @@ def test_lastval_of_the_application_stays(application: Application, plain_role: 
     assert len(logged(application)) == 6
 
 
-def test_many_changed_keys_in_a_session_that_has_changed_one(application: Application) -> None:
-    """The plan of a function's statement is made for its first call in a session."""
+def test_change_of_many_keys_after_one_in_a_session(application: Application) -> None:
+    """Postgres plans a function's statement for its first call in a session."""
     application.execute("insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 5000) n")
     with closing(raw_connection(application)) as connection:
         connection.execute("update tags set id = 'a' || id where id = 't1'")
@@ -245,7 +245,7 @@ def test_key_that_was_null_is_not_deleted(application: Application) -> None:
     assert logged(application) == [("U", "c1"), ("U", "c1")]
 
 
-def test_key_that_its_collation_calls_the_same(application: Application) -> None:
+def test_changed_key_that_its_collation_considers_equal(application: Application) -> None:
     application.execute(
         "create collation any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
         "alter table tags alter id type text collate any_case",

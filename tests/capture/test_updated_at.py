@@ -134,7 +134,7 @@ def test_bulk_change_is_read_in_few_pages(watched: Watched, monkeypatch: pytest.
         assert [version.key[0] for version in scan.versions(connection, None, None, None)] == [
             f"t{number:02}" for number in range(63)
         ]
-    assert len(statements) == 7  # pages of 1, 2, 4, 8, 16 and 32 rows, and one without
+    assert len(statements) == 7  # pages of 1, 2, 4, 8, 16 and 32 rows, and an empty one
 
 
 async def test_unchanged_file_is_not_scanned_again(sqlite_application: Application) -> None:
@@ -297,7 +297,7 @@ async def test_times_ahead_are_read_in_pages_without_repetition(watched: Watched
         assert [name for name, _ in names(objects)] == [
             f"{when}-{number}" for when in ("now", "ahead") for number in range(3)
         ]
-        # Such a bound would move the watermark to the time at which a long backlog has been read.
+        # A bound ahead of the clock would move the watermark to the time at which the backlog has been read.
         bounds_us = [Watermarks.parse(batch.resume_point).marks["tags"].upto_us or 0 for batch in batches]
         assert 0 < max(bounds_us) < now_us + 60 * SECOND_US
 

@@ -40,7 +40,7 @@ class Shown:
         await self.tab.until(f"JSON.stringify({SHOWN}) === {json.dumps(json.dumps(names, separators=(',', ':')))}")
 
     async def refused(self) -> None:
-        """Refuse two requests, as a proxy does whose server is away. An EventSource gives up after the first."""
+        """Answer two requests with 502, as a proxy without its server does. An EventSource gives up after the first."""
         requests = []
 
         def answer(request: PageRequest) -> Answer:

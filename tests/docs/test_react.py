@@ -88,7 +88,7 @@ WebSocket.prototype.onsubscribe = function (frame) {
 };
 """
 )
-"""A WebSocket, which receives an event before and one after the hook's effect has ended."""
+"""A WebSocket that receives one event before the hook's effect has ended, and one after."""
 
 
 async def compiled(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""A server whose feed is deliberately wrong: it reads the changes whose time is later than the last one.
+"""A server whose feed is deliberately wrong: it reads the changes that are later than the last one.
 
 A change has the time when it was written, not when it was committed, so a change that is written early and committed
 late is skipped. A drill that detects no loss here cannot detect any.

@@ -39,7 +39,7 @@ def test_a_change_is_recorded_once_the_resume_point_includes_it(any_application:
     assert recorded.recorded
 
 
-async def test_change_in_a_page_that_was_read(postgres_application: Application) -> None:
+async def test_only_changes_in_pages_already_read_are_recorded(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         start = await feed.origin()

@@ -97,7 +97,7 @@ async def test_clients_are_served_while_a_large_batch_is_translated(nursery: tri
 
 
 class Inseparable(MemoryFeed):
-    """Returns changes four by four."""
+    """Returns changes in multiples of four."""
 
     async def read(self, after: str, limit: int) -> Batch:
         return await super().read(after, -(-limit // 4) * 4)
@@ -105,7 +105,7 @@ class Inseparable(MemoryFeed):
 
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("batch_rows_max", [1, 3, 10])
-async def test_changes_that_the_feed_cannot_separate(nursery: trio.Nursery, batch_rows_max: int) -> None:
+async def test_changes_that_the_feed_cannot_separate_are_recorded(nursery: trio.Nursery, batch_rows_max: int) -> None:
     store, changes = Weighed(), MemoryChanges()
     tied = node(changes, store, batch_rows_max=batch_rows_max, body_bytes_max=10 * LARGE, feed=Inseparable(changes))
     one = await started(nursery, tied)
