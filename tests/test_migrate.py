@@ -383,6 +383,20 @@ def test_migration_of_the_change_log_causes_no_deadlock_with_writers(postgres_ap
     assert postgres_application.scalar(f"select count(*) {seq}") == 0
 
 
+def test_tables_of_the_application_are_locked_after_the_event_log_is_up_to_date(
+    postgres_application: Application,
+) -> None:
+    """The log may be in a database that does not answer, or wait for the recorder."""
+    settings = postgres_application.run_migration()
+    with postgres_application.engine.begin() as connection:
+        streams.downgrade(connection, "log", postgres_application.names, "log_0008")
+        streams.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+    statements = migrate.preview(settings)
+    (of_log,) = (place for place, line in enumerate(statements) if "ADD COLUMN folded" in line)
+    (of_changes,) = (place for place, line in enumerate(statements) if "DROP COLUMN seq" in line)
+    assert of_log < of_changes
+
+
 def test_lock_that_is_never_free_is_reported(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:

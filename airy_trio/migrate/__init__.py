@@ -201,7 +201,7 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
 
 
 def _migrate_all(settings: Settings, options: _Options, record: list[str] | None) -> Migrated:
-    """Make one attempt: slow steps first, triggers last, because the application's writers wait for these."""
+    """Make one attempt: slow steps first, what the application's writers wait for last."""
     grant = options.grant
     with transaction(settings.database.session_url, settings.database, record=record) as connection:
         names = _names(connection, settings.database)
@@ -210,8 +210,6 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
         if options.with_tables and newer is None:  # else the tables would have no triggers
             made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
         tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
-        if newer is None:
-            upgrade(connection, "changes", names)
         # If the event log is in another database, its transaction is committed before the one here. If the latter then
         # fails, the event log has its tables already, which does not disturb the next attempt.
         with _store(connection, settings, record) as store:
@@ -220,6 +218,9 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
                 _execute(store, postgres_triggers.grant_statements(grant, {}, names))
             # Otherwise the store's transaction, which encloses this, would report errors of this database as its own.
             with errors_of(settings.database.session_url, settings.database):
+                # After the event log, which may be far away or need time: this may lock the application's tables.
+                if newer is None:
+                    upgrade(connection, "changes", names)
                 if grant is not None:
                     _execute(connection, postgres_triggers.grant_statements(grant, tables, names))
                 if newer is None:
