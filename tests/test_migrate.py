@@ -30,6 +30,7 @@ from tests.postgres import PASSWORD_ROLE, Postgres
 
 NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
 ONLY_TAGS = only(tags="")
+WAITING = "select count(*) from pg_locks where not granted and relation = 'messages'::regclass"
 THEIRS = set(KINDS)
 FAILING = """
 from alembic import op
@@ -381,6 +382,32 @@ def test_migration_of_the_change_log_causes_no_deadlock_with_writers(postgres_ap
     assert failures == []
     seq = "from information_schema.columns where table_name = 'change_log' and column_name = 'seq'"
     assert postgres_application.scalar(f"select count(*) {seq}") == 0
+
+
+@pytest.mark.slow
+def test_migration_of_the_change_log_ends_no_writer_as_a_deadlock(postgres_application: Application) -> None:
+    """Postgres looks for one after a second of waiting. Transactions end one after the other, as the tables are locked.
+
+    The migration locks channels, messages, metadata and tags, in this order.
+    """
+    settings = postgres_application.run_migration()
+    with postgres_application.engine.begin() as connection:
+        streams.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+    engine = postgres_application.engine
+    with engine.connect() as messages, engine.connect() as metadata, engine.connect() as tags:
+        for connection, table in ((messages, "messages"), (metadata, "metadata"), (tags, "tags")):
+            connection.exec_driver_sql(f"delete from {table}")
+        migrating = threading.Thread(target=migrate.migrate, args=[settings])
+        migrating.start()
+        ends = [threading.Timer(0.3, messages.commit), threading.Timer(0.7, metadata.commit)]
+        while postgres_application.scalar(WAITING) == 0:
+            time.sleep(0.01)
+        for end in ends:
+            end.start()
+        tags.exec_driver_sql("delete from channels")
+        tags.commit()
+        migrating.join()
+    assert postgres_application.scalar("select version_num from airy_trio.changes_version") == streams.head("changes")
 
 
 def test_tables_of_the_application_are_locked_after_the_event_log_is_up_to_date(

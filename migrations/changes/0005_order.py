@@ -3,6 +3,8 @@
 Our sequence changed what ``lastval()`` returns to the application, and a second index slowed its writes.
 """
 
+import time
+
 import sqlalchemy as sa
 from alembic import context, op
 
@@ -11,6 +13,9 @@ down_revision = "changes_0004"
 branch_labels = None
 depends_on = None
 
+# For all locks together. The writers of the first table wait meanwhile, and one of them may hold the lock of the last:
+# after a second Postgres would end it as a deadlock.
+LOCK_WAIT_MAX_S = 0.5
 # Without the partitions: a lock on the root locks them too, after it, which is also the order of a writer.
 _WATCHED = sa.text(
     """
@@ -29,11 +34,17 @@ def upgrade() -> None:
     if op.get_context().dialect.name != "postgresql":
         return
     names = context.config.attributes["names"]
-    # These first: a writer locks its table before the change log, and the other order would end in a deadlock.
-    for table in op.get_bind().execute(_WATCHED, {"schema": names.schema}).scalars():
-        escaped = table.replace(":", "\\:")  # otherwise the name of a parameter
-        op.execute(f"lock table {escaped} in share row exclusive mode")
     log, bare = names.quoted("change_log"), names.bare("change_log")
+    watched = op.get_bind().execute(_WATCHED, {"schema": names.schema}).scalars().all()
+    before = op.get_bind().execute(sa.text("show lock_timeout")).scalar_one()
+    deadline = time.monotonic() + LOCK_WAIT_MAX_S
+    # The tables first: a writer locks its table, and then the change log, so the other order would end in a deadlock.
+    for name, mode in (*((table, "share row exclusive") for table in watched), (log, "access exclusive")):
+        left_ms = max(1, round((deadline - time.monotonic()) * 1000))  # 0 would be no limit
+        op.execute(f"set local lock_timeout = {left_ms}")
+        escaped = name.replace(":", "\\:")  # otherwise the name of a parameter
+        op.execute(f"lock table {escaped} in {mode} mode")
+    op.execute(f"set local lock_timeout = '{before}'")
     op.drop_column(bare, "seq", schema=names.table_schema)
     op.execute(f"drop sequence if exists {names.quoted('lastval')}")
     op.drop_index("change_log_txid", bare, schema=names.table_schema)
