@@ -30,7 +30,7 @@ This capture is best effort; ``feed.CANNOT_SEE`` lists what it misses, and the s
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final, Self
@@ -200,8 +200,8 @@ class UpdatedAtFeed(InspectedFeed):
         self._pause_s = POLL_S
         self._life = secrets.token_hex(8)
         self._serial = 0  # of the newest resume point
-        # For each table the versions returned within the overlap, each with its serial number and its time.
-        self._returned: dict[Kind, dict[int, tuple[int, int]]] = {kind: {} for kind in KINDS}
+        # For each table the versions returned within the overlap, each with its serial number and its place.
+        self._returned: dict[Kind, dict[int, tuple[int, Place]]] = {kind: {} for kind in KINDS}
         self._trimmed_for = 0  # the serial number of the point for which ``_returned`` was trimmed last
 
     async def wait(self) -> None:
@@ -301,7 +301,7 @@ class UpdatedAtFeed(InspectedFeed):
         # Nothing can fail from here on, so a version is remembered only if its batch is returned.
         self._serial += 1
         for version in found:
-            self._returned[version.kind][version.id] = self._serial, version.place[0]
+            self._returned[version.kind][version.id] = self._serial, version.place
         # The last read of a cut scan ends at the bound of that scan. Newer rows have not been read yet, so there may be
         # more.
         return Batch(
@@ -320,9 +320,9 @@ class UpdatedAtFeed(InspectedFeed):
             for kind in self._scans.keys() & point.marks.keys():
                 oldest_us = point.marks[kind].oldest_us(self._reach_us(kind))
                 self._returned[kind] = {
-                    id_: (serial, moment_us)
-                    for id_, (serial, moment_us) in self._returned[kind].items()
-                    if serial <= point.serial and moment_us >= oldest_us
+                    id_: (serial, place)
+                    for id_, (serial, place) in self._returned[kind].items()
+                    if serial <= point.serial and place[0] >= oldest_us
                 }
             self._trimmed_for = point.serial
 
@@ -333,21 +333,29 @@ class UpdatedAtFeed(InspectedFeed):
         place, newest_us, is_local = mark.after, mark.upto_us, None
         met = set[int]()
         for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
-            met.add(version.id)
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
+                    self._forget_gone(kind, met, mark.after, place)
                     if mark.upto_us is None:
                         mark = evolve(mark, upto_us=self._newest(poll, kind, lower_us))
                     return evolve(mark, after=place)
                 poll.found.append(version)
+            met.add(version.id)
             place, is_local = version.place, version.is_local
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
-        if mark.upto_us is None:
-            # Forget the versions that no longer exist. On SQLite a row that changes back within one tick of the
-            # application's clock is equal to one of them, and must be returned again.
-            for gone in returned.keys() - met:
-                del returned[gone]
+        self._forget_gone(kind, met, mark.after, _END_PLACE if mark.upto_us is None else place)
         return Mark(self._watermark(poll, kind, mark.newest_us, newest_us, is_local=is_local))
+
+    def _forget_gone(self, kind: Kind, met: Container[int], after: Place | None, upto: Place | None) -> None:
+        """Forget the returned versions after a place, up to another, that a scan of these places has not met.
+
+        On SQLite a row may become equal to such a version again, within one tick of the application's clock, and must
+        then be returned again.
+        """
+        first, last = after or _BEGIN_PLACE, upto or _BEGIN_PLACE
+        returned = self._returned[kind]
+        for gone in [id_ for id_, (_, place) in returned.items() if first < place <= last and id_ not in met]:
+            del returned[gone]
 
     def _begin(self, poll: _Poll, kind: Kind) -> Mark:
         """The mark of a table as it is now. Its rows count as returned, unless it is read from the beginning."""
@@ -357,7 +365,7 @@ class UpdatedAtFeed(InspectedFeed):
         if newest_us is not None:
             for version in self._scans[kind].versions(poll.connection, newest_us - self._reach_us(kind), None, None):
                 # With the number of the point that this read returns.
-                self._returned[kind][version.id] = self._serial + 1, version.place[0]
+                self._returned[kind][version.id] = self._serial + 1, version.place
         return Mark(newest_us)
 
     def _newest(self, poll: _Poll, kind: Kind, lower_us: int | None) -> int | None:
@@ -482,6 +490,8 @@ class TableScan:
 # overlap (``SET_BACK_MAX_US``).
 _END: Final = "10000-01-01"
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_800_000_000  # the years 1 to 9999
+_BEGIN_PLACE, _END_PLACE = (_MIN_US - 1, ""), (_MAX_US, "")
+"""Before and after the places of all rows."""
 _DAY_US: Final = 86_400 * SECOND_US
 _DIGITS_FROM_MS: Final = 1_000_000_000_000  # 2001: from then on epoch milliseconds have 13 digits, the first of them 1
 _DIGITS_UP_TO_MS: Final = 1_900_000_000_000  # before the first digit becomes 2, in 2033

@@ -108,6 +108,18 @@ async def test_second_change_at_the_same_time_is_not_skipped(watched: Watched) -
         assert names((await read_all(feed, after))[0]) == [("t1", "one")]  # on SQLite it equals the first version
 
 
+async def test_rows_that_change_back_while_a_backlog_is_read_are_sent_again(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        for name in ("one", "two", "one"):
+            for id_ in ("t1", "t2"):
+                watched.tag(id_, START_US, name)
+            for id_ in ("t1", "t2"):
+                batch = await feed.read(after, 1)
+                after = batch.resume_point
+                assert (names(batch.objects), batch.more) == ([(id_, name)], True)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
 async def test_rows_of_one_time_come_in_pages_each_once(
     watched: Watched, limit: int, monkeypatch: pytest.MonkeyPatch
