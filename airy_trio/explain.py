@@ -261,7 +261,9 @@ def newest_change(
         if value is not None
     ]
     changes = sa.select(rows).where(rows.c.kind == kind, rows.c.operation.not_in(MARKS), *matches)
-    row = connection.execute(changes.order_by(*(column.desc() for column in (rows.c.at, *log.order))).limit(1)).first()
+    # On Postgres a transaction with a lower number may write, and commit, after one with a higher number.
+    order = (rows.c.at, *log.order) if names.dialect == POSTGRES else log.order
+    row = connection.execute(changes.order_by(*(column.desc() for column in order)).limit(1)).first()
     if row is None:
         return None
     at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)

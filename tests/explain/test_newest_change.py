@@ -64,3 +64,14 @@ def test_the_newest_change_counts(any_application: Application) -> None:
     found = newest(any_application, "t1", between)
     assert found is not None
     assert (found.operation, found.recorded) == ("D", False)
+
+
+def test_newest_change_on_sqlite_after_its_clock_was_set_back(sqlite_application: Application) -> None:
+    sqlite_application.migrate()
+    sqlite_application.tag("t1")
+    sqlite_application.execute(f"update {sqlite_application.log_table('change_log')} set at = at + 3600000")
+    between = point(sqlite_application)
+    sqlite_application.execute("delete from tags")
+    found = newest(sqlite_application, "t1", between)
+    assert found is not None
+    assert (found.operation, found.recorded) == ("D", False)
