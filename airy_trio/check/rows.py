@@ -20,8 +20,8 @@ from attrs import define, field, frozen
 from airy_trio.capture.feed import Kind, Value
 from airy_trio.capture.mapping import WATERMARK, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
-from airy_trio.capture.polling import SECOND_US, TableScan
 from airy_trio.capture.queries import Queries, Query
+from airy_trio.capture.scans import SECOND_US, TableScan
 from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.connections import DRIVER_ERRORS

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
 from airy_trio.capture.inspection import inspect
-from airy_trio.capture.polling import Mark, TableScan, Watermarks
+from airy_trio.capture.polling import Mark, Watermarks
 from airy_trio.capture.queries import TEXT_CHARS_MAX
+from airy_trio.capture.scans import TableScan
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
@@ -124,7 +125,7 @@ async def test_rows_that_change_back_while_a_backlog_is_read_are_sent_again(watc
 async def test_rows_of_one_time_come_in_pages_each_once(
     watched: Watched, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airy_trio.capture.polling.PAGE_ROWS", 2)
+    monkeypatch.setattr("airy_trio.capture.scans.PAGE_ROWS", 2)
     async with watching(watched.application) as feed:
         after = await feed.origin()
         for number in range(7):
@@ -136,7 +137,7 @@ async def test_rows_of_one_time_come_in_pages_each_once(
 
 
 def test_bulk_change_is_read_in_few_pages(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airy_trio.capture.polling.PAGE_ROWS", 1)
+    monkeypatch.setattr("airy_trio.capture.scans.PAGE_ROWS", 1)
     for number in range(63):
         watched.tag(f"t{number:02}", START_US)
     with watched.application.engine.begin() as connection:
