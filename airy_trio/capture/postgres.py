@@ -165,11 +165,10 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # of it (22 instead of 7 ms with 50,000). The first part has an upper bound, the largest number, because the
         # planner expects a range with two ends to match half a percent of the rows, but an open one a third. The second
         # part is a lateral subquery with a limit, which can only be run as a loop over the transactions.
-        recent = _ordered("*", f"{log} where txid >= cast($2 as xid8) and txid <= cast('{TXID_MAX}' as xid8)")
-        of_one = _ordered("*", f"{log} where txid = airy_open.number")
+        recent = _first(f"{log} where txid >= cast($2 as xid8) and txid <= cast('{TXID_MAX}' as xid8)")
+        of_one = _first(f"{log} where txid = airy_open.number")
         opened = f"unnest(cast($3 as xid8[])) as airy_open(number) cross join lateral ({of_one}) as airy_of_one"
-        both = f"(({recent}) union all select airy_of_one.* from {opened}) as airy_rows"  # noqa: S608 - names quoted
-        self._difference = Statement(_ordered(_COLUMNS, both))
+        self._difference = _in_order(f"({recent}) union all select airy_of_one.* from {opened}")  # noqa: S608 - names quoted
         # ``pg_visible_in_snapshot`` is also true for a transaction that was rolled back, but no statement sees its
         # rows. ``case`` instead of ``and``, because the planner expects each condition to match a third of the rows. If
         # it expects few rows, it reads and sorts all of them for each page.
@@ -178,7 +177,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             "and case when pg_visible_in_snapshot(txid, cast($4 as pg_snapshot)) "
             "then not pg_visible_in_snapshot(txid, cast($5 as pg_snapshot)) else false end"
         )
-        self._page = Statement(_ordered(_COLUMNS, following))
+        self._page = _in_order(_first(following))
         name = escape_colons(log)
         # The rows that the snapshot of a point sees, as a condition that can use the index. They are deleted by
         # ``ctid``, because a row has no key; its ``ctid`` stays the same, because it is never updated.
@@ -354,9 +353,21 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         return Rows(found, refused)
 
 
-def _ordered(columns: str, rows: str) -> str:
-    """Return a query for the first ``$1`` of ``rows`` of the change log, in the order of transaction and time."""
-    return f"select {columns} from {rows} order by txid, at limit cast($1 as int8)"  # noqa: S608 - names quoted
+def _first(rows: str) -> str:
+    """Return a query for the first ``$1`` of some rows of the change log by transaction and time.
+
+    Not by ``ctid`` too, for which Postgres would sort all of the rows if it expects few.
+    """
+    return f"select *, ctid from {rows} order by txid, at limit cast($1 as int8)"  # noqa: S608 - names quoted
+
+
+def _in_order(rows: str) -> Statement:
+    """Return the statement for the first ``$1`` of some rows, in the order in which a transaction has written them.
+
+    Rows of the same microsecond follow their place in the table, which is nearly always that order.
+    """
+    ordered = "order by txid, at, ctid limit cast($1 as int8)"
+    return Statement(f"select {_COLUMNS} from ({rows}) as airy_rows {ordered}")  # noqa: S608 - names quoted
 
 
 def _page_of(rows: Sequence[Row], limit: int) -> Sequence[Row]:

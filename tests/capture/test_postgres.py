@@ -113,8 +113,9 @@ async def test_reads_use_the_index_without_statistics(postgres_application: Appl
             assert "Seq Scan" not in plan
         for _ in range(2):
             plan = plan_of(f"page(50, '{int(now) - 1}', '0', '{now}:{now}:', '1:1:')")
-            assert "Index" in plan
-            assert "Sort" not in plan
+            _, _, first = plan.rpartition("Limit")  # of the rows, before they are put in order
+            assert "Index" in first
+            assert "Sort" not in first
             own.exec_driver_sql("analyze airy_trio.change_log")
 
 
