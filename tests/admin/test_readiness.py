@@ -53,10 +53,16 @@ async def test_healthy_server_is_ready(any_application: Application) -> None:
 
 
 async def test_server_that_does_not_record_is_ready(any_application: Application) -> None:
+    """Both are polled, because the recorder changes if the machine pauses for longer than its session may be idle."""
     settings = [any_application.migrate(admin(free_port())) for _ in range(2)]
-    async with serving_all(settings[0]), serving_all(settings[1]) as (_, port):
-        code, found = await port.ready()
-        assert (code, found["feed"]["reason"]) == (200, "another server records, or this one is about to")
+    reasons = {"this server records", "another server records, or this one is about to"}
+    async with serving_all(settings[0]) as (_, one), serving_all(settings[1]) as (_, other):
+        with trio.fail_after(TIMEOUT_S):
+            while True:
+                answers = [await port.ready() for port in (one, other)]
+                if {found["feed"]["reason"] for _, found in answers} == reasons:
+                    break
+        assert [code for code, _ in answers] == [200, 200]
 
 
 @pytest.mark.usefixtures("_soon")
