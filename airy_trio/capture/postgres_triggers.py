@@ -15,8 +15,8 @@ A trigger must never make a write of the application fail.
 - The change log has no sequence, because some applications read the id of a new row by ``lastval()``, which returns the
   value of the sequence that the session used last.
 - Postgres plans a function's statement for the rows of its first call in a session, often a single one, and may reuse
-  the plan for a million. So no statement joins the old rows with the new ones: a nested loop over 10,000 changed keys
-  took more than ten minutes.
+  the plan for a million. So no statement joins the old rows with the new ones: a nested loop over 20,000 changed keys
+  took 56 s, and without it they take 0.2 s.
 
 The recorder finds a row by the text of its key. The text of a time, for example, depends on the settings of a session.
 So the functions of a table with such a key run with the settings of the recorder's session (``PLAIN_TEXT``).

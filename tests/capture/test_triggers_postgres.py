@@ -220,16 +220,21 @@ def test_lastval_of_the_application_is_unchanged(application: Application, plain
 
 
 def test_change_of_many_keys_after_one_in_a_session(application: Application) -> None:
-    """Postgres plans a function's statement for its first call in a session."""
-    application.execute("insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 5000) n")
+    """Postgres plans a function's statement for its first call in a session, here for one row."""
+    rows = 20_000
+    application.execute(
+        "insert into messages select 't' || n, 'c1', 'ch1', 'hello', 'pending', true, now(), 'facebook', 'u1' "
+        f"from generate_series(1, {rows}) n"
+    )
     with closing(raw_connection(application)) as connection:
-        connection.execute("update tags set id = 'a' || id where id = 't1'")
+        connection.execute("update messages set id = 'a' || id where id = 't1'")
         connection.execute("set statement_timeout = '20s'")
-        connection.execute("update tags set id = 'b' || id")
+        connection.execute("update messages set id = 'b' || id")
     changes = logged(application)
-    assert len(changes) == 5000 + 2 + 2 * 5000
-    assert sorted(changes[5000:5002]) == [("D", "t1"), ("U", "at1")]
-    assert {key for operation, key in changes[5002:] if operation == "D"} == {"at1", *(f"t{n}" for n in range(2, 5001))}
+    assert len(changes) == rows + 2 + 2 * rows
+    assert sorted(changes[rows : rows + 2]) == [("D", "t1"), ("U", "at1")]
+    gone = {key for operation, key in changes[rows + 2 :] if operation == "D"}
+    assert gone == {"at1", *(f"t{n}" for n in range(2, rows + 1))}
 
 
 def test_key_that_was_null_is_not_deleted(application: Application) -> None:
