@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 import trio
+from click.core import ParameterSource
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from airy_trio.cli.logs import configure_logging
@@ -439,6 +440,9 @@ def tail(  # noqa: PLR0913 - one for each option
         raise click.UsageError("--current needs --url")
     if url is not None and config is not None:
         raise click.UsageError("--config and --url exclude each other")
+    # The variable may stay set for other servers, so only the option is an error.
+    if url is None and click.get_current_context().get_parameter_source("token") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--token needs --url")
     settings = load_settings(config) if url is None else None
     from airy_trio import tail as implementation
     from airy_trio.events import destinations

@@ -193,6 +193,7 @@ def test_missing_store_is_reported(more: str, message: str, tmp_path: Path, comm
         (["--since", "7"], "'7' is not a position, which looks like k7f3q9-1042"),
         (["--since", "aaaaaa-1", "--all"], "--since, --all and --current exclude each other"),
         (["--current"], "--current needs --url"),
+        (["--token", "t"], "--token needs --url"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Path, command_line: CommandLine) -> None:
