@@ -79,7 +79,7 @@ check-async: $(VENV)/.checks ## flake8-async alone
 	@touch $(VENV)/.async-now
 	find airy_trio bench fuzz migrations tests -name node_modules -prune -o -name '*.py' \
 	  $$(test ! -e $(VENV)/.async || echo -newer $(VENV)/.async) -print0 \
-	  | xargs -0 -r grep --null -lE 'async|await|import trio|from trio' | xargs -0 -r -n 30 $(BIN)/flake8-async
+	  | xargs -0 -r grep --null -lE 'async|await|import trio|from trio' | xargs -0 -r -n 30 -P 2 $(BIN)/flake8-async
 	@mv $(VENV)/.async-now $(VENV)/.async
 
 check-types: $(VENV)/.checks ## mypy alone
