@@ -1,16 +1,18 @@
 """Validators for the options classes of all packages: the bounds of a setting, and the description of these bounds.
 
 A validator checks one value on its own: ``settings`` runs them one by one, without an instance, to report all faults at
-once. Checks of two options together belong into ``__attrs_post_init__`` or ``settings.cross_checks``. No message shows
-the value, because it may be a secret.
+once. Then it calls the method ``contradictions`` of an options class that has one, for checks of two options together.
+No message shows the value, because it may be a secret. The value of an option with ``repr=False`` is never shown.
 """
 
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from attrs import Attribute
+
+PORT_MAX: Final = 65535
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 """As ``attrs.field(validator=...)`` takes it. The instance is ignored and may be None."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import sqlalchemy as sa
-from attrs import evolve
 
 from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.database import SQLITE, Names, sqlite_path
@@ -39,8 +38,8 @@ def migrate_empty(settings: Settings, engine: sa.Engine) -> None:
 
 
 def _key(settings: Settings) -> str:
-    """Return what decides the statements of a migration."""
-    return repr((evolve(settings.database, url=""), settings.changes, settings.log, settings.logs_deletes))
+    """Return what decides the statements of a migration. The ``repr`` of the settings has no URL."""
+    return repr((settings.database, settings.changes, settings.log, settings.logs_deletes))
 
 
 def _migrate_sqlite(settings: Settings) -> None:

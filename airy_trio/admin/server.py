@@ -19,7 +19,7 @@ import base64
 import hmac
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from ipaddress import IPv6Address
@@ -32,7 +32,7 @@ import trio
 from attrs import Attribute, define, field, frozen
 
 from airy_trio.errors import StartError
-from airy_trio.options import NotAllowedError, between, matching, more_than, satisfying
+from airy_trio.options import PORT_MAX, NotAllowedError, between, matching, more_than, satisfying
 from airy_trio.websocket.admission import is_loopback
 
 logger = structlog.get_logger(__name__)
@@ -55,7 +55,6 @@ WRITE_S: Final = 1.0
 HEAD_BYTES_MAX: Final = 16 * 1024
 READ_BYTES_MAX: Final = 4 * 1024
 """Received at once. With ``HEAD_BYTES_MAX`` it bounds what is buffered of a peer that sends without end."""
-PORT_MAX: Final = 65535
 _URL: Final = re.compile(
     r"(?P<scheme>[a-z]+)://(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|[0-9A-Za-z_.-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>/[!-~]*)?"
@@ -112,6 +111,11 @@ class AdminOptions:
         ),
     )
     others: list[str] = field(factory=list, validator=_check_others)
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield a line for options that contradict each other."""
+        if self.port and not self.token and not is_loopback(self.host):
+            yield "host is not a loopback address, so set a token: every client that reaches the port could read it"
 
     def ports(self, processes: int) -> range:
         """Return the admin port of each process, by its number; empty if there is none."""

@@ -43,8 +43,7 @@ from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
 from airy_trio.sessions.listener import Address, ListenerOptions, accept, open_listening_socket, within_files
 from airy_trio.sessions.registry import Sessions
-from airy_trio.settings import Settings
-from airy_trio.settings.cross_checks import contradictions
+from airy_trio.settings import Settings, contradictions
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import Certificate, Encryption
 

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509 import load_pem_x509_certificate
 from jwt import PyJWK
 
-from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
+from airy_trio.auth.users import AuthOptions
 from airy_trio.retry import Backoff, Outage
 
 logger = structlog.get_logger(__name__)
@@ -46,8 +46,6 @@ KEYS_BYTES_MAX: Final = 256 * 1024
 KEYS_MAX: Final = 64
 """Of a JWK Set. A token without ``kid`` is tried with each."""
 RSA_BITS_MIN: Final = 2048
-SECRET_BYTES_MIN: Final = {name: int(name[2:]) // 8 for name in SECRET_ALGORITHMS}
-"""As long as the hash (RFC 7518, section 3.2)."""
 _RSA: Final = frozenset({"RS256", "RS384", "RS512"})
 _OF_CURVE: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 FETCH_TIMEOUT_S: Final = 5.0

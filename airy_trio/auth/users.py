@@ -6,11 +6,12 @@ an empty list grants nothing. A token with neither claim reads everything, or no
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, field, fields, frozen
 
 from airy_trio.events.destinations import EVERYTHING, Destination, UnknownDestinationError, parse, within
 from airy_trio.events.values import is_encodable
@@ -24,6 +25,8 @@ LEEWAY_S_MAX: Final = 600
 
 SECRET_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
 """The key that verifies these can also sign."""
+SECRET_BYTES_MIN: Final = {name: int(name[2:]) // 8 for name in SECRET_ALGORITHMS}
+"""As long as the hash (RFC 7518, section 3.2)."""
 KEY_PAIR_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
 ALGORITHMS: Final = (*SECRET_ALGORITHMS, *KEY_PAIR_ALGORITHMS)
 
@@ -50,9 +53,18 @@ def _check_tokens(_instance: object, option: "Attribute[Any]", tokens: dict[str,
         raise NotAllowedError(option.name, _TOKENS_WORDS, found)
 
 
+def _is_valid_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        host = (url.hostname or "").encode("idna") if url.port != 0 else b""
+    except ValueError:  # includes UnicodeError: a name that IDNA cannot encode
+        return False
+    return bool(host) and text.isprintable() and " " not in text
+
+
 @frozen(kw_only=True)
 class AuthOptions:
-    """Settings of ``[auth]``. Each is validated alone; contradictions are found in ``settings``.
+    """Settings of ``[auth]``.
 
     ``tokens``: by the name of the user. ``jwt_key``: the secret of HS*, else the place of the public keys: an
     ``https://`` URL or a ``.json`` file of a JWK Set, or a PEM file. The ``repr`` has neither. ``jwt_audience``,
@@ -82,6 +94,59 @@ class AuthOptions:
         default="",
         validator=matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]*", 'the name of a cookie, or ""'),  # RFC 6265, section 4.1.1
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield a line for options that admit no client, admit every client by mistake, or have no effect."""
+        if self.mode == "tokens" and not self.tokens:
+            yield 'mode is "tokens", but there are no tokens: no client could connect'
+        if self.mode == "none" and self.tokens:
+            yield 'there are tokens, but mode is "none": every client could connect'
+        if self.mode == "jwt" and self.tokens:
+            yield 'there are tokens, but mode is "jwt": they would be ignored'
+        if self.mode == "none" and self.cookie:
+            yield 'cookie is set, but mode is "none": every client could connect'
+        if self.mode == "jwt":
+            if self.jwt_channels_claim == self.jwt_destinations_claim:
+                both = f'jwt_channels_claim and jwt_destinations_claim are both "{self.jwt_channels_claim}"'
+                yield f"{both}: neither could be granted alone"
+            if fault := self._key_fault():
+                yield fault
+            return
+        defaults, names = AuthOptions(), (option.name for option in fields(AuthOptions))
+        idle = [name for name in names if name.startswith("jwt_") and getattr(self, name) != getattr(defaults, name)]
+        if idle:
+            yield f'{", ".join(idle)}: only for mode = "jwt", but mode is "{self.mode}"'
+
+    def _key_fault(self) -> str | None:
+        """Return what is wrong with ``jwt_key`` and its algorithms. The key is not shown."""
+        key, shared = self.jwt_key, [name for name in self.jwt_algorithms if name in SECRET_ALGORITHMS]
+        if shared:
+            bytes_min = max(SECRET_BYTES_MIN[name] for name in shared)
+            faults: tuple[tuple[bool, str], ...] = (
+                (len(shared) < len(self.jwt_algorithms),
+                 ("jwt_algorithms: HS* with others: the public key would also be the secret of HS*, and anyone with it "
+                  "could sign tokens")),
+                (not key, 'mode is "jwt", which needs jwt_key: the secret'),
+                (key.startswith(("https://", "http://")) or "-----BEGIN" in key,
+                 "jwt_key: HS* needs the secret itself, but this is a URL or a PEM key"),
+                (len(key.encode()) < bytes_min,
+                 (f"jwt_key: the secret of {', '.join(shared)} needs at least {bytes_min} bytes (RFC 7518, section "
+                  "3.2)")),
+            )  # fmt: skip
+        else:
+            is_url = key.startswith("https://")
+            faults = (
+                (not key, 'mode is "jwt", which needs jwt_key: a file or an https:// URL of public keys'),
+                ("-----BEGIN" in key,
+                 "jwt_key: this is a key; put it in a file and set jwt_key to the name of the file"),
+                (key.startswith("http://"),
+                 ("jwt_key: keys are fetched over https:// only, because http:// lets others on the network replace "
+                  "them")),
+                (is_url and not _is_valid_url(key), "jwt_key: not a valid https:// URL"),
+                (is_url and "@" in key, "jwt_key: the URL has a user or a password, but public keys need neither"),
+                ("\0" in key, "jwt_key: not a file name"),
+            )  # fmt: skip
+        return next((line for applies, line in faults if applies), None)
 
     @property
     def grant_claims(self) -> tuple[str, str]:

@@ -9,6 +9,7 @@ settings has been applied (names, constants, ``values``), but no value is conver
 and one bad row must not fail a batch. ``events.translate`` converts values and reports rows that it cannot convert.
 """
 
+from collections.abc import Iterator
 from datetime import tzinfo
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -323,6 +324,11 @@ class ChangesOptions:
     capture: Literal["triggers", "updated_at"] = "triggers"
     overlap_s: float = field(default=OVERLAP_S, validator=between(0.1, 86_400))
     batch_rows_max: int = field(default=5000, validator=between(1, 100_000))
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield a line for options that contradict each other."""
+        if self.capture == "triggers" and self.overlap_s != OVERLAP_S:
+            yield 'overlap_s is for capture = "updated_at", but capture is "triggers"'
 
     @property
     def reads_only(self) -> bool:

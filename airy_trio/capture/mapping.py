@@ -19,6 +19,7 @@ from attrs import field, frozen
 
 from airy_trio.capture.feed import ContentForm, Kind, Value
 from airy_trio.database import quote_identifier
+from airy_trio.options import satisfying
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SINGULAR: Final[Mapping[Kind, str]] = {
@@ -95,6 +96,23 @@ FIELDS: Final[Mapping[Kind, tuple[Field, ...]]] = {
 }
 
 
+def _is_table_name(name: str | list[str] | None) -> bool:
+    """Accept None and "", which have a meaning, and otherwise a name whose parts are not empty."""
+    if name is None or name == "":
+        return True
+    parts = name.split(".", 1) if isinstance(name, str) else name
+    is_complete = isinstance(name, str) or len(parts) == 2  # noqa: PLR2004 - schema and table
+    return is_complete and all(re.fullmatch(r"[^\x00-\x1f\x7f]+", part) for part in parts)
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown; not the name of a zone; a directory of zones
+        return False
+    return True
+
+
 @frozen(kw_only=True)
 class TableOptions:
     """The mapping of one kind (settings, ``[database.tables.KIND]``).
@@ -103,12 +121,16 @@ class TableOptions:
     to the application's columns. ``values`` maps, for a field, the application's values to ours.
     """
 
-    name: str | list[str] | None = None
+    name: str | list[str] | None = field(
+        default=None, validator=satisfying(_is_table_name, '"table", "schema.table", ["schema", "table"] or ""')
+    )
     columns: Mapping[str, str] = field(factory=dict)
     constants: Mapping[str, Scalar] = field(factory=dict)
     values: Mapping[str, Mapping[str, Scalar]] = field(factory=dict)
     where: str = ""
-    time_zone: str = "UTC"
+    time_zone: str = field(
+        default="UTC", validator=satisfying(_is_zone, "a name of the time zone database, such as Europe/Berlin")
+    )
 
     def location(self, kind: Kind) -> tuple[str | None, str] | None:
         """Return schema and table: a text is split at the first dot, a pair is used as is. None: there is no table."""

@@ -35,6 +35,7 @@ from airy_trio.database.engines import (
     SQLITE,
     SQLITE_BUSY_TIMEOUT_S,
     SQLITE_DRIVERS,
+    URL_WORDS,
     VERIFY_CLASS,
     WAKEUP_CLASS,
     DatabaseOptions,
@@ -51,6 +52,7 @@ from airy_trio.database.engines import (
     sqlite_engine,
     sqlite_path,
     sqlite_url,
+    url_fault,
 )
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "SQLITE",
     "SQLITE_BUSY_TIMEOUT_S",
     "SQLITE_DRIVERS",
+    "URL_WORDS",
     "VERIFY_CLASS",
     "WAKEUP_CLASS",
     "Database",
@@ -91,4 +94,5 @@ __all__ = [
     "sqlite_path",
     "sqlite_url",
     "translated",
+    "url_fault",
 ]

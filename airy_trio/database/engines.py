@@ -11,10 +11,11 @@ All of this works in a cancelled scope.
 
 import logging
 import os
+import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -24,13 +25,14 @@ from weakref import WeakSet
 import psycopg
 import sqlalchemy as sa
 import trio
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from psycopg.abc import Buffer
 from psycopg.types.string import TextLoader
 from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError
 
 from airy_trio.database.postgres import ANSWER_TIMEOUT_POOLED_S, MonitoredConnection
-from airy_trio.options import matching, more_than
+from airy_trio.options import PORT_MAX, NotAllowedError, matching, more_than
 
 APPLICATION_NAME: Final = "airy-trio"
 THREADS_MAX: Final = 8
@@ -274,18 +276,62 @@ def canonical_url(url: str) -> str:
     return url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
 
 
+def url_fault(text: str, drivers: Collection[str]) -> str | None:
+    """Return what is wrong with a URL, or None if it has one of these drivers. At most a known scheme is shown."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        return "a string that is not a URL" if text else "an empty string"
+    if scheme not in drivers:
+        is_known = scheme in _FOREIGN or scheme in POSTGRES_DRIVERS or scheme in SQLITE_DRIVERS
+        return f"a {scheme}:// URL" if is_known else "a URL of another kind"
+    try:
+        url = None if re.search(r"[\x00-\x1f\x7f]", text) else sa.make_url(text)
+    except (ArgumentError, ValueError):  # their messages show the URL
+        url = None
+    if url is None:
+        return "a URL that cannot be read"
+    on_sqlite = scheme in SQLITE_DRIVERS
+    faults = (
+        (on_sqlite and "?" in text, 'an SQLite URL with "?" (it takes no options)'),
+        (on_sqlite and (url.host is not None or url.username is not None or url.port is not None),
+         "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"),
+        (on_sqlite and url.database in (None, "", ":memory:"),
+         "an SQLite URL without a file (a database in memory belongs to one process)"),
+        (on_sqlite and str(url.database).startswith("file:"), "an SQLite URL with file: (write the path alone)"),
+        # Otherwise a later error would show a part of the password as the host.
+        (not on_sqlite and "@" in (url.host or ""), "a URL with two @ (in a password write %40)"),
+        (not on_sqlite and url.port is not None and not 0 < url.port <= PORT_MAX, f"a port outside 1 to {PORT_MAX}"),
+    )  # fmt: skip
+    return next((words for applies, words in faults if applies), None)
+
+
+def _check_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
+    if fault := url_fault(url, (*SQLITE_DRIVERS, *POSTGRES_DRIVERS)):
+        raise NotAllowedError(option.name, URL_WORDS, fault)
+
+
+def _check_direct_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
+    if url and (fault := url_fault(url, POSTGRES_DRIVERS)):
+        raise NotAllowedError(option.name, 'postgresql://USER@HOST/DATABASE, or ""', fault)
+
+
 @frozen(kw_only=True)
 class DatabaseOptions:
     """The application's database (settings, ``[database]`` without its tables)."""
 
-    url: str = field(converter=canonical_url)
-    direct_url: str = field(default="", converter=canonical_url)
+    url: str = field(converter=canonical_url, repr=False, validator=_check_url)
+    direct_url: str = field(default="", converter=canonical_url, repr=False, validator=_check_direct_url)
     schema: str = field(
         default="airy_trio",
         validator=matching(r"[a-z_][a-z0-9_]{0,40}", "a plain name: a-z, 0-9 and _, at most 41 characters"),
     )
     migrate: bool = False
     connect_timeout_s: float = field(default=5, validator=more_than(0))
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield a line for options that contradict each other."""
+        if self.direct_url and self.url.startswith(SQLITE):
+            yield "direct_url is for PostgreSQL behind a pooler, but url is an SQLite URL"
 
     @property
     def session_url(self) -> str:
@@ -318,6 +364,13 @@ SQLITE: Final = "sqlite"
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
 """The schemes of the URLs that the settings accept."""
+URL_WORDS: Final = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+_FOREIGN: Final = frozenset({
+    "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
+    "sqlite+pysqlcipher", "sqlite3", "file", "mysql", "mysql+pymysql", "mysql+mysqldb", "mariadb", "oracle",
+    "mssql", "mssql+pyodbc", "cockroachdb", "redis", "rediss", "mongodb", "jdbc", "http", "https",
+})  # fmt: skip
+"""Schemes that a message may show. Other text before ``://`` may be a password that was put there by mistake."""
 
 LEASE_CLASS: Final = 0x41697279  # "Airy" in ASCII; a migration's lock has this class and the number 0
 WAKEUP_CLASS: Final = LEASE_CLASS + 1

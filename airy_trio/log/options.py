@@ -4,13 +4,23 @@ A store is one of ours or comes from an installed package. A package names the f
 (``OpenEventStore``) in the entry-point group ``airy_trio.event_stores``, under the store's name.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from attrs import Attribute, field, frozen
 
-from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE_DRIVERS, canonical_url, sqlite_path, sqlite_url
+from airy_trio.database import (
+    POSTGRES,
+    POSTGRES_DRIVERS,
+    SQLITE_DRIVERS,
+    URL_WORDS,
+    canonical_url,
+    sqlite_path,
+    sqlite_url,
+    url_fault,
+)
 from airy_trio.errors import SettingsError
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.store import OpenEventStore
@@ -33,9 +43,7 @@ class BuiltIn:
 
 BUILT_IN: Final[Mapping[str, BuiltIn]] = {
     "memory": BuiltIn(),
-    "sql": BuiltIn(
-        schemes=(*SQLITE_DRIVERS, *POSTGRES_DRIVERS), url="sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    ),
+    "sql": BuiltIn(schemes=(*SQLITE_DRIVERS, *POSTGRES_DRIVERS), url=URL_WORDS),
     "redis": BuiltIn(
         schemes=("redis", "rediss", "unix"),
         url="redis://HOST",
@@ -46,6 +54,8 @@ BUILT_IN: Final[Mapping[str, BuiltIn]] = {
 """Our stores by name. Any other name is that of an entry point."""
 STORE_WORDS: Final = ", ".join(f'"{name}"' for name in BUILT_IN) + " or the name of an installed event store"
 GROUP: Final = "airy_trio.event_stores"
+_URL_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
+_STORE_OF: Final = {scheme: name for name, store in BUILT_IN.items() for scheme in store.schemes}
 
 
 def _check_kept(_instance: object, option: "Attribute[Any]", types: list[str]) -> None:
@@ -64,13 +74,37 @@ class LogOptions:
     """
 
     store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
-    url: str = ""
+    url: str = field(default="", repr=False)
     retain_s: float = field(default=86400, validator=at_least(1))
     retain_events: int = field(default=1_000_000, validator=at_least(1))
     retain_durables_s: float = field(default=31_536_000, validator=at_least(1))
     keep_current: list[str] = field(factory=lambda: ["channel.updated", "tag.updated"], validator=_check_kept)
     tail_events: int = field(default=20_000, validator=at_least(1))
     tail_bytes: int = field(default=16 * 1024 * 1024, validator=at_least(1))
+
+    def contradictions(self) -> Iterator[str | NotAllowedError]:
+        """Yield a line for options that contradict each other, or the error of a URL that the store does not take."""
+        if self.retain_durables_s < self.retain_s:
+            yield (
+                "retain_durables_s is less than retain_s, but a position must be retained as long as the events after "
+                "it"
+            )
+        store = BUILT_IN.get(self.store)
+        scheme, separator, _ = self.url.partition("://")
+        named = _STORE_OF.get(scheme)
+        if store is None:
+            if self.url and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f]*", self.url):
+                allowed = 'SCHEME://ANYTHING without control characters, or ""'
+                yield NotAllowedError("url", allowed, "a string that is not a URL")
+        elif self.url and (fault := url_fault(self.url, _STORE_OF)):
+            other = "; for another event store set log.store too" if separator and named is None else ""
+            yield NotAllowedError("url", _URL_WORDS + other, fault)
+        elif named == self.store:
+            return
+        elif store.place:
+            yield f'store is "{self.store}", which needs url = "{store.url}"'
+        elif self.url:
+            yield f'url is for store = "{named}", but store is "{self.store}"'
 
     def location(self, database_url: str) -> str:
         """Return the URL of the ``sql`` store: ``url``, the application's Postgres, or a file next to its SQLite file.

@@ -10,6 +10,7 @@ import math
 import resource
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Final, NoReturn
@@ -19,7 +20,7 @@ import trio
 from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
-from airy_trio.options import at_least, between, matching
+from airy_trio.options import PORT_MAX, at_least, between, matching
 from airy_trio.retry import Backoff, Outage
 from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.sessions.registry import Sessions
@@ -75,12 +76,17 @@ class ListenerOptions(SessionOptions):
     processes (``app.supervisor``).
     """
 
-    port: int = field(default=8080, validator=between(0, 65535))
+    port: int = field(default=8080, validator=between(0, PORT_MAX))
     message_bytes_max: int = field(default=61_440, validator=at_least(1024))
     drain_s: float = field(default=10, validator=at_least(0))
     tls_certificate: str = field(default="", validator=_FILE)
-    tls_key: str = field(default="", validator=_FILE)
+    tls_key: str = field(default="", repr=False, validator=_FILE)  # the key itself may be put there by mistake
     workers: int = field(default=1, validator=between(1, WORKERS_MAX))
+
+    def contradictions(self) -> Iterator[str]:
+        """Yield a line for options that contradict each other."""
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            yield f"only {'tls_certificate' if self.tls_certificate else 'tls_key'} is set, but TLS needs both"
 
     @property
     def recorder(self) -> int | None:

@@ -15,17 +15,18 @@ from attrs import Factory, frozen
 from airy_trio.admin.server import AdminOptions
 from airy_trio.auth import AuthOptions
 from airy_trio.capture.feed import ChangesOptions
-from airy_trio.capture.mapping import TablesOptions
-from airy_trio.database import DatabaseOptions
+from airy_trio.capture.mapping import DELETABLE, KINDS, TablesOptions
+from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, sqlite_path
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.errors import SettingsError
 from airy_trio.events.models import MessageUpdated
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
+from airy_trio.options import PORT_MAX
 from airy_trio.sessions.listener import ListenerOptions
-from airy_trio.settings.cross_checks import contradictions
 from airy_trio.settings.reader import read
-from airy_trio.websocket.admission import is_loopback
+from airy_trio.websocket.admission import ANY, is_loopback
+from airy_trio.websocket.event_stream import is_stream_path
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 TOKEN_CHARS_MIN: Final = 16
@@ -121,6 +122,43 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     if settings is None or faults:
         raise SettingsError(faults)
     return settings
+
+
+def contradictions(settings: Settings) -> Iterator[str]:
+    """Yield a line for options of different sections that contradict each other. Each line names all of them."""
+    database, changes, log, listener, admin = (
+        settings.database, settings.changes, settings.log, settings.listener, settings.admin,
+    )  # fmt: skip
+    workers, port, last = listener.workers, admin.port, listener.processes - 1
+    are_files = log.store == "sql" and log.url.startswith(SQLITE) and database.url.startswith(SQLITE)
+    is_one_file = are_files and sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve()
+    wheres = " or ".join(f"database.tables.{kind}.where" for kind in KINDS if kind in DELETABLE)
+    found = (
+        (settings.auth.cookie and ANY in listener.allowed_origins,
+         ('auth.cookie, listener.allowed_origins: browsers send cookies from every page and "*" accepts every page, '
+          "so any page that a user visits could read what that user may read")),
+        (is_stream_path(listener.path, listener.sse_path),
+         (f"listener.path, listener.sse_path: {listener.path} would be an event stream as well as the WebSocket; "
+          'change one of them, or set sse_path = ""')),
+        (workers == 1 and port and (admin.host, port) == (listener.host, listener.port),
+         f"listener.port, admin.port: both are {port}, on the same host"),
+        (workers > 1 and log.store == "memory",
+         f'listener.workers is {workers}, but log.store is "memory", which belongs to one process'),
+        (workers > 1 and port and port + last > PORT_MAX,
+         f"listener.workers is {workers}, but admin.port + {last}, of the recorder process, exceeds {PORT_MAX}"),
+        (workers > 1 and port and port <= listener.port <= port + last,
+         (f"listener.port is {listener.port}, but admin.port to admin.port + {last} are the admin ports of the "
+          f"{workers} workers and of the recorder process")),
+        (is_one_file,  # our writes would lock the application's file
+         'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'),
+        (changes.reads_only and database.url.startswith(POSTGRES) and settings.log_is_here,
+         ('log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events need '
+          "another place: an SQLite file or another database, or another log.store")),
+        (changes.reads_only and settings.events.deletes and not any(settings.tables.of(k).where for k in DELETABLE),
+         ('events.deletes: changes.capture = "updated_at" does not detect deleted rows; allowed only if '
+          f"{wheres} excludes rows that are marked as deleted")),
+    )  # fmt: skip
+    return (line for applies, line in found if applies)
 
 
 def _without_driver(url: str) -> sa.URL:

@@ -29,8 +29,8 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK
+from airy_trio.database import URL_WORDS
 from airy_trio.options import NotAllowedError
-from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS, section_contradictions
 
 T = TypeVar("T")
 
@@ -154,35 +154,30 @@ class StrictConverter(Converter):
 
     def _section(self, cls: type) -> Hook:
         hooks = {
-            option.name: override(struct_hook=self._option(cls, option))
-            for option in attrs.fields(attrs.resolve_types(cls))
+            option.name: override(struct_hook=self._option(option)) for option in attrs.fields(attrs.resolve_types(cls))
         }
         structure: Hook = make_dict_structure_fn(cls, self, **hooks)  # type: ignore[arg-type]  # names of options only
 
         def checked(value: Any, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
-            options: object = structure(value, target)
-            faults = [
-                one if isinstance(one, Exception) else SettingFault(one) for one in section_contradictions(options)
-            ]
+            options: Any = structure(value, target)
+            found = options.contradictions() if hasattr(cls, "contradictions") else ()
+            faults = [one if isinstance(one, Exception) else SettingFault(one) for one in found]
             if faults:
                 raise ExceptionGroup("contradictions", faults)
             return options
 
         return checked
 
-    def _option(self, cls: type, option: "attrs.Attribute[Any]") -> Hook:
-        validators = [CHECKS[key] for key in lineage(cls, option.name) if key in CHECKS]
-        if option.validator is not None:
-            validators.append(option.validator)
+    def _option(self, option: "attrs.Attribute[Any]") -> Hook:
         type_: Any = option.type
 
         def structure(value: object, _type: object) -> object:
             result: object = self.structure(value, type_)
-            for validate in validators:
-                try:
-                    validate(None, option, result)
-                except NotAllowedError as error:
-                    raise ConversionError(value, error.allowed, error.found) from None
+            try:
+                if option.validator is not None:
+                    option.validator(None, option, result)
+            except NotAllowedError as error:
+                raise ConversionError(value, error.allowed, error.found) from None
             return result
 
         return structure
@@ -202,11 +197,6 @@ def _container(kind: type, words: str, structure: Hook) -> Hook:
         return structure(value, target)
 
     return checked
-
-
-def lineage(cls: type, name: str) -> list[tuple[type, str]]:
-    """Return the keys of an option: with its class, and with each base class."""
-    return [(base, name) for base in cls.__mro__]
 
 
 def expanded(text: str, environ: Mapping[str, str]) -> str:
@@ -305,18 +295,18 @@ def fault_lines(error: Exception, root: type, path: Path = (), *, secret: bool =
 
 def _class_lines(error: ClassValidationError, root: type, path: Path) -> Iterator[str]:
     noted, others = error.group_exceptions()
-    for inner, option in noted:
-        here, keys = (*path, option.name), lineage(error.cl, option.name)
-        if isinstance(inner, KeyError):
-            words = next(REQUIRED[key] for key in keys if key in REQUIRED)
-            yield f"{dotted(here)}: missing, and it has no default; expected {words}"
+    options = attrs.fields_dict(error.cl)
+    for inner, note in noted:
+        here, option = (*path, note.name), options[note.name]
+        if isinstance(inner, KeyError):  # only ``database.url`` has no default
+            yield f"{dotted(here)}: missing, and it has no default; expected {URL_WORDS}"
         else:
-            yield from fault_lines(inner, root, here, secret=any(key in SECRETS for key in keys))
+            yield from fault_lines(inner, root, here, secret=not option.repr)
     for inner in others:
         if not isinstance(inner, ForbiddenExtraKeysError):
             yield from fault_lines(inner, root, path)
             continue
-        known = [option.name for option in attrs.fields(error.cl)]
+        known = [*options]
         for key in sorted(inner.extra_fields):
             elsewhere = (dotted(other) for other in options_of(root) if other[-1] == key)
             yield f"{dotted((*path, key))}: unknown setting; {suggestion(key, known, path, elsewhere)}"

@@ -21,7 +21,6 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.options import NotAllowedError, Validator
 from airy_trio.settings import Settings
-from airy_trio.settings.cross_checks import CHECKS, REQUIRED
 from airy_trio.stomp import errors
 from airy_trio.stomp.errors import Fault
 from tests.cli.test_failures import ARGUMENTS, CASES
@@ -73,7 +72,7 @@ def _section(path: str, cls: type) -> Iterator[str]:
         yield "|---|---|---|"
         for name in names:
             documented.add(name)
-            yield f"| `{name}` | {_default(options[name])} | {_allowed(cls, options[name])} |"
+            yield f"| `{name}` | {_default(options[name])} | {_allowed(options[name])} |"
         yield ""
         yield f"{reason}\n" if reason else ""
     missing = options.keys() - documented
@@ -116,14 +115,10 @@ def _default(option: "attrs.Attribute[Any]") -> str:
     return "none" if value is None else f"`{json.dumps(value)}`"
 
 
-def _allowed(cls: type, option: "attrs.Attribute[Any]") -> str:
+def _allowed(option: "attrs.Attribute[Any]") -> str:
     if typing.get_origin(option.type) is typing.Literal:
         return " or ".join(f"`{json.dumps(choice)}`" for choice in typing.get_args(option.type))
-    keys = [(base, option.name) for base in cls.__mro__]
-    words = next((REQUIRED[key] for key in keys if key in REQUIRED), None)
-    for validator in (option.validator, *(CHECKS[key] for key in keys if key in CHECKS)):
-        if words is None and validator is not None:
-            words = _words(validator, option)
+    words = None if option.validator is None else _words(option.validator, option)
     return (words or _kind(option.type)).replace("|", "\\|")
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from airy_trio.capture.mapping import KINDS
 from airy_trio.settings import Settings, parse
-from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS
 from airy_trio.settings.reader import options_of
 from tests.settings.reading import URL, fault, faults, read
 
@@ -357,8 +356,3 @@ def test_overlong_time_zone_is_refused() -> None:
         "database.tables.tags.time_zone: found string (not shown), "
         "expected a name of the time zone database, such as Europe/Berlin"
     )
-
-
-def test_checked_options_exist() -> None:
-    for cls, name in (*CHECKS, *REQUIRED, *SECRETS):
-        assert name in cls.__annotations__

@@ -8,12 +8,10 @@ from attrs import field, frozen
 from cattrs.errors import ClassValidationError
 
 from airy_trio.options import at_least
-from airy_trio.settings.cross_checks import CHECKS
 from airy_trio.settings.reader import (
     ConversionError,
     SettingFault,
     StrictConverter,
-    lineage,
 )
 
 
@@ -30,11 +28,6 @@ class Options:
     scalars: Mapping[str, Mapping[str, str | int | bool | float]] = field(factory=dict)
     measure: float | str = 0.0
     bounded: int = field(default=1, validator=at_least(1))
-
-
-@frozen(kw_only=True)
-class Narrower(Options):
-    more: int = 0
 
 
 def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - an instance of cls
@@ -155,12 +148,3 @@ def test_all_errors_of_a_class_are_raised_together() -> None:
         convert({"text": 1, "flag": 1, "bounded": 0, "named": "${UNSET}", "either": "${UNSET}", "other": 1})
     assert len(caught.value.exceptions) == 6
     assert any(isinstance(error, SettingFault) for error in caught.value.exceptions)
-
-
-def test_checks_apply_to_subclasses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CHECKS, (Options, "whole"), at_least(3))
-    converter = StrictConverter()
-    assert converter.read({"whole": 3}, Narrower, {}).whole == 3
-    with pytest.raises(ClassValidationError):
-        converter.read({"whole": 2}, Narrower, {})
-    assert lineage(Narrower, "whole") == [(Narrower, "whole"), (Options, "whole"), (object, "whole")]
