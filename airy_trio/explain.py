@@ -352,8 +352,8 @@ def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str
         return None, 'the event store "memory" is inside the server process'
 
     async def ask() -> _Found:
-        async with opened_store(settings, create=False) as opened:
-            return await wait_until_available(lambda: _search(opened.store, subject), settings.database, "log.url")
+        async with opened_store(settings, create=False) as store:
+            return await wait_until_available(lambda: _search(store, subject), settings.database, "log.url")
 
     try:
         return trio.run(ask), ""

@@ -57,16 +57,16 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
     printer = _Printer(output, options)
-    async with opened_store(settings, create=False) as opened:
-        bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
+    async with opened_store(settings, create=False) as store:
+        bounds = await wait_until_available(store.bounds, settings.database, "log.url")
         begin = options.since or (bounds.floor if options.everything else bounds.head)
-        reader = Reader(opened.store, options.destination, begin)
-        output.note(f"reading {opened.words} after {reader.position}")
+        reader = Reader(store, options.destination, begin)
+        output.note(f"reading {settings.log_words} after {reader.position}")
         while True:
             try:
                 found = await reader.next()
             except StoreUnavailable as error:
-                await _wait_for(opened.store, error, output)
+                await _wait_for(store, error, output)
                 continue
             if isinstance(found, client.Reset):
                 if not printer.reset(found):

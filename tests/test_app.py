@@ -95,8 +95,8 @@ async def test_state_of_a_former_mapping_ends_at_the_start(any_application: Appl
             async with trio.open_nursery() as nursery:
                 await nursery.start(app.serve, settings)
                 nursery.cancel_scope.cancel()
-            async with opened_store(settings) as opened:
-                found.append((await opened.store.bounds()).state)
+            async with opened_store(settings) as store:
+                found.append((await store.bounds()).state)
     first, same, other = (None if state is None else state.generation for state in found)
     assert None not in {first, same, other}
     assert first == same != other

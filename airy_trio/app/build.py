@@ -8,7 +8,6 @@ back ends.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
@@ -45,7 +44,6 @@ from airy_trio.database import (
     Names,
     dialect_of,
     postgres_engine,
-    shown,
     sqlite_engine,
     sqlite_path,
 )
@@ -54,7 +52,7 @@ from airy_trio.events.models import MessageUpdated, MetadataUpdated
 from airy_trio.log.current import TYPE_OF, StateOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.options import BUILT_IN, LogOptions, find_store
+from airy_trio.log.options import find_store
 from airy_trio.log.recorder import Recorder, RecorderOptions, Retention
 from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
@@ -305,18 +303,10 @@ async def wait_until_available(
                 raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
 
 
-@frozen
-class OpenedStore:
-    """The event store, and a description of its place without a password."""
-
-    store: EventStore
-    words: str
-
-
 @contextlib.asynccontextmanager
 async def opened_store(
     settings: Settings, *, create: bool = True, starting: Starting | None = None
-) -> AsyncIterator[OpenedStore]:
+) -> AsyncIterator[EventStore]:
     """Open the event store of the settings for the length of a block. Some stores run tasks in it.
 
     ``create``: whether to create our SQLite file if it is missing. ``starting``: see ``wait_until_available``. Raises
@@ -324,51 +314,35 @@ async def opened_store(
     """
     match settings.log.store:
         case "memory":
-            yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
+            yield MemoryStore()
         case "sql":
             sql = await _open_sql_store(settings, create=create, starting=starting)
             try:
-                yield OpenedStore(sql, shown(settings.log_url))
+                yield sql
             finally:
                 await sql.aclose()
         case name:
             try:
                 async with find_store(name)(settings.log.url) as found:
-                    yield OpenedStore(found, words_of(settings.log))
+                    yield found
             except BaseExceptionGroup as group:
                 raise single_error(group) from None
 
 
-def words_of(log: LogOptions) -> str:
-    """Describe a store that is opened by its URL; that of another package may have a secret anywhere."""
-    return shown(log.url) if log.store in BUILT_IN else log.store
-
-
-def is_shareable(settings: Settings) -> bool:
-    """Return whether the settings of another database could name the same event log by mistake.
-
-    Neither the default place, next to the application's tables, nor a store in memory can be shared.
-    """
-    if settings.log.store == "sql":
-        return bool(settings.log.url) and not settings.log_is_here
-    return settings.log.store != "memory"
-
-
-async def adopt_log(settings: Settings) -> str:
-    """Begin a new epoch in the event store of the settings, without a resume point; return its description.
+async def adopt_log(settings: Settings) -> None:
+    """Begin a new epoch in the event store of the settings, without a resume point.
 
     The log then belongs to no database, until the next server starts on it. Raises ``StartError``,
     ``StoreUnavailable`` and ``SettingsError``.
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" belongs to one process; there is nothing to take over'])
-    async with opened_store(settings, create=False) as opened:
-        head = (await wait_until_available(opened.store.bounds, settings.database, "log.url")).head
+    async with opened_store(settings, create=False) as store:
+        head = (await wait_until_available(store.bounds, settings.database, "log.url")).head
         try:
-            await opened.store.begin_epoch(head, None)
+            await store.begin_epoch(head, None)
         except StaleAppend:
             raise StartError(["log: a server is recording into this event log; stop it first"]) from None
-        return opened.words
 
 
 async def _open_sql_store(
@@ -441,21 +415,21 @@ class Parts(Sources):
 def make_parts(  # noqa: PLR0913 - everything that was opened before
     settings: Settings,
     back_ends: BackEnds,
-    opened: OpenedStore,
+    store: EventStore,
     authenticator: Authenticator,
     encryption: Encryption | None,
     *,
     worker: int,
 ) -> Parts:
     """Make the parts of a worker, by its number. Nothing is opened or started here."""
-    log = EventLog(opened.store, settings.log)
+    log = EventLog(store, settings.log)
     recorder_worker = settings.listener.recorder
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
         body_bytes_max=settings.listener.message_bytes_max,
         events=settings.events,
-        store=opened.words,
-        shareable=is_shareable(settings),
+        store=settings.log_words,
+        shareable=settings.log_is_shareable,
         standby=recorder_worker is not None and worker != recorder_worker,
         state=_state_options(settings),
     )
@@ -466,7 +440,7 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
     return Parts(
         log=log,
         recorder=recorder,
-        retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
+        retention=Retention(store, back_ends.feed, recorder, settings.log),
         sessions=Sessions(
             Services(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
             Console(settings.admin.host, ports),

@@ -157,10 +157,10 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
                     await trio.to_thread.run_sync(migrate.migrate, settings, abandon_on_cancel=True)
             async with (
                 open_back_ends(settings, starting) as back_ends,
-                opened_store(settings, starting=starting) as opened,
+                opened_store(settings, starting=starting) as store,
             ):
                 fitting = evolve(settings, listener=within_files(settings.listener))
-                parts = make_parts(fitting, back_ends, opened, authenticator, encryption, worker=worker)
+                parts = make_parts(fitting, back_ends, store, authenticator, encryption, worker=worker)
                 start = _Start(status=task_status, starting=starting, pages=pages)
                 await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, start)
             port.cancel_scope.cancel()

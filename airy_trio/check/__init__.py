@@ -16,7 +16,6 @@ import trio
 from attrs import field, frozen
 
 from airy_trio import migrate
-from airy_trio.app.build import is_shareable, words_of
 from airy_trio.app.server import load_certificate
 from airy_trio.auth.keys import KeyServer, KeysFault, source_of
 from airy_trio.capture import polling, triggers
@@ -34,7 +33,6 @@ from airy_trio.database import (
     Names,
     dialect_of,
     quote_identifier,
-    shown,
     sqlite_path,
 )
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
@@ -88,11 +86,10 @@ class _Place:
 
 @frozen
 class _Log:
-    """The state of an event store, and its place in words."""
+    """The state of an event store."""
 
     bounds: Bounds
     resume_point: str | None
-    words: str
 
 
 @frozen
@@ -126,10 +123,10 @@ class _Check:
             self.report.add("note", _completeness(self.settings, log.bounds))
         if application is None or log is None:
             return
-        if is_shareable(self.settings) and log.resume_point is not None:
+        if self.settings.log_is_shareable and log.resume_point is not None:
             try:
                 if application.is_foreign(log.resume_point):
-                    raise ForeignLogError(log.words)  # noqa: TRY301 - both are reported below
+                    raise ForeignLogError(self.settings.log_words)  # noqa: TRY301 - both are reported below
             except (ForeignLogError, ResumePointTooNew) as error:
                 self.report.add("problem", [f"log: {error}"])
                 return
@@ -320,7 +317,7 @@ class _Check:
         if schema.newer is not None:
             report.add("note", [f"log: {schema.newer}, with which this version works"])
         state = StateRow(*connection.execute(log_tables(names).bounds).one())
-        return _Log(state.bounds, state.resume_point, shown(place.url))
+        return _Log(state.bounds, state.resume_point)
 
     def opened_store(self) -> _Log | None:
         """Check a store that is opened by its URL: Redis, or one of another package. Return as ``store`` does."""
@@ -329,7 +326,7 @@ class _Check:
         async def read() -> _Log:
             with trio.fail_after(STORE_TIMEOUT_S):
                 async with find_store(options.store)(options.url) as store:
-                    return _Log(await store.bounds(), await store.resume_point(), words_of(options))
+                    return _Log(await store.bounds(), await store.resume_point())
 
         try:
             return trio.run(read)

@@ -362,8 +362,9 @@ def migrate(  # noqa: PLR0913 - one for each option
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
 
-        store = trio.run(adopt, settings)
-        click.echo(f"began a new epoch in the event log at {store}: its events are gone, and its clients reload")
+        trio.run(adopt, settings)
+        where = settings.log_words
+        click.echo(f"began a new epoch in the event log at {where}: its events are gone, and its clients reload")
         return
     options: dict[str, Any] = {"with_tables": with_tables, "grant": grant, "firing": firing}
     with lock_progress() as waiting:
@@ -383,12 +384,10 @@ def migrate(  # noqa: PLR0913 - one for each option
 
 
 def _removed_lines(settings: "Settings") -> Iterator[str]:
-    from airy_trio.app.build import words_of
-
     yield "removed"
     if settings.log.store not in ("sql", "memory"):
-        store = words_of(settings.log)
-        yield f"kept: the events and durable subscriptions in the event store {store}; delete them there"
+        where = settings.log_words
+        yield f"kept: the events and durable subscriptions in the event store {where}; delete them there"
 
 
 def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:

@@ -4,6 +4,7 @@ Each package declares its own options; this one gathers them. A key that no pack
 is accepted that has no effect.
 """
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,12 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.auth import AuthOptions
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import DELETABLE, KINDS, TablesOptions
-from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, sqlite_path
+from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, shown, sqlite_path
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.errors import SettingsError
 from airy_trio.events.models import MessageUpdated
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.options import LogOptions
+from airy_trio.log.options import BUILT_IN, LogOptions
 from airy_trio.options import PORT_MAX
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings.reader import read
@@ -91,6 +92,27 @@ class Settings:
     def log_url(self) -> str:
         """The URL of the database of an ``sql`` store."""
         return self.log.location(self.database.url)
+
+    @property
+    def log_words(self) -> str:
+        """The place of the event store, without a secret: a URL for another package's store may have one anywhere."""
+        match self.log.store:
+            case "memory":
+                return f"the memory of process {os.getpid()}"
+            case "sql":
+                return shown(self.log_url)
+            case store:
+                return shown(self.log.url) if store in BUILT_IN else store
+
+    @property
+    def log_is_shareable(self) -> bool:
+        """Whether the settings of another database could name the same event log by mistake.
+
+        Neither the default place, next to the application's tables, nor a store in memory can be shared.
+        """
+        if self.log.store == "sql":
+            return bool(self.log.url) and not self.log_is_here
+        return self.log.store != "memory"
 
     @property
     def log_is_here(self) -> bool:

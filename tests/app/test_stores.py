@@ -46,10 +46,10 @@ async def test_log_database_with_unsuitable_encoding_is_refused(
 
 async def test_application_database_of_any_encoding_can_store_its_log(postgres: Postgres) -> None:
     with application(postgres.url(postgres.create_database(encoding="LATIN1"))) as latin:
-        async with opened_store(latin.migrate()) as opened:
-            head = (await opened.store.bounds()).head
-            await opened.store.append(head, [event(1, channel_id="é")], "point")
-            [stored] = await opened.store.read(head, 10, OfChannel("é"), bytes_max=1000)
+        async with opened_store(latin.migrate()) as store:
+            head = (await store.bounds()).head
+            await store.append(head, [event(1, channel_id="é")], "point")
+            [stored] = await store.read(head, 10, OfChannel("é"), bytes_max=1000)
             assert stored.channel_id == "é"
 
 
@@ -59,8 +59,8 @@ async def test_session_that_listens_outlives_the_idle_timeout_of_the_database(
     settings = postgres_application.migrate()
     name = sa.make_url(postgres_application.url).database
     postgres_application.execute(f'alter database "{name}" set idle_session_timeout = 20')
-    async with opened_store(settings) as opened:
-        head = (await opened.store.bounds()).head
+    async with opened_store(settings) as store:
+        head = (await store.bounds()).head
         with trio.move_on_after(0.5) as waiting:
-            await opened.store.wait(head)
+            await store.wait(head)
         assert waiting.cancelled_caught

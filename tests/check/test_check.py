@@ -56,9 +56,9 @@ def test_backfill_that_is_not_complete_is_reported(any_application: Application)
     marks = str(Marks(types=types, kept=types, begun={"tag.updated": ("token", 0)}, whole={"channel.updated": 1}))
 
     async def begin() -> None:
-        async with opened_store(settings, create=False) as opened:
-            head, change = (await opened.store.bounds()).head, StateChange(generation="first0", marks=marks)
-            await opened.store.append(head, [], "point", state=change)
+        async with opened_store(settings, create=False) as store:
+            head, change = (await store.bounds()).head, StateChange(generation="first0", marks=marks)
+            await store.append(head, [], "point", state=change)
 
     trio.run(begin)
     report = check(settings)

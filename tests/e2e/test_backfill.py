@@ -149,11 +149,11 @@ async def backfill(config: Path, *arguments: str) -> None:
 
 async def kept_in_store(settings: Settings) -> tuple[frozenset[str], int]:
     """Return the types that are complete in the event store, and the number of events that it keeps."""
-    async with opened_store(settings, create=False) as opened:
-        bounds = await opened.store.bounds()
+    async with opened_store(settings, create=False) as store:
+        bounds = await store.bounds()
         state = CurrentState.of(bounds, bounds.head)
         assert state.at is not None
-        return state.whole, len(await opened.store.current(state.at, state.until.at(0), 10_000))
+        return state.whole, len(await store.current(state.at, state.until.at(0), 10_000))
 
 
 async def test_rows_from_before_while_the_application_writes(

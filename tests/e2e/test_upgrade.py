@@ -155,10 +155,10 @@ async def go_back(application: Application, settings: Settings, revision: str) -
     """Bring the schema, with its data, and the resume point into the state of an older revision."""
     stream: Stream = "log" if revision.startswith("log") else "changes"
     if revision == "changes_0001":
-        async with opened_store(settings) as opened:
-            point = await opened.store.resume_point()
+        async with opened_store(settings) as store:
+            point = await store.resume_point()
             assert point is not None
-            stored = await opened.store.append((await opened.store.bounds()).head, [], point_of_0001(point))
+            stored = await store.append((await store.bounds()).head, [], point_of_0001(point))
             assert stored is not None
     home = home_of(application, stream)
     with home.engine.begin() as connection:
