@@ -1,14 +1,9 @@
-"""The parts of one server, chosen by its settings. ``server`` runs them.
-
-``open_back_ends`` checks the database and opens feed and lease. ``opened_store`` opens the event store, built in or
-from an entry point. ``make_parts`` makes the long-lived objects on top of these. This is the only module that names
-back ends.
-"""
+"""The parts of one server, chosen by its settings. ``server`` runs them. Only this module names back ends."""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -17,11 +12,8 @@ import trio
 from attrs import Factory, asdict, field, frozen
 
 from airy_trio import __version__, migrate
-from airy_trio.admin import endpoints
-from airy_trio.admin.endpoints import ClientEndpoint
-from airy_trio.admin.metrics import Sources, registry
+from airy_trio.admin.endpoints import ClientEndpoint, Sources, node_of
 from airy_trio.admin.readiness import Readiness, Starting
-from airy_trio.admin.server import Page
 from airy_trio.auth import Authenticator
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
@@ -398,18 +390,8 @@ def _state_options(settings: Settings) -> StateOptions:
 class Parts(Sources):
     """The long-lived objects of one server. ``serves``: whether it serves clients or only records."""
 
-    readiness: Readiness
-    endpoint: ClientEndpoint
-    node: Mapping[str, object]
     encryption: Encryption | None
     serves: bool
-
-    def pages(self) -> Mapping[str, Page]:
-        """Make the pages of the admin port."""
-        return {
-            **endpoints.console_pages(self.endpoint),
-            **endpoints.pages(self, registry(self), self.endpoint, self.node),
-        }
 
 
 def make_parts(  # noqa: PLR0913 - everything that was opened before
@@ -445,13 +427,12 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
             Services(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
             Console(settings.admin.host, ports),
         ),
-        conditions=readiness.conditions,
         readiness=readiness,
         endpoint=ClientEndpoint(
             settings.admin.websocket_url,
             token=settings.auth.mode != "none" and not settings.auth.cookie,  # a browser sends a cookie by itself
         ),
-        node=endpoints.node_of(worker, ports, settings.admin.others),
+        node=node_of(worker, ports, settings.admin.others),
         encryption=encryption,
         serves=worker != recorder_worker,
     )

@@ -31,8 +31,8 @@ import trio
 from attrs import evolve, fields, frozen
 
 from airy_trio import __version__, migrate
+from airy_trio.admin import endpoints
 from airy_trio.admin import server as admin
-from airy_trio.admin.endpoints import starting_pages
 from airy_trio.admin.readiness import Starting
 from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, wait_until_available
 from airy_trio.auth import Authenticator, Key, load_file_keys
@@ -145,7 +145,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
     authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
     starting = Starting()
-    pages = starting_pages(starting.conditions)
+    pages = endpoints.starting_pages(starting.conditions)
     try:
         async with trio.open_nursery() as port:
             port.start_soon(
@@ -209,7 +209,7 @@ async def _serve(
                     intake.start_soon(log.watch_lag)
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(readiness.run)
-                    start.pages.pages, start.pages.other = parts.pages(), admin.not_found
+                    start.pages.pages, start.pages.other = endpoints.pages(parts), admin.not_found
                     start.starting.finish()
                     listening = None
                     if parts.serves:

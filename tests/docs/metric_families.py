@@ -10,8 +10,9 @@ from attrs import frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
-from airy_trio.admin.metrics import PREFIX, Sources, registry
-from airy_trio.app import build, server
+from airy_trio.admin import endpoints
+from airy_trio.admin.endpoints import PREFIX, Sources, registry
+from airy_trio.app import server
 from tests.admin.serving import admin, free_port
 from tests.application import application
 
@@ -44,7 +45,7 @@ async def _collected(path: Path) -> list[Family]:
 
     with application(f"sqlite:///{path}", create=True) as made:
         settings = made.migrate(admin(free_port()))
-    with trio.fail_after(TIMEOUT_S), patch.object(build, "registry", keep):
+    with trio.fail_after(TIMEOUT_S), patch.object(endpoints, "registry", keep):
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, settings)
             found = [_family(metric) for metric in kept[0].collect() if metric.name.startswith(PREFIX)]
