@@ -31,7 +31,7 @@ from attrs import define, evolve, frozen
 from cattrs.preconf.json import make_converter
 
 from airy_trio import migrate
-from airy_trio.app.build import open_database, require_tables, wait_until_available
+from airy_trio.app.build import Source, open_database, wait_until_available
 from airy_trio.capture.change_log import TABLE, ChangeLog
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import KINDS, SINGULAR, Column, Table
@@ -105,8 +105,8 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
         migrate.require_file(sqlite_path(url))
     opened = open_database(url, database)
     try:
-        check = partial(require_tables, settings=settings)
-        tables = await wait_until_available(lambda: opened.run(check), database, "database.url")
+        source = Source(settings)
+        tables = await wait_until_available(lambda: opened.run(source.require_tables), database, "database.url")
         work = _Backfill(opened, names, options, report)
         for kind in kinds:
             await work.table(tables[kind])

@@ -4,12 +4,12 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import Factory, asdict, field, frozen
+from attrs import asdict, frozen
 
 from airy_trio import __version__, migrate
 from airy_trio.admin.endpoints import ClientEndpoint, Sources, node_of
@@ -71,11 +71,10 @@ MakeLease = Callable[[Callable[[], str]], Lease]
 
 @frozen(kw_only=True)
 class BackEnds:
-    """Feed and lease, opened. ``faults`` checks the database again; ``watched`` is the name of what it checks."""
+    """Feed and lease, opened. ``faults`` checks the database again."""
 
     feed: ChangeFeed
     lease: MakeLease
-    watched: Literal["triggers", "mapping"]
     faults: Callable[[], Awaitable[Sequence[str]]]
 
 
@@ -88,7 +87,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
     """
     options, reads_only = settings.database, settings.changes.reads_only
     names = Names.of(options.url, options.schema)
-    source = _Source(settings, names)
+    source = Source(settings)
     # The last one opened is closed first: the lease is released while the connection that it may share with the feed is
     # open. Not an `async with`, because its end would not be shielded.
     closing = contextlib.AsyncExitStack()
@@ -115,43 +114,30 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
             closing.push_async_callback(made.release)
             return made
 
-        yield BackEnds(
-            feed=feed,
-            lease=lease,
-            watched="mapping" if reads_only else "triggers",
-            faults=lambda: database.run(source.faults),
-        )
+        yield BackEnds(feed=feed, lease=lease, faults=lambda: database.run(source.faults))
     finally:
         with trio.CancelScope(shield=True):
             await closing.aclose()
 
 
-def require_tables(connection: sa.Connection, settings: Settings) -> Tables:
-    """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
-    return _Source(settings, Names.of(settings.database.url, settings.database.schema)).require_tables(connection)
-
-
-@frozen
-class _Source:
+class Source:
     """The mapped tables, and our tables and triggers in their database, which are checked at start and later."""
 
-    settings: Settings
-    names: Names
-    partitions: Partitions = field(
-        default=Factory(lambda self: Partitions(deletes=self.settings.logs_deletes), takes_self=True)
-    )
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._partitions = Partitions(deletes=settings.logs_deletes)
 
     def require_tables(self, connection: sa.Connection) -> Tables:
         """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
         tables = self._inspect(connection)
-        if self.settings.changes.reads_only:
+        if self._settings.changes.reads_only:
             return tables
         if faults := self._faults_of_ours(connection, tables):
             raise StartError(faults)
-        newer = migrate.schema_of(connection, "changes", self.settings.database).newer
+        newer = migrate.schema_of(connection, "changes", self._settings.database).newer
         if newer is not None:
             logger.info("working with the schema of a newer version", database=newer)
-        self.partitions.check(connection, tables)
+        self._partitions.check(connection, tables)
         return tables
 
     def faults(self, connection: sa.Connection) -> Sequence[str]:
@@ -163,24 +149,25 @@ class _Source:
             tables = self._inspect(connection)
         except MappingError as error:
             return error.faults
-        if self.settings.changes.reads_only:
+        if self._settings.changes.reads_only:
             return ()
-        self.partitions.check(connection, tables)
+        self._partitions.check(connection, tables)
         return self._faults_of_ours(connection, tables)
 
     def _inspect(self, connection: sa.Connection) -> Tables:
-        here, reads_only = self.settings.log_is_here, self.settings.changes.reads_only
-        return inspect(connection, self.settings.tables, watermarks=reads_only, holds_log=here)
+        here, reads_only = self._settings.log_is_here, self._settings.changes.reads_only
+        return inspect(connection, self._settings.tables, watermarks=reads_only, holds_log=here)
 
     def _faults_of_ours(self, connection: sa.Connection, tables: Tables) -> list[str]:
         """Return the faults of our tables, or else of our triggers, which the migrations create."""
-        options, deletes = self.settings.database, self.settings.logs_deletes
+        options, deletes = self._settings.database, self._settings.logs_deletes
+        names = Names.of(options.url, options.schema)
         if missing := migrate.schema_of(connection, "changes", options).faults:
             return [f"database: {fault}" for fault in missing]
-        faults = list(triggers.faults(connection, tables, self.names, deletes=deletes))
+        faults = list(triggers.faults(connection, tables, names, deletes=deletes))
         # The revision is read after the triggers: a newer version may migrate in between.
         if faults and migrate.schema_of(connection, "changes", options).newer is not None:
-            return list(triggers.faults(connection, tables, self.names, deletes=deletes, newer_schema=True))
+            return list(triggers.faults(connection, tables, names, deletes=deletes, newer_schema=True))
         return faults
 
 
@@ -416,8 +403,8 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
         state=_state_options(settings),
     )
     recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
-    watched, lag_max_s = back_ends.watched, settings.admin.lag_max_s
-    readiness = Readiness(recorder, log, back_ends.faults, watched=watched, lag_max_s=lag_max_s)
+    watched = "mapping" if settings.changes.reads_only else "triggers"
+    readiness = Readiness(recorder, log, back_ends.faults, watched=watched, lag_max_s=settings.admin.lag_max_s)
     ports = settings.admin.ports(settings.listener.processes)
     return Parts(
         log=log,
