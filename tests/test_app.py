@@ -77,8 +77,8 @@ async def test_servers_of_all_schemas_share_the_lease_of_a_log_in_redis(sqlite_a
                     f'schema = "{schema}"\n{ONLY_TAGS}[changes]\ncapture = "updated_at"\n'
                     '[log]\nstore = "redis"\nurl = "redis://127.0.0.1:1"\n'
                 )
-                back_ends = await stack.enter_async_context(open_back_ends(settings, Starting()))
-                acquired.append(await back_ends.lease(lambda: "epoch1").try_acquire())
+                back_ends = await stack.enter_async_context(open_back_ends(settings, Starting(), lambda: "epoch1"))
+                acquired.append(await back_ends.lease.try_acquire())
     assert acquired == [True, False]
 
 

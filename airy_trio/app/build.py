@@ -65,23 +65,21 @@ SHAPE_DIGITS: Final = 16
 LOG_TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "1s", "idle_session_timeout": "0"}
 """Settings of the sessions of the event log. The one that listens sends nothing, however long it waits."""
 
-MakeLease = Callable[[Callable[[], str]], Lease]
-"""Makes the lease. The argument returns the event log's epoch."""
-
 
 @frozen(kw_only=True)
 class BackEnds:
     """Feed and lease, opened. ``faults`` checks the database again."""
 
     feed: ChangeFeed
-    lease: MakeLease
+    lease: Lease
     faults: Callable[[], Awaitable[Sequence[str]]]
 
 
 @contextlib.asynccontextmanager
-async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterator[BackEnds]:
+async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable[[], str]) -> AsyncIterator[BackEnds]:
     """Check the database, and open the feed and the lease that the settings choose, for the length of a block.
 
+    ``epoch`` returns that of the event log. It is called when the lease is acquired, so the log may be opened later.
     At its end the lease is released and all connections are closed, each with its own deadline, also in a cancelled
     scope.
     """
@@ -99,21 +97,17 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
         tables = await wait_until_available(
             lambda: database.run(source.require_tables), options, "database.url", starting
         )
-        feed, make_lease = (
-            _feed_by_updated_at(settings, names, tables) if reads_only else _feed(settings, database, names, tables)
-        )
+        feed: UpdatedAtFeed | SqliteFeed | PostgresFeed
+        if reads_only:
+            feed, lease = _feed_by_updated_at(settings, names, tables, epoch)
+        else:
+            feed, lease = _feed(settings, database, names, tables)
         closing.push_async_callback(feed.aclose)
+        closing.push_async_callback(lease.release)
         if reads_only:
             logger.warning("capture by updated_at", overlap_s=settings.changes.overlap_s, cannot_see=CANNOT_SEE)
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
-
-        # A function, because the lease may need the epoch of the event log, which is not open yet.
-        def lease(epoch: Callable[[], str]) -> Lease:
-            made = make_lease(epoch)
-            closing.push_async_callback(made.release)
-            return made
-
         yield BackEnds(feed=feed, lease=lease, faults=lambda: database.run(source.faults))
     finally:
         with trio.CancelScope(shield=True):
@@ -173,7 +167,7 @@ class Source:
 
 def _feed(
     settings: Settings, database: Database, names: Names, tables: Tables
-) -> tuple[SqliteFeed | PostgresFeed, MakeLease]:
+) -> tuple[SqliteFeed | PostgresFeed, Lease]:
     options = settings.database
     text_chars_max = settings.listener.message_bytes_max  # longer text does not fit into an event either
     if names.dialect == SQLITE:
@@ -189,11 +183,11 @@ def _feed(
 
         seals = _may_lose_events(settings)
         changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
-        return SqliteFeed(changes, newer_schema), lambda _epoch: FileLease(lock_file(path, names.schema))
+        return SqliteFeed(changes, newer_schema), FileLease(lock_file(path, names.schema))
     reading = _recorder_connection(options)
     seals = not settings.log_is_here  # otherwise both are in one commit of one database
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
-    return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
+    return PostgresFeed(changes), PostgresLease(reading, names)
 
 
 def _may_lose_events(settings: Settings) -> bool:
@@ -206,7 +200,9 @@ def _may_lose_events(settings: Settings) -> bool:
     return settings.log.store != "memory"
 
 
-def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
+def _feed_by_updated_at(
+    settings: Settings, names: Names, tables: Tables, epoch: Callable[[], str]
+) -> tuple[UpdatedAtFeed, Lease]:
     """Make feed and lease without writing to the database. The lease belongs to the log, next to its file if any."""
     options, log = settings.database, settings.log
     path = sqlite_path(options.url) if names.dialect == SQLITE else None
@@ -224,14 +220,14 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
         from_the_beginning=frozenset(kind for kind in KINDS if TYPE_OF[kind] in log.keep_current),
     )
     if log.store == "memory":
-        return feed, lambda _epoch: OwnLease()
+        return feed, OwnLease()
     if log.store == "sql" and dialect_of(settings.log_url) == SQLITE:
         path = sqlite_path(settings.log_url)
     if path is None:
-        return feed, lambda epoch: LogLease(reading, epoch)
+        return feed, LogLease(reading, epoch)
     # Only a log in SQL has tables for each schema; all other servers of this database share one log.
     locked = lock_file(path, names.schema) if log.store == "sql" else lock_file(path)
-    return feed, lambda _epoch: FileLease(locked)
+    return feed, FileLease(locked)
 
 
 def _recorder_connection(options: DatabaseOptions) -> DedicatedConnection:
@@ -402,7 +398,7 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
         standby=recorder_worker is not None and worker != recorder_worker,
         state=_state_options(settings),
     )
-    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
+    recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
     watched = "mapping" if settings.changes.reads_only else "triggers"
     readiness = Readiness(recorder, log, back_ends.faults, watched=watched, lag_max_s=settings.admin.lag_max_s)
     ports = settings.admin.ports(settings.listener.processes)

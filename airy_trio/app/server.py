@@ -145,6 +145,10 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
     authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
     starting = Starting()
+
+    def epoch() -> str:
+        return parts.log.epoch  # assigned before the lease is acquired
+
     pages = endpoints.starting_pages(starting.conditions)
     try:
         async with trio.open_nursery() as port:
@@ -156,7 +160,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
                 with starting.waiting_for("the database (database.url) to be migrated"):
                     await trio.to_thread.run_sync(migrate.migrate, settings, abandon_on_cancel=True)
             async with (
-                open_back_ends(settings, starting) as back_ends,
+                open_back_ends(settings, starting, epoch) as back_ends,
                 opened_store(settings, starting=starting) as store,
             ):
                 fitting = evolve(settings, listener=within_files(settings.listener))
