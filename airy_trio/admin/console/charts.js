@@ -1,5 +1,7 @@
 // Small SVG charts of the last two minutes with one or two lines, a time axis, and a description for screen readers.
 
+import { element } from "./dom.js";
+
 const SPAN_MS = 120_000;
 const GAP_MS = 5_000; // samples further apart are not connected: the page was hidden, or the server did not answer
 const TICKS = ["−2 min", "−1 min", "now"];
@@ -40,10 +42,10 @@ export class Chart {
       ...paths,
       marker,
     );
-    const [top, legend, tip, axis] = ["top", "legend", "tip", "axis"].map((name) => text("p", name));
+    const [top, legend, tip, axis] = ["top", "legend", "tip", "axis"].map((name) => element("p", name));
     axis.setAttribute("aria-hidden", "true"); // the description of the chart has the time
-    axis.append(...TICKS.map((tick) => text("span", "tick", tick)));
-    legend.append(...(lines.length > 1 ? lines : []).map((name) => text("span", name, name)));
+    axis.append(...TICKS.map((tick) => element("span", "tick", tick)));
+    legend.append(...(lines.length > 1 ? lines : []).map((name) => element("span", name, name)));
     tip.hidden = true;
     place.append(svg, axis, top, legend, tip);
     this.#parts = { svg, area, paths, marker, top, tip };
@@ -164,12 +166,5 @@ function drawn(name, attributes) {
   for (const [key, value] of Object.entries(attributes)) {
     made.setAttribute(key, value);
   }
-  return made;
-}
-
-function text(name, className, words = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = words;
   return made;
 }

@@ -1,11 +1,11 @@
 // The connected clients: the first page of /api/connections, and further ones on request.
 
+import { $, element } from "./dom.js";
 import { age, count, counted } from "./words.js";
 
 export const PERIOD_MS = 2000;
 const PAGE = 50;
 const PAGES_MAX = 10;
-const $ = (id) => document.getElementById(id);
 
 export class Connections {
   #pages = 1;
@@ -51,14 +51,14 @@ function described(one, mine) {
   const item = document.createElement("li");
   item.className = one.behind > 0 ? `${one.state} late` : one.state;
   item.dataset.session = one.session;
-  const user = text("span", "name", mine ? "this page" : (one.user ?? "anonymous"));
-  const state = text("span", "status", status(one));
-  const where = text("span", "where", `${one.address ?? "unknown"}  ${one.session.slice(0, 8)}`);
-  const since = text("span", "since", age(one.connected_s));
+  const user = element("span", "name", mine ? "this page" : (one.user ?? "anonymous"));
+  const state = element("span", "status", status(one));
+  const where = element("span", "where", `${one.address ?? "unknown"}  ${one.session.slice(0, 8)}`);
+  const since = element("span", "since", age(one.connected_s));
   since.title = "connected for";
   item.append(user, state, where, since);
   const names = one.subscriptions.map(({ destination }) => destination);
-  item.append(text("span", "names", names.length === 0 ? "no subscription" : names.join("  ")));
+  item.append(element("span", "names", names.length === 0 ? "no subscription" : names.join("  ")));
   return item;
 }
 
@@ -71,11 +71,4 @@ function status({ state, behind, behind_exactly, subscriptions }) {
   }
   const waits = subscriptions.some(({ waits_for_acks }) => waits_for_acks) ? ", waits for ACKs" : "";
   return `${counted(behind, "event")}${behind_exactly ? "" : " or more"} behind${waits}`;
-}
-
-function text(name, className, words) {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = words;
-  return made;
 }

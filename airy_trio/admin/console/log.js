@@ -1,6 +1,7 @@
 // The list of events: newest first, bounded, drawn at most once per frame. All parts of a payload are set as text, so
 // they cannot become markup.
 
+import { element } from "./dom.js";
 import { belongs, clock, count, summary } from "./words.js";
 
 const KEPT_MAX = 2000;
@@ -212,13 +213,6 @@ function row(entry) {
   details.append(head);
   item.append(details);
   return item;
-}
-
-function element(name, className, text = "") {
-  const made = document.createElement(name);
-  made.className = className;
-  made.textContent = text;
-  return made;
 }
 
 /** "1,204 received, 250 of 2,000 shown". */

@@ -1,5 +1,6 @@
 // The page: statistics of the admin port go into the tiles and lists, events from the port for clients into the log.
 
+import { $ } from "./dom.js";
 import { PERIOD_MS as STATS_MS, Stats } from "./stats.js";
 import { showParts, showServer, showState } from "./server.js";
 import { Log, tally } from "./log.js";
@@ -10,7 +11,6 @@ import { clock, count, KINDS, verdictText } from "./words.js";
 const ANSWER_MS = 5000;
 const OK = 200;
 const UNAVAILABLE = 503;
-const $ = (id) => document.getElementById(id);
 let again = false; // whether the log may already have the next events
 let moved = false; // whether the policy of this page forbids the current address of the port for clients
 let link = { phase: "connecting", text: "Connecting", retryAt: null };

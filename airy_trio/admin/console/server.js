@@ -1,6 +1,7 @@
 // Which server the page shows: its host, its process, the condition of its parts, and links to other consoles.
 
-const $ = (id) => document.getElementById(id);
+import { $, element } from "./dom.js";
+
 const PORTS = { "http:": 80, "https:": 443 }; // location.port is "" for these
 let linked = ""; // the data of the links, which are replaced only if it changes, so that they keep the focus
 
@@ -27,9 +28,8 @@ export function showState(words, well) {
 export function showParts(parts, head) {
   const newest = head === null ? [] : [["newest event", { well: true, reason: head }]];
   const rows = [...Object.entries(parts), ...newest].map(([name, { well, reason }]) => {
-    const row = document.createElement("div");
-    row.className = name === "newest event" ? "newest" : well ? "well" : "bad";
-    row.append(element("dt", name), element("dd", well ? reason : `not ready: ${reason}`));
+    const row = element("div", name === "newest event" ? "newest" : well ? "well" : "bad");
+    row.append(element("dt", "", name), element("dd", "", well ? reason : `not ready: ${reason}`));
     return row;
   });
   $("parts").replaceChildren(...rows);
@@ -61,7 +61,7 @@ function showConsoles({ number, processes, others }) {
 
 function linkTo({ name, url, current }) {
   const item = document.createElement("li");
-  const link = element(url === null ? "span" : "a", name);
+  const link = element(url === null ? "span" : "a", "", name);
   if (url !== null) {
     link.href = url;
   }
@@ -83,10 +83,4 @@ function onPort(port) {
   const url = new URL(".", location.href);
   url.port = port;
   return url.href;
-}
-
-function element(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  return made;
 }

@@ -1,13 +1,13 @@
 // The tiles: statistics of the admin port once a second, as rates and quantiles of the difference. A part of the server
 // that is not ready is reported in the tile whose figures it affects.
 
+import { $, element } from "./dom.js";
 import { Chart, quantile } from "./charts.js";
 import { bandwidth, clock, count, counted, duration, rate } from "./words.js";
 
 export const PERIOD_MS = 1000;
 const WINDOW = 10; // samples for the quantiles: one second of a quiet server has too few observations
 const TILES = { listener: "connected", store: "deliveries" }; // all other parts affect the recording: the tile "lag"
-const $ = (id) => document.getElementById(id);
 const inWords = (seconds) => duration(seconds).join(" ");
 
 export class Stats {
@@ -110,8 +110,7 @@ function showFaults({ parts, row_faults }) {
 }
 
 function fault(words) {
-  const made = document.createElement("li");
-  made.textContent = words;
+  const made = element("li", "", words);
   made.title = words; // the visible text may be cut
   return made;
 }

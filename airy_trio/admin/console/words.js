@@ -40,9 +40,7 @@ export function age(seconds) {
 
 /** The time of day with milliseconds, as a server logs it. */
 export function clock(date) {
-  const two = (number) => String(number).padStart(2, "0");
-  const thousandths = String(date.getMilliseconds()).padStart(3, "0");
-  return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${thousandths}`;
+  return `${date.toTimeString().slice(0, 8)}.${String(date.getMilliseconds()).padStart(3, "0")}`;
 }
 
 /** Summarise an event on one line: {kind, sender, text, state}. */

@@ -1,0 +1,10 @@
+// Find and make elements. A text is set as text, so it cannot become markup.
+
+export const $ = (id) => document.getElementById(id);
+
+export function element(name, className, text = "") {
+  const made = document.createElement(name);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
