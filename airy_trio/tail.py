@@ -8,7 +8,6 @@ the store is unavailable, it retries as a server does: for ``connect_timeout_s``
 """
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,7 +18,7 @@ from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.errors import StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, text
-from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.log.store import EventStore, Position, PositionExpired, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import Stdout, line
@@ -56,26 +55,37 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
-    printer = _Printer(output, options)
     async with opened_store(settings, create=False) as store:
         bounds = await wait_until_available(store.bounds, settings.database, "log.url")
-        begin = options.since or (bounds.floor if options.everything else bounds.head)
-        reader = Reader(store, options.destination, begin)
-        output.note(f"reading {settings.log_words} after {reader.position}")
-        while True:
-            try:
-                found = await reader.next()
-            except StoreUnavailable as error:
-                await _wait_for(store, error, output)
-                continue
-            if isinstance(found, client.Reset):
-                if not printer.reset(found):
-                    return
-                continue
-            for event in found:
-                at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
-                if not printer.event(reader.position.at(event.offset), event.body, at, truncated=event.truncated):
-                    return
+        position = options.since or (bounds.floor if options.everything else bounds.head)
+        output.note(f"reading {settings.log_words} after {position}")
+        await read(store, position, options, output)
+
+
+async def read(store: EventStore, position: Position, options: TailOptions, output: Stdout) -> None:
+    """Write a line for each event of a store after a position, as ``tail`` does."""
+    printer, continues = _Printer(output, options), True
+    while continues:
+        try:
+            bounds = await store.bounds()
+            is_foreign = position.epoch != bounds.epoch or position.offset > bounds.last
+            if is_foreign or position < bounds.floor:
+                position = bounds.floor
+                verdict: client.Verdict = "reset-epoch" if is_foreign else "reset-expired"
+                continues = printer.reset(client.Reset(verdict=verdict, position=str(position)))
+            elif position == bounds.head:
+                await store.wait(position)
+            else:
+                found = await store.read(position, READ_EVENTS_MAX, options.destination, bytes_max=READ_BYTES_MAX)
+                position = position.at(found[-1].offset if found else bounds.last)
+                for event in found:
+                    at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
+                    place = position.at(event.offset)
+                    continues = continues and printer.event(place, event.body, at, truncated=event.truncated)
+        except PositionExpired:  # trimmed since then: the new bounds show it
+            continue
+        except StoreUnavailable as error:
+            await _wait_for(store, error, output)
 
 
 async def follow(url: str, token: str | None, options: TailOptions, output: Stdout) -> None:
@@ -151,38 +161,3 @@ async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) 
         await trio.sleep(backoff.next_s())
     if noted:
         output.note("event store available again")
-
-
-@define
-class Reader:
-    """A cursor into an event store: the events of one destination after ``position``."""
-
-    _store: EventStore
-    _destination: Destination
-    position: Position
-
-    async def next(self) -> Sequence[StoredEvent] | client.Reset:
-        """Wait for the next events and return at least one, in order, or a ``Reset`` if they are not retained.
-
-        If it is cancelled or raises ``StoreUnavailable``, the position does not change, and it can be called again.
-        """
-        while True:
-            bounds = await self._store.bounds()
-            is_foreign = self.position.epoch != bounds.epoch or self.position.offset > bounds.last
-            if is_foreign or self.position < bounds.floor:
-                self.position = bounds.floor
-                return client.Reset(
-                    verdict="reset-epoch" if is_foreign else "reset-expired", position=str(bounds.floor)
-                )
-            if bounds.head == self.position:
-                await self._store.wait(self.position)
-                continue
-            try:
-                found = await self._store.read(
-                    self.position, READ_EVENTS_MAX, self._destination, bytes_max=READ_BYTES_MAX
-                )
-            except PositionExpired:  # trimmed since then: the new bounds show it
-                continue
-            self.position = self.position.at(found[-1].offset if found else bounds.last)
-            if found:
-                return found
