@@ -6,14 +6,13 @@ over a real WebSocket prints the current state and then a line for each event.
 """
 
 import json
-import signal
+import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +38,10 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
     """
     from airy_trio.demo.application import InboxApplication  # noqa: PLC0415 - it is also run as a program, and must not be imported before
 
-    with _folder() as folder:
-        database = Path(folder) / "inbox.db"
+    folder = Path(tempfile.gettempdir()) / f"airy-trio-demo-{secrets.token_hex(4)}"
+    try:  # from before the folder exists, so that it is removed whenever a signal arrives
+        folder.mkdir(mode=0o700)
+        database = folder / "inbox.db"
         url = json.dumps(sqlite_url(database))
         listener = "[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n"
         kept = f"[log]\nkeep_current = {json.dumps(sorted(STATE_TYPES))}\n"
@@ -60,18 +61,8 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
             await _show(address, database, events_max, output)
 
         trio.run(app.run, parsed, show)
-
-
-@contextmanager
-def _folder() -> Iterator[str]:
-    """Create a temporary folder for a block. Signals are blocked until the block begins, so it is always removed."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="airy-trio-demo-"))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _show(address: app.Address, database: Path, events_max: int | None, output: Stdout) -> None:
