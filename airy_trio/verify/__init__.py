@@ -37,8 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from airy_trio import app, migrate
 from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
-from airy_trio.capture.feed import ChangesOptions
-from airy_trio.capture.mapping import TablesOptions
+from airy_trio.capture.mapping import MessagesOptions, TableOptions, TablesOptions
 from airy_trio.check.servers import file_refusals, missing_file_rights, missing_identity, pragma, refusals
 from airy_trio.database import (
     LEASE_CLASS,
@@ -59,7 +58,6 @@ from airy_trio.database import (
 )
 from airy_trio.errors import StartError
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings import DatabaseSection, Settings
 from airy_trio.testing.client import Closed, StompClient, connect
@@ -242,14 +240,15 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
 
 def _server_settings(database: DatabaseSection, url: str, schema: str, table: str | list[str]) -> Settings:
     """Return settings of a server that watches only the scratch table, on any free port."""
-    default = TablesOptions()
-    unmapped: dict[str, Any] = {kind: evolve(options, name="") for kind, options in default.items()}
-    tables = evolve(default, **unmapped | {"tags": evolve(default.tags, name=table)})
+    tables = TablesOptions(
+        messages=MessagesOptions(name=""),
+        metadata=TableOptions(name=""),
+        channels=TableOptions(name=""),
+        tags=TableOptions(name=table),
+    )
     return Settings(
         database=evolve(database, url=url, direct_url="", schema=schema, migrate=False, tables=tables),
-        changes=ChangesOptions(),
         events=EventsOptions(deletes=True),
-        log=LogOptions(),
         listener=ListenerOptions(port=0, drain_s=0),
         admin=AdminOptions(port=0),
     )
