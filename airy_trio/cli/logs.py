@@ -40,7 +40,7 @@ class _Stderr:
             sys.stderr.flush()
 
 
-class LineQueue(io.RawIOBase):
+class LineQueue(io.FileIO):
     """A file descriptor to which a thread writes, so that no caller ever waits for its reader.
 
     A pipe that is not read is full after 64 KiB, and a terminal stops at Ctrl-S: without the thread, the whole server
@@ -49,26 +49,13 @@ class LineQueue(io.RawIOBase):
     """
 
     def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
+        super().__init__(descriptor, "w", closefd=False)
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._dropped = 0
         self._full = False
         self._changed = threading.Condition()
         threading.Thread(target=self._run, name="log", daemon=True).start()
-
-    def fileno(self) -> int:
-        """Return the descriptor, for callers that ask whether it is a terminal."""
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        """Return whether it is a terminal."""
-        return os.isatty(self._descriptor)
-
-    def writable(self) -> bool:
-        """Return True, as text streams require."""
-        return True
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
         """Queue one line, or drop it if the queue is full."""
@@ -115,9 +102,9 @@ class LineQueue(io.RawIOBase):
         rest = memoryview(data)
         while rest:
             try:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[os.write(self.fileno(), rest) :]
             except BlockingIOError:  # another process that shares this pipe has made it non-blocking
-                select.select([], [self._descriptor], [])
+                select.select([], [self.fileno()], [])
             except OSError:
                 return False
         return True
@@ -134,9 +121,7 @@ def queue_stderr() -> None:
     except (AttributeError, OSError):  # closed, or replaced by an embedding program
         return
     sys.stderr.flush()
-    sys.stderr = io.TextIOWrapper(
-        cast("Any", queue), sys.stderr.encoding, sys.stderr.errors, newline="\n", write_through=True
-    )
+    sys.stderr = io.TextIOWrapper(queue, sys.stderr.encoding, sys.stderr.errors, newline="\n", write_through=True)
     atexit.register(queue.drain, LOG_FLUSH_S)
 
 
