@@ -287,16 +287,13 @@ def connection_page(clients: Iterable[Client], *, after: int, limit: int, behind
     None if this is the last one.
     """
     now = trio.current_time()
-    found: list[dict[str, Any]] = []
-    last: int | None = None
-    for client in clients:
-        if client.number <= after or (behind and not _is_behind(client)):
-            continue
-        if len(found) == limit:
-            return {"connections": found, "next": last}
-        found.append(_describe(client, now))
-        last = client.number
-    return {"connections": found, "next": None}
+    wanted = (client for client in clients if client.number > after and (not behind or _is_behind(client)))
+    page = list(itertools.islice(wanted, limit))
+    is_last = next(wanted, None) is None
+    return {
+        "connections": [_describe(client, now) for client in page],
+        "next": None if is_last else page[-1].number,
+    }
 
 
 def recipients(clients: Iterable[Client], position: Position, event: Addressed) -> Mapping[str, object]:
@@ -367,12 +364,9 @@ def _verdict(client: Client, position: Position, event: Addressed) -> str:
     matching = [found for found in started if covers(found.view.destination, event)]
     if not matching:
         return FILTERED
-    return PASSED if any(_has_passed(found, position) for found in matching) else WAITING
-
-
-def _has_passed(subscription: Subscription, position: Position) -> bool:
-    at = subscription.position
-    return at.epoch == position.epoch and at.offset >= position.offset
+    cursors = [found.position for found in matching]
+    has_passed = any(at.epoch == position.epoch and at.offset >= position.offset for at in cursors)
+    return PASSED if has_passed else WAITING
 
 
 def registry(sources: Sources) -> CollectorRegistry:
