@@ -83,3 +83,10 @@ def _leaves(error: BaseException) -> Iterator[AiryTrioError]:
 def lines_of(error: AiryTrioError) -> tuple[str, ...]:
     """Return the lines of an error: one for each fault."""
     return error.faults if isinstance(error, FaultsError) else (str(error),)
+
+
+def listed(names: Iterable[str], most: int, separator: str = ", ") -> str:
+    """Join at most ``most`` names for a message, with the number of the others at the end."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return separator.join(every[:most]) + more

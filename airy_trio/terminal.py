@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, TextIO
 
@@ -107,13 +106,6 @@ def _text(content: object) -> str:
 def shortened(text: str, chars_max: int = 80) -> str:
     """Cut a text to at most ``chars_max`` characters; an ellipsis at its end marks the cut."""
     return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
-
-
-def listed(names: Iterable[str], most: int, separator: str = ", ") -> str:
-    """Join at most ``most`` names for a message, with the number of the others at the end."""
-    every = list(names)
-    more = f" and {len(every) - most} more" if len(every) > most else ""
-    return separator.join(every[:most]) + more
 
 
 def one_line(text: str) -> str:

@@ -1,6 +1,6 @@
 """Several errors at once, reported to a person as one."""
 
-from airy_trio.errors import AiryTrioError, FaultsError, SettingsError, StartError, single_error
+from airy_trio.errors import AiryTrioError, FaultsError, SettingsError, StartError, listed, single_error
 
 
 def test_error_of_several_tasks_is_reported_with_all_lines_once() -> None:
@@ -20,3 +20,8 @@ def test_errors_with_the_same_lines_are_reported_as_the_first() -> None:
 def test_unexpected_exception_is_not_hidden() -> None:
     group = ExceptionGroup("", [StartError(["a"]), KeyError(1)])
     assert single_error(group) is group
+
+
+def test_a_list_of_names_is_cut() -> None:
+    assert listed("abc", 3) == "a, b, c"
+    assert listed("abcde", 3) == "a, b, c and 2 more"

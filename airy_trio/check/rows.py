@@ -25,11 +25,12 @@ from airy_trio.capture.scans import SECOND_US, TableScan
 from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.connections import DRIVER_ERRORS
+from airy_trio.errors import listed
 from airy_trio.events import values
 from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
-from airy_trio.terminal import listed, shortened
+from airy_trio.terminal import shortened
 
 ROWS_MAX: Final = 1000
 """How many rows of each table are read."""

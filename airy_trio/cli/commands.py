@@ -17,7 +17,8 @@ from click.core import ParameterSource
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from airy_trio.cli.logs import configure_logging
-from airy_trio.terminal import ProgressReport, Stdout, listed, one_line
+from airy_trio.errors import listed
+from airy_trio.terminal import ProgressReport, Stdout, one_line
 
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing

@@ -30,6 +30,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK
 from airy_trio.database import URL_WORDS
+from airy_trio.errors import listed
 from airy_trio.options import NotAllowedError
 
 T = TypeVar("T")
@@ -354,8 +355,8 @@ def shown(text: str) -> str:
 def suggestion(key: str, known: list[str], path: Path, elsewhere: Iterable[str] = ()) -> str:
     """Suggest what an unknown key of the table at ``path`` may have been meant to be."""
     likely = nearest(key, known)
-    meant = listed(elsewhere) if likely is None else dotted((*path, likely))
-    return f"did you mean {meant}?" if meant else f"allowed here: {listed(known)}"
+    meant = listed(elsewhere, NAMES_SHOWN_MAX) if likely is None else dotted((*path, likely))
+    return f"did you mean {meant}?" if meant else f"allowed here: {listed(known, NAMES_SHOWN_MAX)}"
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
@@ -363,10 +364,3 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
     folded = {name.casefold(): name for name in known}
     match = difflib.get_close_matches(key.casefold()[:_TEXT_CHARS_MAX], folded, n=1)
     return folded[match[0]] if match else None
-
-
-def listed(names: Iterable[str]) -> str:
-    """Join names for a message; beyond ``NAMES_SHOWN_MAX`` give only their number."""
-    every = list(names)
-    more = f" and {len(every) - NAMES_SHOWN_MAX} more" if len(every) > NAMES_SHOWN_MAX else ""
-    return ", ".join(every[:NAMES_SHOWN_MAX]) + more

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.settings.reader import NAMES_SHOWN_MAX, dotted, found, listed, nearest, shown
+from airy_trio.settings.reader import dotted, found, nearest, shown
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,3 @@ def test_a_shown_text_is_one_line(text: str) -> None:
 )
 def test_nearest_key_is_found(key: str, likely: str | None) -> None:
     assert nearest(key, ["host", "port", "heartbeat_ms", "connect_timeout_s", "send_timeout_s"]) == likely
-
-
-def test_a_list_of_names_is_cut() -> None:
-    names = [str(number) for number in range(NAMES_SHOWN_MAX)]
-    assert listed(names) == ", ".join(names)
-    assert listed([*names, "x", "y"]) == ", ".join(names) + " and 2 more"
