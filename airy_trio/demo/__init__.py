@@ -21,7 +21,7 @@ import trio
 from airy_trio import app, migrate, settings, tail
 from airy_trio.backfill import BackfillOptions, backfill
 from airy_trio.database import sqlite_url
-from airy_trio.errors import StartError, single_error
+from airy_trio.errors import StartError
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.terminal import ProgressReport, Stdout
 
@@ -79,8 +79,6 @@ async def _show(address: app.Address, database: Path, events_max: int | None, ou
             nursery.start_soon(_watch, application)
             await tail.follow(address.url, None, tail.TailOptions(current=True, events_max=events_max), output)
             nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise single_error(group) from None
     finally:
         application.terminate()
         with trio.move_on_after(APPLICATION_END_S, shield=True):
