@@ -78,17 +78,17 @@ def lock_progress() -> Iterator[Callable[[float], None] | None]:
         yield progress if sys.stderr.isatty() else None
 
 
-def run_until_signalled(work: Callable[[], Awaitable[None]]) -> None:
-    """Run an async function, and cancel it at SIGINT or SIGTERM, which is no error. Raises its errors."""
+def run_until_signalled(work: Callable[[], Awaitable[None]]) -> bool:
+    """Run an async function; return False if SIGINT or SIGTERM cancelled it. Raises its errors."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
-        trio.run(_until_signalled, work)
+        return trio.run(_until_signalled, work)
     finally:  # not earlier: the former handlers may raise, which Trio reports as an internal error
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
+async def _until_signalled(work: Callable[[], Awaitable[None]]) -> bool:
     token = trio.lowlevel.current_trio_token()
     with trio.CancelScope() as scope:
 
@@ -99,6 +99,7 @@ async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
         for number in SIGNALS:
             signal.signal(number, cancel)
         await work()
+    return not scope.cancelled_caught
 
 
 @click.command(short_help="Send the rows that exist already, through the change log.")
@@ -131,17 +132,12 @@ def _run_backfill(
     from airy_trio import backfill as implementation
 
     options = implementation.BackfillOptions(names=tables, rate=rate, restart=restart)
-    progress, done = RowProgress(), []
-
-    async def work() -> None:
-        await implementation.backfill(settings, options, progress)
-        done.append(True)
-
+    progress = RowProgress()
     try:
-        run_until_signalled(work)
+        is_done = run_until_signalled(partial(implementation.backfill, settings, options, progress))
     finally:
         progress.clear()
-    if not done:
+    if not is_done:
         click.echo("airy-trio: interrupted; the next run of airy-trio backfill continues", err=True)
         sys.exit(1)
 
