@@ -298,10 +298,9 @@ class Renewal:
             self._requested = trio.Event()
             try:
                 await self._renew(running, sessions, encryption)
-            except FaultsError as error:
-                logger.error("settings not renewed", faults=error.faults)  # noqa: TRY400 - the faults are the message
             except Exception as error:  # noqa: BLE001 - a failed renewal must not end the server
-                logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - may show a secret
+                faults = error.faults if isinstance(error, FaultsError) else (_unexpected(error),)
+                logger.error("settings not renewed", faults=faults)  # noqa: TRY400 - a traceback may show a secret
 
     async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
         logger.info("reading settings")  # a mounted file system may hang: then this is the last line about them
