@@ -71,7 +71,7 @@ def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, in
       airy-trio migrate --config config/prod.toml   once, and after an update
       airy-trio check --config config/prod.toml     look for problems
       airy-trio --config config/prod.toml           serve
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     if context.invoked_subcommand is not None:
         if config is not None:
             message = f"--config belongs after the command: airy-trio {context.invoked_subcommand} --config FILE"

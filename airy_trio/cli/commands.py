@@ -120,7 +120,7 @@ def backfill(config: Path | None, tables: tuple[str, ...], *, rate: float | None
       airy-trio backfill --config config/prod.toml
       airy-trio backfill --config config/prod.toml messages --rate 500
       airy-trio backfill --config config/prod.toml tag.updated --restart
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     settings = load_settings(config)
     _run_backfill(settings, tables, rate=rate, restart=restart)
 
@@ -179,7 +179,7 @@ def check(config: Path | None) -> None:
     \b
     Example:
       airy-trio check --config config/prod.toml
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     settings = load_settings(config)
     from airy_trio import check as implementation
 
@@ -205,7 +205,7 @@ def completion(context: click.Context, shell: str) -> None:
       source <(airy-trio completion bash)    in ~/.bashrc; bash 4.4 or newer
       source <(airy-trio completion zsh)     in ~/.zshrc, after compinit
       airy-trio completion fish > ~/.config/fish/completions/airy-trio.fish
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     click.echo(SHELLS[shell](context.find_root().command, {}, "airy-trio", "_AIRY_TRIO_COMPLETE").source())
 
 
@@ -222,7 +222,7 @@ def demo(events: int | None, *, browse: bool) -> None:
       airy-trio demo               until Ctrl-C, which leaves nothing behind
       airy-trio demo --events 20
       airy-trio demo --open        shows the console too
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     configure_logging("warning", "auto")
     from airy_trio import demo as implementation
 
@@ -246,7 +246,7 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     Examples:
       airy-trio explain --config config/prod.toml message 42
       airy-trio explain --config config/prod.toml metadata conversation:17
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     settings = load_settings(config)
     configure_logging("error", "auto")
     from airy_trio import explain as implementation
@@ -273,7 +273,7 @@ def health(config: Path | None, *, ready: bool) -> None:
     Examples:
       airy-trio health --config config/prod.toml
       airy-trio health --config config/prod.toml --ready
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     settings = load_settings(config)
     from airy_trio import health as implementation
 
@@ -342,7 +342,7 @@ def migrate(  # noqa: PLR0913 - one for each option
       airy-trio migrate --config config/prod.toml --remove         uninstall everything
       airy-trio migrate --config config/prod.toml --adopt-log      drop the events of another database
       airy-trio migrate --config config/prod.toml --to log_0006    one step of an upgrade, without triggers
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     given = {"--remove": remove, "--adopt-log": adopt_log, "--to": to is not None}
     alone = [option for option, is_given in given.items() if is_given]
     others = with_tables or grant is not None or firing is not None or then_backfill or (preview and to is None)
@@ -429,7 +429,7 @@ def tail(  # noqa: PLR0913 - one for each option
       airy-trio tail --config config/prod.toml --json --since k7f3q9-1042 /events/message.updated
       airy-trio tail --config config/prod.toml --all --json > events.jsonl
       AIRY_TRIO_TOKEN=... airy-trio tail --url wss://chat.example.org/ws.communication
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     if (since is not None) + everything + current > 1:
         raise click.UsageError("--since, --all and --current exclude each other")
     if current and url is None:
@@ -501,7 +501,7 @@ def verify(config: Path | None, seconds: int) -> None:
     Examples:
       airy-trio verify --config config/prod.toml
       airy-trio verify --config config/prod.toml --seconds 120
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     settings = load_settings(config)
     configure_logging("critical", "auto")  # the errors of connections that it terminates itself are expected
     from airy_trio import verify as implementation

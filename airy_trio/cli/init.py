@@ -39,7 +39,7 @@ def init(url: str, file: Path, *, yes: bool, force: bool) -> None:
       airy-trio init sqlite:///inbox.db
       airy-trio init postgresql://airy@localhost/chat config/chat.toml
       airy-trio init "$DATABASE_URL" --yes
-    """  # noqa: D301 - click's mark for lines that it must not wrap
+    """
     configure_logging("error", "auto")
     asks = not yes and sys.stdin.isatty() and sys.stderr.isatty()
     mode = _mode_for(file, force=force, asks=asks)
