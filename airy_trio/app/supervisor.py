@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -53,7 +53,7 @@ async def supervise(settings: Settings, config: Path) -> int:
 
     Raises ``StartError`` if the port is taken, or if the system does not start a process.
     """
-    async with AsyncExitStack() as stack:
+    with ExitStack() as stack:
         port = await _reserve_port(settings.listener, stack)
         signals = stack.enter_context(trio.open_signal_receiver(*PASSED_ON))
         return await Workers(settings, config, port).run(signals)
@@ -228,7 +228,7 @@ async def _received(stream: trio.SocketStream) -> bool:
         return False
 
 
-async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
+async def _reserve_port(options: ListenerOptions, stack: ExitStack) -> int:
     """Check that the port is free; choose one if it is 0. Raises ``StartError``.
 
     On Linux a socket that does not listen reserves it. Elsewhere such a socket would receive connections.
