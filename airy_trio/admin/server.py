@@ -207,7 +207,7 @@ class _Port:
         self._report_at = -REPORT_EVERY_S
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """Serve one connection. Owns the stream.
+        """Serve one connection, which ``trio.serve_listeners`` closes afterwards.
 
         If there are ``CONNECTIONS_MAX`` already, it replaces the oldest one of the address with the most connections. A
         peer that is slow or keeps many connections loses them; a probe, which is short, does not.
@@ -215,7 +215,6 @@ class _Port:
         try:
             address = str(stream.socket.getpeername()[0])
         except OSError:  # reset by the peer
-            await trio.aclose_forcefully(stream)
             return
         if len(self._addresses) >= CONNECTIONS_MAX:
             self._evict()
@@ -228,7 +227,6 @@ class _Port:
             logger.exception("admin connection failed")
         finally:
             self._addresses.pop(scope, None)
-            await trio.aclose_forcefully(stream)
 
     def _evict(self) -> None:
         """Cancel a connection, which closes it at once."""
