@@ -28,7 +28,6 @@ from airy_trio.terminal import ProgressReport, Stdout
 HOST: Final = "127.0.0.1"
 CONSOLE_PORT: Final = 8081
 """The default of ``[admin] port``; if it is in use, the demo takes any free port."""
-APPLICATION_END_S: Final = 5.0
 
 
 def run(*, events_max: int | None = None, browse: bool = False) -> None:
@@ -69,26 +68,21 @@ async def _show(address: app.Address, database: Path, events_max: int | None, ou
     output.write(f"database  {database}")
     output.write(f"clients   {address.url}  (STOMP; subscribe to /events)")
     output.write("Ctrl-C ends the demo\n")
-    application = await trio.lowlevel.open_process(
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_run_application, database)
+        await tail.follow(address.url, None, tail.TailOptions(current=True, events_max=events_max), output)
+        nursery.cancel_scope.cancel()
+
+
+async def _run_application(database: Path) -> None:
+    """Run the application until cancelled, which terminates it. Raises ``StartError`` if it ends by itself."""
+    ended = await trio.run_process(
         [sys.executable, "-m", "airy_trio.demo.application", str(database)],
         stdin=subprocess.DEVNULL,
+        check=False,
         start_new_session=True,  # Ctrl-C must not reach it: the demo terminates it
     )
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, application)
-            await tail.follow(address.url, None, tail.TailOptions(current=True, events_max=events_max), output)
-            nursery.cancel_scope.cancel()
-    finally:
-        application.terminate()
-        with trio.move_on_after(APPLICATION_END_S, shield=True):
-            await application.wait()
-
-
-async def _watch(application: trio.Process) -> None:
-    """Raise ``StartError`` when the application ends."""
-    code = await application.wait()
-    raise StartError([f"the demo's application has ended with {code}"])
+    raise StartError([f"the demo's application has ended with {ended.returncode}"])
 
 
 def _free_port(wanted: int) -> int:
