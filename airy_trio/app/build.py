@@ -291,11 +291,8 @@ async def opened_store(
         case "memory":
             yield MemoryStore()
         case "sql":
-            sql = await _open_sql_store(settings, create=create, starting=starting)
-            try:
+            async with _opened_sql_store(settings, create=create, starting=starting) as sql:
                 yield sql
-            finally:
-                await sql.aclose()
         case name:
             try:
                 async with find_store(name)(settings.log.url) as found:
@@ -320,9 +317,10 @@ async def adopt_log(settings: Settings) -> None:
             raise StartError(["log: a server is recording into this event log; stop it first"]) from None
 
 
-async def _open_sql_store(
+@contextlib.asynccontextmanager
+async def _opened_sql_store(
     settings: Settings, *, create: bool, starting: Starting | None
-) -> PostgresStore | SqliteStore:
+) -> AsyncIterator[PostgresStore | SqliteStore]:
     options = settings.database
     url = settings.log_url
     if url != options.url and dialect_of(url) == SQLITE and not sqlite_path(url).exists():
@@ -333,8 +331,6 @@ async def _open_sql_store(
         except StartError as error:
             raise StartError(f"log.url: {fault.removeprefix('log.url: ')}" for fault in error.faults) from None
         logger.warning("event log created", file=str(sqlite_path(url)))
-    reading = open_database(url, options)
-    names = Names.of(url, options.schema)
 
     def check(connection: sa.Connection) -> None:
         schema = migrate.schema_of(connection, "log", options)
@@ -345,15 +341,13 @@ async def _open_sql_store(
         if schema.newer is not None:
             logger.info("working with the schema of a newer version", log=schema.newer)
 
-    try:
-        await wait_until_available(lambda: reading.run(check), options, "log.url", starting)
-    except BaseException:  # a cancellation too: nothing else has a reference to these connections yet
-        await reading.aclose()
-        raise
+    reading = open_database(url, options)
     # Notifications, and settings of a session, do not work through a pooler.
     direct_url = options.session_url if url == options.url else url
     appending = open_database(direct_url, options, settings=LOG_TIMEOUTS)
-    return sql_store(reading, appending, names)
+    async with contextlib.aclosing(sql_store(reading, appending, Names.of(url, options.schema))) as store:
+        await wait_until_available(lambda: reading.run(check), options, "log.url", starting)
+        yield store
 
 
 def _state_options(settings: Settings) -> StateOptions:
