@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -168,26 +168,22 @@ class Source:
 def _feed(
     settings: Settings, database: Database, names: Names, tables: Tables
 ) -> tuple[SqliteFeed | PostgresFeed, Lease]:
-    options = settings.database
+    options, reading = settings.database, _reading_connection(settings)
     text_chars_max = settings.listener.message_bytes_max  # longer text does not fit into an event either
-    if names.dialect == SQLITE:
-        path = sqlite_path(options.url)
-        reading = DedicatedConnection(sqlite_engine(path, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
-
-        def newer_schema(connection: sa.Connection) -> bool:
-            """Return whether a newer version made the schema. Raises ``StartError`` if this version cannot use it."""
-            schema = migrate.schema_of(connection, "changes", options)
-            if schema.faults:
-                raise StartError(schema.faults)
-            return schema.newer is not None
-
-        seals = _may_lose_events(settings)
-        changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
-        return SqliteFeed(changes, newer_schema), FileLease(lock_file(path, names.schema))
-    reading = _recorder_connection(options)
-    seals = not settings.log_is_here  # otherwise both are in one commit of one database
+    # On Postgres, changes and events are in one commit if they are in one database.
+    seals = _may_lose_events(settings) if names.dialect == SQLITE else not settings.log_is_here
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
-    return PostgresFeed(changes), PostgresLease(reading, names)
+    if names.dialect == POSTGRES:
+        return PostgresFeed(changes), PostgresLease(reading, names)
+
+    def newer_schema(connection: sa.Connection) -> bool:
+        """Return whether a newer version made the schema. Raises ``StartError`` if this version cannot use it."""
+        schema = migrate.schema_of(connection, "changes", options)
+        if schema.faults:
+            raise StartError(schema.faults)
+        return schema.newer is not None
+
+    return SqliteFeed(changes, newer_schema), FileLease(lock_file(sqlite_path(options.url), names.schema))
 
 
 def _may_lose_events(settings: Settings) -> bool:
@@ -204,13 +200,8 @@ def _feed_by_updated_at(
     settings: Settings, names: Names, tables: Tables, epoch: Callable[[], str]
 ) -> tuple[UpdatedAtFeed, Lease]:
     """Make feed and lease without writing to the database. The lease belongs to the log, next to its file if any."""
-    options, log = settings.database, settings.log
-    path = sqlite_path(options.url) if names.dialect == SQLITE else None
-    if path is None:
-        reading = _recorder_connection(options)
-    else:
-        engine = sqlite_engine(path, mode="ro", busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True)
-        reading = DedicatedConnection(engine)
+    log, reading = settings.log, _reading_connection(settings)
+    path = sqlite_path(settings.database.url) if names.dialect == SQLITE else None
     feed = UpdatedAtFeed(
         reading,
         names.dialect,
@@ -230,7 +221,13 @@ def _feed_by_updated_at(
     return feed, FileLease(locked)
 
 
-def _recorder_connection(options: DatabaseOptions) -> DedicatedConnection:
+def _reading_connection(settings: Settings) -> DedicatedConnection:
+    """Make the connection on which the recorder reads changes and, on Postgres, holds the lease."""
+    options = settings.database
+    if dialect_of(options.url) == SQLITE:
+        mode: Literal["ro", "rw"] = "ro" if settings.changes.reads_only else "rw"
+        path = sqlite_path(options.url)
+        return DedicatedConnection(sqlite_engine(path, mode=mode, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
     engine = postgres_engine(
         options.session_url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
     )
