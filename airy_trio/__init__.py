@@ -16,12 +16,10 @@ __version__ = "0.1.0"
 
 __all__ = ["Address", "__version__", "serve", "settings"]
 
-_LAZY = {"Address": "airy_trio.app", "serve": "airy_trio.app"}
-
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+    if name in {"Address", "serve"}:
+        return getattr(import_module("airy_trio.app"), name)
     if name == "settings":
         return import_module("airy_trio.settings")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
