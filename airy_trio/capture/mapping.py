@@ -264,11 +264,6 @@ class Table:
             return raw
         return translations.get(_as_written(raw), raw)
 
-    def lists(self, name: str, raw: Value) -> bool:
-        """Return whether the mapping's ``values`` of a field list a raw value, on either side."""
-        listed = self.values.get(name, {})
-        return _as_written(raw) in listed or raw in listed.values()
-
 
 Tables = Mapping[Kind, Table]
 """The mapped tables. Kinds that the application does not have are missing."""

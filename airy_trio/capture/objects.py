@@ -319,11 +319,6 @@ def _whole_characters(value: Value) -> Value:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def named(table: Table, row: Row) -> dict[str, Value]:
-    """A row of ``Queries.rows`` by the names of its fields, with raw values."""
-    return dict(zip(table.columns, row, strict=False))
-
-
 def pair(table: Table, key: Key) -> Key:
     """Our subject and identifier of a metadata key.
 

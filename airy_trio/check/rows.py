@@ -17,9 +17,9 @@ import psycopg
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.capture.feed import Kind, Value
+from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, Unreadable, Value
 from airy_trio.capture.mapping import WATERMARK, Key, Table, Tables
-from airy_trio.capture.objects import Change, Objects, named
+from airy_trio.capture.objects import Change, Objects
 from airy_trio.capture.queries import Queries, Query
 from airy_trio.capture.scans import SECOND_US, TableScan
 from airy_trio.check.servers import Finding
@@ -187,7 +187,6 @@ def took_too_long(error: Exception) -> bool:
 
 def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, newest: Query) -> _Seen:
     chars_max = settings.listener.message_bytes_max
-    queries = Queries(connection.dialect.name, table, chars_max)
     objects = Objects(connection.dialect.name, tables, chars_max)
     keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
     seen = _Seen(rows=len(keys), objects=len(set(keys)))
@@ -200,25 +199,30 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
         for event in islice(meaning.events, BODIES_MAX - len(seen.bodies)):
             with suppress(EventTooLargeError):
                 seen.bodies.append(encode(event, chars_max)[0].decode())
-        query = queries.rows(batch)
-        for *row, included in query.answer(connection).rows if query is not None else ():
-            for name, raw in named(table, tuple(row)).items() if included else ():
-                if not _is_listed(table, name, raw):
-                    seen.unlisted[name][shortened(printable(raw), SHOWN_CHARACTERS_MAX)] = None
+        for one in changed:
+            for name, value in _unlisted(table, one):
+                seen.unlisted[name][shortened(printable(value), SHOWN_CHARACTERS_MAX)] = None
     return seen
 
 
-def _is_listed(table: Table, name: str, raw: Value) -> bool:
-    """Return whether the mapping lists a value, if the field has a set of values. NULL is not a value."""
-    if raw is None or (name == "subject" and "identifier" not in table.columns):  # one column with both
-        return True
-    if name in _CLOSED:
-        try:
-            _CLOSED[name](table.value(name, raw))
-        except UnfitValueError:
-            return False
-        return True
-    return name not in _OPEN or name not in table.values or table.lists(name, raw)
+def _unlisted(table: Table, changed: ChangedObject) -> Iterator[tuple[str, Value]]:
+    """Yield each field that has a set of values which does not include the object's value, and the value.
+
+    NULL is not a value. The mapping's ``values`` have been applied, so a value that they list is one of theirs.
+    """
+    if isinstance(changed, Gone | Unreadable) or (isinstance(changed, Metadata) and not changed.entries):
+        return
+    for name in table.columns:
+        value = getattr(changed, name) if name in _CLOSED or name in _OPEN else None
+        if value is None or (name == "subject" and "identifier" not in table.columns):  # one column with both
+            continue
+        if name in _CLOSED:
+            try:
+                _CLOSED[name](value)
+            except UnfitValueError:
+                yield name, value
+        elif name in table.values and value not in table.values[name].values():
+            yield name, value
 
 
 def _warnings(table: Table, seen: _Seen) -> Iterator[str]:
