@@ -203,7 +203,6 @@ class UpdatedAtFeed(InspectedFeed):
         self._serial = 0  # of the newest resume point
         # For each table the versions returned within the overlap, each with its serial number and its place.
         self._returned: dict[Kind, dict[int, tuple[int, Place]]] = {kind: {} for kind in KINDS}
-        self._trimmed_for = 0  # the serial number of the point for which ``_returned`` was trimmed last
 
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``. Return after a pause, and for a file once there was a commit.
@@ -317,7 +316,7 @@ class UpdatedAtFeed(InspectedFeed):
         if point.life != self._life:
             for versions in self._returned.values():
                 versions.clear()
-        elif not point.serial == self._serial == self._trimmed_for:  # else an idle poll, which has nothing to forget
+        else:
             for kind in self._scans.keys() & point.marks.keys():
                 oldest_us = point.marks[kind].oldest_us(self._reach_us(kind))
                 self._returned[kind] = {
@@ -325,7 +324,6 @@ class UpdatedAtFeed(InspectedFeed):
                     for id_, (serial, place) in self._returned[kind].items()
                     if serial <= point.serial and place[0] >= oldest_us
                 }
-            self._trimmed_for = point.serial
 
     def _scan(self, poll: _Poll, kind: Kind, mark: Mark) -> Mark:
         """Collect the new versions of one table, up to the limit; return its next mark."""
