@@ -18,6 +18,7 @@ import fcntl
 import os
 import zlib
 from collections.abc import Callable
+from ctypes import c_int32
 from pathlib import Path
 from typing import Final
 
@@ -134,12 +135,8 @@ class LogLease(_AdvisoryLease):
     """
 
     def __init__(self, session: DedicatedConnection, epoch: Callable[[], str]) -> None:
-        def signed_number() -> int:
-            # Each half of the lock's key is a signed number of 32 bits.
-            number = zlib.crc32(epoch().encode())
-            return number - (1 << 32) if number >= 1 << 31 else number
-
-        super().__init__(session, LOG_CLASS, "cast(:key as int)", signed_number)
+        # Each half of the lock's key is a signed number of 32 bits.
+        super().__init__(session, LOG_CLASS, "cast(:key as int)", lambda: c_int32(zlib.crc32(epoch().encode())).value)
 
 
 class FileLease:
