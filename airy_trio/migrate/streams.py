@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Stream = Literal["changes", "log"]
 _REVISION: Final = re.compile(r'^revision = "(\w+)"$', re.MULTILINE)
 _STATES: Final[Mapping[Stream, str]] = {"changes": change_log.STATE, "log": tables.STATE}
-_COMPATIBLE: Final = "compatible_from"
 
 
 def upgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "head") -> None:
@@ -82,7 +81,8 @@ def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOption
         remedy = f"this version needs {newest}; run: airy-trio migrate --config FILE"
         return Schema((f"{begin}, {remedy}",) if current < newest else ())
     newer = f"{begin}, of a newer version of airy-trio"
-    compatible_from = _compatible_from(connection, stream, names)
+    state = sa.table(names.bare(_STATES[stream]), sa.column("compatible_from", sa.Text), schema=names.table_schema)
+    compatible_from: str | None = connection.execute(sa.select(state.c.compatible_from)).scalar_one_or_none()
     if compatible_from is None or compatible_from > newest:
         return Schema((f"{newer}, with which this version does not work; install the newer version",), newer)
     return Schema(newer=newer)
@@ -123,18 +123,6 @@ def installed(folder: str) -> Path:
 
 def _version_table(stream: Stream) -> str:
     return f"{stream}_version"
-
-
-def _compatible_from(connection: sa.Connection, stream: Stream, names: Names) -> str | None:
-    """Return the oldest revision whose programs work with the schema, or None if the schema does not have it."""
-    inspector, table = sa.inspect(connection), names.bare(_STATES[stream])
-    if not inspector.has_table(table, schema=names.table_schema):
-        return None
-    if _COMPATIBLE not in {column["name"] for column in inspector.get_columns(table, schema=names.table_schema)}:
-        return None
-    state = sa.table(table, sa.column(_COMPATIBLE, sa.Text), schema=names.table_schema)
-    found: str | None = connection.execute(sa.select(state.c[_COMPATIBLE])).scalar_one_or_none()
-    return found
 
 
 def _config(connection: sa.Connection, stream: Stream, names: Names) -> "Config":
