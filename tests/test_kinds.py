@@ -19,7 +19,7 @@ CASES = re.compile(r'case "(\w+\.\w+)"')
 
 
 def test_every_kind_has_fields_options_and_a_name() -> None:
-    assert set(KINDS) == FIELDS.keys() == SINGULAR.keys() == {kind for kind, _ in TablesOptions().items()}
+    assert set(KINDS) == FIELDS.keys() == SINGULAR.keys() == TablesOptions().mapped.keys()
     assert tuple(SINGULAR.values()) == NAMES
 
 

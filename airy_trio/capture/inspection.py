@@ -51,12 +51,9 @@ def inspect(
     """
     faults: list[str] = []
     tables: dict[Kind, Table] = {}
-    for kind, mapping in options.items():
-        location = mapping.location(kind)
-        if location is None:
-            continue
+    for kind, mapping in options.mapped.items():
         before = len(faults)
-        table = _table(connection, kind, mapping, location, faults, watermarks=watermarks)
+        table = _table(connection, kind, mapping, faults, watermarks=watermarks)
         if holds_log and connection.dialect.name == POSTGRES:
             faults += _encoding_faults(connection, kind, mapping)
         if table is not None and len(faults) == before:
@@ -102,7 +99,8 @@ def inspect_again(connection: sa.Connection, tables: Tables, *, wheres: bool = F
 
 def missing_default_tables(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
     """Return the kinds that are mapped to their default table, if that table does not exist."""
-    return [kind for kind, mapping in options.items() if mapping.name is None and _find(connection, None, kind) is None]
+    default = (kind for kind, mapping in options.mapped.items() if mapping.name is None)
+    return [kind for kind in default if _find(connection, None, kind) is None]
 
 
 _POSTGRES_RELATION = sa.text(
@@ -275,16 +273,10 @@ def _sqlite_unique(connection: sa.Connection, table: str) -> tuple[UniqueIndex, 
     return tuple(unique)
 
 
-def _table(  # noqa: PLR0913 - catalogue, mapping, and the list of faults
-    connection: sa.Connection,
-    kind: Kind,
-    options: TableOptions,
-    location: tuple[str | None, str],
-    faults: list[str],
-    *,
-    watermarks: bool,
+def _table(
+    connection: sa.Connection, kind: Kind, options: TableOptions, faults: list[str], *, watermarks: bool
 ) -> Table | None:
-    setting = f"database.tables.{kind}"
+    setting, location = f"database.tables.{kind}", options.location(kind)
     shown = ".".join(part for part in location if part)
     relation = _find(connection, *location)
     if relation is None:

@@ -10,7 +10,7 @@ belong to the application from then on.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal, get_args
 from zoneinfo import ZoneInfo
 
@@ -132,10 +132,8 @@ class TableOptions:
         default="UTC", validator=satisfying(_is_zone, "a name of the time zone database, such as Europe/Berlin")
     )
 
-    def location(self, kind: Kind) -> tuple[str | None, str] | None:
-        """Return schema and table: a text is split at the first dot, a pair is used as is. None: there is no table."""
-        if self.name == "":
-            return None
+    def location(self, kind: Kind) -> tuple[str | None, str]:
+        """Return schema and table: a text is split at the first dot, a pair is used as is."""
         if self.name is None:
             return None, kind
         if isinstance(self.name, str):
@@ -170,14 +168,10 @@ class TablesOptions:
         options: TableOptions = getattr(self, kind)
         return options
 
-    def items(self) -> Iterator[tuple[Kind, TableOptions]]:
-        """Return kinds and their mappings, in the order of the documentation."""
-        return ((kind, self.of(kind)) for kind in KINDS)
-
     @property
     def mapped(self) -> Mapping[Kind, TableOptions]:
-        """The kinds that the application has a table for, and their mappings."""
-        return {kind: table for kind, table in self.items() if table.location(kind) is not None}
+        """The kinds that the application has a table for, and their mappings, in the order of the documentation."""
+        return {kind: self.of(kind) for kind in KINDS if self.of(kind).name != ""}
 
 
 UniqueIndex = tuple[tuple[str, str], ...]

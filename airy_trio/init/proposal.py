@@ -339,8 +339,8 @@ def _known(name: str, kind: Kind, options: TableOptions, tables: Mapping[str, Fo
         for one in FIELDS[kind]
         if one.name not in options.constants and (one.name in options.columns or not one.optional)
     }
-    location = options.location(kind)
-    table = None if location is None else tables.get(location[1])
+    _, table_name = options.location(kind)
+    table = tables.get(table_name)
     if table is None or not table.columns.keys() >= needed:
         return Proposal(kind=kind, why=f"no table has the name and the columns of {name}")
     sources: dict[str, Source] = {}

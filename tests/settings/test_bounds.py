@@ -337,11 +337,14 @@ def test_tokens_and_their_mode_go_together() -> None:
         ('"chat.la.bels"', ("chat", "la.bels")),
         ('["chat", "la.bels"]', ("chat", "la.bels")),
         ('"Weird Labels"', (None, "Weird Labels")),
-        ('""', None),
     ],
 )
-def test_table_names(name: str, place: tuple[str | None, str] | None) -> None:
-    assert read(f"[database.tables.tags]\nname = {name}").tables.tags.location("tags") == place
+def test_table_names(name: str, place: tuple[str | None, str]) -> None:
+    assert read(f"[database.tables.tags]\nname = {name}").tables.mapped["tags"].location("tags") == place
+
+
+def test_empty_name_is_no_table() -> None:
+    assert "tags" not in read('[database.tables.tags]\nname = ""').tables.mapped
 
 
 @pytest.mark.parametrize("name", ['"."', '".a"', '"a."', "[]", '["a"]', '["a", ""]', '["a", "b", "c"]', '"a\\u0000"'])
