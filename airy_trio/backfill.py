@@ -199,7 +199,7 @@ class TableBackfill:
             return found
         begun = Progress(token=f"backfill-{secrets.token_hex(_TOKEN_BYTES)}", keys_of=self._keys_of)
         self._mark(connection, _BEGIN, begun.token)
-        self._store(connection, begun)
+        self._replace(connection, found, begun)
         return begun
 
     def bound(self, connection: sa.Connection, progress: Progress) -> Progress:
@@ -210,8 +210,7 @@ class TableBackfill:
         """
         last = self._place(connection, self._present, [f"{key} desc" for key in self._keys], {"offset": 0})
         reached = evolve(progress, until=last, bounded=True)
-        self._require(connection, progress)
-        self._store(connection, reached)
+        self._replace(connection, progress, reached)
         return reached
 
     def write_page(self, connection: sa.Connection, progress: Progress, limit: int) -> Progress:
@@ -221,15 +220,13 @@ class TableBackfill:
         after = progress.until if end is None else end  # the last page has fewer rows
         written = self._write(connection, progress, after)
         reached = evolve(progress, after=after, rows=progress.rows + (written if end is None else limit))
-        self._require(connection, progress)  # last, because it takes a lock that recorders wait for
-        self._store(connection, reached)
+        self._replace(connection, progress, reached)  # last, because it takes a lock that recorders wait for
         return reached
 
     def end(self, connection: sa.Connection, progress: Progress) -> None:
         """Write the end mark and remove the stored progress. Raises ``BackfillTaken``."""
         self._mark(connection, _END, progress.token)
-        self._require(connection, progress)
-        self._store(connection, None)
+        self._replace(connection, progress, None)
 
     def _write(self, connection: sa.Connection, progress: Progress, end: Place | None) -> int:
         """Write each key of the page once; return their number."""
@@ -291,22 +288,18 @@ class TableBackfill:
         row = connection.execute(sa.text(f"{rows} limit 1 offset :offset"), values).first()
         return None if row is None else tuple(zip(row[::2], row[1::2], strict=True))
 
-    def _require(self, connection: sa.Connection, progress: Progress) -> None:
-        """Lock the stored progress, and raise ``BackfillTaken`` unless it is this one."""
-        if self._stored(connection).get(self._table.kind) != progress:
-            raise BackfillTaken(f"another command has continued, restarted or ended the backfill of {self._table.kind}")
-
     def _stored(self, connection: sa.Connection) -> dict[str, Progress]:
         """Return the unfinished backfills by kind, locked until the end of the transaction."""
         text = connection.execute(sa.select(self._log.state.c.backfill).with_for_update()).scalar_one_or_none()
         return _CONVERTER.loads(text or "{}", dict[str, Progress])  # ignores what a newer version may store in addition
 
-    def _store(self, connection: sa.Connection, progress: Progress | None) -> None:
-        """Store the progress of this table; None removes it. The caller must hold the lock of ``_stored``."""
+    def _replace(self, connection: sa.Connection, before: Progress | None, now: Progress | None) -> None:
+        """Store the progress of this table; None: there is none. Raises ``BackfillTaken`` unless it was ``before``."""
         stored = self._stored(connection)
-        stored.pop(self._table.kind, None)
-        if progress is not None:
-            stored[self._table.kind] = progress
+        if stored.pop(self._table.kind, None) != before:
+            raise BackfillTaken(f"another command has continued, restarted or ended the backfill of {self._table.kind}")
+        if now is not None:
+            stored[self._table.kind] = now
         text = _CONVERTER.dumps(stored, dict[str, Progress]) if stored else None
         connection.execute(sa.update(self._log.state).values(backfill=text))
 
