@@ -109,7 +109,7 @@ class RowReport:
 class _Found:
     """The newest event of the object, how many of its events are retained, and the state of the store.
 
-    ``kept``: the offset of the object's event in the current state.
+    ``resume_point``: None before the first start. ``kept``: the offset of the object's event in the current state.
     """
 
     newest: StoredEvent | None
@@ -128,26 +128,23 @@ def explain(settings: Settings, subject: Subject) -> tuple[bool, list[str]]:
     options = settings.database
     with servers.opened(options.session_url, options.connect_timeout_s, pooled=False) as database:
         found, fault = _ask_store(settings, subject)
-        point = None if found is None else found.resume_point
-        report = database.run_sync(
-            lambda connection: _read_database(connection, settings, subject, point, store_known=found is not None)
-        )
+        report = database.run_sync(lambda connection: _read_database(connection, settings, subject, found))
     lines = report.lines
     if found is None:
         lines.append(f"event     not known: {fault}")
     else:
         lines += [*_event_lines(found), *_state_lines(found, settings, subject)]
-    newest = None if found is None else found.newest
-    if found is not None and newest is not None:
-        lines += _client_lines(settings, Position(found.bounds.epoch, newest.offset), newest)
+        if found.newest is not None:
+            lines += _client_lines(settings, Position(found.bounds.epoch, found.newest.offset), found.newest)
     if settings.admin.port:  # each condition that is not met, and each process that does not answer
         lines += (f"server    {fault}" for fault in health.faults(settings, ready=True))
-    recorded, verdict = _verdict(report, newest, subject, store_known=found is not None)
+    recorded, verdict = _verdict(report, found, subject)
     return recorded, [f"verdict   {verdict}", *lines]
 
 
-def _verdict(report: RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool) -> tuple[bool, str]:
+def _verdict(report: RowReport, found: _Found | None, subject: Subject) -> tuple[bool, str]:
     """Return whether the object's current state was recorded, and one sentence for it, with the reason if not."""
+    newest = None if found is None else found.newest
     is_current = newest is not None and _is_current(newest, report)
     # Without an event or a change, an absent row may never have existed; then unrecorded deletes are not the reason.
     is_unknown = report.row == "absent" and newest is None and report.change is None
@@ -160,7 +157,7 @@ def _verdict(report: RowReport, newest: StoredEvent | None, subject: Subject, *,
         (not report.captured, False,
          "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"),
         (is_ignored, False, f"no event: the row is {state}, and deletes are not recorded"),
-        (not store_known, False, "not known: the event log cannot be read"),
+        (found is None, False, "not known: the event log cannot be read"),
         (report.change == "waiting" and report.recording, False, "not yet: the change is waiting to be recorded"),
         (report.change == "waiting", False, "not yet: the change is waiting for a server; no server is recording"),
         (is_current, True, f"recorded: {type_} is in the event log"),
@@ -182,14 +179,8 @@ def _is_current(newest: StoredEvent, report: RowReport) -> bool:
     return newest.type.endswith(".deleted")
 
 
-def _read_database(
-    connection: sa.Connection, settings: Settings, subject: Subject, resume_point: str | None, *, store_known: bool
-) -> RowReport:
-    """Read everything in the transaction of the connection. Raises ``MappingError``, ``DatabaseError``.
-
-    ``resume_point``: of the event store; None before the first start, or if the store cannot be read
-    (``store_known``).
-    """
+def _read_database(connection: sa.Connection, settings: Settings, subject: Subject, found: _Found | None) -> RowReport:
+    """Read everything in the transaction of the connection. Raises ``MappingError``, ``DatabaseError``."""
     report = RowReport()
     names = Names(connection.dialect.name, settings.database.schema)
     if names.dialect == POSTGRES:
@@ -220,11 +211,12 @@ def _read_database(
     faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=deletes, newer_schema=newer))
     report.captured = not faults
     report.lines += (f"triggers  {fault}" for fault in faults)
+    resume_point = None if found is None else found.resume_point
     change = newest_change(connection, names, subject.kind, key, resume_point)
     if change is None:
         report.lines.append("change    none in the change log: recorded and trimmed, or older than the triggers")
     else:
-        report.change = ("recorded" if change.recorded else "waiting") if store_known else "unknown"
+        report.change = "unknown" if found is None else "recorded" if change.recorded else "waiting"
         operation = "deleted" if change.operation == DELETED else "written"
         at = change.at.isoformat(timespec="milliseconds")
         report.lines.append(f"change    {operation} {at} by the trigger's clock, {_STATES[report.change]}")
