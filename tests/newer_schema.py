@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 
 from airy_trio.database import SQLITE, escape_colons, sqlite_path
-from airy_trio.migrate.streams import Stream, head
+from airy_trio.migrate import Stream, head
 from tests.application import Application
 
 NEWER_SCHEMA = "working with the schema of a newer version"

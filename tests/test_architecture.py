@@ -32,7 +32,7 @@ OPEN_NURSERIES = {
 NAME_BACK_ENDS = {
     "app/build.py",
     "check/__init__.py",  # which database a read-only feed would read
-    "migrate/streams.py",  # the names of the tables in SQL
+    "migrate/__init__.py",  # the names of the tables in SQL
 }
 VERBS = {"airy_trio.capture": {"wait", "_read_once"}, "airy_trio.log": {"append", "trim"}}
 """The methods that make a class of a stage a back end: of ``ChangeFeed``, or of ``EventStore``."""

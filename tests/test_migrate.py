@@ -22,7 +22,7 @@ from airy_trio.capture.mapping import KINDS
 from airy_trio.database import SQLITE, DatabaseOptions, sqlite_path
 from airy_trio.errors import MappingError, StartError
 from airy_trio.log.sql import sql_store
-from airy_trio.migrate import streams, transactions
+from airy_trio.migrate import transactions
 from tests.application import Application, application, only
 from tests.capture.feeds import feed_of, read_all
 from tests.newer_schema import STATES, home_of
@@ -111,11 +111,11 @@ def test_faulty_mapping_leaves_nothing_behind(any_application: Application) -> N
 def failing_migrations(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Add a migration that changes something and then fails."""
     folder = tmp_path / "migrations"
-    shutil.copytree(streams.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(migrate.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     newest = max((folder / request.param).glob("0*.py")).read_text()
     (previous,) = [line.split('"')[1] for line in newest.splitlines() if line.startswith("revision")]
     (folder / request.param / "9999_failing.py").write_text(FAILING.format(previous=previous))
-    monkeypatch.setattr(streams, "migrations_folder", lambda: folder)
+    monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
 
 
 @pytest.mark.usefixtures("failing_migrations")
@@ -159,19 +159,19 @@ def test_fault_of_the_application_database_is_not_that_of_the_event_log(any_appl
 
 
 @pytest.mark.parametrize("stream", ["changes", "log"])
-def test_newest_revision_is_that_of_alembic(stream: streams.Stream) -> None:
+def test_newest_revision_is_that_of_alembic(stream: migrate.Stream) -> None:
     config = Config()
-    config.set_main_option("script_location", str(streams.migrations_folder()))
-    config.set_main_option("version_locations", str(streams.migrations_folder() / stream))
+    config.set_main_option("script_location", str(migrate.migrations_folder()))
+    config.set_main_option("version_locations", str(migrate.migrations_folder() / stream))
     config.set_main_option("path_separator", "newline")
-    assert streams.head(stream) == ScriptDirectory.from_config(config).get_current_head()
+    assert migrate.head(stream) == ScriptDirectory.from_config(config).get_current_head()
 
 
 def test_migrations_of_the_change_log_can_be_downgraded(any_application: Application) -> None:
     any_application.run_migration()
     source = any_application.scalar(f"select source from {any_application.log_table('change_state')}")
     with any_application.engine.connect() as connection, connection.begin():
-        config = streams._config(connection, "changes", any_application.names)  # noqa: SLF001 - what upgrade() uses
+        config = migrate._config(connection, "changes", any_application.names)  # noqa: SLF001 - what upgrade() uses
         command.downgrade(config, "changes_0001")
         assert {
             column["name"]
@@ -196,7 +196,7 @@ def test_alembic_of_the_application_is_unaffected(any_application: Application) 
     assert any_application.scalar("select version_num from alembic_version") == "theirs"
     assert any_application.scalar(
         f"select version_num from {any_application.log_table('changes_version')}"
-    ) == streams.head("changes")
+    ) == migrate.head("changes")
 
 
 def test_alembic_of_the_application_ignores_our_tables(any_application: Application) -> None:
@@ -352,7 +352,7 @@ def test_migration_of_the_change_log_causes_no_deadlock_with_writers(postgres_ap
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
         names = postgres_application.names
-        streams.downgrade(connection, "changes", names, "changes_0004")
+        migrate.downgrade(connection, "changes", names, "changes_0004")
         for table in ("tags", "channels"):  # so that the migration has to replace triggers
             connection.exec_driver_sql(f"alter table {table} disable trigger {names.trigger(table, 'delete')}")
     done = threading.Event()
@@ -392,7 +392,7 @@ def test_migration_of_the_change_log_ends_no_writer_as_a_deadlock(postgres_appli
     """
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
-        streams.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+        migrate.downgrade(connection, "changes", postgres_application.names, "changes_0004")
     engine = postgres_application.engine
     with engine.connect() as messages, engine.connect() as metadata, engine.connect() as tags:
         for connection, table in ((messages, "messages"), (metadata, "metadata"), (tags, "tags")):
@@ -407,7 +407,7 @@ def test_migration_of_the_change_log_ends_no_writer_as_a_deadlock(postgres_appli
         tags.exec_driver_sql("delete from channels")
         tags.commit()
         migrating.join()
-    assert postgres_application.scalar("select version_num from airy_trio.changes_version") == streams.head("changes")
+    assert postgres_application.scalar("select version_num from airy_trio.changes_version") == migrate.head("changes")
 
 
 def test_tables_of_the_application_are_locked_after_the_event_log_is_up_to_date(
@@ -416,8 +416,8 @@ def test_tables_of_the_application_are_locked_after_the_event_log_is_up_to_date(
     """The log may be in a database that does not answer, or wait for the recorder."""
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
-        streams.downgrade(connection, "log", postgres_application.names, "log_0008")
-        streams.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+        migrate.downgrade(connection, "log", postgres_application.names, "log_0008")
+        migrate.downgrade(connection, "changes", postgres_application.names, "changes_0004")
     statements = migrate.migrate(settings, preview=True).statements
     (of_log,) = (place for place, line in enumerate(statements) if "ADD COLUMN folded" in line)
     (of_changes,) = (place for place, line in enumerate(statements) if "DROP COLUMN seq" in line)
@@ -450,7 +450,7 @@ def test_pending_migrations_are_reported(any_application: Application) -> None:
     any_application.run_migration()
     assert pending() == []
     any_application.execute(f"update {any_application.log_table('changes_version')} set version_num = 'changes_0001'")
-    head = streams.head("changes")
+    head = migrate.head("changes")
     assert pending() == [
         f"airy_trio is at changes_0001, this version needs {head}; run: airy-trio migrate --config FILE"
     ]
@@ -466,16 +466,16 @@ def test_unknown_older_schema_is_one_line(any_application: Application) -> None:
 
 @pytest.mark.parametrize("stream", ["changes", "log"])
 def test_fresh_and_upgraded_schema_work_with_the_same_versions(
-    any_application: Application, stream: streams.Stream
+    any_application: Application, stream: migrate.Stream
 ) -> None:
     settings = any_application.run_migration()
     home = home_of(any_application, stream)
     compatible_from = f"select compatible_from from {home.log_table(STATES[stream])}"
     fresh = home.scalar(compatible_from)
     with home.engine.begin() as connection:
-        streams.downgrade(connection, stream, home.names, f"{stream}_0001")
+        migrate.downgrade(connection, stream, home.names, f"{stream}_0001")
     migrate.migrate(settings)
-    assert home.scalar(compatible_from) == fresh <= streams.head(stream)
+    assert home.scalar(compatible_from) == fresh <= migrate.head(stream)
     home.engine.dispose()
 
 
@@ -501,23 +501,23 @@ def test_changed_triggers_come_with_a_migration(any_application: Application) ->
     with any_application.engine.connect() as connection:
         found = "\n".join(connection.exec_driver_sql(texts).scalars())
     digest = hashlib.sha256(found.encode()).hexdigest()[:16]
-    assert TRIGGER_TEXTS[streams.head("changes"), any_application.dialect] == digest
+    assert TRIGGER_TEXTS[migrate.head("changes"), any_application.dialect] == digest
 
 
 def test_migrations_are_next_to_the_package_or_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (streams.migrations_folder() / "env.py").is_file()
+    assert (migrate.migrations_folder() / "env.py").is_file()
     package = tmp_path / "airy_trio"
     (package / "migrations").mkdir(parents=True)
-    monkeypatch.setattr(streams, "__file__", str(package / "migrate" / "streams.py"))
-    assert streams.migrations_folder() == package / "migrations"
+    monkeypatch.setattr(migrate, "__file__", str(package / "migrate" / "__init__.py"))
+    assert migrate.migrations_folder() == package / "migrations"
 
 
 def test_path_with_special_characters_for_alembic(
     sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "50% of: all, %(here)s"
-    shutil.copytree(streams.migrations_folder(), folder)
-    monkeypatch.setattr(streams, "migrations_folder", lambda: folder)
+    shutil.copytree(migrate.migrations_folder(), folder)
+    monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
     sqlite_application.run_migration()
 
 
@@ -540,7 +540,7 @@ def test_upgrade_with_names_that_need_quoting(postgres_application: Application)
         ONLY_TAGS + '[database.tables.tags]\nname = "50%s :a \\"t"', with_tables=False
     )
     with postgres_application.engine.begin() as connection:
-        streams.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+        migrate.downgrade(connection, "changes", postgres_application.names, "changes_0004")
     migrate.migrate(settings)
     postgres_application.execute("""insert into "50%s \\:a ""t" (id) values ('t1')""")
     assert postgres_application.scalar("select count(*) from airy_trio.change_log") == 1

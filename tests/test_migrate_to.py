@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from airy_trio import migrate
 from airy_trio.errors import StartError
-from airy_trio.migrate import migrate, migrate_to, schema_of, stream_of, streams
-from airy_trio.migrate.streams import Stream
+from airy_trio.migrate import Stream, migrate_to, schema_of, stream_of
 from tests.application import Application
 from tests.command_line import CommandLine
 from tests.newer_schema import home_of, move_ahead, newer
@@ -17,7 +17,7 @@ from tests.test_migrate import contents, event_file
 
 STREAMS: Sequence[Stream] = ("changes", "log")
 SETTINGS = {"changes": "database", "log": "log"}
-REVISIONS = [revision for stream in STREAMS for revision in streams.revisions(stream)]
+REVISIONS = [revision for stream in STREAMS for revision in migrate.revisions(stream)]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def revision_of(application: Application, stream: Stream) -> str | None:
         return None
     home = home_of(application, stream)
     with home.engine.connect() as connection:
-        found = streams.revision_of(connection, stream, home.names)
+        found = migrate.revision_of(connection, stream, home.names)
     home.engine.dispose()
     return found
 
@@ -56,7 +56,7 @@ def test_stream_moves_step_by_step_and_alone(
     any_application: Application, config: str, command_line: CommandLine, stream: Stream
 ) -> None:
     [other] = set(STREAMS) - {stream}
-    for revision in streams.revisions(stream):
+    for revision in migrate.revisions(stream):
         line = f"{SETTINGS[stream]}: airy_trio is at {revision}"
         assert command_line("migrate", "--to", revision, "--config", config) == Finished(0, f"{line}\n", "")
         assert revision_of(any_application, stream) == revision
@@ -65,7 +65,7 @@ def test_stream_moves_step_by_step_and_alone(
     assert triggers_of(any_application) == []
 
     assert command_line("migrate", "--with-tables", "--config", config).code == 0
-    assert [revision_of(any_application, each) for each in STREAMS] == [streams.head(each) for each in STREAMS]
+    assert [revision_of(any_application, each) for each in STREAMS] == [migrate.head(each) for each in STREAMS]
     assert triggers_of(any_application) != []
 
 
@@ -76,7 +76,7 @@ def test_installed_schema_moves_with_its_data(any_application: Application, stre
     triggers = triggers_of(any_application)
     home = home_of(any_application, stream)
     with home.engine.begin() as connection:
-        streams.downgrade(connection, stream, home.names, f"{stream}_0002")
+        migrate.downgrade(connection, stream, home.names, f"{stream}_0002")
     data = f"select count(*) from {home.log_table('change_log')}"
     if stream == "log":
         data = f"select epoch from {home.log_table('log_state')}"
@@ -86,14 +86,14 @@ def test_installed_schema_moves_with_its_data(any_application: Application, stre
     assert revision_of(any_application, stream) == f"{stream}_0003"
     with home.engine.connect() as connection:
         reported = [*schema_of(connection, stream, settings.database).faults]
-    newest = streams.head(stream)
+    newest = migrate.head(stream)
     needs = f"airy_trio is at {stream}_0003, this version needs {newest}; run: airy-trio migrate --config FILE"
     assert reported == ([] if newest == f"{stream}_0003" else [needs])
     assert home.scalar(data) == before
     assert triggers_of(any_application) == triggers
 
-    migrate(settings)
-    assert revision_of(any_application, stream) == streams.head(stream)
+    migrate.migrate(settings)
+    assert revision_of(any_application, stream) == migrate.head(stream)
     home.engine.dispose()
 
 
@@ -102,7 +102,7 @@ def test_older_revision_is_an_error_and_changes_nothing(
     any_application: Application, config: str, command_line: CommandLine, stream: Stream
 ) -> None:
     any_application.run_migration()
-    oldest, head = f"{stream}_0001", streams.head(stream)
+    oldest, head = f"{stream}_0001", migrate.head(stream)
 
     def assert_refused(current: str, to: str) -> None:
         home = home_of(any_application, stream)
@@ -138,7 +138,7 @@ def test_preview_shows_the_step_and_changes_nothing(
     any_application.run_migration()
     home = home_of(any_application, stream)
     with home.engine.begin() as connection:
-        streams.downgrade(connection, stream, home.names, f"{stream}_0001")
+        migrate.downgrade(connection, stream, home.names, f"{stream}_0001")
     before = contents(home)
     shown = command_line("migrate", "--sql", "--to", f"{stream}_0002", "--config", config)
     assert (shown.code, shown.err) == (0, "")
@@ -196,7 +196,7 @@ def test_file_is_not_created_for_it(tmp_path: Path) -> None:
 def test_step_waits_for_a_lock_in_short_tries(postgres_application: Application) -> None:
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
-        streams.downgrade(connection, "log", postgres_application.names, "log_0006")
+        migrate.downgrade(connection, "log", postgres_application.names, "log_0006")
     with postgres_application.engine.connect() as recording:
         recording.execute(sa.text("select 1 from airy_trio.log_state for update"))
         attempts: list[int] = []

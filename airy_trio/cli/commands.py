@@ -72,7 +72,7 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
 @contextlib.contextmanager
 def lock_progress() -> Iterator[Callable[[float], None] | None]:
     """Yield a function that shows how often a migration has waited for a lock; None if that is logged instead."""
-    from airy_trio.migrate import LOCK_TRIES_MAX
+    from airy_trio.migrate.transactions import LOCK_TRIES_MAX
 
     with progress_bar("waiting for an open transaction", LOCK_TRIES_MAX) as progress:
         yield progress if sys.stderr.isatty() else None
@@ -287,9 +287,9 @@ def health(config: Path | None, *, ready: bool) -> None:
 
 def _revisions(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """Complete a revision."""
-    from airy_trio.migrate import streams
+    from airy_trio.migrate import revisions
 
-    known = (*streams.revisions("changes"), *streams.revisions("log"))
+    known = (*revisions("changes"), *revisions("log"))
     return [revision for revision in known if revision.startswith(incomplete)]
 
 

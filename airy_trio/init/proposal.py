@@ -45,7 +45,7 @@ from airy_trio.init.vocabulary import (
     squashed,
     without_id,
 )
-from airy_trio.migrate.streams import installed
+from airy_trio.migrate import installed
 from airy_trio.settings import load
 
 SCORE_MIN: Final = 9.0

@@ -18,7 +18,7 @@ from airy_trio.admin import readiness
 from airy_trio.admin.readiness import TRIGGERS_PERIOD_S, TRIGGERS_TIMEOUT_S, Readiness
 from airy_trio.database import SQLITE_BUSY_TIMEOUT_S, DatabaseUnavailable, sqlite_path
 from airy_trio.log.memory import MemoryStore
-from airy_trio.migrate.streams import head
+from airy_trio.migrate import head
 from airy_trio.settings import Settings
 from tests.admin.serving import Port, admin, free_port, serving_all
 from tests.application import Application, application

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airy_trio.migrate.streams import revisions
+from airy_trio.migrate import revisions
 from tests.processes import AIRY_TRIO, run
 
 BASH = shutil.which("bash")

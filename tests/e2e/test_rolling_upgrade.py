@@ -8,7 +8,7 @@ import trio
 from attrs import define, field
 
 from airy_trio import client
-from airy_trio.migrate.streams import Stream
+from airy_trio.migrate import Stream
 from tests.application import Application
 from tests.e2e.route import HOST, Writer, assert_same_epoch, writing
 from tests.newer_schema import NEWER_SCHEMA, home_of, move_ahead

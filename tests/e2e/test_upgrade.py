@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from airy_trio import migrate
 from airy_trio.app.build import opened_store
-from airy_trio.migrate import streams
-from airy_trio.migrate.streams import Stream
+from airy_trio.migrate import Stream
 from airy_trio.settings import Settings
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import StompClient, connect
@@ -146,9 +146,9 @@ async def test_sqlite_server_restores_only_missing_triggers(sqlite_application: 
 
 def older_revisions() -> list[str]:
     """Return every revision of each stream except the newest."""
-    files = (path for stream in STREAMS for path in (streams.migrations_folder() / stream).glob("[0-9]*.py"))
+    files = (path for stream in STREAMS for path in (migrate.migrations_folder() / stream).glob("[0-9]*.py"))
     found = [f"{path.parent.name}_{path.name[:4]}" for path in sorted(files)]
-    return [revision for revision in found if revision not in map(streams.head, STREAMS)]
+    return [revision for revision in found if revision not in map(migrate.head, STREAMS)]
 
 
 async def go_back(application: Application, settings: Settings, revision: str) -> None:
@@ -162,7 +162,7 @@ async def go_back(application: Application, settings: Settings, revision: str) -
             assert stored is not None
     home = home_of(application, stream)
     with home.engine.begin() as connection:
-        streams.downgrade(connection, stream, home.names, revision)
+        migrate.downgrade(connection, stream, home.names, revision)
     assert home.scalar(f"select version_num from {home.log_table(f'{stream}_version')}") == revision
     home.engine.dispose()
 
