@@ -87,12 +87,9 @@ class MemoryFeed:
         self._changes.origin = self._changes.trimmed = len(self._changes.rows)
         return self._changes.point(self._changes.origin)
 
-    async def is_foreign(self, point: str) -> bool:  # noqa: ARG002 - there is only one database
-        await self._changes.reach()
-        return False
-
     async def identified(self, point: str) -> str:
-        """Return the point as given."""
+        """Return the point as given: there is only one database."""
+        await self._changes.reach()
         return point
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes are never lost within a history

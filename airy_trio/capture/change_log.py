@@ -407,13 +407,11 @@ class LoggedFeed(InspectedFeed, Generic[P]):
             return first_point(connection, self._log.names.quoted(TABLE))
         return identified_point(history.origin, history.source)
 
-    async def is_foreign(self, point: str) -> bool:
+    async def identified(self, point: str) -> str | None:
         history = await self._reading.run(self._log.history)
-        return history is not None and is_foreign_point(point, history.source)
-
-    async def identified(self, point: str) -> str:
-        history = await self._reading.run(self._log.history)
-        return point if history is None else identified_point(point, history.source)
+        if history is None:
+            return point
+        return None if is_foreign_point(point, history.source) else identified_point(point, history.source)
 
     async def seal(self, after: str, upto: str) -> str:
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.

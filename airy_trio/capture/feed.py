@@ -240,17 +240,11 @@ class ChangeFeed(Protocol):
         """
         ...
 
-    async def is_foreign(self, point: str) -> bool:
-        """Return whether a stored point belongs to another database or capture mode; its event log is off limits.
+    async def identified(self, point: str) -> str | None:
+        """Return a stored point with the identity of this database, which older versions did not write.
 
-        False if the point does not say. Raises ``ResumePointTooNew``.
-        """
-        ...
-
-    async def identified(self, point: str) -> str:
-        """Return a stored point of this database with the database's identity, which older versions did not write.
-
-        Raises ``ResumePointTooNew``.
+        None: it belongs to another database or capture mode, and its event log is off limits. Raises
+        ``ResumePointTooNew``.
         """
         ...
 

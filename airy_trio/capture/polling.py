@@ -228,14 +228,13 @@ class UpdatedAtFeed(InspectedFeed):
     async def restart(self) -> str:
         return await self.origin()
 
-    async def is_foreign(self, point: str) -> bool:
-        return is_foreign(point, await self._reading.run(Identity.of), self._dialect)
-
-    async def identified(self, point: str) -> str:
+    async def identified(self, point: str) -> str | None:
+        ours = await self._reading.run(Identity.of)
+        if is_foreign(point, ours, self._dialect):
+            return None
         found = Watermarks.parse(point)
         if found.identity.source:
             return point
-        ours = await self._reading.run(Identity.of)
         return str(evolve(found, identity=evolve(found.identity, source=ours.source)))
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database

@@ -92,10 +92,13 @@ class Consumption:
         point = await self._log.store.resume_point()
         consumer = await self._feed.consumer()
         if point is not None:
-            if self._shareable and await self._feed.is_foreign(point):
+            identified = await self._feed.identified(point) if self._shareable else point
+            if identified is None:
                 raise ForeignLogError(self._store)
             if not self._feed.consumed or (consumer is not None and consumer.epoch == head.epoch):
-                return head, await self._identified(head, point)
+                if identified != point:  # an older version wrote it
+                    await self._log.append(head, (), identified, replaces=point)
+                return head, identified
             logger.warning("new epoch: these changes were recorded by another log", store=consumer and consumer.store)
         return await self.begin_epoch(head, await self._feed.origin())
 
@@ -144,10 +147,3 @@ class Consumption:
         """
         if self._feed.consumed:
             await self._feed.adopt(Consumer(new_epoch(), self._store))
-
-    async def _identified(self, head: Position, point: str) -> str:
-        """Add the identity of the database to a point that an older version wrote, before another database does."""
-        identified = await self._feed.identified(point) if self._shareable else point
-        if identified != point:
-            await self._log.append(head, (), identified, replaces=point)
-        return identified

@@ -439,11 +439,12 @@ async def test_replaced_database_is_read_from_now_on(postgres: Postgres, postgre
 async def test_point_of_another_source_or_capture_is_foreign(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         ours = await feed.origin()
-        assert not await feed.is_foreign(ours)
-        assert not await feed.is_foreign(ours.replace('"identity":"', '"identity":"1'))
-        assert await feed.is_foreign(ours.replace('"source":"', '"source":"1'))
-        assert await feed.is_foreign('[0,""]')
-        assert await feed.is_foreign(str(SqlitePoint(1, "token", "source")))
+        assert await feed.identified(ours) == ours
+        of_another_history = ours.replace('"identity":"', '"identity":"1')
+        assert await feed.identified(of_another_history) == of_another_history
+        assert await feed.identified(ours.replace('"source":"', '"source":"1')) is None
+        assert await feed.identified('[0,""]') is None
+        assert await feed.identified(str(SqlitePoint(1, "token", "source"))) is None
 
 
 async def test_point_of_an_older_version_gets_its_source(watched: Watched) -> None:
@@ -452,11 +453,10 @@ async def test_point_of_an_older_version_gets_its_source(watched: Watched) -> No
         found = json.loads(str(point))
         del found["source"]
         older = json.dumps(found)
-        assert not await feed.is_foreign(older)
-        assert Watermarks.parse(await feed.identified(older)) == point
+        assert Watermarks.parse(await feed.identified(older) or "") == point
         found["identity"] = "another"
         cluster = watched.application.dialect == POSTGRES
-        assert await feed.is_foreign(json.dumps(found)) == cluster  # a file may have been replaced
+        assert (await feed.identified(json.dumps(found)) is None) == cluster  # a file may have been replaced
 
 
 async def test_point_of_an_older_version_loses_nothing(watched: Watched) -> None:
@@ -490,7 +490,8 @@ async def test_file_is_the_same_source_by_each_of_its_names(tmp_path: Path) -> N
     ):
         Watched(named)
         async with watching(named) as feed, watching(linked) as other:
-            assert not await other.is_foreign(await feed.origin())
+            origin = await feed.origin()
+            assert await other.identified(origin) == origin
 
 
 async def test_table_that_is_mapped_later_begins_then(watched: Watched) -> None:
