@@ -25,8 +25,7 @@ from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, ResumePo
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.lease import is_held
 from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Table
-from airy_trio.capture.objects import DELETED, MARKS, Change, ObjectRows, Objects
-from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
+from airy_trio.capture.objects import DELETED, MARKS, Change, Objects
 from airy_trio.check import servers
 from airy_trio.database import POSTGRES, Names
 from airy_trio.errors import AiryTrioError
@@ -294,11 +293,7 @@ def _theirs(table: Table, field: str, ours: str) -> str:
 def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[RowState, bytes | None, str]:
     """Return the state of the row, the body of the event that it would become now, and the state in words."""
     where = f'in table "{table.name}"'
-    none = f"there is none {where}"
     excluded = f"there is one {where}, excluded by database.tables.{table.kind}.where: it counts as deleted"
-    if not Queries(connection.dialect.name, table).can_find(key):  # not a value of the type of the key's column
-        return "absent", None, none
-    key = _stored(connection, table, key)
     found = _objects(connection, settings, table, key)
     meaning = translate(found, settings.events)
     faults = [f"{fault.table} {fault.key}: {fault.reason}" for fault in meaning.faults]
@@ -312,7 +307,7 @@ def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) 
         # Empty metadata has either no rows, or only rows that the mapping excludes: read again without `where`.
         if found and table.where and not _is_empty(_objects(connection, settings, evolve(table, where=""), key)):
             return "excluded", body, excluded
-        return "absent", body, none
+        return "absent", body, f"there is none {where}"
     if faults:
         return "faulty", None, f"there is one {where}, which cannot be converted (row fault): {'; '.join(faults)}"
     if isinstance(found[0], Gone):
@@ -320,17 +315,15 @@ def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) 
     return "fit", body, f"there is one {where}, which can become an event"
 
 
-def _stored(connection: sa.Connection, table: Table, key: Key) -> Key:
-    """Return a key as its row has it: an SQLite file may have numbers. Without a row, return the given key."""
-    query = Queries(connection.dialect.name, table).rows([key])
-    rows = () if query is None else query.answer(connection).rows
-    found = (one for one, _, _ in ObjectRows(table, TEXT_CHARS_MAX).convert(rows))
-    return next((one for one in found if [*map(str, one)] == [*map(str, key)]), key)
-
-
 def _objects(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[ChangedObject, ...]:
-    """Read the object as the server does: values up to the same length."""
+    """Read the object as the server does: values up to the same length. Empty if no row can have this key."""
     objects = Objects(connection.dialect.name, {table.kind: table}, settings.listener.message_bytes_max)
+    query = objects.queries[table.kind].rows([key])
+    if query is None:  # not a value of the type of the key's column
+        return ()
+    # The key as its row has it: an SQLite file may have numbers.
+    stored = (one for one, _, _ in objects.rows[table.kind].convert(query.answer(connection).rows))
+    key = next((one for one in stored if [*map(str, one)] == [*map(str, key)]), key)
     return objects.read(connection, [Change(table.kind, "U", key, (None, None))])
 
 
