@@ -20,7 +20,7 @@ from attrs import define, field, frozen
 from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, Unreadable, Value
 from airy_trio.capture.mapping import WATERMARK, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects
-from airy_trio.capture.queries import Queries, Query
+from airy_trio.capture.queries import Query
 from airy_trio.capture.scans import SECOND_US, TableScan
 from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
@@ -97,10 +97,11 @@ class _Seen:
 
 def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -> Iterator[NewestRows]:
     """Read and convert the newest rows of each table. Raises the driver's error if the database is unavailable."""
+    objects = Objects(connection.dialect.name, tables, settings.listener.message_bytes_max)
     for kind, table in tables.items():
         setting = f"database.tables.{kind}"
         try:
-            seen = _in_newest_order(connection, settings, tables, table)
+            seen = _in_newest_order(connection, settings, objects, table)
         except DRIVER_ERRORS as error:
             refusal = translated(error)
             if not isinstance(refusal, DatabaseRefused):
@@ -136,12 +137,12 @@ def _watermark_findings(connection: sa.Connection, table: Table, name: str) -> I
         yield "warning", f"{setting} has no time after 1970, so a row that has a future time hides others; {forms}"
 
 
-def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tables, table: Table) -> _Seen | None:
+def _in_newest_order(connection: sa.Connection, settings: Settings, objects: Objects, table: Table) -> _Seen | None:
     """Read the newest rows in the best order that is fast enough; None if no order is. Raises the driver's error.
 
     Rows with NULL come first if NULL is a fault. That is also the order in which Postgres can use a plain index.
     """
-    queries = Queries(connection.dialect.name, table, settings.listener.message_bytes_max)
+    queries = objects.queries[table.kind]
     sent_at = table.columns.get("sent_at")
     updated_at = table.watermark or table.columns.get(WATERMARK)
     time_column = updated_at or sent_at
@@ -149,7 +150,7 @@ def _in_newest_order(connection: sa.Connection, settings: Settings, tables: Tabl
         nulls: Literal["first", "last"] = "last" if updated_at is not None and order is not table.keys else "first"
         try:
             with bounded(connection):
-                seen = _read(connection, settings, tables, table, queries.newest(order, ROWS_MAX, nulls=nulls))
+                seen = _read(connection, settings, objects, table, queries.newest(order, ROWS_MAX, nulls=nulls))
         except DRIVER_ERRORS as error:
             if not took_too_long(error):
                 raise
@@ -185,9 +186,7 @@ def took_too_long(error: Exception) -> bool:
     return isinstance(error, psycopg.errors.QueryCanceled)
 
 
-def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, newest: Query) -> _Seen:
-    chars_max = settings.listener.message_bytes_max
-    objects = Objects(connection.dialect.name, tables, chars_max)
+def _read(connection: sa.Connection, settings: Settings, objects: Objects, table: Table, newest: Query) -> _Seen:
     keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
     seen = _Seen(rows=len(keys), objects=len(set(keys)))
     rest = iter(keys)
@@ -198,7 +197,7 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
             seen.faults[fault.reason].append(fault)
         for event in islice(meaning.events, BODIES_MAX - len(seen.bodies)):
             with suppress(EventTooLargeError):
-                seen.bodies.append(encode(event, chars_max)[0].decode())
+                seen.bodies.append(encode(event, settings.listener.message_bytes_max)[0].decode())
         for one in changed:
             for name, value in _unlisted(table, one):
                 seen.unlisted[name][shortened(printable(value), SHOWN_CHARACTERS_MAX)] = None
