@@ -197,7 +197,6 @@ class UpdatedAtFeed(InspectedFeed):
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading, self.aclose)
         self._file_version: FileVersion | None = None
-        self._exhausted: tuple[FileVersion, str] | None = None  # version and point of the last read that found nothing
         self._pause_s = POLL_S
         self._life = secrets.token_hex(8)
         self._serial = 0  # of the newest resume point
@@ -207,12 +206,11 @@ class UpdatedAtFeed(InspectedFeed):
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``. Return after a pause, and for a file once there was a commit.
 
-        The pause grows with the time that a read takes. An unchanged file delays the return by ``POLL_MAX_S`` at most.
+        The pause grows with the time that a read takes.
         """
         await trio.sleep(self._pause_s)
         if self._file is not None:
-            with trio.move_on_after(POLL_MAX_S):
-                await self._file.wait_for_other(self._file_version)
+            await self._file.wait_for_other(self._file_version)
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``: now, or for some tables the beginning. Other rows that exist are not sent."""
@@ -261,20 +259,15 @@ class UpdatedAtFeed(InspectedFeed):
     def use(self, tables: Tables) -> None:
         """Read these tables from now on."""
         super().use(tables)
-        self._exhausted = None
         self._scans = {kind: TableScan(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         point = Watermarks.parse(after)
         # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
         version = self._file_version = await self._file.ask() if self._file else None
-        # Otherwise an idle server would be busy after a bulk change, because each scan reads all of its rows again.
-        if version is not None and self._exhausted == (version, after):
-            return Batch(objects=(), resume_point=after, changes=0, more=False)
         begun_at = trio.current_time()
         batch = await self._reading.run(lambda connection: self._read(connection, point, limit, version))
         self._pause_s = min(max(POLL_S, REST_SHARE * (trio.current_time() - begun_at)), POLL_MAX_S)
-        self._exhausted = None if version is None or batch.resume_point != after else (version, after)
         return batch
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
