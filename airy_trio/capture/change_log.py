@@ -245,34 +245,17 @@ def first_point(connection: sa.Connection, log: str) -> str:
     return str(evolve(PostgresPoint.now(connection, log), place=""))
 
 
-def source_of(text: str) -> str:
-    """Return the identity of a point's change log, or "" if the point has none. Raises ``ResumePointTooNew``."""
-    match parsed_point(text):
-        case {"source": str(source)}:
-            return source
-        case _:
-            return ""
+def identified_point(text: str, source: str) -> str | None:
+    """Return a point with ``source`` added if it names no change log, like those of older versions.
 
-
-def is_foreign_point(text: str, source: str) -> bool:
-    """Return whether a point belongs to another change log than ``source``, or to another capture mode.
-
-    False if the point does not say, like those of older versions. Raises ``ResumePointTooNew``.
+    None: it belongs to another change log than ``source``, or to another capture mode. Any other text is returned
+    unchanged. Raises ``ResumePointTooNew``.
     """
     match parsed_point(text):
         case {"identity": _}:  # Capture by ``updated_at``; these points had no source in older versions.
-            return True
-        case _:
-            return source_of(text) not in ("", source)
-
-
-def identified_point(text: str, source: str) -> str:
-    """Return a point with ``source`` added, unless it names one already. Any other text is returned unchanged.
-
-    Raises ``ResumePointTooNew``.
-    """
-    if source_of(text):
-        return text
+            return None
+        case {"source": str(found)} if found:
+            return text if found == source else None
     for kind in (PostgresPoint, SqlitePoint):
         with suppress(ResumePointLost):
             return str(evolve(kind.parse(text), source=source))
@@ -405,13 +388,11 @@ class LoggedFeed(InspectedFeed, Generic[P]):
         history = self._log.history(connection)
         if history is None:
             return first_point(connection, self._log.names.quoted(TABLE))
-        return identified_point(history.origin, history.source)
+        return str(evolve(self._point.parse(history.origin), source=history.source))
 
     async def identified(self, point: str) -> str | None:
         history = await self._reading.run(self._log.history)
-        if history is None:
-            return point
-        return None if is_foreign_point(point, history.source) else identified_point(point, history.source)
+        return point if history is None else identified_point(point, history.source)
 
     async def seal(self, after: str, upto: str) -> str:
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.

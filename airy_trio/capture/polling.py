@@ -146,19 +146,21 @@ class Watermarks:
         return json.dumps(found, separators=(",", ":"))
 
 
-def is_foreign(text: str, identity: Identity, dialect: str) -> bool:
-    """Whether a resume point is of another database than ``identity``, or of another capture mode.
+def identified(text: str, identity: Identity, dialect: str) -> str | None:
+    """Return a resume point with the source of ``identity``, which points of older versions do not have.
 
-    A point of an older version has no source. If it is of a file, nothing can be concluded from its history, because a
-    replaced file has another inode. Raises ``ResumePointTooNew``.
+    None: it is of another database, or of another capture mode. If a point without source is of a file, nothing can be
+    concluded from its history, because a replaced file has another inode. Raises ``ResumePointTooNew``.
     """
     try:
-        recorded = Watermarks.parse(text).identity
+        point = Watermarks.parse(text)
     except ResumePointLost:
-        return True
-    if not recorded.source:
-        return dialect == POSTGRES and recorded.history != identity.history
-    return recorded.source != identity.source
+        return None
+    if point.identity.source:
+        return text if point.identity.source == identity.source else None
+    if dialect == POSTGRES and point.identity.history != identity.history:
+        return None
+    return str(evolve(point, identity=evolve(point.identity, source=identity.source)))
 
 
 @frozen(kw_only=True)
@@ -227,13 +229,7 @@ class UpdatedAtFeed(InspectedFeed):
         return await self.origin()
 
     async def identified(self, point: str) -> str | None:
-        ours = await self._reading.run(Identity.of)
-        if is_foreign(point, ours, self._dialect):
-            return None
-        found = Watermarks.parse(point)
-        if found.identity.source:
-            return point
-        return str(evolve(found, identity=evolve(found.identity, source=ours.source)))
+        return identified(point, await self._reading.run(Identity.of), self._dialect)
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database
         return upto

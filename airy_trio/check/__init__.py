@@ -19,7 +19,7 @@ from airy_trio import migrate
 from airy_trio.app.server import load_certificate
 from airy_trio.auth.keys import KeyServer, KeysFault, source_of
 from airy_trio.capture import polling, triggers
-from airy_trio.capture.change_log import ChangeLog, is_foreign_point
+from airy_trio.capture.change_log import ChangeLog, identified_point
 from airy_trio.capture.feed import CANNOT_SEE, Consumer, ResumePointTooNew
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import Tables
@@ -94,10 +94,10 @@ class _Log:
 
 @frozen
 class _Application:
-    """The event log that the changes are recorded into, and whether a resume point is of another database."""
+    """The event log that the changes are recorded into, and ``ChangeFeed.identified``."""
 
     consumer: Consumer | None
-    is_foreign: Callable[[str], bool]
+    identified: Callable[[str], str | None]
 
 
 def check(settings: Settings) -> Report:
@@ -125,7 +125,7 @@ class _Check:
             return
         if self.settings.log_is_shareable and log.resume_point is not None:
             try:
-                if application.is_foreign(log.resume_point):
+                if application.identified(log.resume_point) is None:
                     raise ForeignLogError(self.settings.log_words)  # noqa: TRY301 - both are reported below
             except (ForeignLogError, ResumePointTooNew) as error:
                 self.report.add("problem", [f"log: {error}"])
@@ -224,7 +224,7 @@ class _Check:
             return None  # our tables are of no interest then
         if reads_only:
             identity = Identity.of(connection)
-            return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
+            return _Application(None, lambda point: polling.identified(point, identity, names.dialect))
         if names.dialect == POSTGRES:
             report.update(servers.skipped_writes(connection, tables, names, deletes=settings.logs_deletes))
         return self.change_log(connection, names, tables)
@@ -251,7 +251,7 @@ class _Check:
         history = log.history(connection)
         if history is None:
             return None
-        return _Application(log.consumer(connection), lambda point: is_foreign_point(point, history.source))
+        return _Application(log.consumer(connection), lambda point: identified_point(point, history.source))
 
     def server(self, connection: sa.Connection, names: Names, place: _Place) -> bool:
         """Check the database server or file itself; return whether it can be used.

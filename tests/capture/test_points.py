@@ -1,11 +1,13 @@
 """Resume points as text: each parses back to itself, and other text is rejected."""
 
+from functools import partial
+
 import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.capture.change_log import PostgresPoint, SqlitePoint, source_of
+from airy_trio.capture.change_log import PostgresPoint, SqlitePoint, identified_point
 from airy_trio.capture.feed import ResumePointLost, ResumePointTooNew
 from airy_trio.capture.polling import Watermarks
 
@@ -65,13 +67,13 @@ def test_unreadable_text_is_a_lost_resume_point(text: str) -> None:
 )
 def test_points_of_older_formats_are_read(text: str, point: PostgresPoint | SqlitePoint) -> None:
     assert type(point).parse(text) == point
-    assert source_of(text) == ""
+    assert identified_point(text, "ours") == str(evolve(point, source="ours"))
 
 
 @pytest.mark.parametrize("point", [PostgresPoint(system="1", timeline="2", snapshot="3:3:"), SqlitePoint(7, "token")])
 def test_point_of_a_newer_format_names_a_newer_version(point: PostgresPoint | SqlitePoint) -> None:
     newer = str(point).replace('"format":1', '"format":2')
-    for read in (PostgresPoint.parse, SqlitePoint.parse, source_of, Watermarks.parse):
+    for read in (PostgresPoint.parse, SqlitePoint.parse, partial(identified_point, source=""), Watermarks.parse):
         with pytest.raises(ResumePointTooNew, match="a newer airy-trio has written the event log"):
             read(newer)
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 from attrs import evolve
 
-from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog, PostgresPoint, SqlitePoint, source_of
+from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog, PostgresPoint, SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
 from airy_trio.capture.lease import OwnLease
 from airy_trio.capture.postgres import PostgresFeed
@@ -150,7 +150,7 @@ async def test_point_of_an_older_version_gets_an_identity(any_application: Appli
             pass
         await rewrite(source="")
         async with recording() as recorder:
-            assert source_of(await store.resume_point() or "")
+            assert kind.parse(await store.resume_point() or "").source
             await rewrite(source="another")
             any_application.tag("refused")
             await until(partial(_is_refused, recorder))
