@@ -193,8 +193,8 @@ class _Check:
                 self.connected(place, servers.try_to_write)
         elif options.direct_url:
             pooled, place = place, _Place(options.direct_url, "database.direct_url")
-            found = self.connected(pooled, servers.identity)
-            expected = _Check(self.settings, Report()).connected(place, servers.identity)  # its faults come later
+            found = self.connected(pooled, Identity.of)
+            expected = _Check(self.settings, Report()).connected(place, Identity.of)  # its faults come later
             if None not in (found, expected) and found != expected:
                 self.report.add("problem", [f"{place.setting}: this is another database than the one of database.url"])
             self.connected(

@@ -81,7 +81,6 @@ _MISSING = sa.text(
 )
 _SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from pg_namespace where nspname = :schema")
 _FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
-_IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
 _SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
 _OTHERS = sa.text(
     """
@@ -190,12 +189,6 @@ def durability(connection: sa.Connection, *, reads_only: bool = False) -> Iterat
     for name, setting in connection.execute(_SETTINGS, {"names": list(DURABLE)}):
         if setting == "off" and (reads_only or name != "synchronous_commit"):
             yield f"{name} is off: {DURABLE[name]}"
-
-
-def identity(connection: sa.Connection) -> tuple[str, str]:
-    """Return the identity of the cluster and the name of the database."""
-    cluster, name = connection.execute(_IDENTITY).one()
-    return cluster, name
 
 
 def is_pooled(connection: sa.Connection) -> bool:
