@@ -159,12 +159,13 @@ def test_fault_of_the_application_database_is_not_that_of_the_event_log(any_appl
 
 
 @pytest.mark.parametrize("stream", ["changes", "log"])
-def test_newest_revision_is_that_of_alembic(stream: migrate.Stream) -> None:
+def test_revisions_are_those_of_alembic(stream: migrate.Stream) -> None:
     config = Config()
     config.set_main_option("script_location", str(migrate.migrations_folder()))
     config.set_main_option("version_locations", str(migrate.migrations_folder() / stream))
     config.set_main_option("path_separator", "newline")
-    assert migrate.head(stream) == ScriptDirectory.from_config(config).get_current_head()
+    newest_first = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    assert migrate.revisions(stream) == newest_first[::-1]
 
 
 def test_migrations_of_the_change_log_can_be_downgraded(any_application: Application) -> None:

@@ -17,7 +17,6 @@ triggers and with their own. A migration that only adds something (expands) does
 removes something that older programs need (contracts) raises it, in the row and in the column's default.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 Stream = Literal["changes", "log"]
-_REVISION: Final = re.compile(r'^revision = "(\w+)"$', re.MULTILINE)
 _STATES: Final[Mapping[Stream, str]] = {"changes": STATE, "log": log_tables.STATE}
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
 """The table of the settings with which a line about a stream begins, as in ``check``."""
@@ -403,9 +401,9 @@ def head(stream: Stream) -> str:
 
 
 def revisions(stream: Stream) -> list[str]:
-    """Return the revisions of a stream, the oldest first: the names of their files begin with numbers."""
-    files = sorted((migrations_folder() / stream).glob("[0-9]*.py"))
-    return [str(revision) for file in files for revision in _REVISION.findall(file.read_text(encoding="utf-8"))]
+    """Return the revisions of a stream, the oldest first: each has the number of its file."""
+    files = (migrations_folder() / stream).glob("[0-9][0-9][0-9][0-9]_*.py")
+    return sorted(f"{stream}_{file.name[:4]}" for file in files)
 
 
 def revision_of(connection: sa.Connection, stream: Stream, names: Names) -> str | None:
