@@ -319,7 +319,11 @@ class UpdatedAtFeed(InspectedFeed):
         lower_us = None if mark.newest_us is None else mark.newest_us - self._reach_us(kind)
         place, newest_us, is_local = mark.after, mark.upto_us, None
         met = set[int]()
-        for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
+        # Enough for all that may be returned, and one more, which shows that there are more. The versions that were
+        # returned and are still there have a place after this one, too.
+        known = sum(one > (mark.after or BEGIN_PLACE) for _, one in returned.values())
+        rows_max = poll.limit - len(poll.found) + known + 1
+        for version in scan.versions(poll.connection, lower_us, after=mark.after, upto_us=mark.upto_us, limit=rows_max):
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
                     self._forget_gone(kind, met, mark.after, place)
@@ -350,7 +354,7 @@ class UpdatedAtFeed(InspectedFeed):
             return Mark(None)
         newest_us = self._newest(poll, kind, None)
         if newest_us is not None:
-            for version in self._scans[kind].versions(poll.connection, newest_us - self._reach_us(kind), None, None):
+            for version in self._scans[kind].versions(poll.connection, newest_us - self._reach_us(kind)):
                 # With the number of the point that this read returns.
                 self._returned[kind][version.id] = self._serial + 1, version.place
         return Mark(newest_us)
