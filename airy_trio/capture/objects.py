@@ -245,9 +245,6 @@ class Reading:
         return _gone(kind, row)
 
 
-_SUBJECT: Final = itemgetter(Change._fields.index("kind"), Change._fields.index("key"))
-
-
 def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Change]:
     """Reduce the changes to one for each object, ordered by each object's newest change.
 
@@ -255,18 +252,14 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
     Another change may follow it: a backfill does not lock the rows whose keys it writes, so a deletion that it does not
     see may be logged before its own line.
     """
-    all_changes = list(changes)
-    newest = dict(zip(map(_SUBJECT, all_changes), all_changes, strict=True))
-    if len(newest) < len(all_changes):  # else each object changed once, and the order is right
-        newest = {}
-        # Backwards: the newest change of an object determines its place. An older deletion replaces the change but
-        # keeps that place. At the end the order is reversed again.
-        for change in reversed(all_changes):
-            kept = newest.setdefault((change.kind, change.key), change)
-            if change.operation == DELETED != kept.operation:
-                newest[change.kind, change.key] = change
-        newest = dict(reversed(newest.items()))
-    return newest
+    newest: dict[tuple[Kind, Key], Change] = {}
+    # Backwards: the newest change of an object determines its place. An older deletion replaces the change but keeps
+    # that place. At the end the order is reversed again.
+    for change in reversed(list(changes)):
+        kept = newest.setdefault((change.kind, change.key), change)
+        if change.operation == DELETED != kept.operation:
+            newest[change.kind, change.key] = change
+    return dict(reversed(newest.items()))
 
 
 class ObjectRows:

@@ -168,7 +168,6 @@ class Queries:
         self._true, self._false = ("true", "false") if self._postgres else ("1", "0")
         # ``where`` may end in a comment, hence the line break.
         self._included = f"coalesce(({escape_colons(table.where)}\n), {self._false})" if table.where else self._true
-        self._any_text = not any(column.type in _CAST for column in table.keys)
         self._fields = {f.name: f for f in FIELDS[table.kind]}
         selected = [self.selected(name, column) for name, column in table.columns.items()]
         self._by_key = _query(
@@ -188,8 +187,6 @@ class Queries:
 
     def can_find(self, key: Key) -> bool:
         """Whether a row can have this key at all."""
-        if self._any_text and isinstance(key[0], str) and len(self._table.keys) == 1:  # the same, but faster
-            return True
         return all(map(fits, self._table.keys, key))
 
     def newest(self, order: Sequence[Column], limit: int, *, nulls: Literal["first", "last"]) -> Query:
