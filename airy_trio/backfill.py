@@ -78,14 +78,12 @@ class BackfillOptions:
     """What to send, and how fast.
 
     ``names``: the tables, by kind or type; none: those of ``[log] keep_current``. ``rate``: rows per second.
-    ``restart``: begin again instead of continuing an interrupted backfill. The others are for tests.
+    ``restart``: begin again instead of continuing an interrupted backfill.
     """
 
     names: Sequence[str] = ()
     rate: float | None = None
     restart: bool = False
-    page_rows: int = PAGE_ROWS_MAX
-    waiting_rows: int = WAITING_ROWS_MAX
 
 
 async def backfill(settings: Settings, options: BackfillOptions, report: ProgressReport) -> None:
@@ -354,7 +352,7 @@ class _Backfill:
 
     async def _page(self, unit: TableBackfill, progress: Progress) -> Progress:
         """Write a page, and pause."""
-        limit, rate = self.options.page_rows, self.options.rate
+        limit, rate = PAGE_ROWS_MAX, self.options.rate
         if rate is not None:
             limit = max(1, int(min(limit, rate * PAGE_S_MAX)))  # in this order, because a rate may be infinite
         begun_at = trio.current_time()
@@ -368,10 +366,10 @@ class _Backfill:
 
     async def _until_recorded(self) -> None:
         """Wait while too many rows are in the change log."""
-        read = partial(waiting, names=self.names, limit=self.options.waiting_rows + 1)
+        read = partial(waiting, names=self.names, limit=WAITING_ROWS_MAX + 1)
         rows, first = await self.database.run(read)
         moved_at = trio.current_time()
-        while rows > self.options.waiting_rows:
+        while rows > WAITING_ROWS_MAX:
             await trio.sleep(WAITING_POLL_S)
             before = first
             rows, first = await self.database.run(read)
@@ -380,7 +378,7 @@ class _Backfill:
             elif trio.current_time() >= moved_at + WAITING_PATIENCE_S and not self.warned:
                 self.warned = True
                 self.report.note(
-                    f"more than {self.options.waiting_rows} rows wait in the change log, and no server seems to record "
+                    f"more than {WAITING_ROWS_MAX} rows wait in the change log, and no server seems to record "
                     "them; start one, and the backfill continues by itself"
                 )
 

@@ -109,11 +109,12 @@ async def test_tables_by_kind_or_type(any_application: Application, name: str) -
     assert "not in log.keep_current" in report.lines[-1]
 
 
-async def test_pages_cover_the_table(any_application: Application) -> None:
+async def test_pages_cover_the_table(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 10)
     settings = with_tags(any_application, 25)
     any_application.execute("analyze tags")
     report = Lines()
-    await backfill(settings, BackfillOptions(page_rows=10), report)
+    await backfill(settings, BackfillOptions(), report)
     assert {key for _, operation, key in logged(any_application) if operation == "U"} == ids(25)
     about = None if any_application.dialect == SQLITE else 25
     assert report.shown == [("tags", rows, about) for rows in (10, 20, 25)]
@@ -176,7 +177,8 @@ async def test_infinite_rate_is_no_limit(any_application: Application) -> None:
     assert [rows for _, rows, _ in report.shown] == [100]
 
 
-async def test_second_backfill_takes_over(any_application: Application) -> None:
+async def test_second_backfill_takes_over(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 50)
     settings = with_tags(any_application, 200)
     taken: list[BackfillTaken] = []
 
@@ -190,7 +192,7 @@ async def test_second_backfill_takes_over(any_application: Application) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first)
             await trio.sleep(0.7)
-            await backfill(settings, BackfillOptions(page_rows=50), Lines())
+            await backfill(settings, BackfillOptions(), Lines())
     assert len(taken) == 1
     found = logged(any_application)
     assert sorted(key for _, operation, key in found if operation == "U") == sorted(ids(200))
@@ -201,6 +203,7 @@ async def test_page_is_tried_again_after_a_long_outage(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The application may hold the write lock of SQLite for longer than one attempt waits, and than two."""
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 10)
     settings = with_tags(any_application, 25)
     steps = {name: getattr(TableBackfill, name) for name in ("begin", "write_page")}
     failures = {"begin": [False, True, True, True], "write_page": [False, True, True]}
@@ -219,7 +222,7 @@ async def test_page_is_tried_again_after_a_long_outage(
         monkeypatch.setattr(TableBackfill, name, failing(name))
     report = Lines()
     with trio.fail_after(TIMEOUT_S):
-        await backfill(settings, BackfillOptions(page_rows=10), report)
+        await backfill(settings, BackfillOptions(), report)
     assert failures == {"begin": [], "write_page": []}
     assert report.notes == ["tags: trying again: the database is locked"] * 2
     found = logged(any_application)
@@ -231,13 +234,15 @@ async def test_page_is_tried_again_after_a_long_outage(
 async def test_waits_for_the_recorder(
     any_application: Application, monkeypatch: pytest.MonkeyPatch, waiting_rows: int
 ) -> None:
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 20)
+    monkeypatch.setattr(implementation, "WAITING_ROWS_MAX", waiting_rows)
     settings = with_tags(any_application, 60)
     monkeypatch.setattr(implementation, "WAITING_PATIENCE_S", 0.2)
     monkeypatch.setattr(implementation, "WAITING_POLL_S", 0.05)
     report = Lines()
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(backfill, settings, BackfillOptions(page_rows=20, waiting_rows=waiting_rows), report)
+            nursery.start_soon(backfill, settings, BackfillOptions(), report)
             while not report.notes:  # noqa: ASYNC110 - the report of a backfill has no event
                 await trio.sleep(0.05)
             rows = logged(any_application)
@@ -250,6 +255,8 @@ async def test_waits_for_the_recorder(
 
 async def test_slow_recorder_is_not_reported(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server records one row between two looks at the change log."""
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 20)
+    monkeypatch.setattr(implementation, "WAITING_ROWS_MAX", 30)
     settings = with_tags(any_application, 60)
     log = any_application.log_table("change_log")
 
@@ -267,13 +274,16 @@ async def test_slow_recorder_is_not_reported(any_application: Application, monke
     monkeypatch.setattr(implementation, "waiting", waiting_then_recorded)
     report = Lines()
     with trio.fail_after(TIMEOUT_S):
-        await backfill(settings, BackfillOptions(page_rows=20, waiting_rows=30), report)
+        await backfill(settings, BackfillOptions(), report)
     assert report.notes == []
     assert report.lines[0].startswith("tags: 60 rows ")
 
 
-async def test_page_on_sqlite_is_followed_by_as_long_a_pause(sqlite_application: Application) -> None:
+async def test_page_on_sqlite_is_followed_by_as_long_a_pause(
+    sqlite_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second page takes as long as the application holds the write lock."""
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 20)
     settings = with_tags(sqlite_application, 40)
     times: list[float] = []
     held_s = 0.3
@@ -292,7 +302,7 @@ async def test_page_on_sqlite_is_followed_by_as_long_a_pause(sqlite_application:
 
     with closing(sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)) as locking:
         async with trio.open_nursery() as nursery:
-            await backfill(settings, BackfillOptions(page_rows=20), Timed())
+            await backfill(settings, BackfillOptions(), Timed())
     assert times[1] - times[0] >= 1.9 * held_s
 
 
@@ -348,8 +358,11 @@ async def test_isolation_level_of_the_database_does_not_matter(postgres_applicat
     assert (report.notes, len(logged(postgres_application))) == ([], 5)
 
 
-async def test_page_that_an_outage_interrupts_is_not_written_twice(postgres_application: Application) -> None:
+async def test_page_that_an_outage_interrupts_is_not_written_twice(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The session of the command ends while it writes a page, which is written nevertheless."""
+    monkeypatch.setattr(implementation, "PAGE_ROWS_MAX", 20)
     settings = with_tags(postgres_application, 60)
     with postgres_application.engine.begin() as connection:
         unit = TableBackfill(postgres_application.names, inspect(connection, settings.tables)["tags"])
@@ -369,7 +382,7 @@ async def test_page_that_an_outage_interrupts_is_not_written_twice(postgres_appl
     report = Interrupting()
     with trio.fail_after(TIMEOUT_S), postgres_application.engine.connect() as writing:
         async with trio.open_nursery() as nursery:
-            await backfill(settings, BackfillOptions(page_rows=20), report)
+            await backfill(settings, BackfillOptions(), report)
     assert [note.partition(": ")[2][:12] for note in report.notes] == ["trying again"]
     found = logged(postgres_application)
     assert [operation for _, operation, _ in found] == ["B", *["U"] * 60, "E"]
