@@ -5,8 +5,6 @@ from alembic import context, op
 
 revision = "changes_0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

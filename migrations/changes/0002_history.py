@@ -7,8 +7,6 @@ from alembic import context, op
 
 revision = "changes_0002"
 down_revision = "changes_0001"
-branch_labels = None
-depends_on = None
 
 COLUMNS = ("source", "mark", "replaced_mark", "compatible_from")
 

@@ -2,8 +2,6 @@
 
 revision = "changes_0004"
 down_revision = "changes_0003"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -10,8 +10,6 @@ from alembic import context, op
 
 revision = "changes_0005"
 down_revision = "changes_0004"
-branch_labels = None
-depends_on = None
 
 # For all locks together. The writers of the first table wait meanwhile, and one of them may hold the lock of the last:
 # after a second Postgres would end it as a deadlock.

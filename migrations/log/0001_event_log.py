@@ -8,8 +8,6 @@ from alembic import context, op
 
 revision = "log_0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

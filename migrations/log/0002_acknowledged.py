@@ -5,8 +5,6 @@ from alembic import context, op
 
 revision = "log_0002"
 down_revision = "log_0001"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

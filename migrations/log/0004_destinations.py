@@ -13,8 +13,6 @@ from alembic import context, op
 
 revision = "log_0004"
 down_revision = "log_0003"
-branch_labels = None
-depends_on = None
 
 COLUMN = "conversation_id"
 

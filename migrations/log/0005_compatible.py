@@ -5,8 +5,6 @@ from alembic import context, op
 
 revision = "log_0005"
 down_revision = "log_0004"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -11,8 +11,6 @@ from alembic import context, op
 
 revision = "log_0007"
 down_revision = "log_0006"
-branch_labels = None
-depends_on = None
 
 COLUMNS = ("generation", "marks", "state_at")
 

@@ -9,8 +9,6 @@ from alembic import context, op
 
 revision = "log_0008"
 down_revision = "log_0007"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

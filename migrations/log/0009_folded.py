@@ -10,8 +10,6 @@ from alembic import context, op
 
 revision = "log_0009"
 down_revision = "log_0008"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
