@@ -296,20 +296,11 @@ class ObjectRows:
             row = make(fields(values))
             if self._translated:
                 row = row._replace(**{name: self._table.value(name, getattr(row, name)) for name in self._translated})
-            if unbounded is not None and _is_cut(row[unbounded], chars_max):
-                name, text = row._fields[unbounded], _whole_characters(row[unbounded])
-                row = row._replace(**{name: text, **_AS_TEXT[self._table.kind]})
+            text = None if unbounded is None else row[unbounded]
+            if isinstance(text, (str, bytes)) and len(text) > chars_max:  # it was cut, perhaps within a character
+                text = text.decode(errors="replace") if isinstance(text, bytes) else text
+                row = row._replace(**{row._fields[unbounded]: text, **_AS_TEXT[self._table.kind]})
             yield key(values), row, raw[included]
-
-
-def _is_cut(value: Value, chars_max: int) -> bool:
-    """Whether a text is longer than the limit of one that is read whole."""
-    return isinstance(value, (str, bytes)) and len(value) > chars_max
-
-
-def _whole_characters(value: Value) -> Value:
-    """A text that may have been cut within a character, as characters."""
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def pair(table: Table, key: Key) -> Key:
