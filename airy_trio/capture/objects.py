@@ -6,8 +6,8 @@ deleted; its event can carry only the fields that the change log holds of delete
 
 All queries of one batch must run in one transaction and see one snapshot, the one in which the change log was read.
 Otherwise a row might already show a later change, and the same state would be sent twice. The caller opens the
-transaction. It either calls ``Objects.read``, or runs the queries of ``Objects.reading`` itself; ``PostgresFeed`` does
-the latter, to send all of them in one round trip. ``InspectedFeed`` repeats a read whose tables have changed.
+transaction. It either calls ``Objects.read``, or runs the queries of a ``Reading`` itself; ``PostgresFeed`` does the
+latter, to send all of them in one round trip. ``InspectedFeed`` repeats a read whose tables have changed.
 """
 
 from abc import ABC, abstractmethod
@@ -122,12 +122,8 @@ class Objects:
         Changes of a kind without a mapped table are skipped. Raises ``StartError`` for a kind that this version does
         not know: the triggers of a newer version logged the change, and to skip it would lose it silently.
         """
-        reading = self.reading(changes)
+        reading = Reading(self, changes)
         return reading.objects([bound.answer(connection) for bound in reading.asked])
-
-    def reading(self, changes: Iterable[Change]) -> "Reading":
-        """The queries that ``read`` runs for some changes, for a caller that runs them itself."""
-        return Reading(self, changes)
 
 
 class Reading:

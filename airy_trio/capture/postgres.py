@@ -63,6 +63,7 @@ without.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Final, TypeVar
 
@@ -74,7 +75,7 @@ from attrs import evolve
 
 from airy_trio.capture.change_log import MOMENT, TABLE, LoggedChanges, LoggedFeed, PostgresPoint
 from airy_trio.capture.feed import Batch, ResumePointLost
-from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
+from airy_trio.capture.objects import COLUMNS, Reading, backfills_of, changes_of
 from airy_trio.capture.queries import BoundQuery, Row, Rows, refusal_reason
 from airy_trio.database import (
     WAKEUP_CLASS,
@@ -272,7 +273,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             limit *= 2
             [found] = await pipeline.run(self._changes(point, limit + 1))
         is_last = len(rows) == len(found)
-        reading = await _run(len(rows), self._objects.reading, changes_of(sorted(rows, key=_AT)))
+        reading = await _run(len(rows), partial(Reading, self._objects), changes_of(sorted(rows, key=_AT)))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify. If changes
         # are found without a notification, this is mostly the read after arming, and shows that writers are busy right
         # now.

@@ -105,7 +105,8 @@ class TableScan:
         self, lower_us: int | None, after: Place | None, upto_us: int | None
     ) -> tuple[str, Mapping[str, str | int]]:
         value, bound = self.clock.value, self.clock.bound
-        conditions, arguments = [self.clock.is_moment], dict[str, str | int]()
+        is_moment = f"{value} >= {bound.format(MIN_US)} and {value} < {bound.format(MAX_US)}"
+        conditions, arguments = [is_moment], dict[str, str | int]()
         if after is not None:
             # The lower bound becomes the time of the place. Together the two conditions select what is later in the
             # order of time and text.
@@ -149,11 +150,6 @@ class Clock:
     near: str = ""
     is_local: str = "true"
     tick_us: int = 0
-
-    @property
-    def is_moment(self) -> str:
-        """The condition that a row has a time."""
-        return f"{self.value} >= {self.bound.format(MIN_US)} and {self.value} < {self.bound.format(MAX_US)}"
 
     def latest_us(self, now_us: int, *, is_local: bool | None) -> int:
         """The latest watermark at a time of the database. A scan that starts there meets rows of its overlap.

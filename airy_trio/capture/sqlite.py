@@ -60,7 +60,6 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         self._version: FileVersion | None = None  # the newest one that was queried
         self._woken = False  # ``wait`` has just queried it
         self._file = FileVersions(source.reading, self.aclose)
-        self._names = source.names
         self._newer_schema = newer_schema
         self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
 
@@ -134,14 +133,14 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
 
     def _trigger_faults(self, connection: sa.Connection) -> list[str]:
         newer = self._newer_schema(connection)
-        return list(triggers.faults(connection, self._tables, self._names, deletes=True, newer_schema=newer))
+        return list(triggers.faults(connection, self._tables, self._log.names, deletes=True, newer_schema=newer))
 
     def _install_triggers(self, connection: sa.Connection) -> Tables:
         # One transaction that writes, so that no other connection can alter a table between its inspection and its
         # triggers.
         newer = self._newer_schema(connection)
         tables = inspect_again(connection, self._tables)
-        triggers.install(connection, tables, self._names, deletes=True, newer_schema=newer)
+        triggers.install(connection, tables, self._log.names, deletes=True, newer_schema=newer)
         return tables
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
