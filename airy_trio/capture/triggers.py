@@ -117,9 +117,9 @@ def install(  # noqa: PLR0913 - tables, options, and the version of the schema
     else:  # SQLite cannot replace a trigger in place.
         outdated = found.keys() & due.keys()
         drops = (f"drop trigger {quote_identifier(place.name)}" for place in unwanted | outdated)
-    _run(connection, drops)
+    execute(connection, drops)
     for trigger in due.values():
-        _run(connection, trigger.statements)
+        execute(connection, trigger.statements)
 
 
 def remove(connection: sa.Connection, names: Names) -> None:
@@ -127,7 +127,7 @@ def remove(connection: sa.Connection, names: Names) -> None:
     install(connection, {}, names, deletes=False)
     if names.dialect == POSTGRES:
         functions = connection.execute(_POSTGRES_FUNCTIONS, {"schema": names.schema}).scalars().all()
-        _run(connection, (f"drop function {function}" for function in functions))
+        execute(connection, (f"drop function {function}" for function in functions))
 
 
 def faults(
@@ -216,11 +216,12 @@ def _lock(connection: sa.Connection, tables: Iterable[str], *, exclusively: set[
         left_ms = max(1, round((deadline - time.monotonic()) * 1000))
         connection.exec_driver_sql(f"set local lock_timeout = {left_ms}")
         mode = "access exclusive" if table in exclusively else "share row exclusive"
-        _run(connection, [f"lock table {table} in {mode} mode"])
+        execute(connection, [f"lock table {table} in {mode} mode"])
     connection.exec_driver_sql(f"set local lock_timeout = '{before}'")
 
 
-def _run(connection: sa.Connection, statements: Iterable[str]) -> None:
+def execute(connection: sa.Connection, statements: Iterable[str]) -> None:
+    """Run statements without parameters."""
     for statement in statements:
         connection.execute(sa.text(escape_colons(statement)))
 

@@ -17,7 +17,7 @@ triggers and with their own. A migration that only adds something (expands) does
 removes something that older programs need (contracts) raises it, in the row and in the column's default.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -36,7 +36,6 @@ from airy_trio.database import (
     DatabaseOptions,
     Names,
     dialect_of,
-    escape_colons,
     quote_identifier,
     sqlite_path,
 )
@@ -195,14 +194,14 @@ def _migrate_all(
         with _store(connection, settings, record) as store:
             left = (newer, None if store is None else _upgrade_log(store, settings))
             if grant is not None and store not in (None, connection) and store.dialect.name == POSTGRES:
-                _execute(store, postgres_triggers.grant_statements(grant, {}, names))
+                triggers.execute(store, postgres_triggers.grant_statements(grant, {}, names))
             # Otherwise the store's transaction, which encloses this, would report errors of this database as its own.
             with errors_of(settings.database.session_url, settings.database):
                 # After the event log, which may be far away or need time: this may lock the application's tables.
                 if newer is None:
                     upgrade(connection, "changes", names)
                 if grant is not None:
-                    _execute(connection, postgres_triggers.grant_statements(grant, tables, names))
+                    triggers.execute(connection, postgres_triggers.grant_statements(grant, tables, names))
                 if newer is None:
                     triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=firing)
                     log = ChangeLog(names)
@@ -211,11 +210,6 @@ def _migrate_all(
                     if log.origin(connection) is None:
                         log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
     return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
-
-
-def _execute(connection: sa.Connection, statements: Iterable[str]) -> None:
-    for statement in statements:
-        connection.execute(sa.text(escape_colons(statement)))
 
 
 def _migrate_log_only(settings: Settings, record: list[str] | None) -> Migrated:
