@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -26,6 +25,7 @@ from airy_trio.migrate import transactions
 from tests.application import Application, application, only
 from tests.capture.feeds import feed_of, read_all
 from tests.newer_schema import STATES, home_of
+from tests.older_schema import downgrade
 from tests.postgres import PASSWORD_ROLE, Postgres
 
 NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
@@ -172,8 +172,7 @@ def test_migrations_of_the_change_log_can_be_downgraded(any_application: Applica
     any_application.run_migration()
     source = any_application.scalar(f"select source from {any_application.log_table('change_state')}")
     with any_application.engine.connect() as connection, connection.begin():
-        config = migrate._config(connection, "changes", any_application.names)  # noqa: SLF001 - what upgrade() uses
-        command.downgrade(config, "changes_0001")
+        downgrade(connection, "changes", any_application.names, "changes_0001")
         assert {
             column["name"]
             for column in sa.inspect(connection).get_columns(
@@ -353,7 +352,7 @@ def test_migration_of_the_change_log_causes_no_deadlock_with_writers(postgres_ap
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
         names = postgres_application.names
-        migrate.downgrade(connection, "changes", names, "changes_0004")
+        downgrade(connection, "changes", names, "changes_0004")
         for table in ("tags", "channels"):  # so that the migration has to replace triggers
             connection.exec_driver_sql(f"alter table {table} disable trigger {names.trigger(table, 'delete')}")
     done = threading.Event()
@@ -393,7 +392,7 @@ def test_migration_of_the_change_log_ends_no_writer_as_a_deadlock(postgres_appli
     """
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
-        migrate.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+        downgrade(connection, "changes", postgres_application.names, "changes_0004")
     engine = postgres_application.engine
     with engine.connect() as messages, engine.connect() as metadata, engine.connect() as tags:
         for connection, table in ((messages, "messages"), (metadata, "metadata"), (tags, "tags")):
@@ -417,8 +416,8 @@ def test_tables_of_the_application_are_locked_after_the_event_log_is_up_to_date(
     """The log may be in a database that does not answer, or wait for the recorder."""
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
-        migrate.downgrade(connection, "log", postgres_application.names, "log_0008")
-        migrate.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+        downgrade(connection, "log", postgres_application.names, "log_0008")
+        downgrade(connection, "changes", postgres_application.names, "changes_0004")
     statements = migrate.migrate(settings, preview=True).statements
     (of_log,) = (place for place, line in enumerate(statements) if "ADD COLUMN folded" in line)
     (of_changes,) = (place for place, line in enumerate(statements) if "DROP COLUMN seq" in line)
@@ -474,7 +473,7 @@ def test_fresh_and_upgraded_schema_work_with_the_same_versions(
     compatible_from = f"select compatible_from from {home.log_table(STATES[stream])}"
     fresh = home.scalar(compatible_from)
     with home.engine.begin() as connection:
-        migrate.downgrade(connection, stream, home.names, f"{stream}_0001")
+        downgrade(connection, stream, home.names, f"{stream}_0001")
     migrate.migrate(settings)
     assert home.scalar(compatible_from) == fresh <= migrate.head(stream)
     home.engine.dispose()
@@ -541,7 +540,7 @@ def test_upgrade_with_names_that_need_quoting(postgres_application: Application)
         ONLY_TAGS + '[database.tables.tags]\nname = "50%s :a \\"t"', with_tables=False
     )
     with postgres_application.engine.begin() as connection:
-        migrate.downgrade(connection, "changes", postgres_application.names, "changes_0004")
+        downgrade(connection, "changes", postgres_application.names, "changes_0004")
     migrate.migrate(settings)
     postgres_application.execute("""insert into "50%s \\:a ""t" (id) values ('t1')""")
     assert postgres_application.scalar("select count(*) from airy_trio.change_log") == 1

@@ -12,6 +12,7 @@ from airy_trio.migrate import Stream, migrate_to, schema_of, stream_of
 from tests.application import Application
 from tests.command_line import CommandLine
 from tests.newer_schema import home_of, move_ahead, newer
+from tests.older_schema import downgrade
 from tests.processes import Finished
 from tests.test_migrate import contents, event_file
 
@@ -76,7 +77,7 @@ def test_installed_schema_moves_with_its_data(any_application: Application, stre
     triggers = triggers_of(any_application)
     home = home_of(any_application, stream)
     with home.engine.begin() as connection:
-        migrate.downgrade(connection, stream, home.names, f"{stream}_0002")
+        downgrade(connection, stream, home.names, f"{stream}_0002")
     data = f"select count(*) from {home.log_table('change_log')}"
     if stream == "log":
         data = f"select epoch from {home.log_table('log_state')}"
@@ -138,7 +139,7 @@ def test_preview_shows_the_step_and_changes_nothing(
     any_application.run_migration()
     home = home_of(any_application, stream)
     with home.engine.begin() as connection:
-        migrate.downgrade(connection, stream, home.names, f"{stream}_0001")
+        downgrade(connection, stream, home.names, f"{stream}_0001")
     before = contents(home)
     shown = command_line("migrate", "--sql", "--to", f"{stream}_0002", "--config", config)
     assert (shown.code, shown.err) == (0, "")
@@ -196,7 +197,7 @@ def test_file_is_not_created_for_it(tmp_path: Path) -> None:
 def test_step_waits_for_a_lock_in_short_tries(postgres_application: Application) -> None:
     settings = postgres_application.run_migration()
     with postgres_application.engine.begin() as connection:
-        migrate.downgrade(connection, "log", postgres_application.names, "log_0006")
+        downgrade(connection, "log", postgres_application.names, "log_0006")
     with postgres_application.engine.connect() as recording:
         recording.execute(sa.text("select 1 from airy_trio.log_state for update"))
         attempts: list[int] = []

@@ -265,7 +265,7 @@ def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) 
     )
 
 
-def _downgrade(connection: sa.Connection, stream: Stream, settings: Settings) -> None:
+def _remove_stream(connection: sa.Connection, stream: Stream, settings: Settings) -> None:
     """Remove a stream, and our schema unless it has tables or functions of others.
 
     Raises ``StartError`` if the stream is of a newer version, because it may have more than we would remove.
@@ -276,7 +276,11 @@ def _downgrade(connection: sa.Connection, stream: Stream, settings: Settings) ->
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
     if stream == "changes":
         triggers.remove(connection, names)
-    downgrade(connection, stream, names)
+    if revision_of(connection, stream, names) is not None:
+        from alembic import command  # noqa: PLC0415 - slow to import, see above
+
+        command.downgrade(_config(connection, stream, names), "base")
+        connection.exec_driver_sql(f"drop table {names.quoted(_version_table(stream))}")
     if names.dialect == POSTGRES:
         schema = quote_identifier(names.schema)
         if not connection.execute(_IS_USED, {"schema": schema}).scalar_one():
@@ -288,7 +292,7 @@ def _remove(settings: Settings) -> None:
     reads_only = settings.changes.reads_only
     with nullcontext() if reads_only else transaction(settings.database.session_url, settings.database) as connection:
         if connection is not None:
-            _downgrade(connection, "changes", settings)
+            _remove_stream(connection, "changes", settings)
         emptied = _remove_log(connection, settings)
     # Only after both transactions are committed.
     if emptied is not None:
@@ -307,7 +311,7 @@ def _remove_log(connection: sa.Connection | None, settings: Settings) -> Path | 
     with _store(connection, settings) as store:
         if store is None:
             return None
-        _downgrade(store, "log", settings)
+        _remove_stream(store, "log", settings)
         emptied = file is not None and not sa.inspect(store).get_table_names()
     return file if emptied else None
 
@@ -347,16 +351,6 @@ def upgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "
         command.upgrade(_config(connection, stream, names), to)
     except util.CommandError as error:
         raise StartError([f"{names.schema} cannot be migrated: {error}"]) from None
-
-
-def downgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "base") -> None:
-    """Downgrade a stream to a revision, in the connection's transaction; by default remove its tables and version."""
-    if revision_of(connection, stream, names) is not None:
-        from alembic import command  # noqa: PLC0415 - slow to import, see above
-
-        command.downgrade(_config(connection, stream, names), to)
-        if to == "base":
-            connection.exec_driver_sql(f"drop table {names.quoted(_version_table(stream))}")
 
 
 @frozen

@@ -17,6 +17,7 @@ from tests.application import Application
 from tests.command_line import CommandLine
 from tests.e2e.route import HOST, assert_in_order, assert_same_epoch, configure, event_of, listening
 from tests.newer_schema import MARK, NEWER_SCHEMA, home_of, move_ahead, newer, trigger_of
+from tests.older_schema import downgrade
 from tests.processes import Finished, server
 from tests.redis_server import RedisServer
 
@@ -162,7 +163,7 @@ async def go_back(application: Application, settings: Settings, revision: str) -
             assert stored is not None
     home = home_of(application, stream)
     with home.engine.begin() as connection:
-        migrate.downgrade(connection, stream, home.names, revision)
+        downgrade(connection, stream, home.names, revision)
     assert home.scalar(f"select version_num from {home.log_table(f'{stream}_version')}") == revision
     home.engine.dispose()
 
