@@ -55,9 +55,9 @@ class Encryption:
 class TlsTransport:
     """The server's side of TLS over ``transport``, which it owns.
 
-    Encrypted data must leave in order, so nothing is encrypted while data is pending below. OpenSSL may also refuse to
-    write between two halves of a handshake message of the peer; accepted data then stays unencrypted, and pending,
-    until ``receive_some`` has fed the other half.
+    Encrypted data must leave in order, so nothing is encrypted while data is pending below. OpenSSL refuses to write
+    between two halves of a handshake message of the peer. No TLS library splits the only one that may follow the
+    handshake, a key update of five octets, so a peer whose halves are found by a write breaks the connection.
 
     ``turn`` is awaited before each further step of the handshake, and after each read without content. These cost
     more than anything else that a client can cause.
@@ -71,15 +71,12 @@ class TlsTransport:
         self._received = b""  # octets of the peer that OpenSSL does not have yet
         self._record_left = 0  # missing octets of the peer's current record
         self._empty_records = 0
-        self._unencrypted: memoryview | None = None  # accepted, not encrypted yet
-        self._unsent = False  # whether accepted data is here or in _outgoing, and not below
-        self._input_fed: trio.Event | None = None  # set when OpenSSL got input, if `drain` waits for it
         self._established = self._close_notify_sent = self._input_dropped = self._closed = False
         self._broken: str | None = None
 
     @property
     def pending(self) -> bool:
-        return self._unsent or self._transport.pending
+        return self._transport.pending or self._outgoing.pending > 0
 
     async def handshake(self) -> None:
         await self._transport.handshake()
@@ -104,7 +101,7 @@ class TlsTransport:
                 await self._turn()
 
     def offer(self, data: bytes) -> bool:
-        if self._unsent or self._transport.pending:
+        if self.pending:
             return False
         self._accept(data)
         return True
@@ -115,21 +112,10 @@ class TlsTransport:
         self._accept(data)
 
     async def drain(self) -> None:
-        while self.pending:
+        if self.pending:
             self._check_usable()
-            if self._transport.pending:
-                await self._transport.drain()
-                self._flush()
-                return
-            # Nothing is pending below, so OpenSSL did not take the data: it has half of a handshake message of the
-            # peer. Only more input changes that, and another task reads it.
+            await self._transport.drain()
             self._flush()
-            if not self._unsent or self._transport.pending:
-                return
-            self._input_fed = trio.Event()
-            await self._input_fed.wait()
-            # `_close` sets the event too, and leaves nothing pending: without this check the data would seem sent.
-            self._check_usable()
 
     async def receive_some(self, bytes_max: int) -> bytes:
         """See ``Transport.receive_some``. A close_notify ends the stream of the peer; an end without one breaks it."""
@@ -143,8 +129,6 @@ class TlsTransport:
             self._check_usable()
             data = self._decrypted(bytes_max)
             self._flush()
-            if self._input_fed is not None:
-                self._input_fed.set()
             if data is not None:
                 # The checkpoint that Trio expects, but not a place to be cancelled: OpenSSL does not have this data any
                 # more.
@@ -180,45 +164,36 @@ class TlsTransport:
         if not self.pending:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 self._send_close_notify()
-        self._close()
+        self._closed = True
         await self._transport.aclose()
 
     async def abort(self) -> None:
         """See ``Transport.abort``: without close_notify, so that the peer knows that data is missing."""
-        self._close()
+        self._closed = True
         await self._transport.abort()
 
     def _accept(self, data: bytes) -> None:
+        """Encrypt data and push it below, where nothing is pending."""
         self._check_usable()
-        if data:
-            self._unencrypted = memoryview(data)
-            self._flush()
-
-    def _flush(self) -> None:
-        """Encrypt accepted data as far as OpenSSL allows, and push it below, after the output of TLS itself.
-
-        While data is pending below, both stay here.
-        """
-        if self._transport.pending:
-            self._unsent = self._unencrypted is not None or self._outgoing.pending > 0
-            return
-        records = [self._outgoing.read()] if self._outgoing.pending else []
+        unencrypted = memoryview(data)
+        records = []
         try:
-            while self._unencrypted is not None:
+            while unencrypted:
                 # One record in each step. OpenSSL would take all of the data, but a BIO keeps the memory of the most
                 # that it has ever held: after one batch of 64 KiB a connection would keep 64 KiB instead of 22
                 # (measured with 200 connections).
-                written = self._tls.write(self._unencrypted[:RECORD_BYTES_MAX])
-                self._unencrypted = self._unencrypted[written:] if written < len(self._unencrypted) else None
+                written = self._tls.write(unencrypted[:RECORD_BYTES_MAX])
+                unencrypted = unencrypted[written:]
                 records.append(self._outgoing.read())
-        except ssl.SSLWantReadError:  # half of a handshake message of the peer, see `drain`
-            records.append(self._outgoing.read())
         except ssl.SSLError as error:
             raise trio.BrokenResourceError(self._fail(error)) from None
-        self._unsent = self._unencrypted is not None
-        data = records[0] if len(records) == 1 else b"".join(records)
-        if data:
-            self._transport.push(data)
+        if records:
+            self._transport.push(records[0] if len(records) == 1 else b"".join(records))
+
+    def _flush(self) -> None:
+        """Push the output of TLS itself below. While data is pending there, it stays here."""
+        if self._outgoing.pending and not self._transport.pending:
+            self._transport.push(self._outgoing.read())
 
     def _decrypted(self, bytes_max: int) -> bytes | None:
         """Return decrypted input; None if there is none yet."""
@@ -257,8 +232,6 @@ class TlsTransport:
             self._broken = "the peer's stream ended without close_notify"
         else:
             self._broken = error.reason.replace("_", " ").lower() if error.reason else "the peer broke the TLS protocol"
-        # OpenSSL must not be used after such an error, so accepted data cannot be sent any more.
-        self._unencrypted, self._unsent = None, False
         alert = self._outgoing.read()
         if alert and not self._transport.pending:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -277,12 +250,6 @@ class TlsTransport:
         except ssl.SSLError:
             self._input_dropped = True  # unread data precedes the peer's close_notify, and cannot be decrypted any more
         self._flush()
-
-    def _close(self) -> None:
-        self._closed = True
-        self._unencrypted, self._unsent = None, False
-        if self._input_fed is not None:
-            self._input_fed.set()
 
     def _check_usable(self) -> None:
         if self._closed:
