@@ -16,17 +16,15 @@ error contains the path or the query of the URL, which may be secret.
 import hashlib
 import json
 import math
-import socket
 import ssl
 from collections.abc import Collection, Iterable
-from contextlib import closing, suppress
-from functools import partial
 from http import HTTPStatus
-from http.client import HTTPS_PORT, HTTPException, HTTPSConnection, IncompleteRead
+from http.client import HTTPS_PORT
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlsplit
 
+import h11
 import structlog
 import trio
 from attrs import field, frozen
@@ -52,6 +50,8 @@ FETCH_TIMEOUT_S: Final = 5.0
 """From the look-up of the host name to the last byte."""
 WAIT_S: Final = FETCH_TIMEOUT_S + 1
 """The longest time that a token waits for newer keys."""
+RECEIVE_BYTES_MAX: Final = 16 * 1024
+"""Of a response, in one step."""
 RETRY_S: Final = 1.0
 """After the first failure; doubled after each further one, up to the source's ``pause_s``."""
 _SAFE: Final = "/%:@!$&'()*+,;=~?"
@@ -227,53 +227,47 @@ class KeyServer:
     async def load(self) -> tuple[Key, ...]:
         """See ``KeySource.load``."""
         parts = urlsplit(self.url)
-        host, port = parts.hostname or "", parts.port or HTTPS_PORT
         target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
-        # Trio connects, because it tries the next address soon if one does not answer. The standard library would wait
-        # for the first one as long as the whole load may take. Its blocking client then runs in a thread, over the
-        # connected socket. A thread cannot be cancelled: at the deadline it is abandoned, and its read ends when the
-        # socket is shut down. That needs a second descriptor, because TLS takes over that of `plain` and closes it in
-        # the thread, and another file may have its number by then.
         try:
             with trio.fail_after(FETCH_TIMEOUT_S):
                 # Reads all certificate authorities, from a mount that may hang.
                 make = ssl.create_default_context
                 tls = await trio.to_thread.run_sync(make, abandon_on_cancel=True, limiter=self._limiter)
-                stream = await trio.open_tcp_stream(host, port)
-                with socket.socket(fileno=stream.socket.detach()) as plain, plain.dup() as same:
-                    try:
-                        ask = partial(_body_of, plain, tls, host, port, target)
-                        body = await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=self._limiter)
-                    finally:
-                        with suppress(OSError):  # it has ended already
-                            same.shutdown(socket.SHUT_RDWR)  # ends an abandoned thread, even if bytes still arrive
+                async with await trio.open_ssl_over_tcp_stream(
+                    parts.hostname or "", parts.port or HTTPS_PORT, https_compatible=True, ssl_context=tls
+                ) as stream:
+                    body = await _body_of(stream, parts.netloc.encode("idna"), target)
                 return read_jwks(body, self.algorithms)
         except trio.TooSlowError:
             message = f"the key server took more than {FETCH_TIMEOUT_S:g} s"
-        except HTTPException:
+        except h11.RemoteProtocolError:
             message = "the key server did not answer in HTTP"
-        except OSError as error:
+        except (OSError, trio.BrokenResourceError) as error:
             cause = error.__cause__ or error  # of Trio's error: that of the only address, or a group of all
             first = getattr(cause, "exceptions", (cause,))[0]
             message = f"the keys cannot be fetched: {getattr(first, 'strerror', None) or type(first).__name__}"
         raise KeysFault(message)
 
 
-def _body_of(plain: socket.socket, tls: ssl.SSLContext, host: str, port: int, target: str) -> bytes:
-    """Request ``target`` over a connected socket and return the body. The time-out of the socket limits each step.
+async def _body_of(stream: trio.abc.Stream, host: bytes, target: str) -> bytes:
+    """Request ``target`` and return the body. ``host``: of the header Host.
 
-    Raises ``KeysFault``, ``HTTPException`` and ``OSError``.
+    Raises ``KeysFault``, ``h11.RemoteProtocolError`` and ``trio.BrokenResourceError``.
     """
-    plain.settimeout(FETCH_TIMEOUT_S)
-    with closing(HTTPSConnection(host, port)) as connection:
-        connection.sock = tls.wrap_socket(plain, server_hostname=host)
-        connection.request("GET", target, headers={"Accept": "application/json, */*", "Connection": "close"})
-        with connection.getresponse() as response:
-            if response.status != HTTPStatus.OK:
-                raise KeysFault(f"the key server answered with status {response.status}")
-            body = bounded(response.read(KEYS_BYTES_MAX + 1))
-            if response.length:  # bytes of the Content-Length that have not arrived
-                raise IncompleteRead(body)
+    http = h11.Connection(h11.CLIENT)
+    accept = (b"Accept", b"application/json, */*"), (b"Accept-Encoding", b"identity")
+    request = h11.Request(method="GET", target=target, headers=[(b"Host", host), *accept, (b"Connection", b"close")])
+    await stream.send_all(http.send(request) + http.send(h11.EndOfMessage()))
+    body = b""
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(bytes(await stream.receive_some(RECEIVE_BYTES_MAX)))
+        elif isinstance(event, h11.Response) and event.status_code != HTTPStatus.OK:
+            raise KeysFault(f"the key server answered with status {event.status_code}")
+        elif isinstance(event, h11.Data):
+            body = bounded(body + event.data)
+        elif isinstance(event, h11.EndOfMessage):
             return body
 
 

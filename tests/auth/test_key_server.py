@@ -198,7 +198,7 @@ async def test_hanging_server_times_out_while_others_run(
         with pytest.raises(KeysFault, match="took more than 1 s"):
             await source(publisher).load()
         assert turns > 3
-        with trio.fail_after(2):  # the abandoned thread ends the connection
+        with trio.fail_after(2):  # the connection was ended
             await publisher.broken.wait()
         nursery.cancel_scope.cancel()
 
