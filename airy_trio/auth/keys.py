@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable
 from http import HTTPStatus
 from http.client import HTTPS_PORT
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 import h11
@@ -160,23 +160,12 @@ def _usable(found: Iterable[Key | None], algorithms: Iterable[str]) -> tuple[Key
     return keys
 
 
-class KeySource(Protocol):
-    """A place of keys. ``pause_s``: the shortest interval between two loads; ``refresh_s``: the longest."""
-
-    @property
-    def pause_s(self) -> float: ...  # noqa: D102 - above
-
-    @property
-    def refresh_s(self) -> float: ...  # noqa: D102 - above
-
-    async def load(self) -> tuple[Key, ...]:
-        """Return the keys, at least one. Raises ``KeysFault``. Can be cancelled."""
-        ...
-
-
 @frozen
 class KeyFile:
-    """Keys in a file. It is read often, so that a change takes effect soon."""
+    """Keys in a file. It is read often, so that a change takes effect soon.
+
+    ``pause_s``: the shortest interval between two loads; ``refresh_s``: the longest.
+    """
 
     path: Path
     algorithms: tuple[str, ...]
@@ -195,7 +184,7 @@ class KeyFile:
         return f"understood as the name of a {kind}, from jwt_algorithms and its ending"
 
     async def load(self) -> tuple[Key, ...]:
-        """See ``KeySource.load``."""
+        """Return the keys, at least one. Raises ``KeysFault``. Can be cancelled."""
         return await trio.to_thread.run_sync(self.load_now, abandon_on_cancel=True)  # a mount may hang
 
     def load_now(self) -> tuple[Key, ...]:
@@ -214,7 +203,7 @@ class KeyFile:
 
 @frozen
 class KeyServer:
-    """A JWK Set behind an ``https://`` URL."""
+    """A JWK Set behind an ``https://`` URL. The options and ``load`` are those of ``KeyFile``."""
 
     url: str
     algorithms: tuple[str, ...]
@@ -225,7 +214,7 @@ class KeyServer:
     _limiter: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1), init=False, eq=False, repr=False)
 
     async def load(self) -> tuple[Key, ...]:
-        """See ``KeySource.load``."""
+        """See ``KeyFile.load``."""
         parts = urlsplit(self.url)
         target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
         try:
@@ -294,7 +283,7 @@ class KeyRing:
     # together are one, and none is left over. A session takes `_ended` when it begins to wait, and it is replaced at
     # the end of a load, so no session waits for a second one.
 
-    def __init__(self, keys: tuple[Key, ...] = (), source: KeySource | None = None) -> None:
+    def __init__(self, keys: tuple[Key, ...] = (), source: KeyFile | KeyServer | None = None) -> None:
         self.keys = keys
         self.loaded = source is None or bool(keys)
         self.source = source

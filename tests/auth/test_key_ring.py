@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
-from airy_trio.auth.keys import KEYS_BYTES_MAX, WAIT_S, Key, KeyRing, KeysFault, read_jwks, source_of
+from airy_trio.auth.keys import KEYS_BYTES_MAX, WAIT_S, Key, KeyRing, KeyServer, KeysFault, read_jwks, source_of
 from airy_trio.errors import SettingsError
 from tests.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
 from tests.hanging_file import make_hang, open_writer
@@ -48,6 +49,10 @@ class Source:
         return self.keys
 
 
+def ring_of(source: Source, keys: tuple[Key, ...] = ()) -> KeyRing:
+    return KeyRing(keys, cast("KeyServer", source))
+
+
 @asynccontextmanager
 async def refreshed(ring: KeyRing) -> AsyncGenerator[None]:
     async def follow() -> None:
@@ -62,7 +67,7 @@ async def refreshed(ring: KeyRing) -> AsyncGenerator[None]:
 
 async def test_keys_are_loaded_at_once_and_at_each_interval(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST))
-    ring = KeyRing(source=source)
+    ring = ring_of(source)
     begun_at = trio.current_time()
     async with refreshed(ring):
         assert not ring.loaded
@@ -78,7 +83,7 @@ async def test_unexpected_error_leaves_the_keys(autojump_clock: MockClock) -> No
             raise RuntimeError("never-shown")
 
     source = Broken(keys_of(FIRST))
-    ring = KeyRing(keys_of(SECOND), source)
+    ring = ring_of(source, keys_of(SECOND))
     with capture_logs() as lines:
         async with refreshed(ring):
             await trio.sleep(10)
@@ -89,7 +94,7 @@ async def test_unexpected_error_leaves_the_keys(autojump_clock: MockClock) -> No
 
 async def test_source_is_loaded_once_in_its_pause(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST), delay_s=0.5)
-    ring = KeyRing(source=source)
+    ring = ring_of(source)
     answers: list[bool] = []
 
     async def ask(after_s: float) -> None:
@@ -112,7 +117,7 @@ async def test_source_is_loaded_once_in_its_pause(autojump_clock: MockClock) -> 
 
 async def test_unavailable_source_leaves_the_keys_and_backs_off(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST))
-    ring = KeyRing(source=source)
+    ring = ring_of(source)
     async with refreshed(ring):
         await trio.sleep(1)
         source.keys = None
@@ -128,7 +133,7 @@ async def test_unavailable_source_leaves_the_keys_and_backs_off(autojump_clock: 
 
 
 async def test_wait_for_keys_is_bounded(autojump_clock: MockClock) -> None:
-    ring = KeyRing(source=Source(keys_of(FIRST), delay_s=1000))
+    ring = ring_of(Source(keys_of(FIRST), delay_s=1000))
     async with refreshed(ring):
         begun_at = trio.current_time()
         assert not await ring.wait_newer()
@@ -137,7 +142,7 @@ async def test_wait_for_keys_is_bounded(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("keys", [keys_of(SECOND), None])
 async def test_load_does_not_change_a_retired_ring(keys: tuple[Key, ...] | None, autojump_clock: MockClock) -> None:
-    ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
+    ring = ring_of(Source(keys, delay_s=4), keys_of(FIRST))
     async with refreshed(ring):
         await trio.sleep(1)  # a second signal arrives while a key server is slow
         ring.retire()
@@ -146,7 +151,7 @@ async def test_load_does_not_change_a_retired_ring(keys: tuple[Key, ...] | None,
 
 
 async def test_retiring_a_ring_cancels_its_load(autojump_clock: MockClock) -> None:
-    ring = KeyRing(source=Source(keys_of(FIRST), delay_s=math.inf))
+    ring = ring_of(Source(keys_of(FIRST), delay_s=math.inf))
     newer: list[bool] = []
 
     async def wait_newer() -> None:
@@ -269,7 +274,7 @@ async def test_renewal_does_not_wait_for_a_key_file_that_hangs(tmp_path: Path) -
 
 async def test_keys_are_refreshed_without_a_request(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST), pause_s=1, refresh_s=10)
-    ring = KeyRing(keys_of(SECOND), source)
+    ring = ring_of(source, keys_of(SECOND))
     assert (ring.loaded, ring.keys) == (True, keys_of(SECOND))
     async with refreshed(ring):
         await trio.testing.wait_all_tasks_blocked()
