@@ -24,7 +24,7 @@ from airy_trio.delivery.disconnects import CATALOGUE, Reconnect
 from airy_trio.errors import AiryTrioError
 from airy_trio.stomp.codec import Decoder, Limits, encode
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.frames import Frame, HeartBeat, Version, negotiate
 
 PATH: Final = "/ws.communication"
 """The path of a URL that has none."""
@@ -32,8 +32,6 @@ OPEN_TIMEOUT_S: Final = 20.0
 """For one attempt, from TCP to CONNECTED."""
 HEART_BEAT_MS: Final = 10_000
 """The interval that the client offers in both directions; the larger one of both sides applies."""
-SILENT_INTERVALS: Final = 2.5
-"""A connection is lost if nothing is received for so many of the server's intervals."""
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 """A larger message is a ``BadAnswer``. The limit of a server is 60 KiB by default."""
 RETRY_AFTER_MAX_S: Final = 60.0
@@ -234,8 +232,7 @@ class ServerConnection:
         self._websocket = websocket
         self._decoder = Decoder(_LIMITS, Version.V1_2)
         self._frames: Iterator[Frame] = iter(())
-        self._silence_s = float("inf")
-        self._beat_s = 0.0  # 0: the server wants no heart-beats
+        self._heartbeat = HeartBeat()
 
     async def log_in(self, host: str, token: str | None) -> None:
         """Send CONNECT, read CONNECTED, and agree on heart-beats."""
@@ -246,13 +243,10 @@ class ServerConnection:
         answer = await self.receive("CONNECTED")
         if answer.get("version") != Version.V1_2.value:
             raise BadAnswer(f"the server speaks version {answer.get('version')!r} of STOMP instead of 1.2")
-        sends, wants = (answer.get("heart-beat") or "0,0").partition(",")[::2]
-        if not (_NUMBER.fullmatch(sends) and _NUMBER.fullmatch(wants)):
-            raise BadAnswer("the header heart-beat of the server is not two numbers of milliseconds")
-        if int(sends):
-            self._silence_s = max(int(sends), HEART_BEAT_MS) / 1000 * SILENT_INTERVALS
-        if int(wants):
-            self._beat_s = max(int(wants), HEART_BEAT_MS) / 1000
+        try:
+            self._heartbeat = negotiate(answer.get("heart-beat") or None, HEART_BEAT_MS)
+        except ValueError:
+            raise BadAnswer("the header heart-beat of the server is not two numbers of milliseconds") from None
 
     async def send(self, frame: Frame) -> None:
         """Send a frame."""
@@ -265,13 +259,14 @@ class ServerConnection:
 
     async def receive(self, command: str) -> Frame:
         """Return the next frame, which must have this command. It may be cancelled and called again."""
+        silent_after_s = self._heartbeat.silent_after_s or float("inf")
         try:
             while (frame := next(self._frames, None)) is None:
-                with trio.move_on_after(self._silence_s) as waiting:
+                with trio.move_on_after(silent_after_s) as waiting:
                     data = await self._websocket.get_message()
                     self._frames = self._decoder.feed(data.encode() if isinstance(data, str) else data)
                 if waiting.cancelled_caught:
-                    raise Lost(f"the server was silent for {self._silence_s:g} s")
+                    raise Lost(f"the server was silent for {silent_after_s:g} s")
         except ConnectionClosed as closed:
             raise _ending(closed) from None
         except RemoteProtocolError as fault:
@@ -286,8 +281,8 @@ class ServerConnection:
     async def send_heart_beats(self) -> None:
         """Send heart-beats until the connection ends, which ``receive`` reports; none if the server wants none."""
         with suppress(ConnectionClosed, ProtocolError):
-            while self._beat_s:
-                await trio.sleep(self._beat_s)
+            while (interval_s := self._heartbeat.outgoing_s) is not None:
+                await trio.sleep(interval_s)
                 await self._websocket.send_message("\n")
 
 

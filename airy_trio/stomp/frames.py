@@ -53,7 +53,7 @@ _HEADER = re.compile(r" *([0-9]{1,18}) *, *([0-9]{1,18}) *")
 class HeartBeat:
     """The agreed intervals in seconds; None: no heart-beats in this direction.
 
-    ``outgoing_s``: the longest time without a write of the server. ``incoming_s``: the interval that the client has
+    ``outgoing_s``: the longest time without a write of this side. ``incoming_s``: the interval that the peer has
     promised.
     """
 
@@ -62,24 +62,24 @@ class HeartBeat:
 
     @property
     def silent_after_s(self) -> float | None:
-        """The time without input after which the client counts as gone; None: no limit."""
+        """The time without input after which the peer counts as gone; None: no limit."""
         return None if self.incoming_s is None else SILENT_AFTER_INTERVALS * self.incoming_s
 
 
-def negotiate(client_header: str | None, server_ms: int) -> HeartBeat:
+def negotiate(peer_header: str | None, own_ms: int) -> HeartBeat:
     """Agree on heart-beats (STOMP 1.2, "Heart-beating"): the longer interval of both sides, none if either says 0.
 
-    ``client_header`` is the ``heart-beat`` of CONNECT: the interval that the client can keep, and the one that it
-    wants, in milliseconds. None counts as ``0,0``. ``server_ms`` is offered for both directions. Raises ``ValueError``
+    ``peer_header`` is the ``heart-beat`` of CONNECT or CONNECTED: the interval that the peer can keep, and the one that
+    it wants, in milliseconds. None counts as ``0,0``. ``own_ms`` is offered for both directions. Raises ``ValueError``
     if the header is not two numbers.
     """
-    if client_header is None:
+    if peer_header is None:
         return HeartBeat()
-    numbers = _HEADER.fullmatch(client_header)
+    numbers = _HEADER.fullmatch(peer_header)
     if numbers is None:
         raise ValueError("not two numbers of milliseconds")
     can_send_ms, wants_ms = int(numbers[1]), int(numbers[2])
-    return HeartBeat(outgoing_s=_interval_s(server_ms, wants_ms), incoming_s=_interval_s(can_send_ms, server_ms))
+    return HeartBeat(outgoing_s=_interval_s(own_ms, wants_ms), incoming_s=_interval_s(can_send_ms, own_ms))
 
 
 def _interval_s(sender_ms: int, receiver_ms: int) -> float | None:
