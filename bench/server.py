@@ -29,7 +29,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent
 from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
-from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import Sessions
 from airy_trio.websocket.tls import Encryption
 from bench.pace import READ_BYTES, Pace, Progress
 from bench.payload import body

@@ -22,7 +22,7 @@ OPEN_NURSERIES = {
     "demo/__init__.py",  # the demo is not part of the server
     "database/postgres.py",  # until a socket can be written or read: a Trio task can wait for only one of the two
     "sessions/conversation.py",  # in `unless_gone`, while one request waits
-    "sessions/registry.py",
+    "sessions/session.py",
     "testing/store_changes.py",  # the checks of stores are not part of the server
     "testing/store_crashes.py",
     "testing/store_reads.py",

@@ -41,7 +41,7 @@ from airy_trio.log.recorder import Recorder, Retention
 from airy_trio.log.store import Position
 from airy_trio.log.tail import LATENCY_BUCKETS_S, Latencies
 from airy_trio.sessions.listener import Address
-from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import Sessions
 
 PREFIX: Final = "airy_trio_"
 """Of the names of all our metrics."""

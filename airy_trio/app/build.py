@@ -49,7 +49,7 @@ from airy_trio.log.recorder import Recorder, RecorderOptions, Retention
 from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
 from airy_trio.sessions.conversation import Services
-from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import Sessions
 from airy_trio.settings import Settings
 from airy_trio.websocket.admission import Console
 from airy_trio.websocket.tls import Encryption

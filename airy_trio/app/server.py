@@ -42,7 +42,7 @@ from airy_trio.errors import FaultsError, SettingsError, StartError, single_erro
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
 from airy_trio.sessions.listener import Address, ListenerOptions, accept, open_listening_socket, within_files
-from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import Sessions
 from airy_trio.settings import Settings, contradictions
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import Certificate, Encryption

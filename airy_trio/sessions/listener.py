@@ -23,8 +23,7 @@ from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import PORT_MAX, at_least, between, matching
 from airy_trio.retry import Backoff, Outage
 from airy_trio.sessions.conversation import SessionOptions
-from airy_trio.sessions.registry import Sessions
-from airy_trio.sessions.session import LINGER_S, accept_request, read_to_end
+from airy_trio.sessions.session import LINGER_S, Sessions, accept_request, read_to_end
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.request import Request, RequestRefusedError

@@ -15,7 +15,7 @@ from airy_trio import app
 from airy_trio.admin.readiness import Readiness
 from airy_trio.log.memory import MemoryStore
 from airy_trio.sessions import session
-from airy_trio.sessions.registry import SPREAD_S
+from airy_trio.sessions.session import SPREAD_S
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port
 from tests.application import Application

@@ -17,7 +17,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.sessions.conversation import Services
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
-from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import Sessions
 from airy_trio.testing.client import Headers, StompClient, connect
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.transport import Transport

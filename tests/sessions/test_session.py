@@ -23,8 +23,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
-from airy_trio.sessions.registry import CHECK_STORE_EVERY_S
-from airy_trio.sessions.session import CLOSE_TIMEOUT_S, LINGER_S
+from airy_trio.sessions.session import CHECK_STORE_EVERY_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from tests.memory_transport import StreamTransport
