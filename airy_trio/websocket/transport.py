@@ -117,7 +117,8 @@ class SocketTransport:
 
     async def receive_some(self, bytes_max: int) -> bytes:
         while True:
-            self._check_open()
+            if self._socket.fileno() == -1:  # Trio would raise another error
+                raise trio.ClosedResourceError("the socket is closed")
             if self._tried:
                 await trio.lowlevel.wait_readable(self._socket)
             self._tried = True
@@ -131,11 +132,10 @@ class SocketTransport:
                 raise trio.BrokenResourceError(str(error)) from error
 
     async def send_eof(self) -> None:
-        self._check_open()
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError as error:
-            raise trio.BrokenResourceError(str(error)) from error
+            raise self._converted(error) from error
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
@@ -144,9 +144,8 @@ class SocketTransport:
 
     async def abort(self) -> None:
         """See ``Transport.abort``. With linger 0 the kernel drops its buffer and resets the peer."""
-        if self._socket.fileno() != -1:
-            with suppress(OSError):  # the peer has already reset the connection
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        with suppress(OSError):  # the peer has reset the connection, or this side has closed it
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
         self._close()
         await trio.lowlevel.checkpoint()
 
@@ -167,10 +166,6 @@ class SocketTransport:
         if self._socket.fileno() == -1:
             return trio.ClosedResourceError("the socket is closed")
         return trio.BrokenResourceError(str(error))
-
-    def _check_open(self) -> None:
-        if self._socket.fileno() == -1:
-            raise trio.ClosedResourceError("the socket is closed")
 
     def _close(self) -> None:
         self._set_rest(_NOTHING)
