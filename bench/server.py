@@ -21,7 +21,8 @@ import trio.testing
 from airy_trio import app, settings
 from airy_trio.app import server
 from airy_trio.app.server import open_encryption
-from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore

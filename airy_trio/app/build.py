@@ -14,7 +14,7 @@ from attrs import asdict, frozen
 from airy_trio import __version__, migrate
 from airy_trio.admin.endpoints import ClientEndpoint, Sources, node_of
 from airy_trio.admin.readiness import Readiness, Starting
-from airy_trio.auth import Authenticator
+from airy_trio.auth.authenticator import Authenticator
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
 from airy_trio.capture.feed import CANNOT_SEE, ChangeFeed, Lease

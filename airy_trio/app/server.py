@@ -35,7 +35,8 @@ from airy_trio.admin import endpoints
 from airy_trio.admin import server as admin
 from airy_trio.admin.readiness import Starting
 from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, wait_until_available
-from airy_trio.auth import Authenticator, Key, load_file_keys
+from airy_trio.auth.authenticator import Authenticator, load_file_keys
+from airy_trio.auth.keys import Key
 from airy_trio.database import DatabaseError
 from airy_trio.delivery.disconnects import INTERNAL
 from airy_trio.errors import FaultsError, SettingsError, StartError, single_error

@@ -57,7 +57,7 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
-from airy_trio.auth import ANONYMOUS, User
+from airy_trio.auth.users import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.framing import Framing
 from airy_trio.log.reads import Replay

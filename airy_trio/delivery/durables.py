@@ -24,7 +24,7 @@ import structlog
 import trio
 from attrs import define, field
 
-from airy_trio.auth import User
+from airy_trio.auth.users import User
 from airy_trio.delivery.client import Subscription
 from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_after, with_token
 from airy_trio.log.event_log import EventLog

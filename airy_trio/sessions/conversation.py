@@ -19,7 +19,8 @@ import structlog
 import trio
 from attrs import define, evolve, field, frozen
 
-from airy_trio.auth import Authenticator, Refusal, RefusalKind, UnknownKeyError
+from airy_trio.auth.authenticator import Authenticator, UnknownKeyError
+from airy_trio.auth.users import Refusal, RefusalKind
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
 from airy_trio.delivery.disconnects import (
     DONE,

@@ -24,7 +24,8 @@ import structlog
 import trio
 from attrs import evolve
 
-from airy_trio.auth import AuthOptions, Key
+from airy_trio.auth.keys import Key
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.disconnects import (
     CATALOGUE,

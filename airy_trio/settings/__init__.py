@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from attrs import Factory, frozen
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.auth import AuthOptions
+from airy_trio.auth.users import AuthOptions
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import DELETABLE, KINDS, TablesOptions
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, shown, sqlite_path

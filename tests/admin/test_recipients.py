@@ -7,7 +7,7 @@ import pytest
 from trio.testing import MockClock
 
 from airy_trio.admin.endpoints import recipients
-from airy_trio.auth import AuthOptions
+from airy_trio.auth.users import AuthOptions
 from tests.auth.signing import SECRET, issuer
 from tests.sessions.serving import Plugged, Server, event, serving
 

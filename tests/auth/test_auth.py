@@ -6,7 +6,8 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import ANONYMOUS, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.users import ANONYMOUS, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
 from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
 from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S

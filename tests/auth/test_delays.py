@@ -4,8 +4,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.auth import AuthOptions
 from airy_trio.auth.authenticator import ADDRESSES_MAX, DECAY_S, DELAY_MAX_S, REFUSALS_MAX, Delays
+from airy_trio.auth.users import AuthOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from tests.auth.signing import SECRET, issuer

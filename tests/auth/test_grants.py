@@ -9,8 +9,8 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.auth import Authenticator, AuthOptions, User
-from airy_trio.auth.users import ALL, NOTHING, Grant, grant_in
+from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.users import ALL, NOTHING, AuthOptions, Grant, User, grant_in
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.delivery.disconnects import GONE
 from airy_trio.events.destinations import (

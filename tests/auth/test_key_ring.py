@@ -14,8 +14,9 @@ from attrs import define, evolve, field
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.auth.authenticator import Authenticator
 from airy_trio.auth.keys import KEYS_BYTES_MAX, WAIT_S, Key, KeyRing, KeyServer, KeysFault, read_jwks, source_of
+from airy_trio.auth.users import AuthOptions, Refusal, User
 from airy_trio.errors import SettingsError
 from tests.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
 from tests.hanging_file import make_hang, open_writer

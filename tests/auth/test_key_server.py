@@ -14,8 +14,9 @@ import trustme
 from attrs import define, field
 from structlog.testing import capture_logs
 
-from airy_trio.auth import AuthOptions, keys
+from airy_trio.auth import keys
 from airy_trio.auth.keys import FETCH_TIMEOUT_S, KEYS_BYTES_MAX, KeyServer, KeysFault
+from airy_trio.auth.users import AuthOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.websocket.frames import CLOSE, PING, TEXT, close_answer
 from tests.auth.signing import Issuer, issuer, jwk, jwks

@@ -11,8 +11,9 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.auth.authenticator import Authenticator
 from airy_trio.auth.keys import WAIT_S
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery.disconnects import TOKEN_EXPIRED, UNAUTHORIZED
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from airy_trio.auth import Authenticator, AuthOptions, Refusal, RefusalKind, User
-from airy_trio.auth.authenticator import WEB_TOKEN_BYTES_MAX, UnknownKeyError, verified
+from airy_trio.auth.authenticator import WEB_TOKEN_BYTES_MAX, Authenticator, UnknownKeyError, verified
 from airy_trio.auth.keys import Key, read_jwks, read_pem, secret_key
-from airy_trio.auth.users import ALGORITHMS, KEY_PAIR_ALGORITHMS, Verified
+from airy_trio.auth.users import ALGORITHMS, KEY_PAIR_ALGORITHMS, AuthOptions, Refusal, RefusalKind, User, Verified
 from tests.auth.signing import SECRET, Issuer, connect_with, issuer, jwk, jwks, key_pair, pem
 
 HS256 = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])

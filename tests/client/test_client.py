@@ -14,7 +14,7 @@ from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio import client
-from airy_trio.auth import AuthOptions
+from airy_trio.auth.users import AuthOptions
 from airy_trio.client import ClientError, Event, Events, FilePosition, Follower, Refused, Reset
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.log.memory import MemoryStore

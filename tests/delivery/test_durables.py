@@ -8,7 +8,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.auth import AuthOptions
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ReplayOptions, Subscription
 from airy_trio.delivery.durables import (

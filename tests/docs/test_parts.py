@@ -15,8 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
-from airy_trio.auth import AuthOptions
-from airy_trio.auth.users import Grant, grant_in
+from airy_trio.auth.users import AuthOptions, Grant, grant_in
 from airy_trio.events.destinations import parse
 from airy_trio.events.models import TYPES
 from airy_trio.log.options import GROUP

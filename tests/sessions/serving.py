@@ -7,7 +7,8 @@ import trio
 import trio.testing
 from attrs import define, field
 
-from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery.client import Client, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import EVERYTHING

@@ -17,7 +17,8 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.users import AuthOptions, Refusal, User
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import Client
 from airy_trio.events.destinations import parse

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.admin.endpoints import connection_page
-from airy_trio.auth import AuthOptions
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ClientState, EncodedBatch, ReplayOptions, Subscription
 from airy_trio.delivery.disconnects import DisconnectReason

@@ -12,7 +12,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import AuthOptions
+from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.log import reads
