@@ -7,9 +7,8 @@ means without escapes: it is used for the frames that are never escaped, and bef
 no escapes either.
 
 Reading. The work is linear in the input, however the octets are cut into pieces: a search continues where the last one
-stopped. Memory is bounded by ``frame_bytes_max`` and one piece of input. Nearly every frame of a client is complete
-when it arrives and has neither escapes nor CRLF line ends. ``plain_head`` reads the head of such a frame in one step: a
-SUBSCRIBE takes 8 instead of 13 µs. The line-by-line decoder reads all other frames, including malformed ones.
+stopped. Memory is bounded by ``frame_bytes_max`` and one piece of input. A head is read when all of it has arrived, or
+when it cannot become valid any more: a NUL or more octets than a frame may have come first, or its command is too long.
 
 A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid the CR, but they have no
 way to write it back to a client that reads CRLF line ends.
@@ -163,14 +162,13 @@ class Limits:
 
 _NO_EOL: Final = re.compile(rb"[^\r\n]")
 _BARE_CR: Final = re.compile(rb"\r(?!\n)")
-_LINE_STOP: Final = re.compile(rb"[\n\0]")
+_HEAD_STOP: Final = re.compile(rb"\n\r?\n|\0")  # the end of the last line and the blank line; or a NUL
 _BODY_STOP: Final = re.compile(rb"\0")
 _DIGITS: Final = re.compile(r"[0-9]+")
 _LENGTH_DIGITS_MAX: Final = 18  # more would be beyond any limit, and is not worth converting
 _CR: Final = 13
 _NUL: Final = 0
-_NOT_PLAIN: Final = re.compile(rb"[\r\0\\]")  # a CRLF line end, an end before the blank line, an escape
-_BLANK_LINE: Final = b"\n\n"
+_STOP_BYTES_MAX: Final = 3  # what the patterns of both stops match at most
 
 
 @define(eq=False, weakref_slot=False)
@@ -178,7 +176,7 @@ class Decoder:
     """A stream of frames. ``limits`` and ``version`` may be set between two frames and apply from the next one on.
 
     ``version`` None: no version is agreed yet; nothing is unescaped or trimmed. ``searched_bytes``: octets searched for
-    the end of a line or body; no more than were fed.
+    the end of a head or body; no more than were fed.
     """
 
     limits: Limits
@@ -186,14 +184,13 @@ class Decoder:
     searched_bytes: int = field(default=0, init=False)
     _data: bytearray = field(factory=bytearray, init=False)
     _at: int = field(default=0, init=False)  # everything before is decoded
-    _searched: int = field(default=0, init=False)  # everything before was searched for the current line or body
+    _searched: int = field(default=0, init=False)  # everything before was searched for the current stop
     _fault: RemoteProtocolError | None = field(default=None, init=False)
     # Of the current frame, since `_begin`.
     _command: str | None = field(default=None, init=False)
     _headers: list[tuple[str, str]] = field(factory=list, init=False)
-    _head_complete: bool = field(default=False, init=False)
     _length: int | None = field(default=None, init=False)  # of the body, if there is a content-length
-    _used_bytes: int = field(default=0, init=False)  # octets so far, which count for frame_bytes_max
+    _head_bytes: int = field(default=0, init=False)  # 0 until the head was read
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Store octets and return an iterator over the complete frames, each decoded when it is requested.
@@ -217,8 +214,8 @@ class Decoder:
         return len(self._data)
 
     def _begin(self) -> None:
-        self._command, self._headers, self._head_complete = None, [], False
-        self._length, self._used_bytes = None, 0
+        self._command, self._headers = None, []
+        self._length, self._head_bytes = None, 0
 
     def _frames(self) -> Iterator[Frame]:
         if self._fault is not None:
@@ -238,11 +235,8 @@ class Decoder:
 
     def _next(self) -> Frame | None:
         """Continue with the current frame; None if octets are missing."""
-        if self._command is None and not self._read_command():
+        if not self._head_bytes and not self._read_head():
             return None
-        while not self._head_complete:
-            if not self._read_header():
-                return None
         body = self._body()
         if body is None or self._command is None:
             return None
@@ -250,38 +244,66 @@ class Decoder:
         self._begin()
         return frame
 
-    def _read_command(self) -> bool:
-        # They differ if the earlier input ended within the command. Its octets must not be searched again.
+    def _read_head(self) -> bool:
+        """Read the head of the next frame; False if octets are missing."""
+        # They differ if the earlier input ended within the head. Its octets must not be searched again.
         between_frames = self._searched == self._at
-        if between_frames:
-            if not self._skip_eols():
-                return False
-            if self._read_plain_head():
-                return True
-        self._command = self._line(self.limits.command_bytes_max, errors.COMMAND_TOO_LARGE)
-        return self._command is not None
-
-    def _read_plain_head(self) -> bool:
-        """Read the whole head in one step if it is plain. Tried once for each frame, up to the limit of one line."""
-        limits = self.limits
-        if self.version is Version.V1_0:  # its values are trimmed
+        if between_frames and not self._skip_eols():
             return False
-        # No line of a head is too long if the whole head is not longer than one line may be. The frame needs room for a
-        # NUL.
-        found = plain_head(self._data, self._at, min(limits.header_line_bytes_max, limits.frame_bytes_max - 1))
-        if found is None:
+        data, at, limits = self._data, self._at, self.limits
+        stop = self._find(_HEAD_STOP, at + limits.frame_bytes_max)
+        if stop is not None:
+            fault = errors.NO_BLANK_LINE if data[stop] == _NUL else None
+        elif len(data) - at >= limits.frame_bytes_max:
+            stop, fault = at + limits.frame_bytes_max, errors.FRAME_TOO_LARGE
+        elif len(data) - at > limits.command_bytes_max and data.find(EOL, at, at + limits.command_bytes_max + 1) < 0:
+            # Not only later: what arrives may be of another protocol, and have neither line ends nor NULs.
+            raise RemoteProtocolError(*errors.COMMAND_TOO_LARGE)
+        else:
             return False
-        command, headers, end = found
-        # Then the head is read again line by line, which reports the fault with its token.
-        if len(command.encode()) > limits.command_bytes_max or len(headers) > limits.header_count_max:
-            return False
-        # Before ``_end_head``: its limit counts these octets, and its faults get the receipt from these headers.
-        self._command, self._headers = command, headers
-        self._used_bytes = end - self._at
-        self.searched_bytes += self._used_bytes
-        self._at = self._searched = end
-        self._end_head()
+        self._read_lines(bytes(data[at:stop]).split(EOL), fault)
+        self._head_bytes = self._searched - at
+        self._at = self._searched
+        self._read_length()
         return True
+
+    def _read_lines(self, lines: list[bytes], fault: Fault | None) -> None:
+        """Read the lines of a head. ``fault``: why the last one is incomplete; raised unless another comes first."""
+        limits, headers = self.limits, self._headers
+        bytes_max, too_large = limits.command_bytes_max, errors.COMMAND_TOO_LARGE
+        version = self.version
+        for number, octets in enumerate(lines):
+            if len(octets) > bytes_max:
+                raise RemoteProtocolError(*too_large)
+            if fault is not None and number == len(lines) - 1:
+                raise RemoteProtocolError(*fault)
+            line = _text(octets)
+            if number == 0:
+                self._command = line
+                bytes_max, too_large = limits.header_line_bytes_max, errors.HEADER_TOO_LARGE
+                version = None if line in UNESCAPED_COMMANDS else version
+                continue
+            if number > limits.header_count_max:
+                raise RemoteProtocolError(*errors.TOO_MANY_HEADERS)
+            name, colon, value = line.partition(":")
+            if not colon or not name:
+                raise RemoteProtocolError(*errors.NOT_A_HEADER)
+            if version is Version.V1_0:
+                value = value.strip(" \t")
+            headers.append((unescape(name, version), unescape(value, version)) if "\\" in line else (name, value))
+
+    def _read_length(self) -> None:
+        text = next((value for name, value in self._headers if name == "content-length"), None)
+        if text is None:
+            return
+        if not _DIGITS.fullmatch(text):
+            raise RemoteProtocolError(*errors.NOT_A_LENGTH)
+        # Compared before the body arrives, so that a body that is too large is never held.
+        digits = text.lstrip("0") or "0"
+        too_long = len(digits) > _LENGTH_DIGITS_MAX
+        if too_long or self._head_bytes + int(digits) + 1 > self.limits.frame_bytes_max:
+            raise RemoteProtocolError(*errors.FRAME_TOO_LARGE)
+        self._length = int(digits)
 
     def _skip_eols(self) -> bool:
         """Skip line ends between frames, such as heart-beats; return whether a command may follow in the data."""
@@ -292,61 +314,10 @@ class Decoder:
         end = bare.start() if bare else end
         self.searched_bytes += end - self._at
         self._at = self._searched = end
-        # A CR before anything but LF begins a command, which ``_line`` rejects. At the end of the input it may be half
-        # of a CRLF.
+        # A CR before anything but LF begins a command, which is refused. At the end of the input it may be half of a
+        # CRLF.
         half_an_eol = end + 1 == len(data) and data[end] == _CR
         return end < len(data) and not half_an_eol
-
-    def _read_header(self) -> bool:
-        line = self._line(self.limits.header_line_bytes_max, errors.HEADER_TOO_LARGE)
-        if line is None:
-            return False
-        if not line:
-            self._end_head()
-            return True
-        if len(self._headers) == self.limits.header_count_max:
-            raise RemoteProtocolError(*errors.TOO_MANY_HEADERS)
-        name, colon, value = line.partition(":")
-        if not colon or not name:
-            raise RemoteProtocolError(*errors.NOT_A_HEADER)
-        version = None if self._command in UNESCAPED_COMMANDS else self.version
-        if version is Version.V1_0:
-            value = value.strip(" \t")
-        self._headers.append((unescape(name, version), unescape(value, version)))
-        return True
-
-    def _end_head(self) -> None:
-        self._head_complete = True
-        text = Frame("", tuple(self._headers)).get("content-length")
-        if text is None:
-            return
-        if not _DIGITS.fullmatch(text):
-            raise RemoteProtocolError(*errors.NOT_A_LENGTH)
-        # Compared before the body arrives, so that a body that is too large is never held.
-        digits = text.lstrip("0") or "0"
-        too_long = len(digits) > _LENGTH_DIGITS_MAX
-        if too_long or self._used_bytes + int(digits) + 1 > self.limits.frame_bytes_max:
-            raise RemoteProtocolError(*errors.FRAME_TOO_LARGE)
-        self._length = int(digits)
-
-    def _line(self, line_bytes_max: int, too_large: Fault) -> str | None:
-        """Take the next line without its end; None if it is incomplete."""
-        allowed = min(line_bytes_max + 1, self.limits.frame_bytes_max - self._used_bytes)
-        end = self._find(_LINE_STOP, self._at + allowed)
-        if end is None:
-            if len(self._data) - self._at < allowed:
-                return None
-            # Whichever limit allows less was exceeded: that of the line, or what the frame has left.
-            raise RemoteProtocolError(*(too_large if allowed > line_bytes_max else errors.FRAME_TOO_LARGE))
-        if self._data[end] == _NUL:
-            raise RemoteProtocolError(*errors.NO_BLANK_LINE)
-        line = self._take(end).removesuffix(b"\r")
-        if _CR in line:
-            raise RemoteProtocolError(*errors.BARE_CR)
-        try:
-            return line.decode()
-        except UnicodeDecodeError:
-            raise RemoteProtocolError(*errors.NOT_UTF_8) from None
 
     def _body(self) -> bytes | None:
         """Take the body and its NUL; None if they are incomplete."""
@@ -357,7 +328,7 @@ class Decoder:
             if self._data[end] != _NUL:
                 raise RemoteProtocolError(*errors.NO_NUL)
             return self._take(end)
-        allowed = self.limits.frame_bytes_max - self._used_bytes
+        allowed = self.limits.frame_bytes_max - self._head_bytes
         found = self._find(_BODY_STOP, self._at + allowed)
         if found is None:
             if len(self._data) - self._at >= allowed:
@@ -366,8 +337,9 @@ class Decoder:
         return self._take(found)
 
     def _find(self, stop: re.Pattern[bytes], limit: int) -> int | None:
-        """Continue the search for the end of a line or body, up to a limit; each octet is searched once."""
-        found = stop.search(self._data, self._searched, limit)
+        """Continue the search for the end of a head or body, up to a limit; return the index where it begins."""
+        # The earlier input may have ended within the stop.
+        found = stop.search(self._data, max(self._at, self._searched - _STOP_BYTES_MAX + 1), limit)
         end = found.end() if found else max(self._searched, min(len(self._data), limit))
         self.searched_bytes += end - self._searched
         self._searched = end
@@ -376,30 +348,17 @@ class Decoder:
     def _take(self, end: int) -> bytes:
         """Take the octets before ``end``, and skip the one there."""
         taken = bytes(self._data[self._at : end])
-        self._used_bytes += end + 1 - self._at
         self._at = self._searched = end + 1
         return taken
 
 
-def plain_head(data: bytearray, at: int, bytes_max: int) -> tuple[str, list[tuple[str, str]], int] | None:
-    """Read a head that begins at ``at``: the command, the headers, and the index after its blank line.
-
-    Returns None if the head is not plain: incomplete, longer than ``bytes_max`` with its blank line, or with anything
-    that the line-by-line decoder, which then reads the same octets again, may have to convert or reject.
-    """
-    end = data.find(_BLANK_LINE, at, at + bytes_max)
-    if end < 0:
-        return None
-    if _NOT_PLAIN.search(data, at, end):
-        return None
+def _text(line: bytes) -> str:
+    """Return a line of a head without the CR of its end."""
+    if _CR in line:
+        line = line.removesuffix(b"\r")
+        if _CR in line:
+            raise RemoteProtocolError(*errors.BARE_CR)
     try:
-        command, *lines = data[at:end].decode().split("\n")
+        return line.decode()
     except UnicodeDecodeError:
-        return None
-    headers = []
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name:
-            return None
-        headers.append((name, value))
-    return command, headers, end + len(_BLANK_LINE)
+        raise RemoteProtocolError(*errors.NOT_UTF_8) from None

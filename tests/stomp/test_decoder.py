@@ -138,9 +138,11 @@ def test_work_is_linear_in_the_input(name: str, piece_bytes: int) -> None:
     assert large <= 10 * small + 100
 
 
-def test_octets_of_a_command_are_not_held() -> None:
+def test_only_octets_of_an_incomplete_frame_are_held() -> None:
     decoder = Decoder(ROOMY, Version.V1_2)
     assert len(list(decoder.feed(b"A\n\n\0B\n\n\0C\n"))) == 2
+    assert decoder.held_bytes == 2
+    assert len(list(decoder.feed(b"\n\0\n"))) == 1
     assert decoder.held_bytes == 0
 
 
