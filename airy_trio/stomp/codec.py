@@ -175,6 +175,8 @@ _STOP_BYTES_MAX: Final = 3  # what the patterns of both stops match at most
 class Decoder:
     """A stream of frames. ``limits`` and ``version`` may be set between two frames and apply from the next one on.
 
+    After a fault nothing may be fed, because the next frame cannot be found.
+
     ``version`` None: no version is agreed yet; nothing is unescaped or trimmed. ``searched_bytes``: octets searched for
     the end of a head or body; no more than were fed.
     """
@@ -185,7 +187,6 @@ class Decoder:
     _data: bytearray = field(factory=bytearray, init=False)
     _at: int = field(default=0, init=False)  # everything before is decoded
     _searched: int = field(default=0, init=False)  # everything before was searched for the current stop
-    _fault: RemoteProtocolError | None = field(default=None, init=False)
     # Of the current frame, since `_begin`.
     _command: str | None = field(default=None, init=False)
     _headers: list[tuple[str, str]] = field(factory=list, init=False)
@@ -196,10 +197,9 @@ class Decoder:
         """Store octets and return an iterator over the complete frames, each decoded when it is requested.
 
         Frames that are not requested are returned by the next call. The iterator raises ``RemoteProtocolError`` at a
-        malformed or too large frame, and at every request after it, because the next frame cannot be found.
+        malformed or too large frame.
         """
-        if self._fault is None:
-            self._data += data
+        self._data += data
         return self._frames()
 
     def clear(self) -> None:
@@ -218,16 +218,12 @@ class Decoder:
         self._length, self._head_bytes = None, 0
 
     def _frames(self) -> Iterator[Frame]:
-        if self._fault is not None:
-            raise self._fault
         try:
             while (frame := self._next()) is not None:
                 yield frame
         except RemoteProtocolError as fault:
             if self._command is not None:
                 fault.receipt_id = Frame(self._command, tuple(self._headers)).receipt
-            self._fault = fault
-            self.clear()
             raise
         del self._data[: self._at]
         self._searched -= self._at
