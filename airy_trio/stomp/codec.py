@@ -160,8 +160,7 @@ class Limits:
     command_bytes_max: int = field(default=32, validator=_positive)
 
 
-_NO_EOL: Final = re.compile(rb"[^\r\n]")
-_BARE_CR: Final = re.compile(rb"\r(?!\n)")
+_EOLS: Final = re.compile(rb"(?:\r?\n)*+")
 _HEAD_STOP: Final = re.compile(rb"\n\r?\n|\0")  # the end of the last line and the blank line; or a NUL
 _BODY_STOP: Final = re.compile(rb"\0")
 _DIGITS: Final = re.compile(r"[0-9]+")
@@ -304,10 +303,8 @@ class Decoder:
     def _skip_eols(self) -> bool:
         """Skip line ends between frames, such as heart-beats; return whether a command may follow in the data."""
         data = self._data
-        other = _NO_EOL.search(data, self._at)
-        end = other.start() if other else len(data)
-        bare = _BARE_CR.search(data, self._at, end)
-        end = bare.start() if bare else end
+        eols = _EOLS.match(data, self._at)
+        end = eols.end() if eols else self._at
         self.searched_bytes += end - self._at
         self._at = self._searched = end
         # A CR before anything but LF begins a command, which is refused. At the end of the input it may be half of a
