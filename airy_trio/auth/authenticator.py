@@ -136,7 +136,7 @@ class Authenticator:
             answer = self.authenticate_at_once(request, upgrade_token)
         if not isinstance(answer, UnknownKeyError):
             return answer
-        if ring.loaded:
+        if ring.keys:
             return Refusal.unauthorized(str(answer))
         return Refusal(RefusalKind.UNAVAILABLE, "the keys of auth.jwt_key have not been loaded yet")
 
@@ -160,7 +160,7 @@ class Authenticator:
                     return False
                 # Until keys were loaded no session is ended, because a new key server may not have answered yet.
                 # `refresh_keys` returns True once its keys are there.
-                return not self._ring.loaded or still_accepted(proof, self._ring.keys, options)
+                return not self._ring.keys or still_accepted(proof, self._ring.keys, options)
             case _:
                 assert_never(options.mode)
 

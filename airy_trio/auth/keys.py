@@ -269,10 +269,7 @@ def source_of(options: AuthOptions) -> KeyFile | KeyServer:
 
 
 class KeyRing:
-    """The keys that are valid now, and their source; None: they never change.
-
-    ``loaded``: whether ``keys`` were ever loaded. A key server may not have answered yet.
-    """
+    """The keys that are valid now, none until they were loaded first, and their source; None: they never change."""
 
     # Tasks of three kinds meet here. One task calls `refresh` in a loop and is the only one that loads. Sessions call
     # `wait_newer` for a token with an unknown key. During a load they wait for its end. Otherwise they request a load,
@@ -285,7 +282,6 @@ class KeyRing:
 
     def __init__(self, keys: tuple[Key, ...] = (), source: KeyFile | KeyServer | None = None) -> None:
         self.keys = keys
-        self.loaded = source is None or bool(keys)
         self.source = source
         self._began_at = -math.inf
         self._due_at = math.inf if source is None else -math.inf
@@ -350,6 +346,6 @@ class KeyRing:
         if changed or self._outage.reason is not None:
             logger.info("keys of web tokens loaded", keys=len(keys))
         self._outage.end()
-        self.keys, self.loaded = keys, True
+        self.keys = keys
         self._due_at = trio.current_time() + source.refresh_s
         return changed
