@@ -42,8 +42,6 @@ SHARED_OF_PAGES_MAX: Final = 16
 YIELD_EVERY: Final = 256
 # While a client is behind, the store's floor is read this often, to find positions that have expired.
 WATCH_EVERY_S: Final = 1.0
-# The name of each send task, given explicitly because Trio would make a new string for each.
-_SEND: Final = "send"
 
 
 class Batches:
@@ -345,7 +343,7 @@ class Senders:
                 # Registered before its first step, so that ``stop`` finds it. A scope may be cancelled before it is
                 # entered.
                 task = self._sending[client] = _SendTask()
-                connections.start_soon(self._send, client, task, name=_SEND)
+                connections.start_soon(self._send, client, task)
                 self._busy.set()
 
     async def watch(self) -> None:

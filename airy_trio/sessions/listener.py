@@ -59,8 +59,6 @@ _FILES_SHARE: Final = 4
 _REJECTIONS_SHARE: Final = 8
 # The address of all rejected connections in the fair queue: together they get the share of one address.
 _REJECTED: Final = "rejected"
-# The name of each session's task, given explicitly because Trio would make a new string for each.
-_SESSION: Final = "session"
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
 _PERMANENT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -270,7 +268,7 @@ class _Acceptor:
             self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answered, turn)
         else:
             encrypted = self._encrypted(transport, slot.handshake_turn)
-            self._connections.start_soon(self._sessions.serve, encrypted, slot, name=_SESSION)
+            self._connections.start_soon(self._sessions.serve, encrypted, slot)
 
     def _encrypted(self, transport: SocketTransport, turn: Turn) -> Transport:
         return transport if self._encryption is None else TlsTransport(transport, self._encryption.context, turn)
