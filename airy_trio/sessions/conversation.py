@@ -10,7 +10,7 @@ after wrong credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends t
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn, TypeVar, assert_never
@@ -170,7 +170,7 @@ class Inbox:
     _turn: Turn
     _bytes_max: int = field(kw_only=True)
     _bytes: int = field(default=0, init=False)
-    _ahead: deque[bytes] | None = field(default=None, init=False)  # an empty one takes 600 bytes, in each idle session
+    _ahead: list[bytes] = field(factory=list, init=False)  # an empty deque takes 600 bytes, in each idle session
     _fault: Exception | None = field(default=None, init=False)  # of reading ahead; comes after the messages
 
     def next(self) -> Awaitable[bytes]:
@@ -179,8 +179,7 @@ class Inbox:
         Not a coroutine, because every idle session waits here and would keep the coroutine's frame in memory.
         """
         if self._ahead:
-            return self._read_before(self._ahead)
-        self._ahead = None
+            return self._read_before()
         return self._receive() if self._fault is None else self._fail()
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
@@ -213,26 +212,26 @@ class Inbox:
 
     def clear(self) -> None:
         """Drop what was read ahead. The traceback of a fault refers to this object, which would be a cycle."""
-        self._ahead = self._fault = None
+        self._ahead.clear()
+        self._fault = None
 
     async def _read_ahead(self, work: trio.CancelScope) -> None:
         if self._fault is not None:  # of an earlier wait
             work.cancel()
             return
-        ahead = self._ahead = self._ahead or deque()
         try:
             while self._bytes < self._bytes_max:
                 message = await self._receive()
-                ahead.append(message)
+                self._ahead.append(message)
                 self._bytes += MESSAGE_BYTES + len(message)
         except Exception as fault:  # noqa: BLE001 - raised by `_fail`
             self._fault = fault
             work.cancel()
 
-    async def _read_before(self, ahead: deque[bytes]) -> bytes:
+    async def _read_before(self) -> bytes:
         await trio.lowlevel.checkpoint()
         await self._turn()
-        message = ahead.popleft()
+        message = self._ahead.pop(0)
         self._bytes -= MESSAGE_BYTES + len(message)
         return message
 
