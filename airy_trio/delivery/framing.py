@@ -34,7 +34,7 @@ from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.codec import EOL, NUL, header, message_head
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.frames import AckMode, Connect, HeartBeat, Subscribe, Version
+from airy_trio.stomp.frames import Connect, HeartBeat, Subscribe, Version
 from airy_trio.websocket.event_stream import (
     COMMENT,
     RETRY_LATER_MS,
@@ -185,25 +185,15 @@ def requests_of(wanted: StreamRequest, heartbeat_ms: int) -> tuple[Connect, Subs
 
     The client may be silent for any time. The operating system detects that it is gone.
     """
-    connect = Connect(
-        version=Version.V1_2,
-        login=None,
-        passcode=None,
-        authorization=None,
-        heartbeat=HeartBeat(outgoing_s=heartbeat_ms / 1000 or None, incoming_s=float("inf")),
-    )
+    heartbeat = HeartBeat(outgoing_s=heartbeat_ms / 1000 or None, incoming_s=float("inf"))
     subscribe = Subscribe(
         number=_NUMBER,
-        id=None,
         destination=ROOT + wanted.path,
-        ack=AckMode.AUTO,
-        prefetch=0,
         last_event_id=wanted.last_event_id,
         replay=wanted.replay,
-        durable=None,
         receipt="",
     )
-    return connect, subscribe
+    return Connect(version=Version.V1_2, heartbeat=heartbeat), subscribe
 
 
 def _json(pairs: Iterable[tuple[str, str]]) -> bytes:

@@ -107,9 +107,9 @@ class Connect:
     """
 
     version: Version
-    login: str | None
-    passcode: str | None = field(repr=False)
-    authorization: str | None = field(repr=False)
+    login: str | None = None
+    passcode: str | None = field(default=None, repr=False)
+    authorization: str | None = field(default=None, repr=False)
     heartbeat: HeartBeat
 
 
@@ -127,14 +127,14 @@ class Subscribe:
     """
 
     number: int
-    id: str | None
+    id: str | None = None
     destination: str
-    ack: AckMode
-    prefetch: int
-    last_event_id: str | None
-    replay: str | None
-    durable: str | None
-    receipt: str | None
+    ack: AckMode = AckMode.AUTO
+    prefetch: int = 0
+    last_event_id: str | None = None
+    replay: str | None = None
+    durable: str | None = None
+    receipt: str | None = None
 
 
 @frozen(kw_only=True)
