@@ -343,12 +343,12 @@ def wire_time(value: Value, time_zone: tzinfo, column: str) -> str:
     """Return a time as ``2020-10-25T21:24:54.560Z``, years 1 to 9999. Raises ``UnfitValueError``."""
     if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= _MILLISECONDS_DIGITS:
         return _wire_time_of(int(value))  # fast path: the form of every Postgres timestamp
-    if isinstance(value, str) and WIRE_TIME.fullmatch(value) and _is_time(value):
-        return value
     if isinstance(value, str) and _is_iso(value):
         try:
-            since_epoch = _read(value, time_zone) - _EPOCH
-            moment = _EPOCH_UTC_UNMARKED + since_epoch
+            read = _read(value, time_zone)
+            if WIRE_TIME.fullmatch(value):
+                return value
+            moment = _EPOCH_UTC_UNMARKED + (read - _EPOCH)
         except (ValueError, OverflowError):
             raise UnfitValueError(column, "is not a time between the years 1 and 9999") from None
     else:
@@ -373,14 +373,6 @@ def _wire_time_of(epoch_ms: int) -> str:
 @lru_cache(maxsize=_DAYS_REMEMBERED)
 def _day_text(days: int) -> str:
     return f"{(_EPOCH + timedelta(days=days)).date()}T"
-
-
-def _is_time(value: str) -> bool:
-    try:
-        datetime.fromisoformat(value)
-    except ValueError:
-        return False
-    return True
 
 
 def instant(value: Value, time_zone: tzinfo, column: str) -> int | float:
