@@ -89,7 +89,10 @@ def text(value: Value, column: str) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_FLOAT_MAX:
         return str(int(value))
     if isinstance(value, int) and not isinstance(value, bool):
-        return _decimal(value, column)
+        try:
+            return str(value)
+        except ValueError:  # Python does not convert beyond some thousand digits
+            raise UnfitValueError(column, "has too many digits") from None
     raise UnfitValueError(column, "is neither text nor an integer")
 
 
@@ -194,13 +197,6 @@ def _flag(value: Value, column: str, spellings: dict[str, bool]) -> bool:
     if flag is None:
         raise UnfitValueError(column, "is NULL" if value is None else "is not a boolean")
     return flag
-
-
-def _decimal(value: int, column: str) -> str:
-    try:
-        return str(value)
-    except ValueError:  # Python does not convert beyond some thousand digits
-        raise UnfitValueError(column, "has too many digits") from None
 
 
 def printable(value: Value) -> str:
