@@ -71,8 +71,7 @@ class DurableClaim:
 
     ``claimed``: set once the store knows the holder. ``position``: the acknowledged position in the store, as far as
     this node knows. ``started``: it is decided where the subscription starts, so that there is something to
-    acknowledge. ``released``: the position to acknowledge after the subscription ended. ``reclaim_until``: in Trio's
-    time; until then it is claimed again if another server takes it over.
+    acknowledge. ``reclaim_until``: in Trio's time; until then it is claimed again if another server takes it over.
     """
 
     subscription: Subscription
@@ -81,7 +80,6 @@ class DurableClaim:
     claimed: trio.Event = field(factory=trio.Event)
     position: Position | None = None
     started: bool = False
-    released: Position | None = None
 
     @property
     def key(self) -> Key:
@@ -107,7 +105,7 @@ class Durables:
         self._claimed_in_period: Counter[str] = Counter()  # by address
         self._period_ends = -math.inf
         self._reclaiming: set[DurableClaim] = set()
-        self._released: dict[Key, DurableClaim] = {}
+        self._released: dict[Key, tuple[DurableClaim, Position]] = {}  # with the position to acknowledge
         self._unwritten: dict[DurableClaim, None] = {}
         self._waiting: list[trio.Event] = []
         self._writing = False
@@ -191,11 +189,11 @@ class Durables:
         self._remove_unclaimed(claim)
         self._reclaiming.discard(claim)
         self._unwritten.pop(claim, None)
-        claim.released = acknowledged_position(subscription, self._eventlog.head)
+        position = acknowledged_position(subscription, self._eventlog.head)
         # During a call the store may have another position than ``claim.position`` already.
-        if not claim.started or (claim.released == claim.position and not self._writing):
+        if not claim.started or (position == claim.position and not self._writing):
             return False
-        self._released[claim.key] = claim
+        self._released[claim.key] = claim, position
         self._changed.set()
         return True
 
@@ -267,7 +265,7 @@ class Durables:
         ]
         positions = {claim: acknowledged_position(claim.subscription, self._eventlog.head) for claim in claims}
         changed = {claim: position for claim, position in positions.items() if scanning or position != claim.position}
-        changed |= {claim: claim.released for claim in released.values() if claim.released is not None}
+        changed |= dict(released.values())
         self._unwritten.clear()
         self._write_at = math.inf
         try:
@@ -278,8 +276,8 @@ class Durables:
             raise
         if scanning:
             self._scan_at = trio.current_time() + self._scan_every_s if self._claims else math.inf
-        for key, claim in released.items():
-            if self._released.get(key) is claim:
+        for key, entry in released.items():
+            if self._released.get(key) is entry:
                 del self._released[key]
         if self._reclaiming:
             return  # their acknowledgements are written once they are claimed again
