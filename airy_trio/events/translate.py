@@ -110,8 +110,14 @@ def _event(
     match changed:
         case Message():
             return _message(changed)
+        case MessageGone() | TagGone() if not options.deletes:
+            return None
         case MessageGone():
-            return _message_gone(changed) if options.deletes else None
+            return MessageDeleted(
+                id=values.identity(changed.id, "id"),
+                conversation_id=values.identity(changed.conversation_id, "conversation_id"),
+                channel_id=values.identity(changed.channel_id, "channel_id"),
+            )
         case Channel() | ChannelGone():
             return ChannelUpdated(
                 id=values.identity(changed.id, "id"),
@@ -126,7 +132,7 @@ def _event(
                 color=values.color(changed.color),
             )
         case TagGone():
-            return TagDeleted(id=values.identity(changed.id, "id")) if options.deletes else None
+            return TagDeleted(id=values.identity(changed.id, "id"))
         case _:
             assert_never(changed)
 
@@ -147,14 +153,6 @@ def _message(row: Message) -> MessageUpdated:
         wire_time(sent_at, time_zone, "sent_at"),
         values.text(source, "source"),
         values.sender(sender_id),
-    )
-
-
-def _message_gone(row: MessageGone) -> MessageDeleted:
-    return MessageDeleted(
-        id=values.identity(row.id, "id"),
-        conversation_id=values.identity(row.conversation_id, "conversation_id"),
-        channel_id=values.identity(row.channel_id, "channel_id"),
     )
 
 
