@@ -329,7 +329,7 @@ class Conversation:
         if isinstance(user, Refusal):
             return await self._refuse(user)
         client.user = user
-        await self._send(client.framing.connected())
+        await client.stream.write(client.framing.connected())
         if not authenticator.accepts(user):
             # They were revoked during the write, when only clients that were connected already were disconnected.
             return UNAUTHORIZED
@@ -480,11 +480,7 @@ class Conversation:
 
     async def _send_receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if receipt_id is not None:
-            await self._send(self._client.framing.receipt(receipt_id, headers))
-
-    async def _send(self, data: bytes) -> None:
-        if data:
-            await self._client.stream.write(data)
+            await self._client.stream.write(self._client.framing.receipt(receipt_id, headers))
 
 
 def _after_fault(fault: RemoteProtocolError) -> DisconnectReason:
