@@ -36,7 +36,6 @@ from airy_trio.delivery.disconnects import (
     REFUSED,
     SHUTTING_DOWN,
     STORE_UNAVAILABLE,
-    TOO_SLOW,
     UNAUTHORIZED,
     DisconnectReason,
     reason_after,
@@ -210,8 +209,7 @@ class Session:
         """
         client = self.client
         reason, stream = client.reason, client.stream
-        # If the peer has stalled, the first reason may be another one. It cannot be sent either.
-        if reason is None or reason is TOO_SLOW or stream.stalled:
+        if reason is None or stream.stalled:  # whatever the reason is, a peer that has stalled does not take it
             return False
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             try:
