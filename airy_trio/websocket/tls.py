@@ -103,13 +103,26 @@ class TlsTransport:
     def offer(self, data: bytes) -> bool:
         if self.pending:
             return False
-        self._accept(data)
+        self._check_usable()
+        unencrypted = memoryview(data)
+        records = []
+        try:
+            while unencrypted:
+                # One record in each step. OpenSSL would take all of the data, but a BIO keeps the memory of the most
+                # that it has ever held: after one batch of 64 KiB a connection would keep 64 KiB instead of 22
+                # (measured with 200 connections).
+                written = self._tls.write(unencrypted[:RECORD_BYTES_MAX])
+                unencrypted = unencrypted[written:]
+                records.append(self._outgoing.read())
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError(self._fail(error)) from None
+        if records:
+            self._transport.push(records[0] if len(records) == 1 else b"".join(records))
         return True
 
     def push(self, data: bytes) -> None:
-        if self.pending:
+        if not self.offer(data):
             raise RuntimeError("data is pending")
-        self._accept(data)
 
     async def drain(self) -> None:
         if self.pending:
@@ -171,24 +184,6 @@ class TlsTransport:
         """See ``Transport.abort``: without close_notify, so that the peer knows that data is missing."""
         self._closed = True
         await self._transport.abort()
-
-    def _accept(self, data: bytes) -> None:
-        """Encrypt data and push it below, where nothing is pending."""
-        self._check_usable()
-        unencrypted = memoryview(data)
-        records = []
-        try:
-            while unencrypted:
-                # One record in each step. OpenSSL would take all of the data, but a BIO keeps the memory of the most
-                # that it has ever held: after one batch of 64 KiB a connection would keep 64 KiB instead of 22
-                # (measured with 200 connections).
-                written = self._tls.write(unencrypted[:RECORD_BYTES_MAX])
-                unencrypted = unencrypted[written:]
-                records.append(self._outgoing.read())
-        except ssl.SSLError as error:
-            raise trio.BrokenResourceError(self._fail(error)) from None
-        if records:
-            self._transport.push(records[0] if len(records) == 1 else b"".join(records))
 
     def _flush(self) -> None:
         """Push the output of TLS itself below. While data is pending there, it stays here."""
