@@ -324,7 +324,7 @@ class Renewal:
                 logger.warning(warning)
         logger.info("settings renewed", only_after_a_restart=list(not_renewed(running, found)))
 
-    def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...] | None]:
+    def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...]]:
         """Read the settings, and the certificate and the keys that they name. Blocks."""
         found = self._reread()
         return found, load_certificate(found.listener), load_file_keys(found.auth)

@@ -76,21 +76,19 @@ class UnknownKeyError(Exception):
 class Authenticator:
     """Finds the user of the credentials in the upgrade and in CONNECT. Stores digests, no tokens.
 
-    ``file_keys`` and errors: see ``renew``. One task must call ``refresh_keys`` in a loop while sessions run.
+    ``file_keys``: see ``renew``. One task must call ``refresh_keys`` in a loop while sessions run.
     """
 
-    def __init__(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
+    def __init__(self, options: AuthOptions, file_keys: tuple[Key, ...] = ()) -> None:
         self._ring = KeyRing()
         self._delays = Delays()
         self.renew(options, file_keys)
 
-    def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
+    def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] = ()) -> None:
         """Replace the options. Sessions are not ended here: the caller then tests each user with ``accepts``.
 
-        ``file_keys``: the result of ``load_file_keys`` for these options. Without it a key file is read here, which
-        blocks. Raises ``SettingsError``, with nothing changed, if a key file cannot be used.
+        ``file_keys``: the result of ``load_file_keys`` for these options.
         """
-        # The only step that can fail comes first, so that a fault changes nothing.
         past, self._ring = self._ring, _key_ring(options, self._ring, file_keys)
         self._options = options
         digests = ((_digest(token), name) for name, token in options.tokens.items())
@@ -176,20 +174,20 @@ class Authenticator:
         return found
 
 
-def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:
-    """Read the key file that the options name; None if they do not name one. Blocks. Raises ``SettingsError``."""
+def load_file_keys(options: AuthOptions) -> tuple[Key, ...]:
+    """Read the key file that the options name; none if they do not name one. Blocks. Raises ``SettingsError``."""
     if options.mode != "jwt" or options.secret_is_shared:
-        return None
+        return ()
     source = source_of(options)
     if not isinstance(source, KeyFile):
-        return None
+        return ()
     try:
         return source.load_now()
     except KeysFault as fault:
         raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
 
 
-def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | None) -> KeyRing:
+def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...]) -> KeyRing:
     """Return the keys of the options. The keys of the same server are reused until it has answered again."""
     if options.mode != "jwt":
         return KeyRing()
@@ -197,7 +195,7 @@ def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | 
         return KeyRing((secret_key(options.jwt_key, options.jwt_algorithms),))
     source = source_of(options)
     if isinstance(source, KeyFile):
-        return KeyRing(file_keys or load_file_keys(options) or (), source)
+        return KeyRing(file_keys, source)
     return KeyRing(past.keys if past.source == source else (), source)
 
 

@@ -384,10 +384,10 @@ class Sessions:
         finally:
             slot.leave()
 
-    def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
+    def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] = ()) -> None:
         """Replace the credentials; disconnect clients whose own are no longer accepted, with ``401-unauthorized``.
 
-        ``file_keys`` and errors: see ``Authenticator.renew``.
+        ``file_keys``: see ``Authenticator.renew``.
         """
         self.services.authenticator.renew(options, file_keys)
         self._disconnect_revoked()

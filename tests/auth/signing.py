@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from airy_trio.auth.authenticator import Authenticator, load_file_keys
+from airy_trio.auth.users import AuthOptions
 from airy_trio.stomp.frames import Connect, HeartBeat, Version
 
 SECRET = "a secret that is long enough for each of the three: sixty-four bytes"
@@ -81,3 +83,8 @@ def issuer(algorithm: str, number: int = 0, kid: str | None = None) -> Issuer:
 
 def connect_with(token: str | None = None, *, authorization: str | None = None) -> Connect:
     return Connect(version=Version.V1_2, login=None, passcode=token, authorization=authorization, heartbeat=HeartBeat())
+
+
+def authenticator_of(options: AuthOptions) -> Authenticator:
+    """Return an authenticator with the keys of the file that the options name."""
+    return Authenticator(options, load_file_keys(options))

@@ -14,11 +14,11 @@ from attrs import define, evolve, field
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.authenticator import Authenticator, load_file_keys
 from airy_trio.auth.keys import KEYS_BYTES_MAX, WAIT_S, Key, KeyRing, KeyServer, KeysFault, read_jwks, source_of
 from airy_trio.auth.users import AuthOptions, Refusal, User
 from airy_trio.errors import SettingsError
-from tests.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
+from tests.auth.signing import Issuer, authenticator_of, connect_with, issuer, jwk, jwks, pem
 from tests.hanging_file import make_hang, open_writer
 
 FIRST, SECOND = issuer("ES256", 0, "first"), issuer("ES256", 1, "second")
@@ -203,7 +203,7 @@ async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
 async def test_keys_added_to_and_removed_from_a_file_take_effect(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
+    authenticator = authenticator_of(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
     async with following(authenticator):
         first = await authenticator.authenticate(connect_with(FIRST.token()))
         assert isinstance(first, User)
@@ -213,7 +213,8 @@ async def test_keys_added_to_and_removed_from_a_file_take_effect(tmp_path: Path)
         assert authenticator.accepts(first)
         path.write_bytes(published(SECOND))
         await accepted(authenticator, SECOND)
-        authenticator.renew(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))  # as SIGHUP does
+        options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path))
+        authenticator.renew(options, load_file_keys(options))  # as SIGHUP does
         assert not authenticator.accepts(first)
 
 
@@ -222,7 +223,7 @@ async def test_replaced_pem_file_takes_effect(tmp_path: Path) -> None:
     assert not isinstance(FIRST.key, str)
     assert not isinstance(SECOND.key, str)
     path.write_bytes(pem(FIRST.key))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
+    authenticator = authenticator_of(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
     async with following(authenticator):
         await accepted(authenticator, FIRST)
         path.write_bytes(pem(SECOND.key))
@@ -263,11 +264,12 @@ async def test_renewal_does_not_wait_for_a_key_file_that_hangs(tmp_path: Path) -
     past, path = tmp_path / "past.json", tmp_path / "keys.json"
     past.write_bytes(published(FIRST))
     path.write_bytes(published(SECOND))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past)))
+    authenticator = authenticator_of(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past)))
     make_hang(past)
     async with following(authenticator):
         writing = await open_writer(past)  # the refresh is reading it now
-        authenticator.renew(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
+        options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path))
+        authenticator.renew(options, load_file_keys(options))
         path.write_bytes(published(FIRST, SECOND))  # only the refresh of the new source reads this file
         await accepted(authenticator, FIRST)
     os.close(writing)
@@ -285,18 +287,15 @@ async def test_keys_are_refreshed_without_a_request(autojump_clock: MockClock) -
         assert ring.keys == keys_of(SECOND)
 
 
-async def test_faulty_file_at_renewal_changes_nothing(tmp_path: Path) -> None:
+def test_faulty_key_file_is_a_fault_of_the_settings(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    path.write_bytes(published(FIRST))
     options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path))
-    authenticator = Authenticator(options)
     with pytest.raises(SettingsError, match=r"auth\.jwt_key: .*there is no such file") as caught:
-        authenticator.renew(evolve(options, jwt_key="/hunter2.json"))
+        load_file_keys(evolve(options, jwt_key="/hunter2.json"))
     assert "hunter2" not in str(caught.value)
     path.write_bytes(b"{}")
     with pytest.raises(SettingsError, match=r"JWK Set.*no array"):
-        authenticator.renew(options)
-    assert isinstance(await authenticator.authenticate(connect_with(FIRST.token())), User)
+        load_file_keys(options)
 
 
 async def test_renewed_settings_take_effect_at_once(tmp_path: Path) -> None:
@@ -304,7 +303,7 @@ async def test_renewed_settings_take_effect_at_once(tmp_path: Path) -> None:
     first, second = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
     path.write_bytes(published(first))
     options = AuthOptions(mode="jwt", jwt_key=str(path))
-    authenticator = Authenticator(options)
+    authenticator = authenticator_of(options)
     async with following(authenticator):
         user = await authenticator.authenticate(connect_with(first.token(iss="i", aud="a")))
         assert isinstance(user, User)
@@ -317,11 +316,11 @@ async def test_renewed_settings_take_effect_at_once(tmp_path: Path) -> None:
             (AuthOptions(mode="tokens", tokens={"agent": "t"}), False),
             (AuthOptions(), True),
         ):
-            authenticator.renew(renewed)
+            authenticator.renew(renewed, load_file_keys(renewed))
             assert authenticator.accepts(user) is still
         authenticator.renew(AuthOptions())
         await trio.testing.wait_all_tasks_blocked()
-        authenticator.renew(options)
+        authenticator.renew(options, load_file_keys(options))
         path.write_bytes(published(second))
         await accepted(authenticator, second)
 
@@ -330,7 +329,7 @@ async def test_client_that_waits_during_a_renewal_gets_the_new_keys(tmp_path: Pa
     past, path = tmp_path / "past.json", tmp_path / "keys.json"
     past.write_bytes(published(FIRST))
     path.write_bytes(published(SECOND))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past)))
+    authenticator = authenticator_of(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past)))
     answers: list[User | Refusal] = []
 
     async def ask() -> None:
@@ -340,7 +339,8 @@ async def test_client_that_waits_during_a_renewal_gets_the_new_keys(tmp_path: Pa
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await trio.testing.wait_all_tasks_blocked()  # no task refreshes, so it waits for newer keys
-            authenticator.renew(AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path)))
+            options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path))
+            authenticator.renew(options, load_file_keys(options))
     [user] = answers
     assert isinstance(user, User)
 
@@ -349,9 +349,9 @@ async def test_token_without_expiry_is_rejected_once_expiry_is_required(tmp_path
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
     options = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(path), jwt_require_exp=False)
-    authenticator = Authenticator(options)
+    authenticator = authenticator_of(options)
     user = await authenticator.authenticate(connect_with(FIRST.token(without=["exp"])))
     assert isinstance(user, User)
     assert authenticator.accepts(user)
-    authenticator.renew(evolve(options, jwt_require_exp=True))
+    authenticator.renew(evolve(options, jwt_require_exp=True), load_file_keys(options))
     assert not authenticator.accepts(user)

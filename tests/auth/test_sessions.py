@@ -11,13 +11,13 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth.authenticator import Authenticator
+from airy_trio.auth.authenticator import load_file_keys
 from airy_trio.auth.keys import WAIT_S
 from airy_trio.auth.users import AuthOptions
 from airy_trio.delivery.disconnects import TOKEN_EXPIRED, UNAUTHORIZED
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
-from tests.auth.signing import SECRET, issuer, jwk, jwks, key_pair
+from tests.auth.signing import SECRET, authenticator_of, issuer, jwk, jwks, key_pair
 from tests.hanging_file import make_hang
 from tests.sessions.serving import serving
 
@@ -85,7 +85,7 @@ async def test_wait_for_keys_outlasts_connect_timeout(tmp_path: Path, autojump_c
     past.write_bytes(jwks(jwk(key_pair("ES256", 0), kid="first")))
     path.write_bytes(jwks(jwk(key_pair("ES256", 1), kid="second")))
     auth = AuthOptions(mode="jwt", jwt_algorithms=["ES256"], jwt_key=str(past))
-    authenticator = Authenticator(auth)
+    authenticator = authenticator_of(auth)
     make_hang(past)
     writing = os.open(past, os.O_RDWR)  # a load of the keys waits until this is closed
     options, token = ListenerOptions(port=0, connect_timeout_s=WAIT_S / 4), issuer("ES256", 1, "second").token()
@@ -94,7 +94,8 @@ async def test_wait_for_keys_outlasts_connect_timeout(tmp_path: Path, autojump_c
         await plugged.client.upgrade()
         await plugged.client.send(Frame("CONNECT", (("accept-version", "1.2"), ("passcode", token))))
         await trio.sleep(WAIT_S / 2)
-        server.sessions.renew(evolve(auth, jwt_key=str(path)))
+        renewed = evolve(auth, jwt_key=str(path))
+        server.sessions.renew(renewed, load_file_keys(renewed))
         assert (await plugged.client.receive()).command == "CONNECTED"
     os.close(writing)
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from airy_trio.auth.authenticator import WEB_TOKEN_BYTES_MAX, Authenticator, UnknownKeyError, verified
+from airy_trio.auth.authenticator import WEB_TOKEN_BYTES_MAX, UnknownKeyError, verified
 from airy_trio.auth.keys import Key, read_jwks, read_pem, secret_key
 from airy_trio.auth.users import ALGORITHMS, KEY_PAIR_ALGORITHMS, AuthOptions, Refusal, RefusalKind, User, Verified
-from tests.auth.signing import SECRET, Issuer, connect_with, issuer, jwk, jwks, key_pair, pem
+from tests.auth.signing import SECRET, Issuer, authenticator_of, connect_with, issuer, jwk, jwks, key_pair, pem
 
 HS256 = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
 KEYS = (secret_key(SECRET, ["HS256"]),)
@@ -79,7 +79,7 @@ async def test_a_token_of_each_algorithm(algorithm: str, tmp_path: Path, autojum
     settings = AuthOptions(
         mode="jwt", jwt_key=SECRET if isinstance(signer.key, str) else str(path), jwt_algorithms=[algorithm]
     )
-    authenticator = Authenticator(settings)
+    authenticator = authenticator_of(settings)
     user = await authenticator.authenticate(connect_with(signer.token()))
     assert isinstance(user, User)
     assert user.name == "agent"
@@ -240,7 +240,7 @@ async def test_unknown_key_and_bad_signature_have_different_reasons(tmp_path: Pa
     assert not isinstance(known.key, str)
     path = tmp_path / "keys.json"
     path.write_bytes(jwks(jwk(known.key, kid="known")))
-    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path), jwt_algorithms=["ES256"]))
+    authenticator = authenticator_of(AuthOptions(mode="jwt", jwt_key=str(path), jwt_algorithms=["ES256"]))
     for signer, reason in (
         (unknown, "auth.jwt_key has no key for its kid and alg"),
         (evolve(unknown, kid="known"), "no key of auth.jwt_key verifies the signature"),
