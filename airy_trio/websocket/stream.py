@@ -45,7 +45,7 @@ class StalledError(trio.BrokenResourceError):
 
 
 class InputEnded(trio.BrokenResourceError):
-    """The client has ended its input, with a Close frame, which was answered, or with the stream."""
+    """The client has ended its input: with a Close frame, which was answered, with its stream, or by breaking it."""
 
 
 class TooMuchInputError(FrameError):
@@ -217,14 +217,13 @@ class FramedStream:
     async def receive_some(self) -> bytes:
         """Return the client's next bytes after their turn: for the upgrade request, and for ``receive``.
 
-        Raises ``InputEnded`` or another ``trio.BrokenResourceError`` at the end, and ``TooMuchInputError``.
+        Raises ``InputEnded`` at the end, also if the connection is broken, and ``TooMuchInputError``.
         """
-        data, fault = b"", None
         self.reading, self.read_at = True, trio.current_time()
         try:
             data = await self.transport.receive_some(RECEIVE_BYTES_MAX)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            fault = error
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            data = b""
         finally:
             self.reading = False
         if not data:
@@ -234,12 +233,7 @@ class FramedStream:
             # then. It is a part of a request, whose connection then ends, or comes from the client of an event stream,
             # which must send nothing.
             self._frames.feed(data)
-        try:
-            await self._wait_turn()  # also for the end, because hundreds of connections may end together
-            if fault is not None:
-                raise fault
-        finally:
-            del fault  # its traceback refers to this call and its variables: a reference cycle
+        await self._wait_turn()  # also for the end, because hundreds of connections may end together
         if not data:
             raise InputEnded
         if self._bytes_left is not None:
