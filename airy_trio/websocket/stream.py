@@ -109,8 +109,8 @@ class FramedStream:
         self.written_at = now
         return True
 
-    async def write(self, data: bytes) -> bool:
-        """Write complete messages and wait until the peer has taken them. False after a Close frame.
+    async def write(self, data: bytes) -> None:
+        """Write complete messages and wait until the peer has taken them. After a Close frame nothing is written.
 
         Has no checkpoint if no other task is writing and the peer takes the data at once. Raises
         ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
@@ -119,17 +119,12 @@ class FramedStream:
         # overtake the holder, and all tasks that wait behind it.
         if self.transport.pending or (self._lock is not None and self._lock.locked()):
             async with self.lock:
-                if self.closing:
-                    return False
-                await self.push(data)
-            return True
-        if self.closing:
-            return False
+                if not self.closing:
+                    await self.push(data)
         # No lock: there is no checkpoint from the test above to the end of this write.
-        if self._push_now(data):
+        elif not self.closing and self._push_now(data):
             async with self.lock:  # free: there was no checkpoint since it was tested
                 await self.drain()
-        return True
 
     async def close(self, frame: bytes) -> None:
         """Write the Close frame, unless one was written before, and wait until it has left."""
