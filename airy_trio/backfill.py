@@ -31,7 +31,7 @@ from attrs import define, evolve, frozen
 from cattrs.preconf.json import make_converter
 
 from airy_trio import migrate
-from airy_trio.app.build import Source, open_database, wait_until_available
+from airy_trio.app.build import MappedTables, open_database, wait_until_available
 from airy_trio.capture.change_log import TABLE, ChangeLog
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import KINDS, SINGULAR, Column, Table
@@ -103,8 +103,8 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
         migrate.require_file(sqlite_path(url))
     opened = open_database(url, database)
     try:
-        source = Source(settings)
-        tables = await wait_until_available(lambda: opened.run(source.require_tables), database, "database.url")
+        mapped = MappedTables(settings)
+        tables = await wait_until_available(lambda: opened.run(mapped.require_tables), database, "database.url")
         work = _Backfill(opened, names, options, report)
         for kind in kinds:
             await work.table(tables[kind])

@@ -85,7 +85,7 @@ async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable
     """
     options, reads_only = settings.database, settings.changes.reads_only
     names = Names.of(options.url, options.schema)
-    source = Source(settings)
+    mapped = MappedTables(settings)
     # The last one opened is closed first: the lease is released while the connection that it may share with the feed is
     # open. Not an `async with`, because its end would not be shielded.
     closing = contextlib.AsyncExitStack()
@@ -95,7 +95,7 @@ async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable
         database = open_database(options.session_url, options, read_only=reads_only)
         closing.push_async_callback(database.aclose)
         tables = await wait_until_available(
-            lambda: database.run(source.require_tables), options, "database.url", starting
+            lambda: database.run(mapped.require_tables), options, "database.url", starting
         )
         feed: UpdatedAtFeed | SqliteFeed | PostgresFeed
         if reads_only:
@@ -108,13 +108,13 @@ async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable
             logger.warning("capture by updated_at", overlap_s=settings.changes.overlap_s, cannot_see=CANNOT_SEE)
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
-        yield BackEnds(feed=feed, lease=lease, faults=lambda: database.run(source.faults))
+        yield BackEnds(feed=feed, lease=lease, faults=lambda: database.run(mapped.faults))
     finally:
         with trio.CancelScope(shield=True):
             await closing.aclose()
 
 
-class Source:
+class MappedTables:
     """The mapped tables, and our tables and triggers in their database, which are checked at start and later."""
 
     def __init__(self, settings: Settings) -> None:

@@ -8,7 +8,6 @@ A database with our default tables needs no mapping. They are created once, on r
 belong to the application from then on.
 """
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Final, Literal, get_args
@@ -275,29 +274,6 @@ def _as_written(raw: Value) -> str:
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")
     return str(raw)
-
-
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-# No integer type has more than 19 digits, and ``int`` raises an error for more than 4300.
-_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
-_NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
-
-
-def fits(column: Column, key: Value) -> bool:
-    """Return whether the database can cast a key to the column's type. A failing cast would fail the whole batch."""
-    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
-        return False
-    match column.type:
-        case "uuid":
-            return _UUID.fullmatch(str(key)) is not None
-        case "integer":
-            limit = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
-            return _INTEGER.fullmatch(str(key)) is not None and -limit <= int(key) < limit
-        case "numeric":
-            return _NUMERIC.fullmatch(str(key)) is not None
-        case _:
-            return True
 
 
 _METADATA = sa.MetaData()

@@ -1,7 +1,7 @@
 """The SQL that reads the application's tables: rows by key, and the owners of metadata.
 
 One impossible value must not fail a whole batch. Therefore columns are read as text or epoch, not converted by the
-driver, and a key is cast only to a type to which it can be cast (``mapping.fits``). Two things can still fail: an
+driver, and a key is cast only to a type to which it can be cast (``_fits``). Two things can still fail: an
 unusual value, such as a date too large for a timestamp, and the mapping's ``where``, which is the operator's SQL.
 ``where`` is evaluated only for the requested rows, and ``BoundQuery`` finds the keys that fail.
 
@@ -12,6 +12,8 @@ Queries run on the raw driver, which returns plain tuples: SQLAlchemy's rows wou
 """
 
 import json
+import math
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,7 +23,7 @@ import sqlalchemy as sa
 from attrs import define, field, frozen
 
 from airy_trio.capture.feed import Value
-from airy_trio.capture.mapping import FIELDS, Column, Key, Table, fits
+from airy_trio.capture.mapping import FIELDS, Column, Key, Table
 from airy_trio.database import POSTGRES, escape_colons, is_refusal, quote_identifier, quote_text
 
 Row = tuple[Any, ...]
@@ -35,6 +37,11 @@ LENGTH_MAX: Final = 2**31 - 1
 nothing."""
 _CAST: Final = frozenset({"integer", "numeric", "uuid"})
 """The types of key columns to which a key is cast. Most texts cannot be cast to them."""
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# No integer type has more than 19 digits, and ``int`` raises an error for more than 4300.
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,19}")
+_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
+_NUMERIC: Final = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
 _NO_KEYS: Final = {"keys": "[]"}
 _ZONE: Final = sa.text("select now() at time zone cast(:zone as text)")
 _NOT_UTF8: Final = "could not decode to utf-8"
@@ -187,7 +194,7 @@ class Queries:
 
     def can_find(self, key: Key) -> bool:
         """Whether a row can have this key at all."""
-        return all(map(fits, self._table.keys, key))
+        return all(map(_fits, self._table.keys, key))
 
     def newest(self, order: Sequence[Column], limit: int, *, nulls: Literal["first", "last"]) -> Query:
         """The query for the keys of the newest rows that the mapping includes, ordered by these columns."""
@@ -256,7 +263,7 @@ class Queries:
         The owner of a conversation is that of its newest message. ``owners_of`` evaluates the rows.
         """
         column = self._table.columns.get("id" if subject == "message" else "conversation_id")
-        wanted = [id_ for id_ in ids if column is not None and fits(column, id_)]
+        wanted = [id_ for id_ in ids if column is not None and _fits(column, id_)]
         if not wanted:
             return None
         return BoundQuery(self._owners if subject == "message" else self._newest, wanted)
@@ -438,3 +445,19 @@ def _query(sql: str) -> Query:
 
 def _name(column: Column) -> str:
     return f"t.{escape_colons(quote_identifier(column.name))}"
+
+
+def _fits(column: Column, key: Value) -> bool:
+    """Return whether the database can cast a key to the column's type. A failing cast would fail the whole batch."""
+    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
+        return False
+    match column.type:
+        case "uuid":
+            return _UUID.fullmatch(str(key)) is not None
+        case "integer":
+            limit = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
+            return _INTEGER.fullmatch(str(key)) is not None and -limit <= int(key) < limit
+        case "numeric":
+            return _NUMERIC.fullmatch(str(key)) is not None
+        case _:
+            return True
