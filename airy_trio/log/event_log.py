@@ -23,12 +23,13 @@ therefore asks for the store's head on its own, and measures how long this node 
 """
 
 import time
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from itertools import groupby
 from operator import attrgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -48,7 +49,7 @@ from airy_trio.log.store import (
     StoreUnavailable,
     is_all,
 )
-from airy_trio.log.tail import Arrivals, Latencies, StoreClock, Tail, View
+from airy_trio.log.tail import Latencies, StoreClock, Tail, View
 from airy_trio.retry import Outage
 
 READ_EVENTS_MAX: Final = 1000
@@ -62,9 +63,18 @@ BOUNDS_AGE_S: Final = 5.0
 """Maximum age of the cached bounds while events arrive. Refreshing them also resynchronises the store's clock."""
 LAG_EVERY_S: Final = 1.0
 """Between two reads of the store's head, by which the lag of ``follow`` is measured."""
-_APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
+OWN_APPENDS_MAX: Final = 4096
+"""The number of own appends of which it is known exactly when their changes were made."""
 
 logger = structlog.get_logger(__name__)
+
+
+class _Append(NamedTuple):
+    """An append of this node: its events, and when their oldest change was made, in Trio's time."""
+
+    first: int
+    last: int
+    changed_at: float
 
 
 class EventLog:
@@ -94,7 +104,7 @@ class EventLog:
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
         """Events of the store that are not in its current state yet, as ``watch_lag`` has found."""
-        self._arrivals = Arrivals()
+        self._own_appends: deque[_Append] = deque(maxlen=OWN_APPENDS_MAX)  # in order
         self.appending = Latencies()
         """How long the store takes for an append."""
         self._outage = Outage(logger, "event store unavailable", "event store available again")
@@ -272,8 +282,10 @@ class EventLog:
 
     def changed_at(self, event: StoredEvent) -> float:
         """Return when the change behind an event was made, in Trio's time; if that is unknown, when it was appended."""
-        changed_at = self._arrivals.at(event.offset)
-        return self.clock.changed_at(event) if changed_at is None else changed_at
+        index = bisect_left(self._own_appends, event.offset, key=attrgetter("last"))
+        if index < len(self._own_appends) and self._own_appends[index].first <= event.offset:
+            return self._own_appends[index].changed_at
+        return self.clock.changed_at(event)
 
     def _has_reached(self, head: Position) -> bool:
         return head.epoch == self.epoch and head <= self.head
@@ -359,7 +371,7 @@ class EventLog:
         newest = await self._read_newest(bounds)
         offset = newest[0].offset - 1 if newest else bounds.last
         self._head = Position(bounds.epoch, offset)
-        self._arrivals.clear()
+        self._own_appends.clear()
         self._report(self.tail.start_after(offset))
         self._take(bounds.epoch, newest)
 
@@ -392,12 +404,8 @@ class EventLog:
         """Add events to the tail, unless there are events before them that this node has not read."""
         if epoch != self.epoch or not events or events[0].offset > self.head.offset + 1:
             return
-        if changed_at is None:
-            for _, group in groupby(events, _APPEND):
-                appended = tuple(group)
-                self._arrivals.add(appended[0].offset, appended[-1].offset, self.clock.changed_at(appended[0]))
-        else:
-            self._arrivals.add(events[0].offset, events[-1].offset, changed_at)
+        if changed_at is not None:
+            self._own_appends.append(_Append(events[0].offset, events[-1].offset, changed_at))
         self._report(self.tail.extend(events))
         self._head = self.head.at(self.tail.last)
 

@@ -26,8 +26,8 @@ one has replaced. Maintaining the offsets costs 0.2 µs per event.
 
 **Ages.** The latency of an event counts from the change behind it. Three clocks are involved: the application's
 database, which made the change; the event store, which stamps each event with its own time and stores the age that the
-change had then; and this node, which delivers. A node that records knows when it learned of each change (``Arrivals``).
-All others compute the time from the stamp and the age, by what they know of the store's clock (``StoreClock``).
+change had then; and this node, which delivers. A node that records knows when it learned of each change. All others
+compute the time from the stamp and the age, by what they know of the store's clock (``StoreClock``).
 """
 
 from bisect import bisect_left, bisect_right
@@ -51,8 +51,6 @@ SCANNED_PER_CHANNEL: Final = 4
 """A narrow view scans this many events of its destination for each of its channels; beyond that its channels' own."""
 COMPARED_MAX: Final = 256
 """A window with this many events is not searched for repeated objects; it is treated as if it had some."""
-ARRIVALS_MAX: Final = 4096
-"""The number of batches for which ``Arrivals`` stores a time. Beyond that it forgets the older half."""
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """The inclusive upper bounds of all buckets but the last, which has none. Fixed, so that processes can be added up."""
 _APPENDED_AT: Final = attrgetter("appended_at_ms")
@@ -407,45 +405,6 @@ class StoreClock:
         """Return when an event's change was made, in Trio's time; if its age is unknown, when it was appended."""
         changed_at_ms = event.appended_at_ms - (event.age_ms or 0)
         return trio.current_time() - (self._clock() + (self._skew_ms - changed_at_ms) / 1000)
-
-
-class Arrivals:
-    """When the changes behind the newest events were made. One entry for each batch, not for each event."""
-
-    def __init__(self) -> None:
-        self._last: list[int] = []
-        self._at: list[float] = []
-        self._after = 0
-
-    def add(self, first: int, last: int, at: float) -> None:
-        """Store when the changes behind the events ``first`` to ``last`` were made.
-
-        Batches arrive in order, but one may arrive twice, because the store is read while an append to it is under way.
-        The earlier time counts.
-        """
-        # Only the end of each batch is stored: a batch begins after the one before, because the tail has no gaps.
-        if self._last and last <= self._last[-1]:
-            index = bisect_left(self._last, last)
-            self._at[index] = min(self._at[index], at)
-            return
-        if not self._last:
-            self._after = first - 1
-        self._last.append(last)
-        self._at.append(at)
-        if len(self._last) > ARRIVALS_MAX:
-            gone = ARRIVALS_MAX // 2
-            self._after = self._last[gone - 1]
-            del self._last[:gone], self._at[:gone]
-
-    def at(self, offset: int) -> float | None:
-        """Return when the change behind this offset was made; None if that was forgotten or never added."""
-        index = bisect_left(self._last, offset)
-        return self._at[index] if self._after < offset and index < len(self._last) else None
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._last.clear()
-        self._at.clear()
 
 
 class Latencies:

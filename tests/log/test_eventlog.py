@@ -13,7 +13,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, OfChannel, OfType
 from airy_trio.log.current import Marks
-from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, READ_BYTES_MAX, READ_EVENTS_MAX, EventLog
+from airy_trio.log.event_log import (
+    BOUNDS_AGE_S,
+    LAG_EVERY_S,
+    OWN_APPENDS_MAX,
+    READ_BYTES_MAX,
+    READ_EVENTS_MAX,
+    EventLog,
+)
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, NewEvent, Position, StaleAppend, StateChange, StoredEvent, StoreUnavailable
@@ -636,6 +643,14 @@ async def test_changed_at_of_own_and_other_appends(store: Outages, autojump_cloc
         round(trio.current_time() - log.changed_at(one), 3) for one in await store.read(log.head.at(0), 10, EVERYTHING)
     ]
     assert ages == [10, 5, 5, 0]  # for the first and the last one only the time of the append is known
+
+
+async def test_exact_times_of_the_oldest_own_appends_are_forgotten(store: Outages, autojump_clock: MockClock) -> None:
+    log = await opened(store)
+    for number in range(1, OWN_APPENDS_MAX + 2):
+        await log.append(log.head, [event(number)], "point", changed_at=trio.current_time() - 0.0004)
+    oldest = await store.read(log.head.at(0), 2)
+    assert [trio.current_time() - log.changed_at(one) for one in oldest] == pytest.approx([0, 0.0004])
 
 
 async def test_changed_at_of_an_event_read_before_its_append_returns(store: Outages, autojump_clock: MockClock) -> None:
