@@ -59,10 +59,8 @@ FIRST_PAGE_EVENTS: Final = 64
 """The first page when the tail is filled; the pages double. A tail of large events needs few of them."""
 OWN_APPEND_S: Final = 0.1
 """How long ``follow`` waits for an append of this node to return, before it reads the events from the store."""
-BOUNDS_AGE_S: Final = 5.0
-"""Maximum age of the cached bounds while events arrive. Refreshing them also resynchronises the store's clock."""
 LAG_EVERY_S: Final = 1.0
-"""Between two reads of the store's head, by which the lag of ``follow`` is measured."""
+"""Between two reads of the store's bounds, by which the lag of ``follow`` is measured and ``clock`` is set."""
 OWN_APPENDS_MAX: Final = 4096
 """The number of own appends of which it is known exactly when their changes were made."""
 
@@ -236,14 +234,14 @@ class EventLog:
                 await trio.sleep(self._outage.begin(str(error)))
 
     async def watch_lag(self) -> None:
-        """Measure ``follow_lag_s``, until cancelled."""
+        """Measure ``follow_lag_s``, and set ``clock``, until cancelled."""
         while True:
             await trio.sleep(LAG_EVERY_S)
             if self.away is not None:
                 continue
             asked_at = self._goal_asked_at = trio.current_time()
             try:
-                bounds = await self.store.bounds()
+                bounds = await self.bounds()
             except StoreUnavailable:
                 self._doubts += 1  # `follow` may be waiting, and must not continue as if it had missed nothing
                 continue
@@ -301,7 +299,7 @@ class EventLog:
         Every event of another node waits for this before it reaches a client.
         """
         async with self._reading:
-            if not self._doubtful and self.clock.age_s < BOUNDS_AGE_S:
+            if not self._doubtful:
                 head = self.head
                 with suppress(PositionExpired):
                     events = await self.store.read(head, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)

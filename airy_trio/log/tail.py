@@ -35,7 +35,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import chain
-from math import inf
 from operator import attrgetter
 from typing import Final
 
@@ -385,17 +384,10 @@ class StoreClock:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._skew_ms = 0.0
-        self._read_at = -inf
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the store's clock was read."""
-        return self._clock() - self._read_at
 
     def update(self, bounds: Bounds) -> None:
         """Set the clock by bounds that were read just now."""
-        self._read_at = self._clock()
-        self._skew_ms = bounds.now_ms - self._read_at * 1000
+        self._skew_ms = bounds.now_ms - self._clock() * 1000
 
     def ms_before(self, age_s: float) -> int:
         """Return the store's time ``age_s`` seconds ago, in milliseconds since 1970."""
