@@ -94,8 +94,8 @@ class Tail:
         # look-up: the views that do not depend on the conversation by channel and type, and those of conversations.
         self._shared: dict[str | None, dict[str, tuple[View, ...]]] = {}
         self._conversations: dict[str, View] = {}
-        self._narrow: dict[Within, NarrowView] = {}
-        self._narrow_by_channel: dict[tuple[Destination, str], dict[NarrowView, None]] = {}
+        # An index of the narrow views, by their wider destination and each of their channels.
+        self._narrow: dict[tuple[Destination, str], dict[View, None]] = {}
         self.evicted = 0
         self.evicted_at_ms: int | None = None
         """When the event at ``evicted`` was appended; None if that is not known."""
@@ -112,7 +112,7 @@ class Tail:
 
     def statistics(self) -> dict[str, int]:
         """Return the number of ``events``, ``bytes`` of their bodies, and ``views``."""
-        return {"events": len(self._events), "bytes": self._bytes, "views": len(self._views) + len(self._narrow)}
+        return {"events": len(self._events), "bytes": self._bytes, "views": len(self._views)}
 
     def start_after(self, offset: int) -> frozenset[View]:
         """Drop all events and continue after another offset. Return the views with readers: each has lost its past."""
@@ -126,14 +126,12 @@ class Tail:
         self._views.clear()
         self._shared.clear()
         self._conversations.clear()
+        self._narrow.clear()
         for view in kept:
             self._register(view)
-        # All narrow views stay, also in their indexes, because they exist only while they have readers.
-        lost = frozenset((*kept, *self._narrow.values()))
-        for view in lost:
             view.offsets.clear()
             view.evicted = view.last = offset
-        return lost
+        return frozenset(kept)
 
     def extend(self, events: Iterable[StoredEvent]) -> set[View]:
         """Add the next events and skip those that are here. Return the views with readers that have grown.
@@ -170,7 +168,7 @@ class Tail:
 
     def attach(self, destination: Destination, reader: object) -> View:
         """Register a reader of a destination."""
-        view = self._narrow_view(destination) if isinstance(destination, Within) else self._view(destination)
+        view = self._view(destination)
         view.readers[reader] = None
         return view
 
@@ -197,7 +195,7 @@ class Tail:
 
     def find(self, destination: Destination) -> View | None:
         """Return the view of a destination, if there is one."""
-        return self._narrow.get(destination) if isinstance(destination, Within) else self._views.get(destination)
+        return self._views.get(destination)
 
     def has_newer(self, event: StoredEvent) -> bool:
         """Return whether a newer event of the same object is in the tail."""
@@ -242,14 +240,6 @@ class Tail:
         start = bisect_right(view.offsets, offset)
         return map(self._event, view.offsets[start : start + events_max])
 
-    def _newest_first(self, view: View) -> Iterable[StoredEvent]:
-        """Return all events of a view, the newest first."""
-        if isinstance(view, NarrowView):
-            candidates = map(reversed, self._candidates(view, view.evicted))
-            events = map(self._event, merge(*candidates, reverse=True))
-            return (event for event in events if covers(view.destination, event))
-        return map(self._event, reversed(view.offsets))
-
     def _candidates(self, view: NarrowView, after: int) -> list[list[int]]:
         """Return ascending lists of offsets that together contain all events of a narrow view after an offset.
 
@@ -286,62 +276,58 @@ class Tail:
             return shared
         return *shared, self._conversations.get(conversation_id) or self._view(OfConversation(conversation_id))
 
-    def _narrow_views_of(self, event: StoredEvent, viewed: Iterable[View]) -> Iterator[NarrowView]:
+    def _narrow_views_of(self, event: StoredEvent, viewed: Iterable[View]) -> Iterator[View]:
         """Yield the narrow views that an event belongs to. ``viewed``: what ``_views_of`` returned."""
         if event.channel_id is not None:
             for view in viewed:
-                yield from self._narrow_by_channel.get((view.destination, event.channel_id), ())
+                yield from self._narrow.get((view.destination, event.channel_id), ())
 
     def _view(self, destination: Destination) -> View:
         view = self._views.get(destination)
         if view is None:
-            view = View(destination, self.evicted, self.evicted)
+            if isinstance(destination, Within):
+                view = self._narrow_view(destination)
+            else:
+                view = View(destination, self.evicted, self.evicted)
             self._register(view)
         return view
 
     def _narrow_view(self, destination: Within) -> NarrowView:
-        view = self._narrow.get(destination)
-        if view is None:
-            channels = tuple(OfChannel(id_) for id_ in sorted(destination.channels))
-            view = NarrowView(destination=destination, channels=channels, evicted=self.evicted, last=self.evicted)
-            view.last = next((event.offset for event in self._newest_first(view)), view.evicted)
-            self._narrow[destination] = view
-            for channel in channels:
-                self._narrow_by_channel.setdefault((destination.destination, channel.id), {})[view] = None
+        channels = tuple(OfChannel(id_) for id_ in sorted(destination.channels))
+        view = NarrowView(destination=destination, channels=channels, evicted=self.evicted, last=self.evicted)
+        candidates = map(reversed, self._candidates(view, view.evicted))
+        newest_first = map(self._event, merge(*candidates, reverse=True))
+        view.last = next((event.offset for event in newest_first if covers(destination, event)), view.evicted)
         return view
 
     def _register(self, view: View) -> None:
         self._views[view.destination] = view
-        if isinstance(view.destination, OfConversation):
-            self._conversations[view.destination.id] = view
+        match view.destination:
+            case OfConversation(id=id_):
+                self._conversations[id_] = view
+            case Within(destination=wide, channels=channels):
+                for id_ in channels:
+                    self._narrow.setdefault((wide, id_), {})[view] = None
+            case _:
+                pass
 
     def _forget_if_unused(self, view: View) -> None:
         """Forget a view without readers and events, unless another one has taken its place already."""
-        if view.readers or view.offsets:
+        if view.readers or view.offsets or self._views.get(view.destination) is not view:
             return
-        if isinstance(view, NarrowView):
-            if self._narrow.get(view.destination) is view:
-                self._forget_narrow(view)
-        elif self._views.get(view.destination) is view:
-            self._forget(view)
-
-    def _forget(self, view: View) -> None:
         del self._views[view.destination]
         match view.destination:
             case OfConversation(id=id_):
                 del self._conversations[id_]
+            case Within(destination=wide, channels=channels):
+                for id_ in channels:
+                    del self._narrow[wide, id_][view]
+                    if not self._narrow[wide, id_]:
+                        del self._narrow[wide, id_]
             case OfChannel(id=id_):
                 self._shared.pop(id_, None)
             case _:  # every channel's index may refer to it
                 self._shared.clear()
-
-    def _forget_narrow(self, view: NarrowView) -> None:
-        del self._narrow[view.destination]
-        for channel in view.channels:
-            key = (view.destination.destination, channel.id)
-            del self._narrow_by_channel[key][view]
-            if not self._narrow_by_channel[key]:
-                del self._narrow_by_channel[key]
 
     def _evict(self) -> None:
         """Evict a slice of the oldest events, and more until the rest fits. The newest stays, however large it is."""
