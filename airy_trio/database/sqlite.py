@@ -79,8 +79,6 @@ class FileEvents:
     def __init__(self, descriptor: int, names: Collection[bytes]) -> None:
         self._descriptor = descriptor
         self._names = frozenset(names)
-        self._count = 0  # of calls that have found a write
-        self._reading: trio.Event | None = None  # while a task waits for the descriptor, which only one may
         self.ended = False
         """Whether no more events will come, because the folder is gone."""
         weakref.finalize(self, os.close, descriptor)
@@ -102,23 +100,9 @@ class FileEvents:
         return cls(descriptor, [os.fsencode(name) for name in names])
 
     async def wait(self) -> None:
-        """Return when one of the files was written since the last call, or when the folder is gone.
-
-        Several tasks may wait; all of them return.
-        """
-        before = self._count
-        while self._count == before and not self.ended:
-            if self._reading is not None:
-                await self._reading.wait()
-                continue
-            self._reading = trio.Event()
-            try:
-                while not self.take():
-                    await trio.lowlevel.wait_readable(self._descriptor)
-                self._count += 1
-            finally:
-                self._reading.set()  # also if this task is cancelled: another one that waits reads on
-                self._reading = None
+        """Return when one of the files was written since the last call, or when the folder is gone. For one task."""
+        while not self.take():
+            await trio.lowlevel.wait_readable(self._descriptor)
 
     def take(self) -> bool:
         """Take all events that have arrived; return whether one is of these files."""

@@ -253,18 +253,6 @@ async def test_events_replaced_during_a_lost_connection_begin_an_epoch(postgres_
         assert head.epoch == was
 
 
-async def test_two_tasks_may_wait_in_one_store(postgres_database: str) -> None:
-    options = DatabaseOptions(url=postgres_database)
-    await trio.to_thread.run_sync(migrate_log, options.url, options)
-    async with open_sql(options) as store:
-        head = (await store.bounds()).head
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.wait, head)
-            nursery.start_soon(store.wait, head)
-            await trio.sleep(0.1)
-            await store.append(head, [event(1)], "point")
-
-
 async def test_events_of_an_ended_epoch_are_deleted_in_slices(options: DatabaseOptions) -> None:
     table = Names.of(options.url, options.schema).quoted("event_log")
     async with open_sql(options) as store:

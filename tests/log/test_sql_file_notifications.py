@@ -65,23 +65,6 @@ async def test_wait_returns_once_for_each_commit(path: Path) -> None:
     await notifications.aclose()
 
 
-async def test_every_waiting_task_is_notified(path: Path) -> None:
-    notifications = FileNotifications(path)
-    assert await notified(notifications)
-    results: list[bool] = []
-
-    async def wait() -> None:
-        results.append(await notified(notifications))
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(wait)
-        await trio.sleep(SETTLED_S)
-        write(path)
-    assert results == [True] * 3
-    await notifications.aclose()
-
-
 async def test_wait_returns_if_the_file_is_missing_or_unreadable(path: Path) -> None:
     notifications = FileNotifications(path)
     assert await notified(notifications)

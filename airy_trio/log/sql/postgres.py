@@ -340,7 +340,7 @@ def _rows(expected: Position, events: Sequence[NewEvent], moved_at_ms: int) -> I
 
 
 class Notifications:
-    """Waits for notifications of appends over one connection, which the first waiting task opens.
+    """Waits, in one task, for notifications of appends over one connection, which the first wait opens.
 
     ``head``: the position in the last notification, empty if there was none or it named none. If the connection is
     alive, it will be notified of everything that is appended after that position.
@@ -353,7 +353,7 @@ class Notifications:
         self._notify = Statement(f"select pg_notify({quote_text(channel)}, '')")
         self._listening_in: int | None = None  # generation of the connection
         self.head = ""
-        self._busy = self._notified = self._stale = False
+        self._notified = self._stale = False
 
     async def wait(self) -> str:
         """Wait for a notification and return the head that it names; return empty text when it is time to look.
@@ -361,10 +361,6 @@ class Notifications:
         Raises ``StoreUnavailable`` if an open connection was lost: the next one may lead to a database that was
         promoted without the last commits.
         """
-        if self._busy:  # only one task can wait for a socket
-            await trio.sleep(POLL_S)
-            return ""
-        self._busy = True
         was_open = False
         try:
             if self._stale:
@@ -385,8 +381,6 @@ class Notifications:
             if was_open:
                 raise StoreUnavailable(f"the connection that listens was lost: {error}") from None
             await trio.sleep(POLL_S)  # the caller's next look at the store finds out whether the database is away
-        finally:
-            self._busy = False
         return ""
 
     def reconnect(self) -> None:
