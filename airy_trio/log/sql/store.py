@@ -264,11 +264,11 @@ class SqlStore:
         *_, events, state = await run(*before, step, self._state)
         return events, state.bounds
 
-    async def _upsert(self, make: Any, rows: list[Durable]) -> list[Any]:  # noqa: ANN401 - of LogTables
+    async def _upsert(self, statement: Any, rows: list[Durable]) -> list[Any]:  # noqa: ANN401 - SQLAlchemy's
         """Store rows in the order of their keys, so that two nodes cannot wait for each other's rows."""
         if not rows:
             return []
-        results = await self._writing(*self._tables.upserts(make, sorted(rows)))
+        results = await self._writing(*self._tables.upserts(statement, sorted(rows)))
         return [row for result in results for row in result]
 
     async def _lowest(self, bounds: Bounds) -> int:

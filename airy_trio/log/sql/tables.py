@@ -16,6 +16,7 @@ unchanged. Equal texts stay equal, so a column can be compared with an ``escaped
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, Final, TypeVar, assert_never
 
 import sqlalchemy as sa
@@ -110,7 +111,7 @@ class LogTables:
         )
         self._now_ms = now_ms
         self._insert = insert
-        self._made: dict[tuple[str, ...], Any] = {}
+        self._made = cache(lambda make, values: make(values))  # the statements for destinations
         state, durable = self.state.c, self.acknowledged.c
         given = sa.bindparam
         # A server of an earlier version moves the head and the resume point, but leaves ``state_at`` or writes it in
@@ -199,6 +200,28 @@ class LogTables:
             .returning(state.first)
         )
 
+    def _prepare_durables(self, insert: Any) -> None:  # noqa: ANN401 - the dialect's insert of what is given
+        """Make the upserts of durable subscriptions.
+
+        ``claim`` stores claims and returns owner, name, and the position of each. ``acknowledge`` stores positions and
+        returns owner and name of each claim that was not replaced.
+        """
+        durable, new = self.acknowledged.c, insert.excluded
+        upsert = partial(insert.on_conflict_do_update, index_elements=("owner", "name"))
+        # An upsert returns the row after the change. It does not change epoch and offset, so these are the position
+        # that was acknowledged before.
+        claimed = upsert(set_={"holder": new.holder, "used_at_ms": new.used_at_ms})
+        self.claim = claimed.returning(durable.owner, durable.name, durable.epoch, durable.offset)
+        later = sa.and_(durable.epoch == new.epoch, durable.offset > new.offset)
+        changed = {
+            "epoch": new.epoch,
+            "offset": sa.case((later, durable.offset), else_=new.offset),
+            "used_at_ms": new.used_at_ms,
+        }
+        # It compares the claim and writes, so nothing has to be locked before it.
+        acknowledged = upsert(set_=changed, where=durable.holder == new.holder)
+        self.acknowledge = acknowledged.returning(durable.owner, durable.name)
+
     def before_fold(self) -> Sequence[Step]:
         """Return the steps that come before those of a fold in its transaction."""
         return ()
@@ -212,36 +235,10 @@ class LogTables:
     ) -> tuple[Any, dict[str, Any]]:
         """Return the statement that ``read``, ``kept`` or ``newest`` makes for a destination, and its parameters."""
         values = values_of(destination)
-        return self._once((make.__name__, *values), lambda: make(values)), values
+        return self._made(make, tuple(values)), values
 
-    def claim(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
-        """Return the upsert that stores claims and returns owner, name, and the position of each."""
-        durable = self.acknowledged.c
-        # An upsert returns the row after the change. It does not change epoch and offset, so these are the position
-        # that was acknowledged before.
-        changed = {name: insert.excluded[name] for name in ("holder", "used_at_ms")}
-        upsert = insert.on_conflict_do_update(index_elements=("owner", "name"), set_=changed)
-        return upsert.returning(durable.owner, durable.name, durable.epoch, durable.offset)
-
-    def acknowledge(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
-        """Return the upsert that stores positions and returns owner and name of each claim that was not replaced.
-
-        It compares the claim and writes, so nothing has to be locked before it.
-        """
-        durable, new = self.acknowledged.c, insert.excluded
-        later = sa.and_(durable.epoch == new.epoch, durable.offset > new.offset)
-        changed = {
-            "epoch": new.epoch,
-            "offset": sa.case((later, durable.offset), else_=new.offset),
-            "used_at_ms": new.used_at_ms,
-        }
-        upsert = insert.on_conflict_do_update(
-            index_elements=("owner", "name"), set_=changed, where=durable.holder == new.holder
-        )
-        return upsert.returning(durable.owner, durable.name)
-
-    def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
-        """Return the steps that store rows of ``acknowledged`` by ``claim`` or ``acknowledge``, on disk."""
+    def upserts(self, statement: Any, rows: Sequence[Durable]) -> Iterable[Step]:  # noqa: ANN401 - SQLAlchemy's
+        """Return the steps that store rows of ``acknowledged``, on disk, by ``claim`` or ``acknowledge``."""
         raise NotImplementedError
 
     def belongs_to(self, values: Iterable[str], table: sa.Table | None = None) -> sa.ColumnElement[bool]:
@@ -254,11 +251,6 @@ class LogTables:
             "channels": lambda: self._is_any_id(columns.channel_id),
         }
         return sa.and_(sa.true(), *(conditions[name]() for name in values))
-
-    def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:  # noqa: ANN401 - a statement
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
 
     def read(self, values: Iterable[str]) -> "sa.Select[Any]":
         """Return the statement for the next ``:limit`` events after the offset ``:after`` of ``:epoch``.
@@ -363,13 +355,12 @@ class SqliteTables(LogTables):
             f'and "offset" > (select folded from {names.quoted(STATE)}) and "offset" <= :upto) '
             f'where true group by digest {added} where excluded."offset" > "offset"'
         )
-
-    def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
-        """See ``LogTables.upserts``."""
         given: dict[str, Any] = {name: sa.bindparam(name, type_=type_) for name, type_ in _GIVEN.items()}
-        given["used_at_ms"] = self._now_ms
-        upsert = self._once((make.__name__,), lambda: make(self._insert(self.acknowledged).values(given)))
-        return (Step(upsert, dict(zip(_GIVEN, row, strict=True))) for row in rows)
+        self._prepare_durables(sqlite_insert(self.acknowledged).values(given | {"used_at_ms": now_ms}))
+
+    def upserts(self, statement: Any, rows: Sequence[Durable]) -> Iterable[Step]:  # noqa: ANN401 - SQLAlchemy's
+        """See ``LogTables.upserts``."""
+        return (Step(statement, dict(zip(_GIVEN, row, strict=True))) for row in rows)
 
 
 class PostgresTables(LogTables):
@@ -379,9 +370,8 @@ class PostgresTables(LogTables):
         super().__init__(names, sa.literal_column(NOW_MS, sa.BigInteger), postgres_insert)
         rows = sa.func.unnest(*(sa.bindparam(name, type_=ARRAY(type_)) for name, type_ in _GIVEN.items()))
         given = rows.table_valued(*(sa.column(name, type_) for name, type_ in _GIVEN.items())).render_derived()
-        self._given = postgres_insert(self.acknowledged).from_select(
-            [*_GIVEN, "used_at_ms"], sa.select(*given.c, self._now_ms)
-        )
+        insert = postgres_insert(self.acknowledged)
+        self._prepare_durables(insert.from_select([*_GIVEN, "used_at_ms"], sa.select(*given.c, self._now_ms)))
         self._synchronous = sa.select(sa.func.set_config("synchronous_commit", "on", sa.true()))
         self._planned_each_time = self._setting("plan_cache_mode", "force_custom_plan")
         self._by_index = self._setting("enable_sort", "off")
@@ -413,11 +403,11 @@ class PostgresTables(LogTables):
         """Return the step that sets a run-time parameter for the rest of the transaction."""
         return Step(sa.select(sa.func.set_config(name, value, sa.true())), convert=lambda _rows: ())
 
-    def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
+    def upserts(self, statement: Any, rows: Sequence[Durable]) -> Iterable[Step]:  # noqa: ANN401 - SQLAlchemy's
         """See ``LogTables.upserts``. Commits are synchronous whatever the server's default is."""
         yield Step(self._synchronous, convert=lambda _rows: ())
         columns = dict(zip(_GIVEN, zip(*rows, strict=True), strict=True))
-        yield Step(self._once((make.__name__,), lambda: make(self._given)), columns)
+        yield Step(statement, columns)
 
     def _limited(self, wanted: "sa.Select[Any]", table: sa.Table) -> "sa.Select[Any]":
         """Let the database sum up the sizes: all rows of a result arrive in memory."""
