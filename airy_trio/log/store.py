@@ -11,6 +11,7 @@ import secrets
 import string
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import total_ordering
 from typing import NamedTuple, Protocol, Self
 
 from attrs import field, frozen
@@ -35,6 +36,7 @@ def new_epoch() -> str:
 
 
 # attrs would order positions of two epochs by the names of their epochs.
+@total_ordering
 @frozen(order=False)
 class Position:
     """A place in the log: the event with this offset or, for a cursor, the place just after it.
@@ -60,21 +62,9 @@ class Position:
         return Position(self.epoch, offset)
 
     def __lt__(self, other: "Position") -> bool:
-        return self.offset < self._comparable(other).offset
-
-    def __le__(self, other: "Position") -> bool:
-        return self.offset <= self._comparable(other).offset
-
-    def __gt__(self, other: "Position") -> bool:
-        return self.offset > self._comparable(other).offset
-
-    def __ge__(self, other: "Position") -> bool:
-        return self.offset >= self._comparable(other).offset
-
-    def _comparable(self, other: "Position") -> "Position":
         if self.epoch != other.epoch:
             raise ForeignEpochError(f"{self} and {other} are of different epochs")
-        return other
+        return self.offset < other.offset
 
 
 class StoreUnavailable(Unavailable):
