@@ -280,7 +280,6 @@ class Database:
 
     def __init__(self, engine: sa.Engine, *, threads_max: int = THREADS_MAX) -> None:
         self.engine = engine
-        self.dialect = engine.dialect.name
         self._limiter = trio.CapacityLimiter(threads_max)
         self._closings = 0
 

@@ -93,12 +93,11 @@ def postgres_engine(
         pool_pre_ping=True,
         execution_options={"open_connections": (opened := OpenConnections())},
     )
-    # First of all listeners, before any statement: it must be possible to interrupt that.
-    event.listen(engine, "connect", lambda driver, _record: opened.add(driver), insert=True)
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, given: list[Any], options: dict[str, Any]) -> MonitoredConnection:
         made = MonitoredConnection.opened(*given, **options)
+        opened.add(made)  # before any statement: it must be possible to interrupt that
         if pooled:
             made.answer_timeout_s = ANSWER_TIMEOUT_POOLED_S
         return made

@@ -227,7 +227,10 @@ class Reads:
             try:
                 page = self._page_at_once(after, destination, replay)
                 if page is None:
-                    page = await self._read_page(after, destination, replay)
+                    if replay is None:
+                        page = await self._read(after, self._log.head, destination)
+                    else:
+                        page = await self._read_replay(after, destination, replay)
                     self._pages.append(page)
             except PositionExpired:
                 self._state = None  # a client that subscribes again must not get a state that has ended
@@ -375,11 +378,6 @@ class Reads:
             recent = evolve(recent, events=events, replay=replay)
             self._pages.append(recent)
         return recent
-
-    async def _read_page(self, after: Position, destination: Destination, replay: Replay | None) -> Page:
-        if replay is None:
-            return await self._read(after, self._log.head, destination)
-        return await self._read_replay(after, destination, replay)
 
     async def _read_replay(self, after: Position, destination: Destination, replay: Replay) -> Page:
         """Read the next page of a replay.
