@@ -126,7 +126,7 @@ class SqliteStore(SqlStore):
                 results = []
                 for step in steps:
                     with closing(connection.execute(step.statement, step.values)) as rows:
-                        results.append(step.convert(rows))
+                        results.append(step.convert(rows) if rows.returns_rows else [])
                 return results
 
             return await run(self._checked(work))

@@ -121,13 +121,13 @@ class SqlStore:
         values |= {"of": bounds.epoch, "of_generation": generation, "low": low, "high": high}
         if over:  # apart from the rest: an append that notes the same objects holds the row that is advanced
             values["digests"] = [digest for (digest,) in over]
-            deletes = [Step(statement, values, _nothing) for statement in (tables.delete_ended, tables.forget_ended)]
-            await self._writing(*tables.before_fold(), *deletes)
+            deletes = Step(tables.delete_ended, values), Step(tables.forget_ended, values)
+            await self._writing(*tables.before_fold, *deletes)
         if high > low:
-            adds = [Step(tables.fold, values, _nothing)] * bool(count)
+            adds = [Step(tables.fold, values)] * bool(count)
             advance = Step(tables.advance_state, values)
             left = Step(tables.over, values)
-            *_, moved, over = await self._writing(*tables.before_fold(), *adds, advance, left)
+            *_, moved, over = await self._writing(*tables.before_fold, *adds, advance, left)
             return high < bounds.last or not moved or bool(over)
         return len(over) == limit
 
@@ -152,10 +152,10 @@ class SqlStore:
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         statement, values = self._tables.statement_for(destination, self._tables.kept)
-        before = self._tables.before_kept()
         values |= {
             "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
         }  # fmt: skip
+        before = self._tables.before_kept
         events, bounds = await self._events(self._replaying, statement, values, bytes_max, before=before)
         current = bounds.state
         gone = current is None or current.generation != state.generation or current.folded < state.until.offset
@@ -206,9 +206,9 @@ class SqlStore:
         steps = []
         unused_before_ms = bounds.now_ms - milliseconds(unused_s)
         if await self._has_unused(unused_before_ms, bounds.now_ms):
-            steps.append(Step(tables.delete_durables, {"unused_before_ms": unused_before_ms}, _nothing))
+            steps.append(Step(tables.delete_durables, {"unused_before_ms": unused_before_ms}))
         if lowest <= deleted:
-            steps.append(Step(tables.delete_events, {"lowest": lowest, "highest": deleted}, _nothing))
+            steps.append(Step(tables.delete_events, {"lowest": lowest, "highest": deleted}))
         if state.generation != self._clean_generation:
             await self._delete_stale(state.generation, limit)
         if first > bounds.first:
@@ -359,7 +359,3 @@ def _position(epoch: str, offset: int) -> Position | None:
 def _state_row(rows: Iterable[Any]) -> StateRow:
     [row] = rows
     return StateRow(*row)
-
-
-def _nothing(_rows: object) -> tuple[()]:
-    return ()

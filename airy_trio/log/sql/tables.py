@@ -59,7 +59,7 @@ _GIVEN: Final = {"owner": sa.Text, "name": sa.Text, "holder": sa.Text, "epoch": 
 
 @frozen
 class Step:
-    """A statement of a unit of work and its parameters. ``convert`` makes the step's result of its rows."""
+    """A statement of a unit of work and its parameters. ``convert`` makes the step's result of its rows, if any."""
 
     statement: Any
     values: Mapping[str, Any] = field(factory=dict)
@@ -69,8 +69,12 @@ class Step:
 class LogTables:
     """The tables under their names in one database, and the statements on them.
 
-    ``bounds`` and ``aged`` return the columns of ``store.StateRow``.
+    ``bounds`` and ``aged`` return the columns of ``store.StateRow``. ``before_fold`` and ``before_kept``: the steps
+    before a fold, and before ``kept``, in their transactions.
     """
+
+    before_fold: Sequence[Step] = ()
+    before_kept: Sequence[Step] = ()
 
     def __init__(self, names: Names, now_ms: sa.ColumnElement[int], insert: Callable[[sa.Table], Any]) -> None:
         metadata = sa.MetaData(schema=names.table_schema)
@@ -222,14 +226,6 @@ class LogTables:
         acknowledged = upsert(set_=changed, where=durable.holder == new.holder)
         self.acknowledge = acknowledged.returning(durable.owner, durable.name)
 
-    def before_fold(self) -> Sequence[Step]:
-        """Return the steps that come before those of a fold in its transaction."""
-        return ()
-
-    def before_kept(self) -> Sequence[Step]:
-        """Return the steps that come before ``kept`` in its transaction."""
-        return ()
-
     def statement_for(
         self, destination: Destination | None, make: Callable[[Iterable[str]], "sa.Select[Any]"]
     ) -> tuple[Any, dict[str, Any]]:
@@ -372,40 +368,25 @@ class PostgresTables(LogTables):
         given = rows.table_valued(*(sa.column(name, type_) for name, type_ in _GIVEN.items())).render_derived()
         insert = postgres_insert(self.acknowledged)
         self._prepare_durables(insert.from_select([*_GIVEN, "used_at_ms"], sa.select(*given.c, self._now_ms)))
-        self._synchronous = sa.select(sa.func.set_config("synchronous_commit", "on", sa.true()))
-        self._planned_each_time = self._setting("plan_cache_mode", "force_custom_plan")
-        self._by_index = self._setting("enable_sort", "off")
-        self._unsynchronized = self._setting("synchronous_commit", "off")
-        self._patience = self._setting("lock_timeout", f"{FOLD_LOCKS_S}s")
+        self._synchronous = _setting("synchronous_commit", "on")
+        # One fold at a time: the next one must see how far this one got. What a crash undoes of it is done again, so
+        # its commit does not wait for the disk.
         lock = sa.func.pg_advisory_xact_lock(
             FOLD_CLASS, sa.func.to_regclass(names.quoted(STATE)).cast(OID).cast(sa.Integer)
         )
-        self._in_turn = Step(sa.select(lock), convert=lambda _rows: ())
-
-    def before_fold(self) -> Sequence[Step]:
-        """See ``LogTables.before_fold``.
-
-        One fold at a time: the next one must see how far this one got. What a crash undoes of it is done again, so its
-        commit does not wait for the disk.
-        """
-        return [self._unsynchronized, self._patience, self._in_turn]
-
-    def before_kept(self) -> Sequence[Step]:
-        """See ``LogTables.before_kept``.
-
-        A plan that is made once would scan the whole state for a conversation with few objects in it. And before the
-        table's first statistics Postgres sorts all that is left of the state for each page, 86 instead of 2 ms with
-        100,000 objects, although an index has it in order.
-        """
-        return [self._planned_each_time, self._by_index]
-
-    def _setting(self, name: str, value: str) -> Step:
-        """Return the step that sets a run-time parameter for the rest of the transaction."""
-        return Step(sa.select(sa.func.set_config(name, value, sa.true())), convert=lambda _rows: ())
+        self.before_fold = (
+            _setting("synchronous_commit", "off"),
+            _setting("lock_timeout", f"{FOLD_LOCKS_S}s"),
+            Step(sa.select(lock)),
+        )
+        # A plan that is made once would scan the whole state for a conversation with few objects in it. And before the
+        # table's first statistics Postgres sorts all that is left of the state for each page, 86 instead of 2 ms with
+        # 100,000 objects, although an index has it in order.
+        self.before_kept = _setting("plan_cache_mode", "force_custom_plan"), _setting("enable_sort", "off")
 
     def upserts(self, statement: Any, rows: Sequence[Durable]) -> Iterable[Step]:  # noqa: ANN401 - SQLAlchemy's
         """See ``LogTables.upserts``. Commits are synchronous whatever the server's default is."""
-        yield Step(self._synchronous, convert=lambda _rows: ())
+        yield self._synchronous
         columns = dict(zip(_GIVEN, zip(*rows, strict=True), strict=True))
         yield Step(statement, columns)
 
@@ -438,6 +419,11 @@ class PostgresTables(LogTables):
 
     def _digest(self, object_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return sa.func.substring(sa.func.sha256(sa.func.convert_to(object_, "UTF8")), 1, DIGEST_BYTES)
+
+
+def _setting(name: str, value: str) -> Step:
+    """Return the step, without a result, that sets a parameter of Postgres for the rest of the transaction."""
+    return Step(sa.select(sa.func.set_config(name, value, sa.true())), convert=lambda _rows: ())
 
 
 def _beginning(id_: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
