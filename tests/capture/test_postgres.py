@@ -430,6 +430,7 @@ async def test_append_of_unknown_outcome_needs_no_new_epoch(
             recorder = Recorder(feed, OwnLease(), log, options)
             await log.open()
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(recorder.ahead.run)
                 await nursery.start(recorder.run)
                 for tag in tags:
                     before = store.appends

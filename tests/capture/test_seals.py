@@ -141,6 +141,7 @@ async def test_point_of_an_older_version_gets_an_identity(any_application: Appli
     async def recording() -> AsyncIterator[Recorder]:
         async with trio.open_nursery() as nursery:
             recorder = Recorder(feed, OwnLease(), log, OPTIONS)
+            nursery.start_soon(recorder.ahead.run)
             await nursery.start(recorder.run)
             yield recorder
             nursery.cancel_scope.cancel()

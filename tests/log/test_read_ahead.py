@@ -176,22 +176,6 @@ async def test_take_reads_now_if_point_or_limit_differ(
     nursery.cancel_scope.cancel()
 
 
-async def test_take_reads_now_if_the_task_is_not_running(changes: MemoryChanges) -> None:
-    feed = WatchedFeed(changes)
-    ahead = ReadAhead(feed)
-    ahead.begin(changes.point(0), 10)
-    batch, _ = await ahead.take(changes.point(0), 10)
-    assert len(batch.objects) == 10
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ahead.run)
-        await wait_all_tasks_blocked()
-        ahead.begin(changes.point(10), 10)
-        nursery.cancel_scope.cancel()
-    with trio.fail_after(1):
-        batch, _ = await ahead.take(changes.point(10), 10)
-    assert batch.resume_point == changes.point(20)
-
-
 async def test_unconsumed_feed_is_never_read_ahead(changes: MemoryChanges, nursery: trio.Nursery) -> None:
     """It remembers the objects since the recorded point, and cannot go back by two batches."""
 

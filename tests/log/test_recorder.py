@@ -606,6 +606,7 @@ async def test_server_starts_while_another_names_an_epoch(
     changes.consumer = Consumer("older0", "our store")
     two = node(changes, store)
     await two.log.open()
+    nursery.start_soon(two.recorder.ahead.run)
     nursery.start_soon(two.recorder.run)
     await trio.sleep(FOREIGN_PATIENCE_S * 0.8)
     changes.consumer = Consumer(two.log.epoch, "our store")

@@ -34,6 +34,7 @@ async def record(application: Application, settings: Settings, lock: Path, until
             recorder = Recorder(feed, lease, log, OPTIONS)
             retention = Retention(store, feed, recorder, LogOptions())
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(recorder.ahead.run)
                 await nursery.start(recorder.run)
                 nursery.start_soon(log.follow)
                 nursery.start_soon(retention.run)

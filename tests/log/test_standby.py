@@ -31,6 +31,7 @@ async def waiting_standby(changes: MemoryChanges, nursery: trio.Nursery) -> tupl
     assert await other.lease.try_acquire()
     standby = node(changes, store, standby=True)
     await standby.log.open()
+    nursery.start_soon(standby.recorder.ahead.run)
     nursery.start_soon(standby.recorder.run)
     await trio.sleep(10)
     return other, standby
