@@ -103,20 +103,15 @@ class PostgresStore(SqlStore):
         self._notifications = Notifications(direct.engine, channel)
         self._databases = replaying, direct
         self._statements = _Statements(names, channel)
-        self._away = False
         self.patience_s = PATIENCE_FIRST_S
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
         try:
-            bounds = await super().bounds()
+            return await super().bounds()
         except StoreUnavailable:
-            self._away = True
-            raise
-        if self._away:
             self._notifications.reconnect()
-        self._away = False
-        return bounds
+            raise
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``."""
@@ -384,10 +379,9 @@ class Notifications:
         return ""
 
     def reconnect(self) -> None:
-        """Replace the connection at the next wait, because the database was away and is back.
+        """Replace the connection at the next wait, because the caller has just found the database unavailable.
 
-        The caller has been informed of this outage. The old connection would be found lost at the next wait, and the
-        same outage would be reported again.
+        Otherwise the wait would find the old connection lost, and the same outage would be reported again.
         """
         self._stale = True
 
