@@ -7,10 +7,9 @@ reported then. So the version is read again and again: for some milliseconds aft
 sleep for less than the millisecond that is Trio's shortest sleep, and then at intervals that grow with the time since
 the write.
 
-Where the system reports nothing (another operating system, a network file system), the modification times of both files
-are polled instead. They are only a hint too: their resolution is some milliseconds. In either case the version is read
-now and then, so that no commit is missed; and a commit that is found only by that is the sign that the system does not
-report writes here.
+Where the system reports nothing (another operating system, a network file system), the version is read every 4 to 20 ms
+instead. Elsewhere it is also read now and then, so that no commit is missed; and a commit that is found only by that is
+the sign that the system does not report writes here.
 """
 
 import ctypes
@@ -50,14 +49,10 @@ LOOK_QUIET_S: Final = 1.0
 UNREPORTED_S: Final = 5.0
 """A commit that becomes visible this long after the last report of a write was not reported."""
 POLL_S: Final = 0.004
-"""While polling: between two checks of the times."""
+"""Between two looks, if the system reports nothing."""
 POLL_SETTLED_S: Final = 0.02
-"""The same, while nothing has been written for ``SETTLED_S``."""
+"""The same, while nothing has changed for ``SETTLED_S``."""
 SETTLED_S: Final = 0.05
-POLL_LOOK_S: Final = 0.05
-"""While polling: between two looks, while nothing has been written for ``SETTLED_S``."""
-
-_Written = tuple[int, int] | None
 
 _MODIFY: Final = 0x2
 _MOVED_TO: Final = 0x80
@@ -128,9 +123,7 @@ class SqliteWatch:
         self.path: Path | None = None
         self._events: FileEvents | None = None
         self._polling = False  # the system does not report writes
-        self._written: tuple[_Written, _Written] | None = None
-        self._touched_at = 0.0
-        self._looked_at = 0.0
+        self._touched_at = 0.0  # a write was reported, or a change was found while polling
 
     @property
     def closely_s(self) -> float:
@@ -145,28 +138,27 @@ class SqliteWatch:
         if self._events is None and not self._polling and self.path is not None:
             self._open(self.path)
         if self._events is None:
-            await self._poll()
+            settled = trio.current_time() - self._touched_at > SETTLED_S
+            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
         else:
             await self._wait_report(self._events, after_s)
 
     def looked(self, *, changed: bool) -> None:
-        """Record that the version was read.
+        """Record that the version was read, and whether it had changed.
 
         A change without any report in the last ``UNREPORTED_S`` means that this file system reports no writes: poll
         from now on.
         """
-        if changed and self._events is not None and trio.current_time() - self._touched_at > UNREPORTED_S:
+        if not changed:
+            return
+        now = trio.current_time()
+        if self._events is None:
+            self._touched_at = now
+        elif now - self._touched_at > UNREPORTED_S:
             if self._events.take():  # it was reported, but there was no pause since
-                self._touched_at = trio.current_time()
+                self._touched_at = now
             else:
                 self._poll_from_now_on()
-
-    def touched(self) -> bool:
-        """Return whether the file or its WAL was written since the last call, according to their times and sizes."""
-        if self.path is None:
-            return True
-        before, self._written = self._written, (_written(self.path), _written(Path(f"{self.path}-wal")))
-        return self._written != before
 
     def _open(self, path: Path) -> None:
         real = path.resolve()
@@ -188,28 +180,6 @@ class SqliteWatch:
                 self._poll_from_now_on()
             self._touched_at = trio.current_time()
             await trio.sleep(after_s)
-
-    async def _poll(self) -> None:
-        while True:
-            settled = trio.current_time() - self._touched_at > SETTLED_S
-            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
-            now = trio.current_time()
-            if self.touched():
-                self._touched_at = now
-            # After a write each check is followed by a look, because the commit becomes visible only when it is on the
-            # disk. Later only some are: a check costs two calls of ``stat``, but a look costs a thread.
-            elif settled and now - self._looked_at < POLL_LOOK_S:
-                continue
-            self._looked_at = now
-            return
-
-
-def _written(path: Path) -> _Written:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 @frozen

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag, TagGone
-from airy_trio.database import DatabaseUnavailable, sqlite, sqlite_path
+from airy_trio.database import DatabaseUnavailable, sqlite_path
 from tests.application import Application
 from tests.capture.feeds import feed_of, read_all
 
@@ -242,16 +242,3 @@ async def test_other_changes_of_the_schema_are_ignored(
         application.tag()
         assert len((await read_all(feed, after))[0]) == 1
     assert log_output == []
-
-
-async def test_write_is_noticed_without_a_thread(application: Application) -> None:
-    session = application.reading()
-    version = sqlite.FileVersions(session, session.aclose)
-    assert version.watch.touched()  # its path is not yet known
-    await version.ask()
-    assert version.watch.touched()
-    assert not version.watch.touched()
-    application.tag("t1")
-    assert version.watch.touched()
-    assert not version.watch.touched()
-    await session.aclose()

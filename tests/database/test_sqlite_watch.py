@@ -166,13 +166,10 @@ async def test_symbolic_link_to_another_file_is_noticed(path: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [True, False])
 async def test_without_reports_the_file_is_polled(
-    follower: Follower, path: Path, times: bool, monkeypatch: pytest.MonkeyPatch
+    follower: Follower, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FileEvents, "open", lambda *_: None)
-    if not times:
-        monkeypatch.setattr(sqlite, "_written", lambda _path: None)
     with capture_logs() as logs:
         await quiet(follower)
         for _ in range(3):
