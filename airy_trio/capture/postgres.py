@@ -264,7 +264,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # Before the snapshot is taken: this read covers every commit that was notified until now. A notification that
         # arrives later may be of a commit that the snapshot does not see, and has to end the next wait.
         if notified:
-            pipeline.discard_notifications()
+            pipeline.notifications()
         moment = compiled(_MOMENT, {"log": self._log_name})
         # One row more than the limit shows whether this page is the last one. If a full page left that open, the
         # recorded point would not end the difference until the next change, and nothing of it could be trimmed.

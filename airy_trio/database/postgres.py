@@ -263,15 +263,6 @@ class Pipeline:
             payloads.append(early.extra.decode(errors="replace"))
         return payloads
 
-    def discard_notifications(self) -> None:
-        """Discard the notifications that have arrived, for a task that waited until the ``socket`` was readable.
-
-        Raises ``psycopg.OperationalError`` if the connection is lost.
-        """
-        self._libpq.consume_input()
-        while self._libpq.notifies() is not None:
-            pass
-
     async def run(self, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
         """Run statements with their parameters, one after the other; return the rows of each.
 
