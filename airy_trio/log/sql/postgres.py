@@ -16,6 +16,7 @@ transactions never notify. A notification only saves time. Followers poll as wel
 has arrived, rarely after that. A follower that begins to listen notifies once, so it soon knows whether notifications
 reach it; behind a pooler they do not.
 """
+# ruff: noqa: D102 - the port documents each method
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -106,7 +107,6 @@ class PostgresStore(SqlStore):
         self.patience_s = PATIENCE_FIRST_S
 
     async def bounds(self) -> Bounds:
-        """See ``EventStore.bounds``."""
         try:
             return await super().bounds()
         except StoreUnavailable:
@@ -114,7 +114,6 @@ class PostgresStore(SqlStore):
             raise
 
     async def wait(self, after: Position) -> None:
-        """See ``EventStore.wait``."""
         while True:
             # If the last notification named this head, a later append would have been notified too, so the bounds need
             # not be read.
@@ -138,7 +137,6 @@ class PostgresStore(SqlStore):
         replaces: str | None = None,
         state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
         head = expected.at(expected.offset + len(events))
         notified = str(head) if events else None  # without events there is nothing to wake a follower for
         parameters = text_parameters(

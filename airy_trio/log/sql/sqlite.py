@@ -9,10 +9,12 @@ Followers. SQLite sends no notifications. A follower asks for the data version o
 of its own returns at a fraction of the cost of reading the bounds. ``database.sqlite``
 says when asking is worth it.
 """
+# ruff: noqa: D102 - the port documents each method
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -23,7 +25,7 @@ from airy_trio.database import Database, DatabaseError, DedicatedConnection, Nam
 from airy_trio.database.sqlite import LOOK_FIRST_S, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
 from airy_trio.log.reads import READS_MAX
-from airy_trio.log.sql.store import Run, SqlStore, digest, state_values
+from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import SqliteTables, Step, escaped
 from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent, StoreReplaced, is_all, stored_after
 
@@ -47,9 +49,9 @@ class SqliteStore(SqlStore):
 
     def __init__(self, names: Names, reading: Database, appending: Database) -> None:
         replaying = Database(reading.engine, threads_max=READS_MAX)
-        runs = map(self._in_thread, (reading.run, replaying.run, appending.write))
-        super().__init__(tables := SqliteTables(names), *runs)
-        self._statements = tables
+        self._statements = SqliteTables(names)
+        runs = (partial(self._run, run) for run in (reading.run, replaying.run, appending.write))
+        super().__init__(self._statements, *runs)
         self._pools = reading, replaying, appending
         self._write = appending.write
         self._path = Path(reading.engine.url.database or "")
@@ -62,7 +64,6 @@ class SqliteStore(SqlStore):
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.read``."""
         events = await super().read(after, limit, destination, bytes_max=bytes_max)
         if destination is None and events and bytes_max is not None and is_all(events, limit, bytes_max):
             self._read_upto = after.at(events[-1].offset)
@@ -90,7 +91,6 @@ class SqliteStore(SqlStore):
         replaces: str | None = None,
         state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
         reached = expected.at(expected.offset + len(events))
         head = _expected(expected, resume_point) | {"new_last": reached.offset, "replaces": replaces}
         head |= state_values(expected.offset, reached, resume_point, state)
@@ -120,18 +120,15 @@ class SqliteStore(SqlStore):
         [begun] = await self._writing(step)
         return begun[0][0] if begun else None
 
-    def _in_thread(self, run: Callable[[Work[list[Any]]], Awaitable[list[Any]]]) -> Run:
-        async def run_steps(*steps: Step) -> list[Any]:
-            def work(connection: sa.Connection) -> list[Any]:
-                results = []
-                for step in steps:
-                    with closing(connection.execute(step.statement, step.values)) as rows:
-                        results.append(step.convert(rows) if rows.returns_rows else [])
-                return results
+    async def _run(self, run: Callable[[Work[list[Any]]], Awaitable[list[Any]]], *steps: Step) -> list[Any]:
+        def work(connection: sa.Connection) -> list[Any]:
+            results = []
+            for step in steps:
+                with closing(connection.execute(step.statement, step.values)) as rows:
+                    results.append(step.convert(rows) if rows.returns_rows else [])
+            return results
 
-            return await run(self._checked(work))
-
-        return run_steps
+        return await run(self._checked(work))
 
     def _checked(self, work: Work[T]) -> Work[T]:
         # Within the transaction, which is rolled back if the file has changed: an append to a file that no longer has a
