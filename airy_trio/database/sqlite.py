@@ -1,11 +1,10 @@
 """Notice commits to an SQLite file by other processes.
 
-``FileVersions`` is exact: the data version of an open connection changes with every commit by others. Reading it takes
-a thread. ``SqliteWatch`` says when that is worth it: after the system has reported a write to the file or its WAL
-(``FileEvents``). A commit becomes visible after its data was written, mostly once it is on disk, and nothing is
-reported then. So the version is read again and again: for some milliseconds after a write in one thread, which can
-sleep for less than the millisecond that is Trio's shortest sleep, and then at intervals that grow with the time since
-the write.
+The data version of an open connection changes with every commit by others. Reading it takes a thread. So that is done
+(``FileVersions``) after the system has reported a write to the file or its WAL (``FileEvents``). A commit becomes
+visible after its data was written, mostly once it is on disk, and nothing is reported then. So the version is read
+again and again: for some milliseconds after a write in one thread, which can sleep for less than the millisecond that
+is Trio's shortest sleep, and then at intervals that grow with the time since the write.
 
 Where the system reports nothing (another operating system, a network file system), the version is read every 4 to 20 ms
 instead. Elsewhere it is also read now and then, so that no commit is missed; and a commit that is found only by that is
@@ -116,72 +115,6 @@ class FileEvents:
         return found
 
 
-class SqliteWatch:
-    """The pauses of one task between two looks. ``path``: the file; while it is None, each pause is short."""
-
-    def __init__(self) -> None:
-        self.path: Path | None = None
-        self._events: FileEvents | None = None
-        self._polling = False  # the system does not report writes
-        self._touched_at = 0.0  # a write was reported, or a change was found while polling
-
-    @property
-    def closely_s(self) -> float:
-        """For how long yet a look should last until something has changed."""
-        return self._touched_at + LOOK_CLOSELY_S - trio.current_time()
-
-    async def pause(self, *, after_s: float = LOOK_FIRST_S) -> None:
-        """Sleep until it is worth looking: after something was written, and now and then.
-
-        ``after_s``: how long after the report of a write, at least.
-        """
-        if self._events is None and not self._polling and self.path is not None:
-            self._open(self.path)
-        if self._events is None:
-            settled = trio.current_time() - self._touched_at > SETTLED_S
-            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
-        else:
-            await self._wait_report(self._events, after_s)
-
-    def looked(self, *, changed: bool) -> None:
-        """Record that the version was read, and whether it had changed.
-
-        A change without any report in the last ``UNREPORTED_S`` means that this file system reports no writes: poll
-        from now on.
-        """
-        if not changed:
-            return
-        now = trio.current_time()
-        if self._events is None:
-            self._touched_at = now
-        elif now - self._touched_at > UNREPORTED_S:
-            if self._events.take():  # it was reported, but there was no pause since
-                self._touched_at = now
-            else:
-                self._poll_from_now_on()
-
-    def _open(self, path: Path) -> None:
-        real = path.resolve()
-        self._events = FileEvents.open(real.parent, [real.name, f"{real.name}-wal", f"{real.name}-journal"])
-        self._touched_at = trio.current_time()  # something may have been written before
-        if self._events is None:
-            self._poll_from_now_on()
-
-    def _poll_from_now_on(self) -> None:
-        logger.info("the system does not report writes to this file; it is polled", path=str(self.path))
-        self._events, self._polling = None, True
-
-    async def _wait_report(self, events: FileEvents, after_s: float) -> None:
-        since_s = trio.current_time() - self._touched_at
-        look_s = max(after_s, since_s * LOOK_SHARE) if since_s < LOOK_UNTIL_S else LOOK_QUIET_S
-        with trio.move_on_after(look_s):
-            await events.wait()
-            if events.ended:
-                self._poll_from_now_on()
-            self._touched_at = trio.current_time()
-            await trio.sleep(after_s)
-
-
 @frozen
 class FileVersion:
     """The version and the identity of a file. ``data`` is comparable within one connection (``generation``) only."""
@@ -193,7 +126,7 @@ class FileVersion:
 
 
 class FileVersions:
-    """Reads the version of the file that a connection has open.
+    """Reads the version of the file that a connection has open, for one task, which pauses between two looks.
 
     ``close``: closes this connection and all others to the file. They are opened again when they are used.
     """
@@ -201,9 +134,11 @@ class FileVersions:
     def __init__(self, connection: DedicatedConnection, close: Callable[[], Awaitable[object]]) -> None:
         self._connection = connection
         self._close = close
-        self.watch = SqliteWatch()
-        """When to ask; it has the path from the first answer on."""
         self._last: FileVersion | None = None
+        self._path: Path | None = None  # known from the first answer on
+        self._events: FileEvents | None = None
+        self._polling = False  # the system does not report writes
+        self._touched_at = 0.0  # a write was reported, or a change was found while polling
 
     async def ask(self, *, other_than: FileVersion | None = None) -> FileVersion:
         """Return the version, which changes with every commit by others.
@@ -212,7 +147,7 @@ class FileVersions:
         for a version other than this one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable`` if
         the file is gone.
         """
-        closely_s = 0.0 if other_than is None else self.watch.closely_s
+        closely_s = 0.0 if other_than is None else self._touched_at + LOOK_CLOSELY_S - trio.current_time()
         ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
         version = await self._connection.run(ask, transaction=False)
         before, self._last = self._last, version
@@ -220,24 +155,63 @@ class FileVersions:
         # answer are those of the old file, and are read again.
         if before is not None and version.file != before.file:
             await self._close()
-            self.watch = SqliteWatch()  # a symbolic link may lead to another folder now
+            # A symbolic link may lead to another folder now.
+            self._path, self._events, self._polling = None, None, False
             return await self.ask()
-        same_connection = before is not None and before.generation == version.generation
-        self.watch.looked(changed=same_connection and before != version)
+        if before is not None and before.generation == version.generation and before != version:
+            self._note_change()
         return version
 
     async def wait_for_other(self, known: FileVersion | None, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
-        """Wait for a version other than ``known``, and return it. ``after_s``: see ``SqliteWatch.pause``."""
+        """Wait for a version other than ``known``, and return it. ``after_s``: see ``pause``."""
         while True:
-            await self.watch.pause(after_s=after_s)
+            await self.pause(after_s=after_s)
             version = await self.ask(other_than=known)
             if version != known:
                 return version
 
+    async def pause(self, *, after_s: float = LOOK_FIRST_S) -> None:
+        """Sleep until it is worth asking: after something was written, and now and then.
+
+        ``after_s``: how long after the report of a write, at least. Before the first answer each pause is short.
+        """
+        if self._events is None and not self._polling and self._path is not None:
+            real = self._path.resolve()
+            self._events = FileEvents.open(real.parent, [real.name, f"{real.name}-wal", f"{real.name}-journal"])
+            self._touched_at = trio.current_time()  # something may have been written before
+            if self._events is None:
+                self._poll_from_now_on()
+        since_s = trio.current_time() - self._touched_at
+        if self._events is None:
+            await trio.sleep(POLL_SETTLED_S if since_s > SETTLED_S else POLL_S)
+            return
+        look_s = max(after_s, since_s * LOOK_SHARE) if since_s < LOOK_UNTIL_S else LOOK_QUIET_S
+        with trio.move_on_after(look_s):
+            await self._events.wait()
+            if self._events.ended:
+                self._poll_from_now_on()
+            self._touched_at = trio.current_time()
+            await trio.sleep(after_s)
+
+    def _note_change(self) -> None:
+        """Poll from now on if a change comes without a report in the last ``UNREPORTED_S``."""
+        now = trio.current_time()
+        if self._events is None:
+            self._touched_at = now
+        elif now - self._touched_at > UNREPORTED_S:
+            if self._events.take():  # it was reported, but there was no pause since
+                self._touched_at = now
+            else:
+                self._poll_from_now_on()
+
+    def _poll_from_now_on(self) -> None:
+        logger.info("the system does not report writes to this file; it is polled", path=str(self._path))
+        self._events, self._polling = None, True
+
     def _ask(self, connection: sa.Connection, known: FileVersion | None, until: float) -> FileVersion:
         driver: Any = connection.connection.driver_connection
-        if self.watch.path is None:
-            self.watch.path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
+        if self._path is None:
+            self._path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
         named = Path(connection.engine.url.database or "")  # perhaps a symbolic link; SQLite has followed it already
         try:
             file = named.stat()

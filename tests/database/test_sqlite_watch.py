@@ -33,7 +33,7 @@ class Follower:
     async def next(self) -> None:
         """Return after the next commit."""
         while True:
-            await self.versions.watch.pause(after_s=0.0)
+            await self.versions.pause(after_s=0.0)
             self.looks += 1
             version = await self.versions.ask(other_than=self._seen)
             if version != self._seen:
@@ -130,7 +130,7 @@ async def test_look_after_a_write_lasts_until_the_commit(
     """For up to ``LOOK_CLOSELY_S``, so that a commit just after its write needs no second look."""
     monkeypatch.setattr(sqlite, "LOOK_CLOSELY_S", 1.0)
     known = await follower.versions.ask()
-    await follower.versions.watch.pause(after_s=0.0)  # the first one, which counts as a write
+    await follower.versions.pause(after_s=0.0)  # the first one, which counts as a write
     begun_at = trio.current_time()
     assert await follower.versions.ask(other_than=known) == known
     assert trio.current_time() - begun_at > 0.5

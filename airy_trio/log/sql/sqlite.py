@@ -196,12 +196,12 @@ class FileNotifications:
                 version = await self._versions.ask()
             except DatabaseError:  # the caller's next look at the log finds out what is wrong
                 self._seen = None
-                await self._versions.watch.pause()
+                await self._versions.pause()
                 return
             self._seen = version
             if version != before:
                 return
-            await self._versions.watch.pause(after_s=WRITER_LOOK_S if seldom else LOOK_FIRST_S)
+            await self._versions.pause(after_s=WRITER_LOOK_S if seldom else LOOK_FIRST_S)
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
