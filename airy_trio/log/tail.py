@@ -59,9 +59,9 @@ _APPENDED_AT: Final = attrgetter("appended_at_ms")
 class View:
     """The events of one destination that the tail holds.
 
-    ``offsets``: ascending. ``evicted``: all later events of the destination are in the tail. ``last``: the newest event
-    of the destination, or ``evicted`` if the tail has none. ``readers``: in the order in which they attached; the tail
-    never calls them.
+    ``offsets``: ascending; none if the view is narrow. ``evicted``: all later events of the destination are in the
+    tail. ``last``: the newest event of the destination, or ``evicted`` if the tail has none. ``readers``: in the order
+    in which they attached; the tail never calls them.
     """
 
     destination: Destination
@@ -69,14 +69,6 @@ class View:
     last: int
     offsets: list[int] = field(factory=list)
     readers: dict[object, None] = field(factory=dict)
-
-
-@define(eq=False)
-class NarrowView(View):
-    """A view of a ``Within``. ``offsets`` stays empty. ``channels``: the destinations of the channels' own views."""
-
-    destination: Within = field(kw_only=True)
-    channels: tuple[OfChannel, ...] = field(kw_only=True)
 
 
 class Tail:
@@ -90,10 +82,11 @@ class Tail:
         self._newest: dict[str, int] = {}  # the offset of the newest event of each object
         self._bytes = 0
         self._views: dict[Destination, View] = {}
-        # Two indexes of the same views. With them most events find theirs without making a destination for each
-        # look-up: the views that do not depend on the conversation by channel and type, and those of conversations.
+        # Indexes of the same views, for look-ups without making a destination: the views that do not depend on the
+        # conversation by channel and type, those of conversations, and those of channels.
         self._shared: dict[str | None, dict[str, tuple[View, ...]]] = {}
         self._conversations: dict[str, View] = {}
+        self._channels: dict[str, View] = {}
         # An index of the narrow views, by their wider destination and each of their channels.
         self._narrow: dict[tuple[Destination, str], dict[View, None]] = {}
         self.evicted = 0
@@ -126,6 +119,7 @@ class Tail:
         self._views.clear()
         self._shared.clear()
         self._conversations.clear()
+        self._channels.clear()
         self._narrow.clear()
         for view in kept:
             self._register(view)
@@ -234,26 +228,27 @@ class Tail:
 
         The caller cuts.
         """
-        if isinstance(view, NarrowView):
-            events = map(self._event, merge(*self._candidates(view, offset)))
+        if isinstance(view.destination, Within):
+            events = map(self._event, merge(*self._candidates(view.destination, offset)))
             return (event for event in events if covers(view.destination, event))
         start = bisect_right(view.offsets, offset)
         return map(self._event, view.offsets[start : start + events_max])
 
-    def _candidates(self, view: NarrowView, after: int) -> list[list[int]]:
+    def _candidates(self, narrow: Within, after: int) -> list[list[int]]:
         """Return ascending lists of offsets that together contain all events of a narrow view after an offset.
 
-        They contain other events as well, which the caller filters: either all of the view's destination, or all of the
-        view's channels, whichever are fewer.
+        They contain other events as well, which the caller filters: either all of its wider destination, or all of its
+        channels, whichever are fewer.
         """
-        wide = self._views.get(view.destination.destination)
+        wide = self._views.get(narrow.destination)
         if wide is None:
             return []
         start = bisect_right(wide.offsets, after)
         count = len(wide.offsets) - start
-        if count > SCANNED_PER_CHANNEL * len(view.channels):
+        if count > SCANNED_PER_CHANNEL * len(narrow.channels):
             # An event has one channel, so no offset is in two of these lists.
-            grown = (own for channel in view.channels if (own := self._views.get(channel)) and own.last > after)
+            of_channels = map(self._channels.get, narrow.channels)
+            grown = (own for own in of_channels if own and own.last > after)
             by_channel = [own.offsets[bisect_right(own.offsets, after) :] for own in grown]
             if sum(map(len, by_channel)) < count:
                 return by_channel
@@ -285,19 +280,12 @@ class Tail:
     def _view(self, destination: Destination) -> View:
         view = self._views.get(destination)
         if view is None:
+            view = View(destination, self.evicted, self.evicted)
             if isinstance(destination, Within):
-                view = self._narrow_view(destination)
-            else:
-                view = View(destination, self.evicted, self.evicted)
+                candidates = map(reversed, self._candidates(destination, self.evicted))
+                newest_first = map(self._event, merge(*candidates, reverse=True))
+                view.last = next((event.offset for event in newest_first if covers(destination, event)), self.evicted)
             self._register(view)
-        return view
-
-    def _narrow_view(self, destination: Within) -> NarrowView:
-        channels = tuple(OfChannel(id_) for id_ in sorted(destination.channels))
-        view = NarrowView(destination=destination, channels=channels, evicted=self.evicted, last=self.evicted)
-        candidates = map(reversed, self._candidates(view, view.evicted))
-        newest_first = map(self._event, merge(*candidates, reverse=True))
-        view.last = next((event.offset for event in newest_first if covers(destination, event)), view.evicted)
         return view
 
     def _register(self, view: View) -> None:
@@ -305,6 +293,8 @@ class Tail:
         match view.destination:
             case OfConversation(id=id_):
                 self._conversations[id_] = view
+            case OfChannel(id=id_):
+                self._channels[id_] = view
             case Within(destination=wide, channels=channels):
                 for id_ in channels:
                     self._narrow.setdefault((wide, id_), {})[view] = None
@@ -325,6 +315,7 @@ class Tail:
                     if not self._narrow[wide, id_]:
                         del self._narrow[wide, id_]
             case OfChannel(id=id_):
+                del self._channels[id_]
                 self._shared.pop(id_, None)
             case _:  # every channel's index may refer to it
                 self._shared.clear()
