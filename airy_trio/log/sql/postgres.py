@@ -208,7 +208,7 @@ class PostgresStore(SqlStore):
 
     async def _run(self, pool: PipelinePool, *steps: Step, repeatable: bool = False) -> list[Any]:
         statements = [compiled(step.statement, step.values) for step in steps]
-        results = await pool.run(*statements, repeatable=repeatable)
+        results = await self._translated(pool.run(*statements, repeatable=repeatable))
         return [step.convert(rows) for step, rows in zip(steps, results, strict=True)]
 
 

@@ -128,7 +128,7 @@ class SqliteStore(SqlStore):
                     results.append(step.convert(rows) if rows.returns_rows else [])
             return results
 
-        return await run(self._checked(work))
+        return await self._translated(run(self._checked(work)))
 
     def _checked(self, work: Work[T]) -> Work[T]:
         # Within the transaction, which is rolled back if the file has changed: an append to a file that no longer has a

@@ -56,7 +56,7 @@ _NO_EPOCH = ""  # of a row that was claimed and has no acknowledgement yet
 
 
 Run = Callable[..., Awaitable[Any]]
-"""Runs the ``Step``s that it is given in one transaction; returns the result of each. Raises ``DatabaseError``."""
+"""Runs the ``Step``s that it is given in one transaction; returns the result of each. Raises the errors of the port."""
 
 
 class StateRow(NamedTuple):
@@ -92,7 +92,7 @@ class SqlStore:
 
     def __init__(self, tables: LogTables, reading: Run, replaying: Run, writing: Run) -> None:
         self._tables = tables
-        self._reading, self._replaying, self._writing = map(self._translating, (reading, replaying, writing))
+        self._reading, self._replaying, self._writing = reading, replaying, writing
         self._state = Step(tables.bounds, convert=_state_row)
         self._used_since_ms = 0  # no durable subscription was last used before this time
         self._clean_epoch: str | None = None  # there are no rows below the ``first`` of this epoch
@@ -304,13 +304,7 @@ class SqlStore:
         self._used_since_ms = now_ms if oldest_ms is None else oldest_ms
         return self._used_since_ms < before_ms
 
-    def _translating(self, run: Run) -> Run:
-        async def translating(*steps: Step) -> list[Any]:
-            return await self._translated(run(*steps))  # type: ignore[no-any-return]
-
-        return translating
-
-    async def _translated(self, answer: Awaitable[Any]) -> Any:  # noqa: ANN401 - what it returns
+    async def _translated(self, answer: Awaitable[T]) -> T:
         """Await something that raises ``DatabaseError``, and raise ``StoreUnavailable`` if waiting helps."""
         try:
             return await answer
@@ -324,7 +318,7 @@ class SqlStore:
 
     async def _unless_stale(self, expected: Position, answer: Awaitable[T | None]) -> T:
         """Await a change of the head. Raises ``StaleAppend`` if it returns None: then nothing was written."""
-        result: T | None = await self._translated(answer)
+        result = await self._translated(answer)
         if result is not None:
             return result
         head = (await self.bounds()).head
