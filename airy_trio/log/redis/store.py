@@ -19,13 +19,13 @@ import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any, Final, TypeVar, assert_never
 from urllib.parse import parse_qs, urlsplit
 
 import coredis
 import trio
 from attrs import evolve, frozen
-from coredis.commands import Script
 from coredis.exceptions import (
     AuthenticationError,
     ClusterDownError,
@@ -134,7 +134,7 @@ class RedisStore:
         # braces.
         self._keys = [f"{{{name}}}:{part}" for part in parts]
         _, _, self._notifications, self._acknowledged, *_ = self._keys
-        self._scripts: dict[str, Script[bytes]] = {}
+        self._script = cache(client.register_script)
         self._limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
         self._reconnect_at = -math.inf
 
@@ -275,10 +275,7 @@ class RedisStore:
         return more == 1, offset_of(reached) if reached else 0, [read_entry(*entry) for entry in entries]
 
     async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script returns
-        script = self._scripts.get(source)
-        if script is None:
-            script = self._scripts[source] = self._client.register_script(source)
-        return await self._answered(script(self._keys, [new_epoch(), *arguments]))
+        return await self._answered(self._script(source)(self._keys, [new_epoch(), *arguments]))
 
     async def _answered(self, answer: Awaitable[T]) -> T:
         try:
