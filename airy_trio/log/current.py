@@ -153,12 +153,6 @@ class StateRecorder:
             self.generation = new_epoch()
             self.marks = Marks(types=options.types, kept=options.kept, shape=options.shape)
 
-    def unchanged(self) -> StateChange | None:
-        """Return what an append without events or marks stores; None if nothing is kept."""
-        if not self._options.kept:
-            return None
-        return StateChange(generation=self.generation, marks=str(self.marks), folds=False)
-
     def change(
         self,
         head: int,

@@ -286,7 +286,7 @@ class Recorder:
 
     async def _replace_state(self, head: Position, point: str, known: StoredState | None) -> None:
         """Replace a state that was recorded in another way at once: the next change may come much later."""
-        state = self._state.unchanged()
+        state = self._state.change(head.offset, (), (), continues=True)  # it has no changes, so the marks stay
         if known is not None and (state is None or (known.generation, known.marks) != (state.generation, state.marks)):
             await self._log.append(head, (), point, replaces=point, state=state)
 
