@@ -9,6 +9,7 @@ its promises about messages: each is text, unfragmented, and has one STOMP frame
 import ssl
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
@@ -168,13 +169,8 @@ class WebSocketClient:
         for event in self._websocket.events():
             self._events.append(event)
             if isinstance(event, CloseConnection) and self._websocket.state.name == "REMOTE_CLOSING":
-                await self._answer_close(event)
-
-    async def _answer_close(self, event: CloseConnection) -> None:
-        try:
-            await self.stream.send_all(self._websocket.send(event.response()))
-        except trio.BrokenResourceError:
-            self._closed = Closed(event.code, event.reason)
+                with suppress(trio.BrokenResourceError):  # the server may not have waited for the answer
+                    await self.stream.send_all(self._websocket.send(event.response()))
 
     async def _rejection_body(self) -> bytes:
         body = b""
