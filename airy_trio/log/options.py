@@ -7,9 +7,9 @@ A store is one of ours or comes from an installed package. A package names the f
 import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from typing import Final
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from airy_trio.database import (
     POSTGRES,
@@ -24,7 +24,7 @@ from airy_trio.database import (
 from airy_trio.errors import SettingsError
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.store import OpenEventStore
-from airy_trio.options import NotAllowedError, at_least, matching
+from airy_trio.options import NotAllowedError, at_least, matching, satisfying
 
 
 @frozen(kw_only=True)
@@ -52,16 +52,11 @@ BUILT_IN: Final[Mapping[str, BuiltIn]] = {
     ),
 }
 """Our stores by name. Any other name is that of an entry point."""
+KEPT_WORDS: Final = "a list of " + ", ".join(f'"{type_}"' for type_ in sorted(STATE_TYPES))
 STORE_WORDS: Final = ", ".join(f'"{name}"' for name in BUILT_IN) + " or the name of an installed event store"
 GROUP: Final = "airy_trio.event_stores"
 _URL_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
 _STORE_OF: Final = {scheme: name for name, store in BUILT_IN.items() for scheme in store.schemes}
-
-
-def _check_kept(_instance: object, option: "Attribute[Any]", types: list[str]) -> None:
-    """Raise ``NotAllowedError`` unless each is a type of events that has the state of an object."""
-    if not STATE_TYPES.issuperset(types):
-        raise NotAllowedError(option.name, "a list of " + ", ".join(f'"{type_}"' for type_ in sorted(STATE_TYPES)))
 
 
 @frozen(kw_only=True)
@@ -78,7 +73,9 @@ class LogOptions:
     retain_s: float = field(default=86400, validator=at_least(1))
     retain_events: int = field(default=1_000_000, validator=at_least(1))
     retain_durables_s: float = field(default=31_536_000, validator=at_least(1))
-    keep_current: list[str] = field(factory=lambda: ["channel.updated", "tag.updated"], validator=_check_kept)
+    keep_current: list[str] = field(
+        factory=lambda: ["channel.updated", "tag.updated"], validator=satisfying(STATE_TYPES.issuperset, KEPT_WORDS)
+    )
     tail_events: int = field(default=20_000, validator=at_least(1))
     tail_bytes: int = field(default=16 * 1024 * 1024, validator=at_least(1))
 
