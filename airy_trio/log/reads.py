@@ -94,10 +94,6 @@ class Gate:
         self._free = places
         self._queues: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the first address is served next
 
-    def statistics(self) -> dict[str, int]:
-        """Return how many tasks are ``waiting`` for a place, and how many places are ``free``."""
-        return {"waiting": sum(map(len, self._queues.values())), "free": self._free}
-
     @asynccontextmanager
     async def place(self, address: str) -> AsyncIterator[None]:
         """Hold a place in this block. While all are taken, wait in the queue of ``address``."""
