@@ -135,7 +135,7 @@ class SqlStore:
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
         statement, values = self._tables.statement_for(destination, self._tables.read)
-        values |= {"epoch": after.epoch, "after": after.offset, "limit": limit}
+        values |= {"after": after.offset, "limit": limit}
         run = self._reading if destination is None else self._replaying
         events, bounds = await self._events(run, statement, values, bytes_max)
         if after.epoch != bounds.epoch or after < bounds.floor:
