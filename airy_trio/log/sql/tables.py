@@ -194,7 +194,7 @@ class LogTables:
         # has locked are left for the next time, because two that delete and write in another order would be a deadlock.
         former = sa.select(kept.digest).where(kept.generation == given("stale", type_=sa.Text))
         some = former.limit(given("limit", type_=sa.Integer)).with_for_update(skip_locked=True)
-        self.delete_stale = sa.delete(self.current).where(kept.digest.in_(some)).returning(kept.offset)
+        self.delete_stale = sa.delete(self.current).where(kept.digest.in_(some))
         self.lowest = sa.select(sa.func.min(event.offset))
         self.delete_events = sa.delete(self.events).where(event.offset.between(given("lowest"), given("highest")))
         self.trim_to = (
