@@ -35,9 +35,18 @@ CURRENT: Final = "log_current"
 ENDED: Final = "log_ended"
 STATE_FORM: Final = "2 "
 """The prefix of ``state_at``. Servers before ``log_0009`` write none: neither version continues the other's state."""
-COLUMNS: Final = (
-    "offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms",
-)  # fmt: skip
+COLUMNS: Final[Mapping[str, Any]] = {
+    "offset": sa.BigInteger,
+    "appended_at_ms": sa.BigInteger,
+    "type": sa.Text,
+    "object": sa.Text,
+    "conversation_id": sa.Text,
+    "channel_id": sa.Text,
+    "body": sa.LargeBinary,
+    "truncated": sa.Boolean,
+    "age_ms": sa.BigInteger,
+}
+"""The columns of an event, in the order of ``StoredEvent``."""
 NOW_MS: Final = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 """The clock of a Postgres store, in milliseconds since 1970."""
 INDEXED_CHARS: Final = 200
@@ -76,43 +85,17 @@ class LogTables:
     before_fold: Sequence[Step] = ()
     before_kept: Sequence[Step] = ()
 
-    def __init__(self, names: Names, now_ms: sa.ColumnElement[int], insert: Callable[[sa.Table], Any]) -> None:
-        metadata = sa.MetaData(schema=names.table_schema)
-        types: dict[str, Any] = {
-            "offset": sa.BigInteger,
-            "appended_at_ms": sa.BigInteger,
-            "body": sa.LargeBinary,
-            "truncated": sa.Boolean,
-            "age_ms": sa.BigInteger,
-        }
-        self.events = sa.Table(
-            names.bare(EVENTS), metadata, *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS)
-        )
-        self.state = sa.Table(
-            names.bare(STATE),
-            metadata,
-            *(sa.Column(name, sa.Text) for name in ("epoch", "resume_point", "generation", "marks", "state_at")),
-            *(sa.Column(name, sa.BigInteger) for name in ("first", "last", "appended_at_ms", "folded")),
-        )
-        self.current = sa.Table(
-            names.bare(CURRENT),
-            metadata,
-            sa.Column("digest", sa.LargeBinary, primary_key=True),
-            sa.Column("generation", sa.Text),
-            *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS),
-        )
-        self.ended = sa.Table(
-            names.bare(ENDED),
-            metadata,
-            sa.Column("digest", sa.LargeBinary, primary_key=True),
-            sa.Column("offset", sa.BigInteger),
-        )
-        self.acknowledged = sa.Table(
-            names.bare("acknowledged"),
-            metadata,
-            *(sa.Column(name, type_) for name, type_ in _GIVEN.items()),
-            sa.Column("used_at_ms", sa.BigInteger),
-        )
+    def __init__(self, names: Names, now_ms: sa.ColumnElement[int], insert: Callable[[sa.TableClause], Any]) -> None:
+        def table(name: str, columns: Mapping[str, Any]) -> sa.TableClause:
+            of = (sa.column(column, type_) for column, type_ in columns.items())
+            return sa.table(names.bare(name), *of, schema=names.table_schema)
+
+        texts, numbers = ("epoch", "resume_point", "generation", "marks", "state_at"), ("first", "last", "folded")
+        self.events = table(EVENTS, COLUMNS)
+        self.state = table(STATE, dict.fromkeys(texts, sa.Text) | dict.fromkeys(numbers, sa.BigInteger))
+        self.current = table(CURRENT, {"digest": sa.LargeBinary, "generation": sa.Text, **COLUMNS})
+        self.ended = table(ENDED, {"digest": sa.LargeBinary, "offset": sa.BigInteger})
+        self.acknowledged = table("acknowledged", {**_GIVEN, "used_at_ms": sa.BigInteger})
         self._now_ms = now_ms
         self._insert = insert
         self._made = cache(lambda make, values: make(values))  # the statements for destinations
@@ -237,7 +220,7 @@ class LogTables:
         """Return the steps that store rows of ``acknowledged``, on disk, by ``claim`` or ``acknowledge``."""
         raise NotImplementedError
 
-    def belongs_to(self, values: Iterable[str], table: sa.Table | None = None) -> sa.ColumnElement[bool]:
+    def belongs_to(self, values: Iterable[str], table: sa.TableClause | None = None) -> sa.ColumnElement[bool]:
         """Return the condition for events of a destination by the names of its parameters (``values_of``)."""
         columns = (self.events if table is None else table).c
         conditions: dict[str, Callable[[], sa.ColumnElement[bool]]] = {
@@ -295,7 +278,7 @@ class LogTables:
         ).where(span.c.low < span.c.high, event.offset == (span.c.low + span.c.high + 1) // 2)
         return sa.select(sa.func.max(span.union_all(halves).c.low)).scalar_subquery().label("before")
 
-    def _limited(self, wanted: "sa.Select[Any]", table: sa.Table) -> "sa.Select[Any]":
+    def _limited(self, wanted: "sa.Select[Any]", table: sa.TableClause) -> "sa.Select[Any]":
         """Order events; end with the one that brings the sum of the bodies to ``:bytes_max``, or leave that to us."""
         return wanted.order_by(table.c.offset)
 
@@ -387,7 +370,7 @@ class PostgresTables(LogTables):
         columns = dict(zip(_GIVEN, zip(*rows, strict=True), strict=True))
         yield Step(statement, columns)
 
-    def _limited(self, wanted: "sa.Select[Any]", table: sa.Table) -> "sa.Select[Any]":
+    def _limited(self, wanted: "sa.Select[Any]", table: sa.TableClause) -> "sa.Select[Any]":
         """Let the database sum up the sizes: all rows of a result arrive in memory."""
         offset, size = table.c.offset, sa.func.length(table.c.body)
         before = (sa.func.sum(size).over(order_by=offset) - size).label("before")
