@@ -31,7 +31,7 @@ from attrs import define, evolve, frozen
 from cattrs.preconf.json import make_converter
 
 from airy_trio import migrate
-from airy_trio.app.build import MappedTables, open_database, wait_until_available
+from airy_trio.app.build import TableChecks, open_database, wait_until_available
 from airy_trio.capture.change_log import TABLE, ChangeLog
 from airy_trio.capture.feed import Kind
 from airy_trio.capture.mapping import KINDS, SINGULAR, Column, Table
@@ -103,8 +103,8 @@ async def backfill(settings: Settings, options: BackfillOptions, report: Progres
         migrate.require_file(sqlite_path(url))
     opened = open_database(url, database)
     try:
-        mapped = MappedTables(settings)
-        tables = await wait_until_available(lambda: opened.run(mapped.require_tables), database, "database.url")
+        checks = TableChecks(settings)
+        tables = await wait_until_available(lambda: opened.run(checks.require_tables), database, "database.url")
         work = _Backfill(opened, names, options, report)
         for kind in kinds:
             await work.table(tables[kind])
@@ -292,7 +292,10 @@ class TableBackfill:
         return _CONVERTER.loads(text or "{}", dict[str, Progress])  # ignores what a newer version may store in addition
 
     def _replace(self, connection: sa.Connection, before: Progress | None, now: Progress | None) -> None:
-        """Store the progress of this table; None: there is none. Raises ``BackfillTaken`` unless it was ``before``."""
+        """Replace the stored progress of this table; None: there is none.
+
+        Raises ``BackfillTaken`` if the stored one is not ``before``.
+        """
         stored = self._stored(connection)
         if stored.pop(self._table.kind, None) != before:
             raise BackfillTaken(f"another command has continued, restarted or ended the backfill of {self._table.kind}")

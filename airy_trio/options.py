@@ -1,7 +1,7 @@
 """Validators for the options classes of all packages: the bounds of a setting, and the description of these bounds.
 
 A validator checks one value on its own: ``settings`` runs them one by one, without an instance, to report all faults at
-once. Then it calls the method ``contradictions`` of an options class that has one, for checks of two options together.
+once. Then it calls the method ``contradictions`` of a class that has one, which checks several options together.
 No message shows the value, because it may be a secret. The value of an option with ``repr=False`` is never shown.
 """
 

@@ -59,11 +59,11 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
         bounds = await wait_until_available(store.bounds, settings.database, "log.url")
         position = options.since or (bounds.floor if options.everything else bounds.head)
         output.note(f"reading {settings.log_words} after {position}")
-        await read(store, position, options, output)
+        await write_events(store, position, options, output)
 
 
-async def read(store: EventStore, position: Position, options: TailOptions, output: Stdout) -> None:
-    """Write a line for each event of a store after a position, as ``tail`` does."""
+async def write_events(store: EventStore, position: Position, options: TailOptions, output: Stdout) -> None:
+    """Write a line for each event after a position. Returns after ``events_max``, or if nothing reads the output."""
     printer, continues = _Printer(output, options), True
     while continues:
         try:

@@ -38,7 +38,7 @@ def migrate_empty(settings: Settings, engine: sa.Engine) -> None:
 
 
 def _key(settings: Settings) -> str:
-    """Return what decides the statements of a migration. The ``repr`` of the settings has no URL."""
+    """Return a key of the settings that decide the statements of a migration. Their ``repr`` omits URLs."""
     return repr((settings.database, settings.changes, settings.log, settings.logs_deletes))
 
 

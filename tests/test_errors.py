@@ -1,4 +1,4 @@
-"""Several errors at once, reported to a person as one."""
+"""Errors in words: several at once as one, and lists of names that are cut."""
 
 from airy_trio.errors import AiryTrioError, FaultsError, SettingsError, StartError, listed, single_error
 

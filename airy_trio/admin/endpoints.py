@@ -44,7 +44,7 @@ from airy_trio.sessions.listener import Address
 from airy_trio.sessions.session import Sessions
 
 PREFIX: Final = "airy_trio_"
-"""Of the names of all our metrics."""
+"""The prefix of the names of all our metrics."""
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 _PAGE_HEADERS: Final = {
@@ -85,7 +85,7 @@ NO_SUBSCRIPTION: Final = "no_subscription"
 
 @frozen(kw_only=True)
 class Sources:
-    """What the pages of a running server show. ``node``: see ``node_of``."""
+    """The objects that the pages of a running server read. ``node``: see ``node_of``."""
 
     sessions: Sessions
     log: EventLog

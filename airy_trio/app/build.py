@@ -1,4 +1,4 @@
-"""The parts of one server, chosen by its settings. ``server`` runs them. Only this module names back ends."""
+"""The parts of one server, chosen by its settings. ``server`` runs them. No other module of it names back ends."""
 
 import contextlib
 import hashlib
@@ -79,13 +79,13 @@ class BackEnds:
 async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable[[], str]) -> AsyncIterator[BackEnds]:
     """Check the database, and open the feed and the lease that the settings choose, for the length of a block.
 
-    ``epoch`` returns that of the event log. It is called when the lease is acquired, so the log may be opened later.
-    At its end the lease is released and all connections are closed, each with its own deadline, also in a cancelled
-    scope.
+    ``epoch`` returns the epoch of the event log. It is called only when the lease is acquired, so the log may be opened
+    later. At the end of the block the lease is released and all connections are closed, each with its own deadline,
+    also in a cancelled scope.
     """
     options, reads_only = settings.database, settings.changes.reads_only
     names = Names.of(options.url, options.schema)
-    mapped = MappedTables(settings)
+    checks = TableChecks(settings)
     # The last one opened is closed first: the lease is released while the connection that it may share with the feed is
     # open. Not an `async with`, because its end would not be shielded.
     closing = contextlib.AsyncExitStack()
@@ -95,7 +95,7 @@ async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable
         database = open_database(options.session_url, options, read_only=reads_only)
         closing.push_async_callback(database.aclose)
         tables = await wait_until_available(
-            lambda: database.run(mapped.require_tables), options, "database.url", starting
+            lambda: database.run(checks.require_tables), options, "database.url", starting
         )
         feed: UpdatedAtFeed | SqliteFeed | PostgresFeed
         if reads_only:
@@ -108,14 +108,14 @@ async def open_back_ends(settings: Settings, starting: Starting, epoch: Callable
             logger.warning("capture by updated_at", overlap_s=settings.changes.overlap_s, cannot_see=CANNOT_SEE)
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
-        yield BackEnds(feed=feed, lease=lease, faults=lambda: database.run(mapped.faults))
+        yield BackEnds(feed=feed, lease=lease, faults=lambda: database.run(checks.faults))
     finally:
         with trio.CancelScope(shield=True):
             await closing.aclose()
 
 
-class MappedTables:
-    """The mapped tables, and our tables and triggers in their database, which are checked at start and later."""
+class TableChecks:
+    """Checks the mapped tables, and our tables and triggers in their database, at the start and later."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -222,7 +222,7 @@ def _feed_by_updated_at(
 
 
 def _reading_connection(settings: Settings) -> DedicatedConnection:
-    """Make the connection on which the recorder reads changes and, on Postgres, holds the lease."""
+    """Make the connection on which the recorder reads changes. A lease on Postgres uses it too."""
     options = settings.database
     if dialect_of(options.url) == SQLITE:
         mode: Literal["ro", "rw"] = "ro" if settings.changes.reads_only else "rw"

@@ -148,7 +148,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
     starting = Starting()
 
     def epoch() -> str:
-        return parts.log.epoch  # assigned before the lease is acquired
+        return parts.log.epoch  # assigned below, before the lease is acquired
 
     pages = endpoints.starting_pages(starting.conditions)
     try:

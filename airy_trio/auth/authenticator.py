@@ -175,7 +175,7 @@ class Authenticator:
 
 
 def load_file_keys(options: AuthOptions) -> tuple[Key, ...]:
-    """Read the key file that the options name; none if they do not name one. Blocks. Raises ``SettingsError``."""
+    """Return the keys of the file that the options name; empty if they name none. Blocks. Raises ``SettingsError``."""
     if options.mode != "jwt" or options.secret_is_shared:
         return ()
     source = source_of(options)

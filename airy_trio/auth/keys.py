@@ -51,7 +51,7 @@ FETCH_TIMEOUT_S: Final = 5.0
 WAIT_S: Final = FETCH_TIMEOUT_S + 1
 """The longest time that a token waits for newer keys."""
 RECEIVE_BYTES_MAX: Final = 16 * 1024
-"""Of a response, in one step."""
+"""Octets of a response that are received in one step."""
 RETRY_S: Final = 1.0
 """After the first failure; doubled after each further one, up to the source's ``pause_s``."""
 _SAFE: Final = "/%:@!$&'()*+,;=~?"
@@ -203,7 +203,7 @@ class KeyFile:
 
 @frozen
 class KeyServer:
-    """A JWK Set behind an ``https://`` URL. The options and ``load`` are those of ``KeyFile``."""
+    """A JWK Set behind an ``https://`` URL. ``pause_s``, ``refresh_s`` and ``load``: see ``KeyFile``."""
 
     url: str
     algorithms: tuple[str, ...]
@@ -232,18 +232,19 @@ class KeyServer:
         except h11.RemoteProtocolError:
             message = "the key server did not answer in HTTP"
         except (OSError, trio.BrokenResourceError) as error:
-            cause = error.__cause__ or error  # of Trio's error: that of the only address, or a group of all
+            cause = error.__cause__ or error  # that of the only address, a group of those of all, or an error of TLS
             first = getattr(cause, "exceptions", (cause,))[0]
             message = f"the keys cannot be fetched: {getattr(first, 'strerror', None) or type(first).__name__}"
         raise KeysFault(message)
 
 
 async def _body_of(stream: trio.abc.Stream, host: bytes, target: str) -> bytes:
-    """Request ``target`` and return the body. ``host``: of the header Host.
+    """Request ``target`` and return the body. ``host``: the value of the header Host.
 
     Raises ``KeysFault``, ``h11.RemoteProtocolError`` and ``trio.BrokenResourceError``.
     """
     http = h11.Connection(h11.CLIENT)
+    # Not compressed, because h11 does not decompress.
     accept = (b"Accept", b"application/json, */*"), (b"Accept-Encoding", b"identity")
     request = h11.Request(method="GET", target=target, headers=[(b"Host", host), *accept, (b"Connection", b"close")])
     await stream.send_all(http.send(request) + http.send(h11.EndOfMessage()))
@@ -269,7 +270,10 @@ def source_of(options: AuthOptions) -> KeyFile | KeyServer:
 
 
 class KeyRing:
-    """The keys that are valid now, none until they were loaded first, and their source; None: they never change."""
+    """The keys that are valid now, and their source.
+
+    ``keys`` is empty until the first load. ``source`` None: the keys never change.
+    """
 
     # Tasks of three kinds meet here. One task calls `refresh` in a loop and is the only one that loads. Sessions call
     # `wait_newer` for a token with an unknown key. During a load they wait for its end. Otherwise they request a load,

@@ -118,7 +118,7 @@ class AuthOptions:
             yield f'{", ".join(idle)}: only for mode = "jwt", but mode is "{self.mode}"'
 
     def _key_fault(self) -> str | None:
-        """Return what is wrong with ``jwt_key`` and its algorithms. The key is not shown."""
+        """Return the first fault of ``jwt_key`` and its algorithms, or None. It does not show the key."""
         key, shared = self.jwt_key, [name for name in self.jwt_algorithms if name in SECRET_ALGORITHMS]
         if shared:
             bytes_min = max(SECRET_BYTES_MIN[name] for name in shared)

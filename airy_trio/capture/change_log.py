@@ -246,10 +246,10 @@ def first_point(connection: sa.Connection, log: str) -> str:
 
 
 def identified_point(text: str, source: str) -> str | None:
-    """Return a point with ``source`` added if it names no change log, like those of older versions.
+    """Return a point of the change log ``source``; None if it belongs to another one, or to another capture mode.
 
-    None: it belongs to another change log than ``source``, or to another capture mode. Any other text is returned
-    unchanged. Raises ``ResumePointTooNew``.
+    A point of an older version names no change log and gets ``source``. Text that is not a point is returned unchanged.
+    Raises ``ResumePointTooNew``.
     """
     match parsed_point(text):
         case {"identity": _}:  # Capture by ``updated_at``; these points had no source in older versions.

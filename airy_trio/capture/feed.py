@@ -243,8 +243,8 @@ class ChangeFeed(Protocol):
     async def identified(self, point: str) -> str | None:
         """Return a stored point with the identity of this database, which older versions did not write.
 
-        None: it belongs to another database or capture mode, and its event log is off limits. Raises
-        ``ResumePointTooNew``.
+        None: it belongs to another database or capture mode, and this server must not record into its event log.
+        Raises ``ResumePointTooNew``.
         """
         ...
 

@@ -132,7 +132,7 @@ class TableOptions:
     )
 
     def location(self, kind: Kind) -> tuple[str | None, str]:
-        """Return schema and table: a text is split at the first dot, a pair is used as is."""
+        """Return schema and table of a mapped kind: a text is split at the first dot, a pair is used as is."""
         if self.name is None:
             return None, kind
         if isinstance(self.name, str):

@@ -149,8 +149,8 @@ class Watermarks:
 def identified(text: str, identity: Identity, dialect: str) -> str | None:
     """Return a resume point with the source of ``identity``, which points of older versions do not have.
 
-    None: it is of another database, or of another capture mode. If a point without source is of a file, nothing can be
-    concluded from its history, because a replaced file has another inode. Raises ``ResumePointTooNew``.
+    None: it is of another database, or of another capture mode. A point of a file without a source is
+    accepted whatever its history: a replaced file has another inode. Raises ``ResumePointTooNew``.
     """
     try:
         point = Watermarks.parse(text)
@@ -206,7 +206,7 @@ class UpdatedAtFeed(InspectedFeed):
         self._returned: dict[Kind, dict[int, tuple[int, Place]]] = {kind: {} for kind in KINDS}
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. Return after a pause, and for a file once there was a commit.
+        """See ``ChangeFeed.wait``. Return after a pause. For a file, wait for a commit as well.
 
         The pause grows with the time that a read takes.
         """
@@ -319,8 +319,8 @@ class UpdatedAtFeed(InspectedFeed):
         lower_us = None if mark.newest_us is None else mark.newest_us - self._reach_us(kind)
         place, newest_us, is_local = mark.after, mark.upto_us, None
         met = set[int]()
-        # Enough for all that may be returned, and one more, which shows that there are more. The versions that were
-        # returned and are still there have a place after this one, too.
+        # Room for the new versions that the batch can take, for one more, which shows that the scan was cut, and for
+        # the returned versions after this place, which the scan meets again.
         known = sum(one > (mark.after or BEGIN_PLACE) for _, one in returned.values())
         rows_max = poll.limit - len(poll.found) + known + 1
         for version in scan.versions(poll.connection, lower_us, after=mark.after, upto_us=mark.upto_us, limit=rows_max):

@@ -261,8 +261,9 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch:
         """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection."""
         notified, self.wakeup.notified = self.wakeup.notified, False
-        # Before the snapshot is taken: this read covers every commit that was notified until now. A notification that
-        # arrives later may be of a commit that the snapshot does not see, and has to end the next wait.
+        # The notifications are discarded before the snapshot is taken: this read covers every commit that was notified
+        # until now. A notification that arrives later may be of a commit that the snapshot does not see, and has to end
+        # the next wait.
         if notified:
             pipeline.notifications()
         moment = compiled(_MOMENT, {"log": self._log_name})

@@ -94,7 +94,7 @@ class _Log:
 
 @frozen
 class _Application:
-    """The event log that the changes are recorded into, and ``ChangeFeed.identified``."""
+    """The event log that records the changes, and a synchronous ``ChangeFeed.identified``."""
 
     consumer: Consumer | None
     identified: Callable[[str], str | None]

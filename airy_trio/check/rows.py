@@ -205,9 +205,9 @@ def _read(connection: sa.Connection, settings: Settings, objects: Objects, table
 
 
 def _unlisted(table: Table, changed: ChangedObject) -> Iterator[tuple[str, Value]]:
-    """Yield each field that has a set of values which does not include the object's value, and the value.
+    """Yield each field with a value outside its set of values, and the value. NULL is not a value.
 
-    NULL is not a value. The mapping's ``values`` have been applied, so a value that they list is one of theirs.
+    The mapping has already translated the values that it lists, so a listed value is one of the translations.
     """
     if isinstance(changed, Gone | Unreadable) or (isinstance(changed, Metadata) and not changed.entries):
         return

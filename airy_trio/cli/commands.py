@@ -435,7 +435,7 @@ def tail(  # noqa: PLR0913 - one for each option
         raise click.UsageError("--current needs --url")
     if url is not None and config is not None:
         raise click.UsageError("--config and --url exclude each other")
-    # The variable may stay set for other servers, so only the option is an error.
+    # AIRY_TRIO_TOKEN may be set for other commands, so only the option is an error.
     if url is None and click.get_current_context().get_parameter_source("token") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--token needs --url")
     settings = load_settings(config) if url is None else None

@@ -97,7 +97,7 @@ def postgres_engine(
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, given: list[Any], options: dict[str, Any]) -> MonitoredConnection:
         made = MonitoredConnection.opened(*given, **options)
-        opened.add(made)  # before any statement: it must be possible to interrupt that
+        opened.add(made)  # before the first statement, so that it can be interrupted
         if pooled:
             made.answer_timeout_s = ANSWER_TIMEOUT_POOLED_S
         return made
@@ -276,7 +276,10 @@ def canonical_url(url: str) -> str:
 
 
 def url_fault(text: str, drivers: Collection[str]) -> str | None:
-    """Return what is wrong with a URL, or None if it has one of these drivers. At most a known scheme is shown."""
+    """Return the fault of a URL that must have one of these drivers; None if there is none.
+
+    At most a known scheme is shown.
+    """
     scheme, separator, _ = text.partition("://")
     if not separator:
         return "a string that is not a URL" if text else "an empty string"

@@ -1,14 +1,14 @@
 """Notice commits to an SQLite file by other processes.
 
-The data version of an open connection changes with every commit by others. Reading it takes a thread. So that is done
-(``FileVersions``) after the system has reported a write to the file or its WAL (``FileEvents``). A commit becomes
-visible after its data was written, mostly once it is on disk, and nothing is reported then. So the version is read
-again and again: for some milliseconds after a write in one thread, which can sleep for less than the millisecond that
-is Trio's shortest sleep, and then at intervals that grow with the time since the write.
+The data version of an open connection changes with every commit by others. Reading it takes a thread, so
+``FileVersions`` reads it after the system has reported a write to the file or its WAL (``FileEvents``). A commit
+becomes visible after its data was written, mostly once it is on disk, and nothing is reported then. So the version is
+read again and again: for some milliseconds after a write in one thread, which can sleep for less than the millisecond
+that is Trio's shortest sleep, and then at intervals that grow with the time since the write.
 
-Where the system reports nothing (another operating system, a network file system), the version is read every 4 to 20 ms
-instead. Elsewhere it is also read now and then, so that no commit is missed; and a commit that is found only by that is
-the sign that the system does not report writes here.
+If the system reports nothing (another operating system, a network file system), the version is read every 4 to 20 ms
+instead. If it does, the version is also read once a second, so that no commit is missed. A commit that only such a read
+finds shows that writes to this file are not reported.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ LOOK_QUIET_S: Final = 1.0
 UNREPORTED_S: Final = 5.0
 """A commit that becomes visible this long after the last report of a write was not reported."""
 POLL_S: Final = 0.004
-"""Between two looks, if the system reports nothing."""
+"""The pause between two reads of the version, if writes are not reported."""
 POLL_SETTLED_S: Final = 0.02
 """The same, while nothing has changed for ``SETTLED_S``."""
 SETTLED_S: Final = 0.05
@@ -94,7 +94,7 @@ class FileEvents:
         return cls(descriptor, [os.fsencode(name) for name in names])
 
     async def wait(self) -> None:
-        """Return when one of the files was written since the last call, or when the folder is gone. For one task."""
+        """Return when one of the files was written since the last call, or the folder is gone. For one task only."""
         while not self.take():
             await trio.lowlevel.wait_readable(self._descriptor)
 
@@ -126,7 +126,7 @@ class FileVersion:
 
 
 class FileVersions:
-    """Reads the version of the file that a connection has open, for one task, which pauses between two looks.
+    """Reads the version of the file that a connection has open. For one task, which calls ``pause`` between two reads.
 
     ``close``: closes this connection and all others to the file. They are opened again when they are used.
     """
@@ -138,7 +138,7 @@ class FileVersions:
         self._path: Path | None = None  # known from the first answer on
         self._events: FileEvents | None = None
         self._polling = False  # the system does not report writes
-        self._touched_at = 0.0  # a write was reported, or a change was found while polling
+        self._touched_at = 0.0  # when a write was last reported or, while polling, a change was found
 
     async def ask(self, *, other_than: FileVersion | None = None) -> FileVersion:
         """Return the version, which changes with every commit by others.
@@ -159,7 +159,7 @@ class FileVersions:
             self._path, self._events, self._polling = None, None, False
             return await self.ask()
         if before is not None and before.generation == version.generation and before != version:
-            self._note_change()
+            self._changed()
         return version
 
     async def wait_for_other(self, known: FileVersion | None, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
@@ -171,7 +171,7 @@ class FileVersions:
                 return version
 
     async def pause(self, *, after_s: float = LOOK_FIRST_S) -> None:
-        """Sleep until it is worth asking: after something was written, and now and then.
+        """Sleep until the version may have changed: after something was written, and now and then.
 
         ``after_s``: how long after the report of a write, at least. Before the first answer each pause is short.
         """
@@ -193,8 +193,8 @@ class FileVersions:
             self._touched_at = trio.current_time()
             await trio.sleep(after_s)
 
-    def _note_change(self) -> None:
-        """Poll from now on if a change comes without a report in the last ``UNREPORTED_S``."""
+    def _changed(self) -> None:
+        """Record a change of the version. If no write was reported within ``UNREPORTED_S``, poll from now on."""
         now = trio.current_time()
         if self._events is None:
             self._touched_at = now

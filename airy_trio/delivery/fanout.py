@@ -381,7 +381,7 @@ class Senders:
         Raises what the stream raises, and ``PositionExpired`` if the client must reload.
         """
         stream, backoff = client.stream, Backoff()
-        retry_at = math.inf  # finite after a failed read: the store is not read before then
+        retry_at = math.inf  # after a failed read, the time of the next one; otherwise infinite
         while client.state is BEHIND and not stream.closing:
             # Made before the search for work: events that arrive during it are either found or set the event.
             wake_up = client.expect_wake_up()

@@ -38,7 +38,7 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
     from airy_trio.demo.application import InboxApplication  # noqa: PLC0415 - it is also run as a program, and must not be imported before
 
     folder = Path(tempfile.gettempdir()) / f"airy-trio-demo-{secrets.token_hex(4)}"
-    try:  # from before the folder exists, so that it is removed whenever a signal arrives
+    try:  # begins before the folder is made, so that it is removed whenever a signal arrives
         folder.mkdir(mode=0o700)
         database = folder / "inbox.db"
         url = json.dumps(sqlite_url(database))

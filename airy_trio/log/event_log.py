@@ -19,7 +19,8 @@ While there are doubts, events that are read are not taken, because they may be 
 one that was compared.
 
 **Lag.** ``follow`` may hang without an error: a half-open connection, a notification that is never sent. ``watch_lag``
-therefore asks for the store's head on its own, and measures how long this node takes to reach it.
+therefore reads the store's bounds on its own, sets ``clock`` by them, and measures how long this node takes to reach
+their head.
 """
 
 import time
@@ -60,15 +61,15 @@ FIRST_PAGE_EVENTS: Final = 64
 OWN_APPEND_S: Final = 0.1
 """How long ``follow`` waits for an append of this node to return, before it reads the events from the store."""
 LAG_EVERY_S: Final = 1.0
-"""Between two reads of the store's bounds, by which the lag of ``follow`` is measured and ``clock`` is set."""
+"""Between two reads of the store's bounds, which measure the lag of ``follow`` and set ``clock``."""
 OWN_APPENDS_MAX: Final = 4096
-"""The number of own appends of which it is known exactly when their changes were made."""
+"""The number of own appends with an exact time of their changes. Older ones are forgotten."""
 
 logger = structlog.get_logger(__name__)
 
 
 class _Append(NamedTuple):
-    """An append of this node: its events, and when their oldest change was made, in Trio's time."""
+    """An append of this node: the offsets of its first and last event, and the time (Trio's) of its oldest change."""
 
     first: int
     last: int
@@ -102,7 +103,7 @@ class EventLog:
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0
         """Events of the store that are not in its current state yet, as ``watch_lag`` has found."""
-        self._own_appends: deque[_Append] = deque(maxlen=OWN_APPENDS_MAX)  # in order
+        self._own_appends: deque[_Append] = deque(maxlen=OWN_APPENDS_MAX)  # in the order of their events
         self.appending = Latencies()
         """How long the store takes for an append."""
         self._outage = Outage(logger, "event store unavailable", "event store available again")

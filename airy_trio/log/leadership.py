@@ -96,7 +96,7 @@ class Consumption:
             if identified is None:
                 raise ForeignLogError(self._store)
             if not self._feed.consumed or (consumer is not None and consumer.epoch == head.epoch):
-                if identified != point:  # an older version wrote it
+                if identified != point:  # an older version wrote it; identified before another database uses this log
                     await self._log.append(head, (), identified, replaces=point)
                 return head, identified
             logger.warning("new epoch: these changes were recorded by another log", store=consumer and consumer.store)

@@ -97,7 +97,7 @@ class RecorderOptions:
 
 
 class Recorder:
-    """The tasks ``run`` and ``ahead.run``. Each needs the other."""
+    """The tasks ``run`` and ``ahead.run``, which must run together: ``run`` waits for the reads of ``ahead.run``."""
 
     def __init__(self, feed: ChangeFeed, lease: Lease, log: EventLog, options: RecorderOptions) -> None:
         self._feed = feed
@@ -286,7 +286,7 @@ class Recorder:
 
     async def _replace_state(self, head: Position, point: str, known: StoredState | None) -> None:
         """Replace a state that was recorded in another way at once: the next change may come much later."""
-        state = self._state.change(head.offset, (), (), continues=True)  # it has no changes, so the marks stay
+        state = self._state.change(head.offset, (), (), continues=True)  # without backfills the marks stay
         if known is not None and (state is None or (known.generation, known.marks) != (state.generation, state.marks)):
             await self._log.append(head, (), point, replaces=point, state=state)
 
@@ -437,7 +437,7 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
 
 @define(eq=False)
 class _Read:
-    """One read. ``result``: a batch or an error, when it has ended."""
+    """One read. ``result``: the batch or the error, once the read has ended."""
 
     point: str
     limit: int

@@ -35,9 +35,8 @@ def new_epoch() -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(EPOCH_LENGTH))
 
 
-# attrs would order positions of two epochs by the names of their epochs.
 @total_ordering
-@frozen(order=False)
+@frozen(order=False)  # attrs would order positions of two epochs by the names of their epochs
 class Position:
     """A place in the log: the event with this offset or, for a cursor, the place just after it.
 
@@ -362,6 +361,8 @@ class EventStore(Protocol):
 
     async def wait(self, after: Position) -> None:
         """Return when the head is no longer ``after``, whichever process appended. It may return without a change.
+
+        Only one task of a process waits at a time.
 
         Raises ``StoreUnavailable`` also if a connection was lost that can be reopened at once: the new connection may
         lead to a copy without the newest events, and the caller must check that.

@@ -59,9 +59,9 @@ _APPENDED_AT: Final = attrgetter("appended_at_ms")
 class View:
     """The events of one destination that the tail holds.
 
-    ``offsets``: ascending; none if the view is narrow. ``evicted``: all later events of the destination are in the
-    tail. ``last``: the newest event of the destination, or ``evicted`` if the tail has none. ``readers``: in the order
-    in which they attached; the tail never calls them.
+    ``offsets``: ascending; empty for a narrow view (``Within``). ``evicted``: all later events of the destination are
+    in the tail. ``last``: the newest event of the destination, or ``evicted`` if the tail has none. ``readers``: in the
+    order in which they attached; the tail never calls them.
     """
 
     destination: Destination

@@ -64,8 +64,8 @@ ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 class Migrated:
     """The result of a migration: the default tables that it created, and the kinds of object that are watched now.
 
-    ``left``: a line for each schema of a newer version, which was not changed. ``statements``: of a preview, the SQL,
-    with these lines as comments at its end.
+    ``left``: a line for each schema of a newer version, which was not changed. ``statements``: the SQL of
+    a preview, followed by these lines as comments.
     """
 
     made: tuple[str, ...]
@@ -88,9 +88,9 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     A schema of a newer version, with its triggers, is not changed: there is no downgrade.
 
     ``grant``: a Postgres role that is granted the rights that a server needs. ``firing``: when the Postgres triggers
-    fire; None does not change it. ``preview``: run the statements, then roll them back. ``waiting``: called with the
-    number of the attempt each time that a lock is not free, at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``;
-    then nothing was changed.
+    fire; None does not change it. ``preview``: run the statements, roll them back, and return them in
+    ``Migrated.statements``. ``waiting``: called with the number of the attempt each time that a lock is not free, at
+    most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
     """
     path, reads_only = _file_of(settings.database.session_url), settings.changes.reads_only
     for option, is_given, on_sqlite, if_reads_only in (
@@ -376,6 +376,7 @@ def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOption
         remedy = f"this version needs {newest}; run: airy-trio migrate --config FILE"
         return Schema((f"{begin}, {remedy}",) if current < newest else ())
     newer = f"{begin}, of a newer version of airy-trio"
+    # Every schema newer than this version has this column.
     state = sa.table(names.bare(_STATES[stream]), sa.column("compatible_from", sa.Text), schema=names.table_schema)
     compatible_from: str | None = connection.execute(sa.select(state.c.compatible_from)).scalar_one_or_none()
     if compatible_from is None or compatible_from > newest:
@@ -389,7 +390,7 @@ def head(stream: Stream) -> str:
 
 
 def revisions(stream: Stream) -> list[str]:
-    """Return the revisions of a stream, the oldest first: each has the number of its file."""
+    """Return the revisions of a stream, the oldest first: each ends in the number of its file."""
     files = (migrations_folder() / stream).glob("[0-9][0-9][0-9][0-9]_*.py")
     return sorted(f"{stream}_{file.name[:4]}" for file in files)
 

@@ -11,7 +11,7 @@ connection took 21.5 instead of 8.4 KiB, and 1,300 instead of 2,281 clients conn
 medians of three interleaved rounds). A request for an event stream is the only one of its connection; after it only the
 framing differs (``delivery.framing``).
 
-``Sessions`` are all sessions of one process: their counts, and the ways to disconnect many of them.
+``Sessions`` holds all sessions of one process, counts them, and disconnects many of them at once.
 """
 
 import secrets
@@ -209,7 +209,7 @@ class Session:
         """
         client = self.client
         reason, stream = client.reason, client.stream
-        if reason is None or stream.stalled:  # whatever the reason is, a peer that has stalled does not take it
+        if reason is None or stream.stalled:  # a stalled peer takes no reason
             return False
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             try:

@@ -95,7 +95,10 @@ class Settings:
 
     @property
     def log_words(self) -> str:
-        """The place of the event store, without a secret: a URL for another package's store may have one anywhere."""
+        """The place of the event store, without secrets.
+
+        For a store of another package it is only the name, because its URL may have a secret anywhere.
+        """
         match self.log.store:
             case "memory":
                 return f"the memory of process {os.getpid()}"

@@ -7,8 +7,9 @@ means without escapes: it is used for the frames that are never escaped, and bef
 no escapes either.
 
 Reading. The work is linear in the input, however the octets are cut into pieces: a search continues where the last one
-stopped. Memory is bounded by ``frame_bytes_max`` and one piece of input. A head is read when all of it has arrived, or
-when it cannot become valid any more: a NUL or more octets than a frame may have come first, or its command is too long.
+stopped. Memory is bounded by ``frame_bytes_max`` and one piece of input. A head is read when all of it has
+arrived. It is refused earlier if a NUL precedes the blank line, if it exceeds the limit of a frame, or if its command
+is too long.
 
 A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid the CR, but they have no
 way to write it back to a client that reads CRLF line ends.
@@ -160,14 +161,14 @@ class Limits:
     command_bytes_max: int = field(default=32, validator=_positive)
 
 
-_EOLS: Final = re.compile(rb"(?:\r?\n)*+")
+_EOLS: Final = re.compile(rb"(?:\r?\n)*+")  # possessive, so that no state is kept for each line end
 _HEAD_STOP: Final = re.compile(rb"\n\r?\n|\0")  # the end of the last line and the blank line; or a NUL
 _BODY_STOP: Final = re.compile(rb"\0")
 _DIGITS: Final = re.compile(r"[0-9]+")
 _LENGTH_DIGITS_MAX: Final = 18  # more would be beyond any limit, and is not worth converting
 _CR: Final = 13
 _NUL: Final = 0
-_STOP_BYTES_MAX: Final = 3  # what the patterns of both stops match at most
+_STOP_BYTES_MAX: Final = 3  # the longest match of both patterns
 
 
 @define(eq=False, weakref_slot=False)
@@ -190,7 +191,7 @@ class Decoder:
     _command: str | None = field(default=None, init=False)
     _headers: list[tuple[str, str]] = field(factory=list, init=False)
     _length: int | None = field(default=None, init=False)  # of the body, if there is a content-length
-    _head_bytes: int = field(default=0, init=False)  # 0 until the head was read
+    _head_bytes: int = field(default=0, init=False)  # 0 until the head is read
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Store octets and return an iterator over the complete frames, each decoded when it is requested.
@@ -241,7 +242,7 @@ class Decoder:
 
     def _read_head(self) -> bool:
         """Read the head of the next frame; False if octets are missing."""
-        # They differ if the earlier input ended within the head. Its octets must not be searched again.
+        # The two differ if the earlier input ended within the head, whose octets must not be searched again.
         between_frames = self._searched == self._at
         if between_frames and not self._skip_eols():
             return False
@@ -252,7 +253,7 @@ class Decoder:
         elif len(data) - at >= limits.frame_bytes_max:
             stop, fault = at + limits.frame_bytes_max, errors.FRAME_TOO_LARGE
         elif len(data) - at > limits.command_bytes_max and data.find(EOL, at, at + limits.command_bytes_max + 1) < 0:
-            # Not only later: what arrives may be of another protocol, and have neither line ends nor NULs.
+            # Reported now, because input of another protocol may have neither line ends nor NULs.
             raise RemoteProtocolError(*errors.COMMAND_TOO_LARGE)
         else:
             return False
@@ -263,7 +264,7 @@ class Decoder:
         return True
 
     def _read_lines(self, lines: list[bytes], fault: Fault | None) -> None:
-        """Read the lines of a head. ``fault``: why the last one is incomplete; raised unless another comes first."""
+        """Read the lines of a head. ``fault``: why the last is incomplete; raised unless an earlier one has a fault."""
         limits, headers = self.limits, self._headers
         bytes_max, too_large = limits.command_bytes_max, errors.COMMAND_TOO_LARGE
         version = self.version
@@ -330,7 +331,7 @@ class Decoder:
         return self._take(found)
 
     def _find(self, stop: re.Pattern[bytes], limit: int) -> int | None:
-        """Continue the search for the end of a head or body, up to a limit; return the index where it begins."""
+        """Continue the search for the end of a head or body, up to a limit; return where the match begins, or None."""
         # The earlier input may have ended within the stop.
         found = stop.search(self._data, max(self._at, self._searched - _STOP_BYTES_MAX + 1), limit)
         end = found.end() if found else max(self._searched, min(len(self._data), limit))
@@ -346,7 +347,7 @@ class Decoder:
 
 
 def _text(line: bytes) -> str:
-    """Return a line of a head without the CR of its end."""
+    """Decode a line of a head, without the CR at its end. Raises ``RemoteProtocolError``."""
     if _CR in line:
         line = line.removesuffix(b"\r")
         if _CR in line:

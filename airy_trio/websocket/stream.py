@@ -45,7 +45,7 @@ class StalledError(trio.BrokenResourceError):
 
 
 class InputEnded(trio.BrokenResourceError):
-    """The client has ended its input: with a Close frame, which was answered, with its stream, or by breaking it."""
+    """The client's input has ended: by a Close frame, which was answered, by its end, or because it broke."""
 
 
 class TooMuchInputError(FrameError):

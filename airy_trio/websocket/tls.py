@@ -56,8 +56,9 @@ class TlsTransport:
     """The server's side of TLS over ``transport``, which it owns.
 
     Encrypted data must leave in order, so nothing is encrypted while data is pending below. OpenSSL refuses to write
-    between two halves of a handshake message of the peer. No TLS library splits the only one that may follow the
-    handshake, a key update of five octets, so a peer whose halves are found by a write breaks the connection.
+    between two halves of a handshake message of the peer. The only such message that is accepted after the handshake is
+    a key update of five octets, which TLS libraries send in one piece. If a write comes after half of one, the
+    connection is broken.
 
     ``turn`` is awaited before each further step of the handshake, and after each read without content. These cost
     more than anything else that a client can cause.

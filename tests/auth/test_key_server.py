@@ -199,7 +199,7 @@ async def test_hanging_server_times_out_while_others_run(
         with pytest.raises(KeysFault, match="took more than 1 s"):
             await source(publisher).load()
         assert turns > 3
-        with trio.fail_after(2):  # the connection was ended
+        with trio.fail_after(2):  # the fetch closes its connection when it times out
             await publisher.broken.wait()
         nursery.cancel_scope.cancel()
 

@@ -129,7 +129,7 @@ async def test_rows_of_one_time_come_in_batches_each_once(watched: Watched, limi
         assert (await feed.read(after, limit)).changes == 0
 
 
-async def test_each_batch_of_a_bulk_change_is_one_scan(watched: Watched) -> None:
+async def test_each_batch_of_a_bulk_change_needs_one_scan(watched: Watched) -> None:
     scans = list[str]()
 
     def record(*what: str) -> None:

@@ -275,7 +275,7 @@ async def test_lag_grows_while_events_are_not_read(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_store_clock_that_is_set_is_noticed(
+async def test_log_follows_a_changed_store_clock(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = EventLog(store, LogOptions(store="memory"), lambda: 0.0)

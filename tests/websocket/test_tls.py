@@ -343,9 +343,7 @@ async def test_key_update_is_answered_before_later_data(context: ssl.SSLContext,
     assert reading.next().open(data) == (Kind.DATA, b"by our new key")
 
 
-async def test_write_between_the_halves_of_a_key_update_breaks_the_connection(
-    context: ssl.SSLContext, tmp_path: Path
-) -> None:
+async def test_write_after_half_a_key_update_breaks_the_connection(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, _ = peer.by_hand()

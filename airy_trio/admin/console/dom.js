@@ -1,4 +1,4 @@
-// Find and make elements. A text is set as text, so it cannot become markup.
+// Find and make elements. Strings are set as text, so they cannot become markup.
 
 export const $ = (id) => document.getElementById(id);
 

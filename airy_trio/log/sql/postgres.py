@@ -333,7 +333,7 @@ def _rows(expected: Position, events: Sequence[NewEvent], moved_at_ms: int) -> I
 
 
 class Notifications:
-    """Waits, in one task, for notifications of appends over one connection, which the first wait opens.
+    """Waits for notifications of appends over one connection, which the first wait opens. For one task.
 
     ``head``: the position in the last notification, empty if there was none or it named none. If the connection is
     alive, it will be notified of everything that is appended after that position.

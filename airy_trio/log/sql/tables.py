@@ -79,7 +79,7 @@ class LogTables:
     """The tables under their names in one database, and the statements on them.
 
     ``bounds`` and ``aged`` return the columns of ``store.StateRow``. ``before_fold`` and ``before_kept``: the steps
-    before a fold, and before ``kept``, in their transactions.
+    that precede a fold and ``kept`` in the same transaction.
     """
 
     before_fold: Sequence[Step] = ()
@@ -187,7 +187,7 @@ class LogTables:
             .returning(state.first)
         )
 
-    def _prepare_durables(self, insert: Any) -> None:  # noqa: ANN401 - the dialect's insert of what is given
+    def _prepare_durables(self, insert: Any) -> None:  # noqa: ANN401 - the dialect's insert of the given rows
         """Make the upserts of durable subscriptions.
 
         ``claim`` stores claims and returns owner, name, and the position of each. ``acknowledge`` stores positions and
@@ -402,7 +402,7 @@ class PostgresTables(LogTables):
 
 
 def _setting(name: str, value: str) -> Step:
-    """Return the step, without a result, that sets a parameter of Postgres for the rest of the transaction."""
+    """Return the step that sets a parameter of Postgres for the rest of the transaction. Its result is empty."""
     return Step(sa.select(sa.func.set_config(name, value, sa.true())), convert=lambda _rows: ())
 
 

@@ -22,7 +22,7 @@ def event(number: int, conversation: str = "c1") -> NewEvent:
 
 
 class Lines(Stdout):
-    """Collects the offset of each event, and each verdict with the offset after it."""
+    """Collects the offset of each event, and each verdict with the offset after which reading continues."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Log:
     ) -> list[int | tuple[str, int]]:
         """Read this number of events after a position; return what was written."""
         options = TailOptions(destination=destination, as_json=True, events_max=count)
-        await tail.read(self.store, after, options, self.lines)
+        await tail.write_events(self.store, after, options, self.lines)
         return self.lines.offsets
 
 
