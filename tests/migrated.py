@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from airy_trio.capture.change_log import TABLE, ChangeLog, first_point
 from airy_trio.database import SQLITE, Names, sqlite_path
-from airy_trio.migrate import migrate
+from airy_trio.migrate import migrate, preview
 from airy_trio.settings import Settings
 
 _files: dict[str, Mapping[str, bytes]] = {}
@@ -73,7 +73,7 @@ def _migrate_postgres(settings: Settings, engine: sa.Engine) -> None:
         return
     key, names = _key(settings), Names(engine.dialect.name, settings.database.schema)
     if key not in _scripts:
-        _scripts[key] = migrate(settings, with_tables=True, preview=True).statements
+        _scripts[key] = preview(settings, with_tables=True)
     script = [*_scripts[key], f"update {names.quoted('change_state')} set source = substr(md5(random()::text), 1, 16)"]
     if settings.log_is_here:
         script.append(f"update {names.quoted('log_state')} set epoch = substr(md5(random()::text), 1, 6)")

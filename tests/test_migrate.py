@@ -418,7 +418,7 @@ def test_tables_of_the_application_are_locked_after_the_event_log_is_up_to_date(
     with postgres_application.engine.begin() as connection:
         downgrade(connection, "log", postgres_application.names, "log_0008")
         downgrade(connection, "changes", postgres_application.names, "changes_0004")
-    statements = migrate.migrate(settings, preview=True).statements
+    statements = migrate.preview(settings)
     (of_log,) = (place for place, line in enumerate(statements) if "ADD COLUMN folded" in line)
     (of_changes,) = (place for place, line in enumerate(statements) if "DROP COLUMN seq" in line)
     assert of_log < of_changes
@@ -550,7 +550,7 @@ def test_preview_changes_nothing_and_can_be_run_by_hand(any_application: Applica
     any_application.execute(*(f"create table {name} (id text, name text, color text)" for name in ("tags", "own")))
     before = contents(any_application)
     settings = any_application.settings(ONLY_TAGS)
-    statements = migrate.migrate(settings, preview=True).statements
+    statements = migrate.preview(settings)
     assert contents(any_application) == before
     assert not any(line.lower().startswith(("select", "set", "lock", "pragma")) for line in statements)
     sections: dict[str, list[str]] = {}
@@ -571,26 +571,25 @@ def test_preview_changes_nothing_and_can_be_run_by_hand(any_application: Applica
             for line in lines:
                 driver.execute(line)
         by_hand.engine.dispose()
-    assert migrate.migrate(settings, preview=True).statements == ()
+    assert migrate.preview(settings) == []
     any_application.tag()
     assert any_application.scalar(f"select count(*) from {any_application.log_table('change_log')}") == 1
 
 
 def test_preview_creates_no_file_and_shows_no_password(tmp_path: Path, postgres: Postgres) -> None:
     application = Application(f"sqlite:///{tmp_path}/new.db")
-    statements = migrate.migrate(application.settings(), with_tables=True, preview=True).statements
-    assert any("CREATE TABLE messages" in line for line in statements)
+    assert any("CREATE TABLE messages" in line for line in migrate.preview(application.settings(), with_tables=True))
     assert list(tmp_path.iterdir()) == []
     url = postgres.password_url("postgres")
     with pytest.raises(StartError) as caught:
-        migrate.migrate(Application(url).settings(), preview=True)
+        migrate.preview(Application(url).settings())
     assert postgres.password not in str(caught.value)
 
 
 def test_preview_fails_as_the_migration_would(any_application: Application) -> None:
     any_application.execute("select 1")
     with pytest.raises(MappingError):
-        migrate.migrate(any_application.settings(), preview=True)
+        migrate.preview(any_application.settings())
 
 
 @pytest.mark.parametrize("store", ["sql", "memory"])

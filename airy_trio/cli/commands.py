@@ -370,9 +370,10 @@ def migrate(  # noqa: PLR0913 - one for each option
             lines = [*_removed_lines(settings)]
         elif to is not None:
             lines = implementation.migrate_to(settings, to, preview=preview, waiting=waiting)
+        elif preview:
+            lines = implementation.preview(settings, waiting=waiting, **options)
         else:
-            done = implementation.migrate(settings, preview=preview, waiting=waiting, **options)
-            lines = [*(done.statements if preview else _migrated_lines(settings, done))]
+            lines = [*_migrated_lines(settings, implementation.migrate(settings, waiting=waiting, **options))]
     for line in lines:
         click.echo(line)
     if then_backfill:

@@ -98,7 +98,7 @@ def _show_statements(draft: "Draft") -> bool:
 
     try:
         with lock_progress() as waiting:
-            statements = migrate.migrate(draft.settings, preview=True, waiting=waiting).statements
+            statements = migrate.preview(draft.settings, waiting=waiting)
     except StartError as error:
         for fault in error.faults:
             click.echo(f"airy-trio: warning: migrate would fail: {fault}", err=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import sqlalchemy as sa
-from attrs import evolve, frozen
+from attrs import frozen
 
 from airy_trio.capture import mapping, postgres_triggers, triggers
 from airy_trio.capture.change_log import STATE, TABLE, ChangeLog, first_point
@@ -64,23 +64,20 @@ ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 class Migrated:
     """The result of a migration: the default tables that it created, and the kinds of object that are watched now.
 
-    ``left``: a line for each schema of a newer version, which was not changed. ``statements``: the SQL of
-    a preview, followed by these lines as comments.
+    ``left``: a line for each schema of a newer version, which was not changed.
     """
 
     made: tuple[str, ...]
     watched: tuple[str, ...]
     left: tuple[str, ...] = ()
-    statements: tuple[str, ...] = ()
 
 
-def migrate(  # noqa: PLR0913 - one for each option of the command
+def migrate(
     settings: Settings,
     *,
     with_tables: bool = False,
     grant: str | None = None,
     firing: Firing | None = None,
-    preview: bool = False,
     waiting: Waiting | None = None,
 ) -> Migrated:
     """Bring both databases up to date. Safe to repeat. Synchronous; it may wait for locks for a minute.
@@ -88,34 +85,56 @@ def migrate(  # noqa: PLR0913 - one for each option of the command
     A schema of a newer version, with its triggers, is not changed: there is no downgrade.
 
     ``grant``: a Postgres role that is granted the rights that a server needs. ``firing``: when the Postgres triggers
-    fire; None does not change it. ``preview``: run the statements, roll them back, and return them in
-    ``Migrated.statements``. ``waiting``: called with the number of the attempt each time that a lock is not free, at
-    most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
+    fire; None does not change it. ``waiting``: called with the number of the attempt each time that a lock is not free,
+    at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
     """
+    return _migrated(settings, _Options(with_tables, grant, firing), waiting)
+
+
+def preview(
+    settings: Settings,
+    *,
+    with_tables: bool = False,
+    grant: str | None = None,
+    firing: Firing | None = None,
+    waiting: Waiting | None = None,
+) -> list[str]:
+    """Return the SQL statements that ``migrate`` would run now. They are run and rolled back. Raises as it does."""
+    record: list[str] = []
+    done = _migrated(settings, _Options(with_tables, grant, firing), waiting, record)
+    return [*record, *(f"-- {line}" for line in done.left)]
+
+
+@frozen
+class _Options:
+    with_tables: bool
+    grant: str | None
+    firing: Firing | None
+
+
+def _migrated(
+    settings: Settings, options: _Options, waiting: Waiting | None, record: list[str] | None = None
+) -> Migrated:
+    """Migrate. With ``record`` it is a preview: the record gets the statements."""
     path, reads_only = _file_of(settings.database.session_url), settings.changes.reads_only
     for option, is_given, on_sqlite, if_reads_only in (
-        ("--with-tables", with_tables, None, "writes nothing into the database"),
-        (f"--grant {grant}", grant, "SQLite has no roles; the permissions of the file decide",
+        ("--with-tables", options.with_tables, None, "writes nothing into the database"),
+        (f"--grant {options.grant}", options.grant, "SQLite has no roles; the permissions of the file decide",
          "needs only SELECT on the mapped tables"),
-        (f"--triggers {firing}", firing, "SQLite has no replica roles; its triggers always fire",
+        (f"--triggers {options.firing}", options.firing, "SQLite has no replica roles; its triggers always fire",
          "needs no triggers"),
     ):  # fmt: skip
         if is_given and path is not None and on_sqlite is not None:
             raise StartError([f"{option}: {on_sqlite}"])
         if is_given and reads_only:
             raise StartError([f"{option}: {_BY_UPDATED_AT} {if_reads_only}"])
-    if path is not None and not with_tables:
+    if path is not None and not options.with_tables:
         require_file(path)
 
     def attempt() -> Migrated:
-        record: list[str] | None = [] if preview else None
-        if reads_only:
-            done = _migrate_log_only(settings, record)
-        else:
-            done = _migrate_all(settings, record, with_tables=with_tables, grant=grant, firing=firing)
-        if record is None:
-            return done
-        return evolve(done, statements=(*record, *(f"-- {line}" for line in done.left)))
+        if record is not None:
+            record.clear()  # discard the statements of an attempt that found a table locked
+        return _migrate_log_only(settings, record) if reads_only else _migrate_all(settings, options, record)
 
     return retry_while_locked(attempt, waiting)
 
@@ -129,7 +148,9 @@ def migrate_to(
     or, with ``preview``, the SQL statements, which are run and rolled back. Raises ``StartError``, also if the schema
     is newer than the revision. Then nothing was changed.
     """
-    return retry_while_locked(lambda: _migrate_to(settings, revision, preview=preview), waiting)
+    record: list[str] | None = [] if preview else None
+    line = retry_while_locked(lambda: _migrate_to(settings, revision, record), waiting)
+    return [line] if record is None else record
 
 
 def stream_of(revision: str) -> Stream:
@@ -178,15 +199,14 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
             )
 
 
-def _migrate_all(
-    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
-) -> Migrated:
+def _migrate_all(settings: Settings, options: _Options, record: list[str] | None) -> Migrated:
     """Make one attempt: slow steps first, what the application's writers wait for last."""
+    grant = options.grant
     with transaction(settings.database.session_url, settings.database, record=record) as connection:
         names = _names(connection, settings.database)
         newer = _newer(connection, "changes", settings.database)
         made: Sequence[str] = ()
-        if with_tables and newer is None:  # else the tables would have no triggers
+        if options.with_tables and newer is None:  # else the tables would have no triggers
             made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
         tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
         # If the event log is in another database, its transaction is committed before the one here. If the latter then
@@ -203,7 +223,7 @@ def _migrate_all(
                 if grant is not None:
                     triggers.execute(connection, postgres_triggers.grant_statements(grant, tables, names))
                 if newer is None:
-                    triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=firing)
+                    triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
                     log = ChangeLog(names)
                     # A repeated migration must not move the origin: an empty event log would start later and miss
                     # changes.
@@ -231,9 +251,8 @@ def _upgrade_log(store: sa.Connection, settings: Settings) -> str | None:
     return newer
 
 
-def _migrate_to(settings: Settings, revision: str, *, preview: bool) -> list[str]:
-    """Make one attempt."""
-    record: list[str] | None = [] if preview else None
+def _migrate_to(settings: Settings, revision: str, record: list[str] | None) -> str:
+    """Make one attempt. With ``record`` it is a preview."""
     stream, options = stream_of(revision), settings.database
     if stream == "log" and settings.log.store != "sql":
         raise StartError([f'--to {revision}: log.store is "{settings.log.store}", which has no such tables'])
@@ -241,6 +260,8 @@ def _migrate_to(settings: Settings, revision: str, *, preview: bool) -> list[str
         raise StartError([f"--to {revision}: {_BY_UPDATED_AT} writes nothing into the database"])
     if path := _file_of(options.session_url):
         require_file(path)
+    if record is not None:
+        record.clear()
     url = settings.log_url if stream == "log" and not settings.log_is_here else options.session_url
     with transaction(url, options, record=record) as connection:
         if stream == "log" and (faults := list(encoding_faults(connection, settings))):
@@ -250,7 +271,7 @@ def _migrate_to(settings: Settings, revision: str, *, preview: bool) -> list[str
         if before is not None and before > revision:  # as texts: each ends in four digits
             raise StartError([f"{begin} {before}, newer than {revision}; nothing changed: there is no downgrade"])
         upgrade(connection, stream, names, revision)
-    return [f"{begin} {revision}{' already' if before == revision else ''}"] if record is None else record
+    return f"{begin} {revision}{' already' if before == revision else ''}"
 
 
 def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:

@@ -75,16 +75,16 @@ def test_it_can_be_undone(postgres_application: Application, always: Settings) -
 
 
 def test_second_switch_changes_nothing(postgres_application: Application, always: Settings) -> None:
-    assert migrate.migrate(always, firing="always", preview=True).statements == ()
-    assert migrate.migrate(always, preview=True).statements == ()
-    preview = migrate.migrate(always, firing="origin", preview=True).statements
+    assert migrate.preview(always, firing="always") == []
+    assert migrate.preview(always) == []
+    preview = migrate.preview(always, firing="origin")
     assert any(line.startswith('create or replace trigger "airy_trio_tags_insert"') for line in preview)
     assert states(postgres_application) == {"A"}
 
 
 def test_a_preview_shows_it(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
-    preview = migrate.migrate(settings, firing="always", preview=True).statements
+    preview = migrate.preview(settings, firing="always")
     assert 'alter table "public"."tags" enable always trigger "airy_trio_tags_insert";' in preview
     assert states(postgres_application) == {"O"}
 
