@@ -64,6 +64,7 @@ from airy_trio.log.reads import Replay
 from airy_trio.log.store import Position
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
+from airy_trio.retry import Backoff
 from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.stream import FramedStream
@@ -279,6 +280,9 @@ class Subscription:
 
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
     true after a batch of live events, while it needs no acks.
+
+    ``retry_at``: the store is not read for this subscription before then (Trio's time). ``backoff``: since its last
+    read failed.
     """
 
     client: Client
@@ -293,6 +297,8 @@ class Subscription:
     completes_state: bool = False
     started: bool = False
     in_step: bool = False
+    backoff: Backoff | None = None
+    retry_at: float = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -331,6 +337,15 @@ class Subscription:
     def _leave_replay(self) -> None:
         if self.replay is not None and self.position.offset >= self.replay.until.offset:
             self.replay = None
+
+    def store_answered(self) -> None:
+        """Let the next read of the store begin at once."""
+        self.backoff, self.retry_at = None, 0.0
+
+    def store_failed(self, now: float) -> None:
+        """Read the store again after a pause, not before."""
+        self.backoff = self.backoff or Backoff()
+        self.retry_at = now + self.backoff.next_s()
 
     def commit(self, batch: EncodedBatch) -> None:
         """Move the cursor over a batch that the transport has taken."""

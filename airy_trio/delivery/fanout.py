@@ -31,7 +31,6 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import Latencies, View
-from airy_trio.retry import Backoff
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024
@@ -380,8 +379,7 @@ class Senders:
 
         Raises what the stream raises, and ``PositionExpired`` if the client must reload.
         """
-        stream, backoff = client.stream, Backoff()
-        retry_at = math.inf  # after a failed read, the time of the next one; otherwise infinite
+        stream = client.stream
         while client.state is BEHIND and not stream.closing:
             # Made before the search for work: events that arrive during it are either found or set the event.
             wake_up = client.expect_wake_up()
@@ -390,43 +388,46 @@ class Senders:
                 async with stream.lock:
                     await stream.drain()
             for subscription in tuple(client.subscriptions.values()):
-                reads_store = not subscription.in_tail
-                if reads_store and trio.current_time() < retry_at < math.inf:
-                    continue
-                try:
-                    done = await self._serve_subscription(subscription)
-                except StoreUnavailable:
-                    retry_at = trio.current_time() + backoff.next_s()
-                    continue
-                served |= done
-                if done and reads_store:
-                    retry_at = math.inf
-                    backoff.reset()
+                served |= await self._serve_subscription(subscription)
             if client.catch_up():
                 return
             if not served:
                 # Only the pause after a failed read ends by time. Growth, an ACK and a new subscription set the event.
+                retry_at = min((one.retry_at for one in client.subscriptions.values() if one.backoff), default=math.inf)
                 with trio.move_on_at(retry_at):
                     await wake_up.wait()
 
     async def _serve_subscription(self, subscription: Subscription) -> bool:
-        """Send one batch, or a page of the store; False if there is nothing to do now. Raises ``StoreUnavailable``."""
+        """Send one batch, or one page of the store; False if there is nothing to do now."""
         if subscription.started and subscription.position.epoch != self._eventlog.epoch:
             raise PositionExpired(f"{subscription.position} is of an epoch that has ended")
         if not subscription.has_work:
             return False
         if not subscription.in_tail:
-            # Only this call holds the page: for a client whose ack window is full, none stays in memory.
+            return await self._serve_page(subscription)
+        await self._send_one(subscription)
+        return True
+
+    async def _serve_page(self, subscription: Subscription) -> bool:
+        """Send the next page of the store; False if the store is unavailable, and read again later.
+
+        Only this call holds the page: for a client whose ack window is full, none stays in memory.
+        """
+        if trio.current_time() < subscription.retry_at:
+            return False
+        try:
             page = await self._eventlog.reads.page(
                 subscription.position,
                 subscription.view.destination,
                 subscription.replay,
                 address=subscription.client.slot.key,
             )
-            while await self._send_one(subscription, page):
-                pass
-        else:
-            await self._send_one(subscription)
+        except StoreUnavailable:
+            subscription.store_failed(trio.current_time())
+            return False
+        subscription.store_answered()
+        while await self._send_one(subscription, page):
+            pass
         return True
 
     async def _send_one(self, subscription: Subscription, page: Page | None = None) -> bool:

@@ -254,7 +254,7 @@ class Schedule:
             self.check_frames(await self.rig.read_all())
             client = self.rig.client
             assert client.reason is None
-            if client.state is ClientState.BEHIND and any(one.has_work for one in client.subscriptions.values()):
+            if any(one.backoff and one.has_work for one in client.subscriptions.values()):
                 continue  # the store was away so often in a row that nothing arrived before it is read again
             busy = [one for one in self.by_id.values() if one.in_flight and not one.ended]
             if not busy:
