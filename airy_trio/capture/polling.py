@@ -319,11 +319,7 @@ class UpdatedAtFeed(InspectedFeed):
         lower_us = None if mark.newest_us is None else mark.newest_us - self._reach_us(kind)
         place, newest_us, is_local = mark.after, mark.upto_us, None
         met = set[int]()
-        # Room for the new versions that the batch can take, for one more, which shows that the scan was cut, and for
-        # the returned versions after this place, which the scan meets again.
-        known = sum(one > (mark.after or BEGIN_PLACE) for _, one in returned.values())
-        rows_max = poll.limit - len(poll.found) + known + 1
-        for version in scan.versions(poll.connection, lower_us, after=mark.after, upto_us=mark.upto_us, limit=rows_max):
+        for version in scan.versions(poll.connection, lower_us, mark.after, mark.upto_us):
             if version.id not in returned:
                 if len(poll.found) == poll.limit:
                     self._forget_gone(kind, met, mark.after, place)
@@ -354,7 +350,7 @@ class UpdatedAtFeed(InspectedFeed):
             return Mark(None)
         newest_us = self._newest(poll, kind, None)
         if newest_us is not None:
-            for version in self._scans[kind].versions(poll.connection, newest_us - self._reach_us(kind)):
+            for version in self._scans[kind].versions(poll.connection, newest_us - self._reach_us(kind), None, None):
                 # With the number of the point that this read returns.
                 self._returned[kind][version.id] = self._serial + 1, version.place
         return Mark(newest_us)

@@ -19,6 +19,8 @@ from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, escape_colons, quote_identifier
 
 SECOND_US: Final = 1_000_000
+PAGE_ROWS: Final = 500
+PAGE_ROWS_MAX: Final = 32_000  # about 10 MB
 SET_BACK_MAX_US: Final = 2 * 3600 * SECOND_US  # no time zone sets its clocks back by more
 
 Place = tuple[int, str]
@@ -77,23 +79,22 @@ class TableScan:
         self._from = f"from {queries.name} t where"
 
     def versions(
-        self,
-        connection: sa.Connection,
-        lower_us: int | None,
-        *,
-        after: Place | None = None,
-        upto_us: int | None = None,
-        limit: int | None = None,
+        self, connection: sa.Connection, lower_us: int | None, after: Place | None, upto_us: int | None
     ) -> Iterator[RowVersion]:
-        """Return the first ``limit`` rows from a time on, after a place, up to a time, in order. None: no bound."""
-        # In one statement, not in pages: no index orders rows of one time, so each statement sorts all that are left.
-        # 60,000 such rows in batches of 5000 take 2.4 instead of 6.6 s on SQLite, 1.5 instead of 2.9 s on Postgres.
-        where, arguments = self._where(lower_us, after, upto_us)
-        order = f"order by {self.clock.value}, {self._order}"
-        if limit is not None:
-            order, arguments = f"{order} limit :limit", {**arguments, "limit": limit}
-        statement = sa.text(f"select {self._columns} {self._from} {where} {order}")
-        return (self._version(tuple(row)) for row in connection.execute(statement, arguments))
+        """All rows from a time on, after a place, up to a time, in order, read in pages. None: no such bound."""
+        # Each page is twice as large as the previous one, because a bulk change gives one time to many rows. No index
+        # orders these, so each page sorts all that are left. With pages of 500, a scan of 60,000 such rows took 14 s on
+        # SQLite and 4.5 s on Postgres; with these, 1.6 s and 0.7 s.
+        page_rows = PAGE_ROWS
+        while True:
+            where, arguments = self._where(lower_us, after, upto_us)
+            order = f"order by {self.clock.value}, {self._order} limit {page_rows}"
+            statement = sa.text(f"select {self._columns} {self._from} {where} {order}")
+            page = [self._version(tuple(row)) for row in connection.execute(statement, arguments)]
+            yield from page
+            if len(page) < page_rows:
+                return
+            after, page_rows = page[-1].place, min(2 * page_rows, PAGE_ROWS_MAX)
 
     def newest(self, connection: sa.Connection, lower_us: int | None) -> tuple[int | None, bool | None]:
         """The newest time of all rows from a time on, and whether it is local; None if there are none."""

@@ -13,7 +13,10 @@ from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
 from airy_trio.capture.feed import ResumePointLost
+from airy_trio.capture.inspection import inspect
 from airy_trio.capture.polling import Mark, Watermarks
+from airy_trio.capture.queries import TEXT_CHARS_MAX
+from airy_trio.capture.scans import TableScan
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
@@ -26,6 +29,7 @@ from tests.capture.watched import (
     TIMES,
     Watched,
     names,
+    settings_of,
     watching,
 )
 from tests.postgres import Postgres
@@ -118,7 +122,10 @@ async def test_rows_that_change_back_while_a_backlog_is_read_are_sent_again(watc
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
-async def test_rows_of_one_time_come_in_batches_each_once(watched: Watched, limit: int) -> None:
+async def test_rows_of_one_time_come_in_pages_each_once(
+    watched: Watched, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airy_trio.capture.scans.PAGE_ROWS", 2)
     async with watching(watched.application) as feed:
         after = await feed.origin()
         for number in range(7):
@@ -129,26 +136,18 @@ async def test_rows_of_one_time_come_in_batches_each_once(watched: Watched, limi
         assert (await feed.read(after, limit)).changes == 0
 
 
-async def test_each_batch_of_a_bulk_change_needs_one_scan(watched: Watched) -> None:
-    scans = list[str]()
-
-    def record(*what: str) -> None:
-        if "from" in what[2] and "order by" in what[2] and " desc limit" not in what[2]:
-            scans.append(what[2])
-
-    async with watching(watched.application) as feed:
-        after = await feed.origin()
-        for number in range(9):
-            watched.tag(f"t{number}", START_US)
-        sa.event.listen(sa.Engine, "before_cursor_execute", record)
-        try:
-            objects, after, batches = await read_all(feed, after, 4)
-            assert len(objects) == 9
-            assert len(scans) == len(batches)
-            assert (await feed.read(after, 4)).changes == 0  # although more than four rows are known
-            assert len(scans) == len(batches) + 1
-        finally:
-            sa.event.remove(sa.Engine, "before_cursor_execute", record)
+def test_bulk_change_is_read_in_few_pages(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airy_trio.capture.scans.PAGE_ROWS", 1)
+    for number in range(63):
+        watched.tag(f"t{number:02}", START_US)
+    with watched.application.engine.begin() as connection:
+        table = inspect(connection, settings_of(watched.application).tables, watermarks=True)["tags"]
+        scan, statements = TableScan(watched.application.dialect, table, TEXT_CHARS_MAX), list[str]()
+        sa.event.listen(connection, "before_cursor_execute", lambda *what: statements.append(what[2]))
+        assert [version.key[0] for version in scan.versions(connection, None, None, None)] == [
+            f"t{number:02}" for number in range(63)
+        ]
+    assert len(statements) == 7  # pages of 1, 2, 4, 8, 16 and 32 rows, and an empty one
 
 
 async def test_unchanged_file_is_not_read_again(sqlite_application: Application) -> None:

@@ -114,9 +114,10 @@ class Recorder:
 @pytest.mark.parametrize("form", ["timestamptz", "milliseconds", "iso"])
 @pytest.mark.parametrize("seed", range(6))
 async def test_commits_out_of_order_within_the_overlap_are_not_lost(
-    postgres_application: Application, form: str, seed: int
+    postgres_application: Application, form: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(seed)
+    monkeypatch.setattr("airy_trio.capture.scans.PAGE_ROWS", chance.choice([1, 3, 500]))
     watched = Watched(postgres_application, form)
     feed = feed_by_updated_at(
         postgres_application,
