@@ -22,7 +22,7 @@ from http import HTTPStatus
 from http.client import HTTPS_PORT
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import h11
 import structlog
@@ -225,7 +225,7 @@ class KeyServer:
                 async with await trio.open_ssl_over_tcp_stream(
                     parts.hostname or "", parts.port or HTTPS_PORT, https_compatible=True, ssl_context=tls
                 ) as stream:
-                    body = await _body_of(stream, parts.netloc.encode("idna"), target)
+                    body = await _body_of(stream, _host_header(parts), target)
                 return read_jwks(body, self.algorithms)
         except trio.TooSlowError:
             message = f"the key server took more than {FETCH_TIMEOUT_S:g} s"
@@ -236,6 +236,13 @@ class KeyServer:
             first = getattr(cause, "exceptions", (cause,))[0]
             message = f"the keys cannot be fetched: {getattr(first, 'strerror', None) or type(first).__name__}"
         raise KeysFault(message)
+
+
+def _host_header(url: SplitResult) -> bytes:
+    # The host alone is encoded: for IDNA a port would be a part of its last label.
+    name = url.hostname or ""
+    host = (f"[{name}]" if ":" in name else name).encode("idna")
+    return host if url.port in {None, HTTPS_PORT} else host + b":%d" % (url.port or 0)
 
 
 async def _body_of(stream: trio.abc.Stream, host: bytes, target: str) -> bytes:

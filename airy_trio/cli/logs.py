@@ -50,6 +50,7 @@ class LineQueue(io.FileIO):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
+        self._descriptor = descriptor  # queued lines are written even if this object was closed
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._dropped = 0
@@ -102,9 +103,9 @@ class LineQueue(io.FileIO):
         rest = memoryview(data)
         while rest:
             try:
-                rest = rest[os.write(self.fileno(), rest) :]
+                rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:  # another process that shares this pipe has made it non-blocking
-                select.select([], [self.fileno()], [])
+                select.select([], [self._descriptor], [])
             except OSError:
                 return False
         return True

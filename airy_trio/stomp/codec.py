@@ -257,7 +257,7 @@ class Decoder:
             raise RemoteProtocolError(*errors.COMMAND_TOO_LARGE)
         else:
             return False
-        self._read_lines(bytes(data[at:stop]).split(EOL), fault)
+        self._read_lines(bytes(data[at:stop]).split(EOL, limits.header_count_max + 2), fault)
         self._head_bytes = self._searched - at
         self._at = self._searched
         self._read_length()

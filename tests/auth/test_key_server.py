@@ -109,6 +109,21 @@ async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
         assert b"\r\nhost: %s\r\n" % at.split("/")[2].encode() in publisher.requests[0].lower()
 
 
+@pytest.mark.parametrize(
+    "url, header",
+    [
+        ("https://keys.example/", b"keys.example"),
+        ("https://keys.example:443/", b"keys.example"),
+        ("https://keys.example:8443/", b"keys.example:8443"),
+        ("https://[::1]:8443/", b"[::1]:8443"),
+        ("https://\u4f8b\u3048.\u30c6\u30b9\u30c8:8443/", b"xn--r8jz45g.xn--zckzah:8443"),
+        (f"https://{'k' * 63}:8443/", b"k" * 63 + b":8443"),
+    ],
+)
+def test_host_header_names_the_host_and_its_port(url: str, header: bytes) -> None:
+    assert keys._host_header(urlsplit(url)) == header  # noqa: SLF001 - such a name cannot be resolved here
+
+
 async def test_address_that_does_not_answer_delays_the_keys_only_briefly(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,23 @@ def test_bulk_change_is_read_in_few_pages(watched: Watched, monkeypatch: pytest.
     assert len(statements) == 7  # pages of 1, 2, 4, 8, 16 and 32 rows, and an empty one
 
 
+@pytest.mark.parametrize("rows", [4, 20])
+async def test_equal_rows_of_a_key_that_is_not_unique_hide_no_other(any_application: Application, rows: int) -> None:
+    watched = Watched(any_application)
+    any_application.execute("create table copies as select * from tags")
+    any_application.execute("drop table tags")
+    any_application.execute("alter table copies rename to tags")
+    async with watching(any_application) as feed:
+        after = await feed.origin()
+        one = watched.statement("same", START_US).partition(" on conflict")[0]
+        any_application.execute(f"{one}, " + ", ".join([one.partition(" values ")[2]] * (rows - 1)))
+        _, after, _ = await read_all(feed, after, 5)
+        for number in range(4):
+            any_application.execute(watched.statement(f"new{number}", START_US + 1000).partition(" on conflict")[0])
+        objects, after, _ = await read_all(feed, after, 5)
+        assert [name for name, _ in names(objects)] == [f"new{number}" for number in range(4)]
+
+
 async def test_unchanged_file_is_not_read_again(sqlite_application: Application) -> None:
     watched = Watched(sqlite_application)
     async with watching(sqlite_application) as feed:

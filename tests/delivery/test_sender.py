@@ -1,5 +1,6 @@
 """The send tasks: events from store and tail, what they wait for, when they begin and when they end."""
 
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -11,9 +12,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.delivery.fanout import BATCH_BYTES_MAX, WATCH_EVERY_S
+from airy_trio.events.destinations import OfType
 from airy_trio.log.options import LogOptions
-from airy_trio.log.store import Bounds, StoreUnavailable
+from airy_trio.log.store import Bounds, StoredEvent, StoreUnavailable
 from airy_trio.websocket.frames import close_frame
+from tests.delegating_store import Read
 from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, delivering, rigged
 from tests.memory_transport import MemoryTransport
 from tests.sessions.serving import event, events, open_log
@@ -214,6 +217,37 @@ async def test_an_unavailable_store_is_retried_without_delaying_others(autojump_
         kept.away_share = 0.0
         assert len(await rig.read_all()) == 51
     assert kept.reads < 40, "it backs off"
+
+
+class FailsForTypes(MoodyStore):
+    """Reads for a type of events fail; all others succeed."""
+
+    failures = 0
+
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        if isinstance(call.destination, OfType):
+            self.failures += 1
+            raise StoreUnavailable("away")
+        return await super().on_read(call)
+
+
+@pytest.mark.parametrize("failing_first", [True, False])
+async def test_store_that_fails_for_one_destination_does_not_delay_others(
+    failing_first: bool, autojump_clock: MockClock
+) -> None:
+    kept = FailsForTypes(Random(1), delay_s=0.0, away_share=0.0)
+    log = await open_log(kept, LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.append(events(1, 300))
+        wanted = [("failing", "/events/message.updated"), ("good", "/events")]
+        for id_, destination in wanted if failing_first else reversed(wanted):
+            await rig.request("SUBSCRIBE", ("id", id_), ("destination", destination), ("last-event-id", str(log.head)))
+        for subscription in tuple(rig.client.subscriptions.values()):
+            subscription.position = log.head.at(50)
+            rig.fanout.serve(subscription, trio.current_time())
+        await trio.sleep(1)
+        assert sum(f.get("subscription") == "good" for f in rig.read() if f.command == "MESSAGE") == 250
+    assert 0 < kept.failures < 10
 
 
 async def test_subscribe_waits_for_an_unavailable_store(
