@@ -73,12 +73,13 @@ class SocketTransport:
     of the listening socket (``sessions.listener``).
     """
 
-    __slots__ = ("_rest", "_send", "_socket", "pending")
+    __slots__ = ("_rest", "_send", "_socket", "_tried", "pending")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send: Callable[[bytes | memoryview], int] = sock.send
         self._rest = _NOTHING
+        self._tried = False  # to read without waiting, once: most clients have sent their request by now
         self.pending = False  # an attribute instead of a property, because every delivery reads it
         sock.settimeout(0)
 
@@ -118,8 +119,12 @@ class SocketTransport:
         while True:
             if self._socket.fileno() == -1:  # Trio would raise another error
                 raise trio.ClosedResourceError("the socket is closed")
-            await trio.lowlevel.wait_readable(self._socket)
+            if self._tried:
+                await trio.lowlevel.wait_readable(self._socket)
+            self._tried = True
             try:
+                # The first attempt has no checkpoint if it finds data. That happens once for each connection, so no
+                # loop is affected.
                 return self._socket.recv(bytes_max)
             except BlockingIOError:
                 continue
