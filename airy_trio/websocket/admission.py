@@ -39,7 +39,7 @@ REPORT_EVERY_S: Final = 10.0
 SUBSCRIPTIONS_PER_CONNECTION: Final = 10
 """Times ``connections_per_address_max``: the subscriptions of one address, unless set."""
 CACHED_MAX: Final = 256
-"""Parsed addresses and hosts. Clients use few of them, and behind a proxy there is one address for all;
+"""Parsed addresses, hosts and origins. Clients use few of them, and behind a proxy there is one address for all;
 parsing one costs as much as the rest of a request."""
 IPV6_PREFIX: Final = 64
 """The bits of an IPv6 address that are counted: a single host usually has the whole network below them."""
@@ -276,6 +276,7 @@ def address_of(text: str) -> Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
+@lru_cache(CACHED_MAX)
 def counted(address: Address) -> str:
     """Return what connections are counted by: an IPv4 address, or the /64 network of an IPv6 address.
 
@@ -342,6 +343,7 @@ class OriginRules:
         return is_loopback(origin_host) if is_loopback(_host(console.host)) else origin_host == host
 
 
+@lru_cache(CACHED_MAX)
 def is_loopback(host: str) -> bool:
     """Return whether a name or an address, without brackets, is a loopback name or address."""
     try:
@@ -350,6 +352,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+@lru_cache(CACHED_MAX)
 def _parsed(origin: str) -> tuple[str, str, int | None] | None:
     """Return scheme, host and port of an origin, with the default port; None if it is malformed."""
     found = _ORIGIN.fullmatch(origin)
