@@ -22,7 +22,7 @@ from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
 ROW_MAX = 24
-SUBSCRIBE_MAX = 18
+SUBSCRIBE_MAX = 17
 START_MAX = 44
 TIMEOUT_S = 20.0
 IDLE_S = 2.0
