@@ -4,6 +4,7 @@ The writer is a separate process, because in the client's interpreter it would d
 the insert into each row and commits on a schedule; a commit that takes longer delays the next ones.
 """
 
+import gc
 import os
 import sys
 import time
@@ -33,6 +34,7 @@ BOUNDS: Final = {POSTGRES: (3.5, 8), "sqlite": (2.5, 8)}
 
 async def measure(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
     """Commit at each rate, and then nothing for a while."""
+    gc.freeze()  # a collection of all that is imported takes 100 ms, which would count as latency
     for rate in RATES:
         before = _cpu_s(listening.process.pid)
         begun_at = time.monotonic()
@@ -98,6 +100,7 @@ def write(url: str, rate: int, count: int) -> None:
     """Insert ``count`` tags, ``rate`` a second; the name of each is the time of its insert."""
     with Database("", url).tagging() as tagging:
         tagging.wait_for_no_disk()
+        gc.freeze()
         begun_at = time.monotonic()
         for number in range(count):
             time.sleep(max(0.0, begun_at + number / rate - time.monotonic()))
