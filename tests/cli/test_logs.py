@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import structlog
 import trio
 
-from airy_trio.cli.logs import LOG_LINES_MAX, configure_logging
+from airy_trio.cli.logs import LOG_LINES_MAX, LineQueue, configure_logging
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.e2e.route import HOST, configure
@@ -55,6 +56,18 @@ def logged(count: int) -> tuple[int, list[str]]:
         assert process.stdout.readline() == b"logged\n"
         _, err = process.communicate()
         return process.returncode, err.decode().splitlines()
+
+
+def test_queued_lines_are_written_after_the_queue_was_closed(unread: tuple[int, int]) -> None:
+    reading, writing = unread
+    queue = LineQueue(writing)
+    for _ in range(4):
+        queue.write(bytes(PIPE_BYTES))
+    queue.close()
+    received = 0
+    while received < 4 * PIPE_BYTES and select.select([reading], [], [], 2)[0]:
+        received += len(os.read(reading, PIPE_BYTES))
+    assert received == 4 * PIPE_BYTES
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The decoder: same frames and same fault however the input is cut, in linear time and bounded memory."""
 
 import sys
+import tracemalloc
 from itertools import pairwise
 from types import FrameType
 from typing import Any
@@ -275,6 +276,18 @@ def test_frame_with_too_long_content_length_is_refused_at_once() -> None:
 def test_line_within_its_limit_may_exceed_the_frame() -> None:
     limits = Limits(**{**LIMITS, "frame_bytes_max": 10, "header_line_bytes_max": 5})
     assert fault(b"SEND\na:bcd", limits=limits).token == "413-frame-too-large"
+
+
+def test_head_of_many_short_lines_is_not_split_into_all_of_them() -> None:
+    head = b"SEND\n" + b"a:\n" * 300_000
+    decoder = Decoder(Limits(**{**LIMITS, "frame_bytes_max": 10**6, "header_count_max": 10}), Version.V1_2)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteProtocolError, match="header"):
+            list(decoder.feed(head + b"\n\0"))
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(head)
+    finally:
+        tracemalloc.stop()
 
 
 def test_header_count_at_the_limit_and_one_beyond() -> None:
