@@ -5,8 +5,8 @@ nothing arrives and nothing fails, so a thread that waits for an answer may wait
 also end statements that are merely slow (deleting a backlog, a table without an index), and since each retry would end
 the same way, they would never succeed. Therefore, when nothing has arrived for ``answer_timeout_s``, another connection
 checks whether the server is still working on the statement. If it is, the wait goes on. If it is not, or if no other
-connection can be opened, this one is closed, and the caller gets the error of a lost connection. The waiting thread
-does all of this itself, so no thread or connection is left behind.
+connection can be opened, and nothing arrives for another ``LATE_ANSWER_S``, this one is closed, and the caller gets the
+error of a lost connection. The waiting thread does all of this itself, so no thread or connection is left behind.
 
 Pipelines. A few statements are on the route from a commit to the clients. A thread hop costs more than such a
 statement, and a round trip as much as a small one. So ``Pipeline`` sends several statements in one round trip and waits
@@ -40,6 +40,8 @@ ANSWER_TIMEOUT_POOLED_S: Final = 60.0
 """The same through a pooler, behind which the server cannot be checked: longer than any read of the event log takes."""
 CHECK_TIMEOUT_S: Final = 5.0
 """How long the answer to that check may take."""
+LATE_ANSWER_S: Final = 1.0
+"""How long to wait after a check that says no: a statement may have ended during it, and its answer be on the way."""
 
 CANCEL_TIMEOUT_S: Final = 10.0
 """How long the request to end a statement may take."""
@@ -116,18 +118,19 @@ class MonitoredConnection(psycopg.Connection[Any]):
 
     def _watched(self, gen: PQGen[RV]) -> PQGen[RV]:
         """Wrap the generator of a wait: check the server when nothing has arrived for ``answer_timeout_s``."""
-        arrived_at = time.monotonic()
+        deadline, is_working = time.monotonic() + self.answer_timeout_s, True
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
                 # psycopg resumes the generator at short intervals, with this value if nothing has arrived.
                 if ready != waiting.READY_NONE:
-                    arrived_at = time.monotonic()
-                elif time.monotonic() - arrived_at >= self.answer_timeout_s:
-                    if not self.is_working():
+                    deadline, is_working = time.monotonic() + self.answer_timeout_s, True
+                elif time.monotonic() >= deadline:
+                    if not is_working:
                         raise self.stalled()
-                    arrived_at = time.monotonic()
+                    is_working = self.is_working()
+                    deadline = time.monotonic() + (self.answer_timeout_s if is_working else LATE_ANSWER_S)
                 wanted = gen.send(ready)
         except StopIteration as ended:
             result: RV = ended.value
@@ -337,22 +340,29 @@ class Pipeline:
         sides would wait for each other.
         """
         with trio.move_on_after(self._connection.answer_timeout_s) as waiting:
-            async with trio.open_nursery() as nursery:
-
-                async def wait(ready: Callable[[int], Awaitable[None]]) -> None:
-                    await ready(self._libpq.socket)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(wait, trio.lowlevel.wait_readable)
-                nursery.start_soon(wait, trio.lowlevel.wait_writable)
+            await self._ready_to_send()
         if waiting.cancelled_caught:
-            await self._require_working()
+            await self._require_working(self._ready_to_send)
         self._libpq.consume_input()
 
-    async def _require_working(self) -> None:
-        """Raise ``psycopg.OperationalError`` unless the server is working on a statement of this connection."""
+    async def _ready_to_send(self) -> None:
+        """Wait until the socket can be written to or read."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait(ready: Callable[[int], Awaitable[None]]) -> None:
+                await ready(self._libpq.socket)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait, trio.lowlevel.wait_readable)
+            nursery.start_soon(wait, trio.lowlevel.wait_writable)
+
+    async def _require_working(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Raise ``psycopg.OperationalError`` if the server is not working and ``wait`` takes ``LATE_ANSWER_S`` more."""
         if not await trio.to_thread.run_sync(self._connection.is_working, abandon_on_cancel=True):
-            raise self._connection.stalled()
+            with trio.move_on_after(LATE_ANSWER_S) as late:
+                await wait()
+            if late.cancelled_caught:
+                raise self._connection.stalled()
 
     async def _results(self) -> list[pq.abc.PGresult]:
         """Return all results: of a pipeline up to the synchronisation, of a COPY up to where it expects data.
@@ -381,7 +391,7 @@ class Pipeline:
                 if not waiting.cancelled_caught:
                     check_at = trio.current_time() + self._connection.answer_timeout_s
                 elif trio.current_time() >= check_at:
-                    await self._require_working()
+                    await self._require_working(partial(trio.lowlevel.wait_readable, self._libpq.socket))
                     check_at = trio.current_time() + self._connection.answer_timeout_s
                 self._libpq.consume_input()
                 if self._libpq.ssl_in_use:

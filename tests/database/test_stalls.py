@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -71,6 +72,37 @@ async def test_unanswered_statement_fails_and_the_next_one_reconnects(ask: Ask, 
 
 async def test_slow_statement_is_waited_for(ask: Ask) -> None:
     assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
+
+
+def check_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each check begin only after the statement has ended."""
+    check = MonitoredConnection.is_working
+
+    def is_working(connection: MonitoredConnection) -> bool:
+        time.sleep(2 * LIMIT_S)
+        return check(connection)
+
+    monkeypatch.setattr(MonitoredConnection, "is_working", is_working)
+
+
+async def test_statement_that_ends_during_the_check_has_its_answer(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_late(monkeypatch)
+    assert await ask(f"select cast(pg_sleep({1.5 * LIMIT_S}) as text)") == ""
+
+
+async def test_statement_that_ends_during_the_check_lets_the_next_one_be_sent(
+    proxy: StallingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_late(monkeypatch)
+    session = DedicatedConnection(postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S))
+    await session.run(lambda _connection: None)
+    large = b"x" * 40_000_000
+    sleep = Statement(f"select pg_sleep({1.5 * LIMIT_S})::text")
+    measure = Statement("select octet_length($1::bytea)", frozenset({0}))
+    with trio.fail_after(TIMEOUT_S):
+        found = await session.run_pipeline(lambda pipeline: pipeline.run((sleep, []), (measure, [large])))
+    assert found == [[("",)], [(len(large),)]]
+    await session.aclose()
 
 
 async def test_lock_of_another_transaction_is_waited_for(ask: Ask, postgres_database: str) -> None:
