@@ -13,6 +13,7 @@ finds shows that writes to this file are not reported.
 
 import ctypes
 import os
+import sqlite3
 import struct
 import sys
 import time
@@ -218,7 +219,32 @@ class FileVersions:
         except OSError as error:
             raise DatabaseUnavailable(f"the SQLite file {named} is gone: {error.strerror}") from None
         known_data = None if known is None or known.generation != self._connection.generation else known.data
-        while (data := driver.execute("PRAGMA data_version").fetchone()[0]) == known_data and time.monotonic() < until:
-            time.sleep(LOOK_EVERY_S)
-        (schema,) = driver.execute("PRAGMA schema_version").fetchone()
-        return FileVersion(self._connection.generation, int(data), int(schema), (file.st_dev, file.st_ino))
+        data, schema = _versions(driver, known_data, until)
+        return FileVersion(self._connection.generation, data, schema, (file.st_dev, file.st_ino))
+
+
+def _versions(driver: sqlite3.Connection, known: int | None, until: float) -> tuple[int, int]:
+    """Return the versions of data and schema: those of a change of the data ``known``, if there is one in time.
+
+    Without a WAL, a commit locks the file while it is written. SQLite itself would try again after 1, 2, 5, 10 ms and
+    so on. A look at the moment of a commit would then take 8 ms if the commit takes more than 3.
+    """
+    ((busy_ms,),) = driver.execute("PRAGMA busy_timeout")
+    driver.execute("PRAGMA busy_timeout = 0")
+    begun_at = time.monotonic()
+    try:
+        while True:
+            try:
+                ((data,),) = driver.execute("PRAGMA data_version")
+                if data != known or time.monotonic() >= until:
+                    ((schema,),) = driver.execute("PRAGMA schema_version")
+                    return int(data), int(schema)
+                pause_s = LOOK_EVERY_S
+            except sqlite3.OperationalError as error:
+                waited_s = time.monotonic() - begun_at
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited_s * 1000 >= busy_ms:
+                    raise
+                pause_s = max(LOOK_EVERY_S, waited_s * LOOK_SHARE)
+            time.sleep(pause_s)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {busy_ms}")

@@ -10,11 +10,13 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from airy_trio.database import DedicatedConnection, sqlite, sqlite_engine
+from airy_trio.database import DatabaseUnavailable, DedicatedConnection, sqlite, sqlite_engine
 from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileEvents, FileVersion, FileVersions
 
 SOON_S = 0.3
 """Much less than ``LOOK_QUIET_S``."""
+LOCKED_S = 0.02
+LATE_S = 0.007
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs inotify")
 
 
@@ -47,10 +49,14 @@ class Follower:
 @pytest.fixture(params=["wal", "delete"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / "app.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"pragma journal_mode = {request.param}")
-        connection.execute("create table t (x)")
+    write_table(path, request.param)
     return path
+
+
+def write_table(path: Path, journal_mode: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"pragma journal_mode = {journal_mode}")
+        connection.execute("create table t (x)")
 
 
 @pytest.fixture
@@ -98,6 +104,39 @@ async def test_every_commit_is_noticed_by_a_report(follower: Follower, path: Pat
         await trio.to_thread.run_sync(write, path)
         nursery.cancel_scope.deadline = trio.current_time() + SOON_S
     assert not nursery.cancel_scope.cancelled_caught
+
+
+@linux_only
+async def test_commit_that_locks_the_file_is_noticed_when_it_ends(follower: Follower, path: Path) -> None:
+    """SQLite's own waits for a lock would end 33 ms after the first attempt."""
+    late_s = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        for _ in range(5):
+            writer.execute("begin exclusive")
+            writer.execute("insert into t values (1)")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(follower.next)
+                await trio.sleep(LOCKED_S)
+                writer.execute("commit")
+                committed_at = trio.current_time()
+            late_s.append(trio.current_time() - committed_at)
+    assert min(late_s) < LATE_S
+
+
+async def test_file_that_stays_locked_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    write_table(path, "delete")
+    connection = DedicatedConnection(sqlite_engine(path, busy_timeout_s=LOCKED_S))
+    versions = FileVersions(connection, connection.aclose)
+    await versions.ask()
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("begin exclusive")
+        begun_at = trio.current_time()
+        with pytest.raises(DatabaseUnavailable, match="locked"):
+            await versions.ask()
+        assert LOCKED_S <= trio.current_time() - begun_at < SOON_S
+    await versions.ask()
+    await connection.aclose()
 
 
 @pytest.mark.slow
