@@ -86,13 +86,6 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         self._version = await self._file.wait_for_other(self._version, after_s=0.0)
         self._woken = True  # the next read sees at least this version
 
-    async def trim(self, upto: str, limit: int) -> int:
-        """See ``ChangeFeed.trim``. The newest recorded row remains, for its token."""
-        old = self._old(SqlitePoint.parse(upto), 1)
-        if not await self._reading.run(lambda connection: connection.execute(old).first()):
-            return 0  # without taking the write lock, which the application may want
-        return await super().trim(upto, limit)
-
     def _old(self, point: SqlitePoint, limit: int) -> sa.Select[tuple[int]]:
         rows = self._log.rows
         return sa.select(rows.c.seq).where(rows.c.seq < point.seq).order_by(rows.c.seq).limit(limit)

@@ -509,6 +509,7 @@ class Retention:
         self._feed = feed
         self._recorder = recorder
         self._options = options
+        self._trimmed_upto: str | None = None  # the resume point before which there are no changes any more
         self.trimmed = {"events": 0, "changes": 0}
         """How many were deleted since the start."""
 
@@ -544,7 +545,11 @@ class Retention:
             self.trimmed["events"] += count
 
     async def _trim_changes(self) -> None:
-        count = TRIM_CHANGES_MAX
-        while count == TRIM_CHANGES_MAX and self._recorder.recording and self._recorder.recorded is not None:
-            count = await self._feed.trim(self._recorder.recorded, TRIM_CHANGES_MAX)
+        # Nothing is asked while nothing is recorded: on an idle server this would be the most frequent transaction, and
+        # on SQLite it takes the write lock, which the application may want.
+        while self._recorder.recording and self._recorder.recorded not in (None, self._trimmed_upto):
+            upto = self._recorder.recorded
+            count = await self._feed.trim(upto, TRIM_CHANGES_MAX)
             self.trimmed["changes"] += count
+            if count < TRIM_CHANGES_MAX:
+                self._trimmed_upto = upto

@@ -184,6 +184,20 @@ async def test_recorded_changes_are_deleted_in_small_batches(
     nursery.cancel_scope.cancel()
 
 
+async def test_change_log_is_not_asked_while_nothing_is_recorded(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MoodyStore()))
+    feed = LimitedFeed(changes)
+    nursery.start_soon(retention_of(one, feed).run)
+    changes.write(tag(1))
+    await trio.sleep(10 * TRIM_PERIOD_S)
+    changes.write(tag(2), tag(3))
+    await trio.sleep(10 * TRIM_PERIOD_S)
+    assert feed.trimmed == [1, 2]
+    nursery.cancel_scope.cancel()
+
+
 async def test_unrecorded_changes_stay(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
