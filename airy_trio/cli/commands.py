@@ -357,11 +357,7 @@ def migrate(  # noqa: PLR0913 - one for each option
         _parsed(implementation.stream_of, to, "--to")
     settings = load_settings(config)
     if adopt_log:
-        from airy_trio.app.build import adopt_log as adopt
-
-        trio.run(adopt, settings)
-        where = settings.log_words
-        click.echo(f"began a new epoch in the event log at {where}: its events are gone, and its clients reload")
+        _adopt_log(settings)
         return
     options: dict[str, Any] = {"with_tables": with_tables, "grant": grant, "firing": firing}
     with lock_progress() as waiting:
@@ -378,6 +374,14 @@ def migrate(  # noqa: PLR0913 - one for each option
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)
+
+
+def _adopt_log(settings: "Settings") -> None:
+    from airy_trio.app.build import adopt_log
+
+    trio.run(adopt_log, settings)
+    where = settings.log_words
+    click.echo(f"began a new epoch in the event log at {where}: its events are gone, and its clients reload")
 
 
 def _removed_lines(settings: "Settings") -> Iterator[str]:
