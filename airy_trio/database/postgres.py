@@ -98,7 +98,8 @@ class MonitoredConnection(psycopg.Connection[Any]):
     def is_working(self) -> bool:
         """Check over another connection whether the server is working on a statement of this one.
 
-        Blocks for at most the connect time-out and ``CHECK_TIMEOUT_S``. Returns False if the server cannot be reached.
+        Blocks for at most the connect time-out, ``CHECK_TIMEOUT_S`` and ``LATE_ANSWER_S``. Returns False if the server
+        cannot be reached.
         """
         if self.open_another is None:
             return False
