@@ -19,6 +19,7 @@ removes something that older programs need (contracts) raises it, in the row and
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -410,10 +411,14 @@ def head(stream: Stream) -> str:
     return revisions(stream)[-1]
 
 
-def revisions(stream: Stream) -> list[str]:
-    """Return the revisions of a stream, the oldest first: each ends in the number of its file."""
+@cache
+def revisions(stream: Stream) -> tuple[str, ...]:
+    """Return the revisions of a stream, the oldest first: each ends in the number of its file.
+
+    The files are read once. A server that runs still has its own version while another one is being installed.
+    """
     files = (migrations_folder() / stream).glob("[0-9][0-9][0-9][0-9]_*.py")
-    return sorted(f"{stream}_{file.name[:4]}" for file in files)
+    return tuple(sorted(f"{stream}_{file.name[:4]}" for file in files))
 
 
 def revision_of(connection: sa.Connection, stream: Stream, names: Names) -> str | None:

@@ -13,7 +13,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio import app
+from airy_trio import app, migrate
 from airy_trio.admin import readiness
 from airy_trio.admin.readiness import TRIGGERS_PERIOD_S, TRIGGERS_TIMEOUT_S, Readiness
 from airy_trio.database import SQLITE_BUSY_TIMEOUT_S, DatabaseUnavailable, sqlite_path
@@ -103,6 +103,21 @@ async def test_server_stays_ready_when_schema_moves_ahead(any_application: Appli
 
 
 @pytest.mark.usefixtures("_soon")
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("files", [(), ("9999_newer.py",)], ids=["removed", "newer"])
+async def test_server_stays_ready_while_another_version_is_installed(
+    sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
+) -> None:
+    async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
+        folder = tmp_path / "migrations" / "changes"
+        folder.mkdir(parents=True)
+        for name in files:
+            (folder / name).touch()
+        monkeypatch.setattr(migrate, "migrations_folder", lambda: folder.parent)
+        await trio.sleep(5 * QUICKLY_S)
+        assert (await port.ready())[0] == 200
+
+
 async def test_attached_partition_is_logged_and_server_stays_ready(postgres_application: Application) -> None:
     postgres_application.execute(
         "create table tags (id text, name text, color text) partition by list (name)",
