@@ -14,6 +14,7 @@ uses its session more often than that.
 """
 # ruff: noqa: D102 - the port documents each method
 
+import errno
 import fcntl
 import os
 import zlib
@@ -44,6 +45,9 @@ SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_t
 """Settings of every session of a recorder: a frozen holder loses the lease, and an open append, within a second."""
 
 UNLOCK_TIMEOUT_S: Final = 1.0
+
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
+"""Errors of ``open`` that end when the machine has descriptors, memory or room again."""
 
 _WATCH_CLIENT = sa.text(
     "do $$ begin perform set_config('client_connection_check_interval', '1s', false); "
@@ -150,7 +154,10 @@ class FileLease:
         self._file: int | None = None
 
     async def try_acquire(self) -> bool:
-        """See ``Lease.try_acquire``. Raises ``DatabaseRefused`` if the file cannot be created."""
+        """See ``Lease.try_acquire``. Raises ``DatabaseRefused`` if the file cannot be created.
+
+        Raises ``DatabaseUnavailable`` if the machine has too little of something for that just now.
+        """
         # Not abandoned if cancelled: an abandoned thread could acquire the lock after ``release``, and would hold it as
         # long as the process lives.
         return self._file is not None or await trio.to_thread.run_sync(self._try_lock)
@@ -167,7 +174,8 @@ class FileLease:
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise DatabaseRefused(f"the lock file {self._path} cannot be opened: {error.strerror}") from None
+            kind = DatabaseUnavailable if error.errno in _SHORTAGES else DatabaseRefused
+            raise kind(f"the lock file {self._path} cannot be opened: {error.strerror}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

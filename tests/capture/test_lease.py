@@ -10,6 +10,7 @@ import trio
 from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable, DedicatedConnection, Names, postgres_engine
 from tests.application import Application
+from tests.descriptors import no_descriptor_left
 
 HOLDER = """
 import fcntl, os, sys
@@ -164,3 +165,11 @@ async def test_a_killed_process_releases_the_lock_file(tmp_path: Path) -> None:
 async def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatabaseRefused, match="cannot be opened: No such file or directory"):
         await FileLease(tmp_path / "no" / "lock").try_acquire()
+
+
+async def test_a_shortage_of_descriptors_is_an_outage(tmp_path: Path) -> None:
+    lease = FileLease(tmp_path / "lock")
+    with no_descriptor_left(), pytest.raises(DatabaseUnavailable, match="cannot be opened: Too many open files"):
+        await lease.try_acquire()
+    assert await lease.try_acquire()
+    await lease.release()
