@@ -68,8 +68,11 @@ class MonitoredConnection(psycopg.Connection[Any]):
     def opened(cls, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 - those of psycopg.connect
         """Connect; the arguments are those of ``psycopg.connect``."""
         made = cls.connect(*arguments, **options)
+        # The same server, because the URL may list several, and a name may have several addresses, as that of all
+        # standbys. Without an address libpq has connected to a Unix socket.
+        place = {"host": made.info.host, "hostaddr": made.info.hostaddr or None, "port": made.info.port}
         # ``connect``, not this method: a connection that checks another one is not checked over a third one.
-        made.open_another = partial(cls.connect, *arguments, **options)
+        made.open_another = partial(cls.connect, *arguments, **options | place)
         # psycopg itself prepares nothing: after a rollback it deallocates all prepared statements of the session, not
         # only its own, if it has any.
         made.prepared_max = 0

@@ -15,7 +15,7 @@ from airy_trio.database import Database, DatabaseUnavailable, DedicatedConnectio
 from airy_trio.database.engines import THREADS_MAX
 from airy_trio.database.postgres import MonitoredConnection, Statement
 from tests.pgbouncer import through
-from tests.postgres import Postgres
+from tests.postgres import SUPERUSER, Postgres
 from tests.stalling_proxy import StallingProxy, stalling
 
 LIMIT_S = 0.5
@@ -72,6 +72,23 @@ async def test_unanswered_statement_fails_and_the_next_one_reconnects(ask: Ask, 
 
 async def test_slow_statement_is_waited_for(ask: Ask) -> None:
     assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
+
+
+async def test_server_of_the_connection_is_checked_and_not_another_one_of_the_url(
+    postgres: Postgres, own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
+    own_postgres.stop()
+    hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in (own_postgres, postgres))
+    session = DedicatedConnection(
+        postgres_engine(f"postgresql://{SUPERUSER}@/postgres?{hosts}", connect_timeout_s=CONNECT_TIMEOUT_S)
+    )
+    with trio.fail_after(TIMEOUT_S):
+        await session.run(lambda _connection: None)
+        own_postgres.start()
+        slow = sa.text(f"select cast(pg_sleep({SLOW_S}) as text)")
+        assert await session.run(lambda connection: connection.scalar(slow)) == ""
+    await session.aclose()
 
 
 def check_late(monkeypatch: pytest.MonkeyPatch) -> None:
