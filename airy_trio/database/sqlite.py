@@ -12,13 +12,14 @@ finds shows that writes to this file are not reported.
 """
 
 import ctypes
+import errno
 import os
 import sqlite3
 import struct
 import sys
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -62,6 +63,11 @@ _OVERFLOW: Final = 0x4000
 _IGNORED: Final = 0x8000  # the folder is gone
 _EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, length of the name
 _READ_BYTES: Final = 65_536
+_LIMITS: Final[Mapping[int, str]] = {
+    errno.EMFILE: "this user or process has no inotify instance left (fs.inotify.max_user_instances)",
+    errno.ENOSPC: "this user has no inotify watch left (fs.inotify.max_user_watches)",
+}
+"""What the errors of inotify mean, whose usual texts are about files and disks (inotify(7))."""
 
 
 class FileEvents:
@@ -79,19 +85,20 @@ class FileEvents:
         weakref.finalize(self, os.close, descriptor)
 
     @classmethod
-    def open(cls, folder: Path, names: Collection[str]) -> Self | None:
-        """Watch the files of these names, which need not exist. None: this system cannot, or allows no more."""
+    def open(cls, folder: Path, names: Collection[str]) -> Self:
+        """Watch the files of these names, which need not exist. Raises ``OSError``: this system cannot, or no more."""
         if not sys.platform.startswith("linux"):
-            return None
-        library = ctypes.CDLL(None)
+            raise _refusal(errno.ENOSYS)
+        library = ctypes.CDLL(None, use_errno=True)
         descriptor: int = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
-            return None
+            raise _refusal(ctypes.get_errno())
         # In SQLite's default journal mode the removal of the journal is the commit.
         mask = _MODIFY | _MOVED_TO | _CREATE | _DELETE
         if library.inotify_add_watch(descriptor, os.fsencode(folder), mask) < 0:
+            refusal = _refusal(ctypes.get_errno())
             os.close(descriptor)
-            return None
+            raise refusal
         return cls(descriptor, [os.fsencode(name) for name in names])
 
     async def wait(self) -> None:
@@ -114,6 +121,10 @@ class FileEvents:
             found |= name in self._names or bool(mask & (_OVERFLOW | _IGNORED))
             at += _EVENT.size + size
         return found
+
+
+def _refusal(number: int) -> OSError:
+    return OSError(number, _LIMITS.get(number) or os.strerror(number))
 
 
 @frozen
@@ -178,10 +189,11 @@ class FileVersions:
         """
         if self._events is None and not self._polling and self._path is not None:
             real = self._path.resolve()
-            self._events = FileEvents.open(real.parent, [real.name, f"{real.name}-wal", f"{real.name}-journal"])
+            try:
+                self._events = FileEvents.open(real.parent, [real.name, f"{real.name}-wal", f"{real.name}-journal"])
+            except OSError as error:
+                self._poll_from_now_on(error.strerror)
             self._touched_at = trio.current_time()  # something may have been written before
-            if self._events is None:
-                self._poll_from_now_on()
         since_s = trio.current_time() - self._touched_at
         if self._events is None:
             await trio.sleep(POLL_SETTLED_S if since_s > SETTLED_S else POLL_S)
@@ -190,7 +202,7 @@ class FileVersions:
         with trio.move_on_after(look_s):
             await self._events.wait()
             if self._events.ended:
-                self._poll_from_now_on()
+                self._poll_from_now_on("the folder is gone")
             self._touched_at = trio.current_time()
             await trio.sleep(after_s)
 
@@ -203,10 +215,11 @@ class FileVersions:
             if self._events.take():  # it was reported, but there was no pause since
                 self._touched_at = now
             else:
-                self._poll_from_now_on()
+                self._poll_from_now_on("a write was not reported")
 
-    def _poll_from_now_on(self) -> None:
-        logger.info("the system does not report writes to this file; it is polled", path=str(self._path))
+    def _poll_from_now_on(self, reason: str | None) -> None:
+        message = "the system does not report writes to this file; it is polled"
+        logger.info(message, path=str(self._path), reason=reason)
         self._events, self._polling = None, True
 
     def _ask(self, connection: sa.Connection, known: FileVersion | None, until: float) -> FileVersion:

@@ -1,5 +1,7 @@
 """Commits to an SQLite file are detected soon, and an idle file is seldom read."""
 
+import errno
+import os
 import sqlite3
 import sys
 from collections.abc import AsyncGenerator, Callable
@@ -12,6 +14,7 @@ from structlog.testing import capture_logs
 
 from airy_trio.database import DatabaseUnavailable, DedicatedConnection, sqlite, sqlite_engine
 from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileEvents, FileVersion, FileVersions
+from tests.descriptors import no_descriptor_left
 
 SOON_S = 0.3
 """Much less than ``LOOK_QUIET_S``."""
@@ -208,7 +211,10 @@ async def test_symbolic_link_to_another_file_is_noticed(path: Path, tmp_path: Pa
 async def test_without_reports_the_file_is_polled(
     follower: Follower, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FileEvents, "open", lambda *_: None)
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(FileEvents, "open", refuse)
     with capture_logs() as logs:
         await quiet(follower)
         for _ in range(3):
@@ -235,6 +241,25 @@ async def test_reports_that_do_not_come_are_noticed(
         with trio.fail_after(SOON_S):
             await follower.next()
     assert [line["event"] for line in logs] == ["the system does not report writes to this file; it is polled"]
+
+
+@linux_only
+async def test_limit_of_the_system_on_reports_is_named(
+    follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = FileEvents.open
+    with pytest.raises(OSError, match="No such file or directory"):
+        opened(tmp_path / "no folder", ["a"])
+
+    def open_at_limit(folder: Path, names: list[str]) -> FileEvents:
+        with no_descriptor_left():
+            return opened(folder, names)
+
+    monkeypatch.setattr(FileEvents, "open", open_at_limit)
+    with capture_logs() as logs:
+        await quiet(follower)
+    [line] = [line for line in logs if line["event"].endswith("; it is polled")]
+    assert line["reason"] == "this user or process has no inotify instance left (fs.inotify.max_user_instances)"
 
 
 @linux_only
