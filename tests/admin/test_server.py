@@ -292,13 +292,18 @@ async def test_invalid_request_ends_its_own_connection(sent: bytes) -> None:
         (LIVEZ.replace(b"GET", b"HEAD") + LIVEZ, [b"200", b"200"]),
         (LIVEZ.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + LIVEZ, [b"200"]),
         (LIVEZ.replace(b"HTTP/1.1", b"HTTP/1.0") + LIVEZ, [b"200"]),
+        (b"GET /livez HTTP/1.0\r\n\r\n", [b"200"]),
+        (b"GET /livez HTTP/1.0\r\nHost: x\r\n\r\n", [b"403"]),
         (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx" + LIVEZ, [b"403"]),
         (LIVEZ.replace(b"GET", b"OPTIONS"), [b"405"]),
         (b"GET /livez HTTP/1.1\r\n\r\n" + LIVEZ, [b"400"]),
         (b"GET /livez HTTP/1.1\r\nHost:", [b"400"]),
         (LIVEZ + b"\xff\r\n\r\n", [b"200", b"400"]),
     ],
-    ids=["HEAD", "close", "HTTP/1.0", "a body", "OPTIONS", "no host", "half a request", "garbage"],
+    ids=[
+        *("HEAD", "close", "HTTP/1.0", "HTTP/1.0 without host", "HTTP/1.0 with another host", "a body", "OPTIONS"),
+        *("no host", "half a request", "garbage"),
+    ],
 )
 async def test_which_requests_of_a_connection_are_answered(sent: bytes, answers: list[bytes]) -> None:
     async with serving(pages()) as port, await open_socket(port, sent) as stream:
@@ -358,7 +363,7 @@ async def test_peer_with_most_connections_loses_one() -> None:
 @pytest.mark.parametrize(
     "sent, status",
     [
-        (PREFACE, b"403"),
+        (PREFACE, b"404"),
         (
             LIVEZ.replace(b"Host", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings:\r\nHost"),
             b"200",
