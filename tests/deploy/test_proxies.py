@@ -27,6 +27,7 @@ DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 HOST: Final = "127.0.0.1"
 NAME: Final = "chat.example.org"
 TIMEOUT_S: Final = 30.0
+LEFT_S: Final = 5.0
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 
@@ -170,6 +171,42 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
                     await found.receive()
                 assert found.parser.comments > 0
                 nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: f"{proxy.program} of {proxy.source}")
+async def test_client_that_leaves_gives_up_its_place(
+    proxy: Proxy, sqlite_application: Application, tmp_path: Path
+) -> None:
+    """At once: the next heart-beat, at which the proxy would notice it in any case, comes after half a minute."""
+    if shutil.which(proxy.program, path=PATH) is None:
+        pytest.skip(f"{proxy.program} is not installed")
+    settings = sqlite_application.migrate(
+        f'[listener]\nport = 0\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\nconnections_max = 1\n'
+    )
+    folder = tmp_path / proxy.program
+    folder.mkdir()
+    async with trio.open_nursery() as nursery:
+        address: app.Address = await nursery.start(app.serve, settings)
+        async with proxied(proxy, folder, address.port) as dial:
+            with trio.fail_after(TIMEOUT_S):
+                async with await dial() as stream:
+                    found = await EventStream(stream).request("/events?replay=none", host=NAME)
+                    await found.subscribed()
+            with trio.fail_after(LEFT_S):
+                while not await is_subscribed(dial):
+                    pass
+        nursery.cancel_scope.cancel()
+
+
+async def is_subscribed(dial: Dial) -> bool:
+    """Return whether a request is answered with events; if not, the server is at its limit."""
+    async with await dial() as stream:
+        found = await EventStream(stream).request("/events?replay=none", host=NAME)
+        try:
+            await found.receive()
+        except EOFError:
+            return False
+        return True
 
 
 async def assert_later(dial: Dial) -> None:
