@@ -1,4 +1,4 @@
-"""The file of the event log is removed or replaced while a store has it open."""
+"""The file of the event log is removed, replaced or out of reach while a store has it open."""
 
 import shutil
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ import trio
 
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.sql import SqliteStore
-from airy_trio.log.store import EventStore, StoreReplaced
+from airy_trio.log.store import EventStore, StoreReplaced, StoreUnavailable
 from tests.log.places import event, migrate_new_file, open_sql
 
 
@@ -69,6 +69,22 @@ async def test_every_verb_notices_a_replaced_file(
         change(file)
         with trio.fail_after(20), pytest.raises(StoreReplaced, match=rf"log\.url: .*{file} was {CHANGES[change]}"):
             await use(store)
+
+
+async def test_file_that_cannot_be_reached_is_an_outage(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    folder.mkdir()
+    options = DatabaseOptions(url=f"sqlite:///{folder}/events.db")
+    await trio.to_thread.run_sync(migrate_new_file, options)
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        folder.rename(elsewhere)
+        folder.touch()
+        with pytest.raises(StoreUnavailable, match="cannot be reached: Not a directory"):
+            await store.append(head, [event(1)], "point")
+        folder.unlink()
+        elsewhere.rename(folder)
+        await store.append(head, [event(1)], "point")
 
 
 async def test_append_to_a_replaced_file_is_not_reported_as_done(tmp_path: Path) -> None:

@@ -27,7 +27,16 @@ from airy_trio.events.destinations import Destination
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import SqliteTables, Step, escaped
-from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent, StoreReplaced, is_all, stored_after
+from airy_trio.log.store import (
+    NewEvent,
+    Position,
+    StateChange,
+    StoredEvent,
+    StoreReplaced,
+    StoreUnavailable,
+    is_all,
+    stored_after,
+)
 
 WRITER_LOOK_S: Final = 0.05
 """Between a write to the file and a look at it, by a process that made the last append itself: it mostly made this
@@ -142,11 +151,16 @@ class SqliteStore(SqlStore):
         return unit
 
     def _check(self) -> None:
-        """Raise ``StoreReplaced`` if the file is gone, or is another one than at the first check."""
+        """Raise ``StoreReplaced`` if the file is gone, or is another one than at the first check.
+
+        Raises ``StoreUnavailable`` if that cannot be found out now: a right to the folder is missing, or a disk fails.
+        """
         try:
             status = self._path.stat()
         except FileNotFoundError:
             self._lost("was removed")
+        except OSError as error:
+            raise StoreUnavailable(f"the event log {self._path} cannot be reached: {error.strerror}") from None
         identity = status.st_dev, status.st_ino
         if self._identity is None:
             self._identity = identity
