@@ -62,9 +62,9 @@ class Starting:
         finally:
             self._what = None
 
-    def failed(self, reason: str) -> None:
-        """Note why the last attempt failed."""
-        self._reason = reason
+    def failed(self, reason: str, what: str) -> None:
+        """Note why the last attempt failed, and what the start waits for therefore."""
+        self._reason, self._what = reason, what
 
     def finish(self) -> None:
         """Note that the server has started."""

@@ -260,19 +260,24 @@ async def wait_until_available(
     """
     starting = Starting() if starting is None else starting
     give_up_at = trio.current_time() + options.connect_timeout_s
-    with starting.waiting_for(f"the {'event store' if setting == 'log.url' else 'database'} ({setting})"):
+    with starting.waiting_for(_place_of(setting)):
         while True:
             try:
                 return await attempt()
             except Unavailable as error:
-                starting.failed(str(error))
+                # The attempt may use both.
+                store = isinstance(error, StoreUnavailable)
+                starting.failed(str(error), _place_of("log.url" if store else setting))
                 if trio.current_time() >= give_up_at:
-                    store = isinstance(error, StoreUnavailable)
                     unavailable = "log.url: the event store" if store else f"{setting}: the database"
                     raise StartError([f"{unavailable} cannot be used: {error}"]) from None
                 await trio.sleep(RETRY_PAUSE_S)
             except DatabaseRefused as error:
                 raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
+
+
+def _place_of(setting: str) -> str:
+    return f"the {'event store' if setting == 'log.url' else 'database'} ({setting})"
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from airy_trio.admin.readiness import Starting
 from airy_trio.app.build import wait_until_available
 from airy_trio.database import DatabaseOptions, DatabaseUnavailable
 from airy_trio.errors import StartError, Unavailable
@@ -18,24 +19,37 @@ OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
 
 
 @pytest.mark.parametrize(
-    "error, message",
+    "error, waits, message",
     [
-        (DatabaseUnavailable("gone"), "database.url: the database cannot be used: gone"),
-        (StoreUnavailable("gone"), "log.url: the event store cannot be used: gone"),
+        (
+            DatabaseUnavailable("gone"),
+            "waiting for the database (database.url): gone",
+            "database.url: the database cannot be used: gone",
+        ),
+        (
+            StoreUnavailable("gone"),
+            "waiting for the event store (log.url): gone",
+            "log.url: the event store cannot be used: gone",
+        ),
     ],
     ids=["database", "store"],
 )
 async def test_unavailable_system_is_reported_with_its_setting(
-    error: Unavailable, message: str, autojump_clock: MockClock
+    error: Unavailable, waits: str, message: str, autojump_clock: MockClock
 ) -> None:
+    starting = Starting()
+    reasons = []
+
     async def away() -> None:
         await trio.lowlevel.checkpoint()
+        reasons.append(starting.conditions()["start"].reason)
         raise error
 
     start = trio.current_time()
     with pytest.raises(StartError) as caught:
-        await wait_until_available(away, OPTIONS, "database.url")
+        await wait_until_available(away, OPTIONS, "database.url", starting)
     assert caught.value.faults == (message,)
+    assert reasons[-1] == waits
     assert trio.current_time() - start == pytest.approx(5, abs=0.3)
 
 
