@@ -225,6 +225,13 @@ def test_metadata_whose_owner_cannot_be_read_is_a_fault(column: str) -> None:
     assert faults_of(altered(METADATA, **changed)) == (expected,)
 
 
+def test_absent_metadata_of_another_subject_is_no_fault() -> None:
+    """A ``where`` that excludes other subjects makes such a pair of each write of an excluded row."""
+    assert translate([altered(METADATA, subject="Contact")], DELETES) == Translation(
+        events=(), faults=(), value_faults=0
+    )
+
+
 def test_a_fault_stops_neither_its_batch_nor_its_order() -> None:
     batch: list[ChangedObject] = [
         TAG,
