@@ -8,7 +8,7 @@ An application may alter its tables while a server runs. ``inspect_again`` descr
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -126,6 +126,14 @@ _POSTGRES_COLUMNS = sa.text(
     from type join pg_type t on t.oid = type.oid where type.base = 0 order by attribute
     """
 )
+_POSTGRES_NAMES = sa.text(
+    """
+    select case when pg_table_is_visible(c.oid) then c.relname else n.nspname || '.' || c.relname end
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by 1
+    """
+)
+_SQLITE_NAMES = sa.text("select name from sqlite_master where type = 'table' order by 1")
 _SQLITE_RELATION = sa.text(
     "select name, type, sql, sql like 'create virtual %' as virtual from sqlite_master "
     "where type in ('table', 'view') and name = :name collate nocase"
@@ -281,8 +289,8 @@ def _table(
     relation = _find(connection, *location)
     if relation is None:
         faults.append(
-            f'{setting}.name: there is no table "{shown}" in the database (name the application\'s table, or "" if it '
-            "has none; `airy-trio migrate --with-tables` makes our default tables)"
+            f'{setting}.name: there is no table "{shown}" in the database{_perhaps(connection, shown)} (name the '
+            'application\'s table, or "" if it has none; `airy-trio migrate --with-tables` makes our default tables)'
         )
         return None
     if relation.unwatchable:
@@ -343,6 +351,17 @@ def _watermark(kind: Kind, options: TableOptions, relation: _Relation, faults: l
     return column
 
 
+def _perhaps(connection: sa.Connection, shown: str) -> str:
+    """Return a hint with the most similar name of a table, which may differ in case or be in another schema."""
+    names = _POSTGRES_NAMES if connection.dialect.name == POSTGRES else _SQLITE_NAMES
+    return _hint(shown, connection.execute(names).scalars().all())
+
+
+def _hint(name: str, others: Collection[str]) -> str:
+    near = get_close_matches(name, others, n=1)
+    return f', perhaps "{near[0]}"' if near else ""
+
+
 def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: list[str]) -> Mapping[str, Column]:
     columns: dict[str, Column] = {}
     for field in FIELDS[kind]:
@@ -353,11 +372,9 @@ def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: lis
         if column is not None:
             columns[field.name] = column
         elif field.name in options.columns or not field.optional:
-            near = get_close_matches(name, relation.columns, n=1)
-            hint = f', perhaps "{near[0]}"' if near else ""
             faults.append(
-                f'database.tables.{kind}.columns.{field.name}: table "{relation.name}" has no column "{name}"{hint} '
-                f"(columns: {', '.join(sorted(relation.columns))})"
+                f'database.tables.{kind}.columns.{field.name}: table "{relation.name}" has no column "{name}"'
+                f"{_hint(name, relation.columns)} (columns: {', '.join(sorted(relation.columns))})"
             )
     return columns
 

@@ -59,9 +59,23 @@ def test_all_faults_of_all_tables_at_once(any_application: Application) -> None:
         'database.tables.metadata.columns.value: table "attributes" has no column "value"',
         'database.tables.metadata.columns.value_type: table "attributes" has no column "type"',
         'database.tables.channels.name: "seen" is not a table; a view cannot be watched',
-        'database.tables.tags.name: there is no table "other.labels" in the database',
+        'database.tables.tags.name: there is no table "other.labels" in the database, perhaps "labels"',
     ]
     assert found[0].endswith("(columns: body, id, sent_at, source)")
+
+
+def test_a_missing_table_has_a_hint_with_the_most_similar_name(any_application: Application) -> None:
+    any_application.execute('create table "ticketLabel" (id text, name text, color text)')
+    (fault,) = faults(any_application, only(tags='name = "ticketLabels"'))
+    assert fault.startswith(
+        'database.tables.tags.name: there is no table "ticketLabels" in the database, perhaps "ticketLabel" ('
+    )
+
+
+def test_the_hint_of_a_missing_table_on_postgres_has_its_schema(postgres_application: Application) -> None:
+    postgres_application.execute("create schema crm", 'create table crm."Label" (id int8, name text, color text)')
+    for name in ("Label", "crm.label"):
+        assert ', perhaps "crm.Label" (' in faults(postgres_application, only(tags=f'name = "{name}"'))[0]
 
 
 def test_mapping_every_table_to_nothing_is_a_fault(any_application: Application) -> None:
