@@ -355,9 +355,11 @@ def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:
     if whole := ", ".join(sorted(kept - missing)):
         yield f"log.keep_current: replay:current has {whole} completely"
     if missing:
-        remedy = "run: airy-trio backfill --config FILE"
+        run = "run: airy-trio backfill --config FILE"
+        # The change log may still have all rows of a backfill, for example after `migrate --backfill`.
+        remedy = f"a server has to record a backfill; if none waits for that, {run}"
         if missing <= state.filling:
-            remedy = f"a backfill has begun and is not complete yet; if none is running and a server records, {remedy}"
+            remedy = f"a backfill has begun and is not complete yet; if none is running and a server records, {run}"
         elif settings.changes.reads_only:
             remedy = f'with changes.capture "{settings.changes.capture}" there is no backfill'
         yield f"log.keep_current: replay:current does not have {', '.join(sorted(missing))} completely; {remedy}"

@@ -114,6 +114,9 @@ def _proposed(database: Database, place: DatabaseOptions, ask: Ask) -> tuple[Seq
         database_name = (sa.make_url(place.url).database or "").rpartition("/")[2]
         application = re.sub(r"\.(db|sqlite3?)$", "", database_name) or "application"
         proposals = propose(tables, sample, application, ask)
+    if not tables:
+        needs = "on Postgres the role needs SELECT on the tables and USAGE on their schema"
+        raise StartError([f"database.url: there is no table that can be read; {needs}"])
     if all(proposal.table is None for proposal in proposals.values()):
         wanted = "no table has a primary key of one column and the columns of a message, channel or tag"
         found = f"{wanted} (tables that can be read: {len(tables)})"

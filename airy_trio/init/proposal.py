@@ -120,6 +120,8 @@ class _Proposer:
         columns = Columns(kind, table, self._sample(table))
         assign(columns)
         reason = f"named like {kind}" if _noun_score(table, kind) > 0 else f"has the columns of {kind}"
+        if kind == "channels" and self._messages.table is not None and self._messages.column("channel_id") is None:
+            reason += ", but messages do not refer to it"
         others = [f"{name} {scores[name]:.1f}" for name in ranked if name != table.label][:3]
         more = f"; next best: {', '.join(others)}" if others else ""
         return Proposal(

@@ -190,7 +190,7 @@ async def test_role_without_rights(postgres_application: Application, postgres: 
     name = postgres_application.url.rpartition("/")[2]
     environ = {"DATABASE_URL": postgres.password_url(name)}
     line = failed(await run("init", "${DATABASE_URL}", str(tmp_path / "a.toml"), environ=environ), 1)
-    assert "(tables that can be read: 0)" in line
+    assert "there is no table that can be read; on Postgres the role needs SELECT on the tables" in line
 
 
 async def test_read_only_role_gets_a_file_and_a_warning(

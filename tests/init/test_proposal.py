@@ -55,6 +55,16 @@ def columns_of(proposal: Proposal) -> dict[str, object]:
     }
 
 
+def test_channels_to_which_messages_do_not_refer_are_reported() -> None:
+    """The channel of such messages is a constant, which is the id of no row of this table."""
+    messages = "id body:text conversation_id>conversations created_at:time"
+    inboxes = table("inboxes", "id name:text")
+    for referring, is_reported in ((messages, True), (f"{messages} inbox_id>inboxes", False)):
+        found, _ = proposed(table("messages", referring), inboxes)
+        assert found["channels"].table is inboxes
+        assert ("messages do not refer to it" in found["channels"].why) == is_reported
+
+
 def test_names_without_underscores_and_a_channel_that_is_the_conversation() -> None:
     found, _ = proposed(
         table("posts", "id:text createat deleteat userid:text channelid:text rootid:text message:text type:text"),
