@@ -234,7 +234,7 @@ class _Proposer:
     def _ask_column(self, columns: Columns, name: str, constant: Scalar) -> None:
         """Ask for the column of a field. If the answer is none, assign the constant."""
         question = f"{SINGULAR[columns.kind]}: {MISSING[name]}; which column is its {name}"
-        chosen = self._ask(question, (*columns.free, NONE), NONE)
+        chosen = self._ask(question, (*columns.free, NONE), NONE) if columns.free else NONE
         if chosen == NONE:
             columns.put_constant(name, constant)
         elif name not in CODED or not columns.take_coded(name, chosen):

@@ -55,6 +55,12 @@ def columns_of(proposal: Proposal) -> dict[str, object]:
     }
 
 
+def test_no_question_has_none_as_its_only_answer() -> None:
+    found, questions = proposed(table("todos", "id list:text title:text created_at:time"))
+    assert questions == []
+    assert columns_of(found["messages"])["from_contact"] == (True,)
+
+
 def test_channels_to_which_messages_do_not_refer_are_reported() -> None:
     """The channel of such messages is a constant, which is the id of no row of this table."""
     messages = "id body:text conversation_id>conversations created_at:time"
