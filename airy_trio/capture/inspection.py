@@ -447,10 +447,12 @@ def _row_security(connection: sa.Connection, table: Table) -> str:
 def _refusal(connection: sa.Connection, table: Table) -> str:
     """Run the feed's queries without keys and return the reason if the database rejects them, otherwise ""."""
     # In a savepoint, because on Postgres a refused statement aborts the transaction, in which the other tables are
-    # still to be inspected.
+    # still to be inspected. It is always rolled back, which releases the table: a migration of the application may have
+    # the next table locked, and need this one before it ends. That would be a deadlock.
     try:
-        with connection.begin_nested():
+        with connection.begin_nested() as trial:
             Queries(connection.dialect.name, table).try_out(connection)
+            trial.rollback()
     except DBAPIError as error:
         if not is_refusal(error):
             raise

@@ -55,6 +55,13 @@ A server of an earlier version looks for a row with this key, finds none, and lo
 COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 """The columns of the change log that make a ``Change``."""
 
+LOCK_TIMEOUT: Final = "set local lock_timeout = '500ms'"
+"""For each read of several tables on Postgres. After this time the read releases all tables and begins again.
+
+A migration of the application may alter two tables in one transaction. A read that waited for one of them and kept the
+other would be a deadlock. Postgres looks for one when a session has waited for ``deadlock_timeout``, a second by
+default, and ends this session. That would be the migration if the read has waited for longer.
+"""
 READS_MAX: Final = 5
 """Attempts to read one batch while the application keeps altering its tables."""
 

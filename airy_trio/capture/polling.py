@@ -34,14 +34,16 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
+import psycopg
 import sqlalchemy as sa
 import trio
 from attrs import astuple, evolve, field, frozen
+from sqlalchemy.exc import DBAPIError
 
 from airy_trio.capture.change_log import parsed_point
 from airy_trio.capture.feed import Batch, Consumer, Kind, ResumePointLost
 from airy_trio.capture.mapping import KINDS, Tables
-from airy_trio.capture.objects import Change, InspectedFeed
+from airy_trio.capture.objects import LOCK_TIMEOUT, Change, InspectedFeed
 from airy_trio.capture.scans import (
     BEGIN_PLACE,
     END_PLACE,
@@ -262,9 +264,26 @@ class UpdatedAtFeed(InspectedFeed):
         # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
         version = self._file_version = await self._file.ask() if self._file else None
         begun_at = trio.current_time()
-        batch = await self._reading.run(lambda connection: self._read(connection, point, limit, version))
+        batch = None
+        while batch is None:
+            batch = await self._reading.run(lambda connection: self._read_unlocked(connection, point, limit, version))
         self._pause_s = min(max(POLL_S, REST_SHARE * (trio.current_time() - begun_at)), POLL_MAX_S)
         return batch
+
+    def _read_unlocked(
+        self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None
+    ) -> Batch | None:
+        """Read. None: the application has one of the tables locked (see ``LOCK_TIMEOUT``)."""
+        if file is not None:
+            return self._read(connection, point, limit, file)
+        connection.exec_driver_sql(LOCK_TIMEOUT)
+        try:
+            return self._read(connection, point, limit, file)
+        except (DBAPIError, psycopg.Error) as error:
+            if not isinstance(getattr(error, "orig", error), psycopg.errors.LockNotAvailable):
+                raise
+            connection.rollback()
+            return None
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
         identity = Identity.of(connection, file)

@@ -75,7 +75,7 @@ from attrs import evolve
 
 from airy_trio.capture.change_log import MOMENT, TABLE, LoggedChanges, LoggedFeed, PostgresPoint
 from airy_trio.capture.feed import Batch, ResumePointLost
-from airy_trio.capture.objects import COLUMNS, Reading, backfills_of, changes_of
+from airy_trio.capture.objects import COLUMNS, LOCK_TIMEOUT, Reading, backfills_of, changes_of
 from airy_trio.capture.queries import BoundQuery, Row, Rows, refusal_reason
 from airy_trio.database import (
     WAKEUP_CLASS,
@@ -115,6 +115,8 @@ _BEGIN_WRITING: Final = Statement("begin read write")
 _COMMIT: Final = Statement("commit")
 _SAVEPOINT: Final = Statement("savepoint airy_query")
 _ROLLBACK_QUERY: Final = Statement("rollback to savepoint airy_query")
+_ROLLBACK: Final = Statement("rollback")
+_LOCK_TIMEOUT: Final = Statement(LOCK_TIMEOUT)
 _ONE_SNAPSHOT: Final = sa.text("set transaction isolation level repeatable read")
 # Whatever the server's default is: a standby that is away must not delay this, and a standby that takes over has
 # another timeline.
@@ -239,7 +241,9 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # A read that is cancelled may leave its transaction open. Then ``run_pipeline`` closes the connection, and the
         # lease ends with it. Nothing is lost: the stored point has not moved, so the next holder of the lease reads the
         # same changes.
-        batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, here, limit))
+        batch = None
+        while batch is None:
+            batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, here, limit))
         if batch.changes:
             self._pause_s = 0.0
         return batch
@@ -258,8 +262,11 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # The generation is read within the unit of work, which may open a new connection.
         return self._reading.generation, here
 
-    async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch:
-        """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection."""
+    async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch | None:
+        """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection.
+
+        None: the application has one of the tables locked (see ``LOCK_TIMEOUT``).
+        """
         notified, self.wakeup.notified = self.wakeup.notified, False
         # The notifications are discarded before the snapshot is taken: this read covers every commit that was notified
         # until now. A notification that arrives later may be of a commit that the snapshot does not see, and has to end
@@ -280,7 +287,11 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # now.
         is_disarming = bool(rows) and (self.wakeup.frequent or not notified or len(rows) > FEW)
         ending = [*(self.wakeup.disarming() if is_disarming else ()), (_COMMIT, ())]
-        answers = await self._answers(pipeline, reading.asked, ending)
+        try:
+            answers = await self._answers(pipeline, reading.asked, ending)
+        except psycopg.errors.LockNotAvailable:
+            await pipeline.run((_ROLLBACK, ()), *ending[:-1])
+            return None
         # Compared only now, because the connection, which holds the lease, is kept only if its transaction has ended.
         # Cluster and timeline are those of ``_verify``. The place is compared at each read, because a dump can be
         # restored while the server runs.
@@ -318,7 +329,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
 
     async def _answers(self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked]) -> list[Rows]:
         """Run all queries and then ``ending``, in one round trip unless the database refuses a key."""
-        begin = [(_SAVEPOINT, ())] if asked else []
+        begin = [(_LOCK_TIMEOUT, ()), (_SAVEPOINT, ())] if asked else []
         try:
             answers = await pipeline.run(*begin, *map(_statement, asked), *ending)
             return [Rows(rows) for rows in answers[len(begin) : len(begin) + len(asked)]]

@@ -53,7 +53,7 @@ def before_objects(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) 
     left, run = [work], Pipeline.run
 
     async def run_later(pipeline: Pipeline, *queries: tuple[Statement, Sequence[bytes | None]]) -> list[list[Row]]:
-        if left and queries[0][0].sql.startswith("savepoint"):
+        if left and any(statement.sql.startswith("savepoint") for statement, _ in queries):
             left.pop()()
         return await run(pipeline, *queries)
 

@@ -1,5 +1,7 @@
 """Inspection: all faults of a mapping together, each with its setting, and tables without faults."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import sqlalchemy as sa
 
@@ -207,6 +209,20 @@ def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, p
     (fault,) = faults(other, only(tags=""))
     other.engine.dispose()
     assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')
+
+
+def test_inspection_that_waits_for_a_locked_table_keeps_no_other(postgres_application: Application) -> None:
+    """A server inspects every few seconds. A migration that alters two tables would end as a deadlock."""
+    postgres_application.migrate()
+    waits = sa.text("select count(*) from pg_locks where not granted and relation = cast('tags' as regclass)")
+    with ThreadPoolExecutor() as threads:
+        with postgres_application.engine.begin() as migration:
+            migration.exec_driver_sql("alter table tags add more int")
+            found = threads.submit(inspected, postgres_application)
+            while not migration.execute(waits).scalar_one():
+                assert not found.done()
+            migration.exec_driver_sql("lock table messages, metadata, channels in access exclusive mode nowait")
+        assert set(found.result()) == set(KINDS)
 
 
 def test_text_of_the_mapping_that_the_event_log_cannot_store(postgres: Postgres) -> None:

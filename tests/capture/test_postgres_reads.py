@@ -254,6 +254,33 @@ async def test_locked_table_does_not_delay_events_of_other_tables(postgres_appli
             assert len((await feed.read(after, LIMIT)).objects) == 1
 
 
+async def test_read_that_waits_for_a_locked_table_keeps_no_other(postgres_application: Application) -> None:
+    """A migration that alters two tables in one transaction would end as a deadlock."""
+    waits = "select count(*) from pg_locks where not granted and relation = 'tags'::regclass"
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        assert isinstance(feed, PostgresFeed)
+        after = await opened(feed)
+        assert await feed.wakeup.arm()
+        postgres_application.message()
+        postgres_application.tag("t1")
+        objects: list[object] = []
+
+        async def read() -> None:
+            objects.extend((await feed.read(after, LIMIT)).objects)
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                with transaction(postgres_application, "alter table tags add more int") as migration:
+                    nursery.start_soon(read)
+                    while not postgres_application.scalar(waits):  # noqa: ASYNC110 - Postgres does not notify of it
+                        await trio.sleep(0.01)
+                    await trio.sleep(1.2)  # longer than Postgres waits before it looks for a deadlock
+                    await trio.to_thread.run_sync(migration.exec_driver_sql, "alter table messages add more int")
+        assert len(objects) == 2
+        assert not feed.wakeup.armed
+        assert postgres_application.scalar(LOCKS) == 0
+
+
 async def test_feed_reads_again_soon_after_a_change_and_then_sleeps(postgres_application: Application) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         assert isinstance(feed, PostgresFeed)

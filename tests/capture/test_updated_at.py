@@ -12,7 +12,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
-from airy_trio.capture.feed import ResumePointLost
+from airy_trio.capture.feed import ChangedObject, ResumePointLost
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.polling import Mark, Watermarks
 from airy_trio.capture.queries import TEXT_CHARS_MAX
@@ -33,6 +33,36 @@ from tests.capture.watched import (
     watching,
 )
 from tests.postgres import Postgres
+
+
+@pytest.mark.parametrize("first, second", [("tags", "channels"), ("channels", "tags")])
+async def test_poll_that_waits_for_a_locked_table_keeps_no_other(
+    postgres_application: Application, first: str, second: str
+) -> None:
+    """A migration that alters two tables in one transaction would end as a deadlock."""
+    postgres_application.execute(
+        "create table channels (id text, source text, source_channel_id text, connected bool, updated_at timestamptz)"
+    )
+    watched = Watched(postgres_application)
+    async with watching(postgres_application, only(tags="", channels="")) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US)
+        objects: list[ChangedObject] = []
+
+        async def read() -> None:
+            objects.extend((await feed.read(after, 10)).objects)
+
+        waits = "select count(*) from pg_locks where not granted"
+        with trio.fail_after(10), postgres_application.engine.connect() as migration:
+            async with trio.open_nursery() as nursery:
+                migration.exec_driver_sql(f"alter table {first} add more int")
+                nursery.start_soon(read)
+                while not postgres_application.scalar(waits):  # noqa: ASYNC110 - Postgres does not notify of it
+                    await trio.sleep(0.01)
+                await trio.sleep(1.2)  # longer than Postgres waits before it looks for a deadlock
+                await trio.to_thread.run_sync(migration.exec_driver_sql, f"alter table {second} add more int")
+                migration.commit()
+        assert names(objects) == [("t1", "flag")]
 
 
 @pytest.fixture
