@@ -190,7 +190,7 @@ class _Relation:
 
     ``unwatchable`` is the reason why it cannot be watched, or "". ``ignores_case``: names of columns match in any case.
     ``unique``: its unique indexes (SQLite). ``leading``: the first columns of the indexes over all rows.
-    ``definition``: the statement that creates it (SQLite).
+    ``definition``: the statement that creates it (SQLite). ``oid``: its number in the catalogue (Postgres).
     """
 
     schema: str | None
@@ -202,6 +202,7 @@ class _Relation:
     unique: tuple[UniqueIndex, ...] = ()
     leading: frozenset[str] = frozenset()
     definition: str = ""
+    oid: int = 0
 
     def column(self, name: str) -> Column | None:
         if not self.ignores_case:
@@ -242,6 +243,7 @@ def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> 
         columns=columns,
         ignores_case=False,
         leading=frozenset(connection.execute(_POSTGRES_LEADING, {"oid": row.oid}).scalars()),
+        oid=row.oid,
     )
 
 
@@ -333,6 +335,7 @@ def _from_catalogue(relation: _Relation, columns: Mapping[str, Column], kind: Ki
         ),
         "by_conversation": "conversation_id" in columns and columns["conversation_id"].name in relation.leading,
         "definition": relation.definition,
+        "oid": relation.oid,
     }
 
 

@@ -203,6 +203,7 @@ class Table:
     - ``watermark``: the column with the time of a row's last change, if changes are captured by it.
     - ``by_conversation``: an index begins with the column of ``conversation_id``.
     - ``definition`` (SQLite): the statement that creates the table; if it differs later, the table was altered.
+    - ``oid`` (Postgres): its number in the catalogue, which it keeps under another name.
     """
 
     kind: Kind
@@ -219,6 +220,7 @@ class Table:
     watermark: Column | None = None
     by_conversation: bool = False
     definition: str = ""
+    oid: int = 0
     zone: ZoneInfo = field(init=False)
     key_fields: tuple[str, ...] = field(init=False)
     """The fields that identify an object and have a column: one or two."""

@@ -77,7 +77,13 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
     """
     if always:
         table = evolve(table, row_triggers=True)
-    old, new = ("(select old.*)", "(select new.*)") if table.row_triggers else ("airy_old", "airy_new")
+    old, new = "airy_old", "airy_new"
+    if table.row_triggers:
+        # A session keeps its plans of these statements until a table that they depend on is altered. Transition tables
+        # make them depend on the application's table, ``old`` and ``new`` do not, but this constant does. Without it, a
+        # write fails after ``ALTER COLUMN TYPE``, and if columns exchange their names, the wrong one is logged.
+        depends = f"where '{table.oid}'::regclass is not null"
+        old, new = f"(select old.* {depends})", f"(select new.* {depends})"
     updated = _logged(table, names, "U", new)
     # FOUND, the condition for notifying, is set by the body's last statement, the insert that logs every row. EXECUTE
     # does not set it, so TRUNCATE needs another condition.

@@ -33,10 +33,16 @@ _OUTDATED: Final = "has triggers of another mapping or version:"
 
 # A row trigger on a partitioned table has a clone on each partition at any depth, and only clones fire. It counts as
 # enabled only if it and all its clones are. A partition without a clone counts as one with a disabled clone.
+#
+# The function of a row trigger has the oid of its table (``postgres_triggers``), which is another one after a dump was
+# restored. The trigger is right nevertheless. Only a migration compares it exactly, and so renews it.
 _POSTGRES_FOUND = sa.text(
     """
     with recursive ours as (
-        select t.tgrelid, t.tgfoid, t.tgname, t.tgenabled, t.tgtype & 1 = 1 as for_each_row, p.prosrc,
+        select t.tgrelid, t.tgfoid, t.tgname, t.tgenabled, t.tgtype & 1 = 1 as for_each_row,
+               case when :exactly then p.prosrc else regexp_replace(
+                   p.prosrc, '''[0-9]+''::regclass', format('''%s''::regclass', t.tgrelid), 'g'
+               ) end as prosrc,
                'extra_float_digits=1' = any(p.proconfig) as plain_text
         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
         where n.nspname = :schema and not t.tgisinternal and t.tgparentid = 0
@@ -98,7 +104,7 @@ def install(  # noqa: PLR0913 - tables, options, and the version of the schema
     On Postgres the tables whose triggers change are locked first, within ``LOCK_WAIT_MAX_S``. Raises the driver's
     error if the locks are not free in that time.
     """
-    found = _found(connection, names)
+    found = _found(connection, names, exactly=True)
     always = firing == "always" if firing else any(trigger.always for trigger in found.values())
     wanted: dict[_Place, Trigger] = {}
     for table in tables.values():
@@ -191,8 +197,8 @@ def _of_table(table: Table, names: Names, *, deletes: bool, always: bool = False
     return {_Place(table.schema, table.name, name): trigger for name, trigger in triggers.items()}
 
 
-def _found(connection: sa.Connection, names: Names) -> Mapping[_Place, Trigger]:
-    """Return the triggers in the database that have our names or call our functions."""
+def _found(connection: sa.Connection, names: Names, *, exactly: bool = False) -> Mapping[_Place, Trigger]:
+    """Return the triggers in the database that have our names or call our functions. ``exactly``: see the query."""
     if names.dialect != POSTGRES:
         ours = {names.trigger(kind, event) for kind in KINDS for event in _SQLITE_EVENTS}
         rows = connection.execute(_SQLITE_FOUND)
@@ -201,7 +207,7 @@ def _found(connection: sa.Connection, names: Names) -> Mapping[_Place, Trigger]:
         _Place(row.schema, row.table, row.name): Trigger(
             row.body if row.fires else "", row.for_each_row, row.always, row.plain_text
         )
-        for row in connection.execute(_POSTGRES_FOUND, {"schema": names.schema})
+        for row in connection.execute(_POSTGRES_FOUND, {"schema": names.schema, "exactly": exactly})
     }
 
 

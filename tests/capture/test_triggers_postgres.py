@@ -8,6 +8,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
+from airy_trio import migrate
 from airy_trio.capture import triggers
 from airy_trio.capture.feed import MessageGone, Tag, TagGone
 from airy_trio.capture.inspection import inspect
@@ -161,6 +162,58 @@ def test_a_changed_column_never_makes_a_write_fail(
     changes = logged(application)
     assert [operation for operation, _ in changes] == ["U", "U", "U", "D", "D"]
     assert {found for _, found in changes} == keys
+
+
+ALTERED_KEYS = {
+    "another type": ["alter table tags alter id type bigint"],
+    "another column": ["alter table tags drop id", "alter table tags add id int"],
+    "columns that exchange their names": [
+        "alter table tags add new_id bigint",
+        "alter table tags rename id to old_id",
+        "alter table tags rename new_id to id",
+    ],
+}
+
+
+@pytest.mark.parametrize("altered", ALTERED_KEYS)
+@pytest.mark.parametrize("firing", ["origin", "always"])
+def test_row_triggers_log_an_altered_key_in_open_sessions(
+    postgres_application: Application, altered: str, firing: triggers.Firing
+) -> None:
+    partitioned = " partition by list (name)" if firing == "origin" else ""
+    postgres_application.execute(f"create table tags (id int, name text, color text){partitioned}")
+    if partitioned:
+        postgres_application.execute("create table tags_flag partition of tags default")
+    migrate.migrate(postgres_application.settings(only(tags="")), firing=firing)
+
+    def write(writer: psycopg.Connection) -> None:
+        writer.execute("insert into tags (id, name) values (1, 'flag')")
+        writer.execute("update tags set id = 2")
+        writer.execute("delete from tags")
+
+    with raw_connection(postgres_application) as writer:
+        write(writer)  # its plans are cached before the change
+        postgres_application.execute(*ALTERED_KEYS[altered])
+        write(writer)
+        with writer.transaction():
+            for statement in ALTERED_KEYS["another type"]:
+                writer.execute(statement.replace("bigint", "text").encode())
+            write(writer)
+    assert logged(postgres_application) == 3 * [("U", "1"), ("D", "1"), ("U", "2"), ("D", "2")]
+
+
+def test_row_triggers_of_a_restored_dump_are_no_fault(postgres_application: Application) -> None:
+    """Its tables have other numbers in the catalogue. A migration renews the functions."""
+    postgres_application.execute(*PARTITIONED)
+    settings = postgres_application.migrate()
+    oid = postgres_application.scalar("select 'messages'::regclass::oid::text")
+    body = postgres_application.scalar("select pg_get_functiondef('airy_trio.messages_insert'::regproc)")
+    with raw_connection(postgres_application) as connection:
+        connection.execute(body.replace(f"'{oid}'::regclass", "'1'::regclass"))
+    assert faults(postgres_application, settings) == []
+    assert any("messages_insert" in line for line in migrate.preview(settings))
+    migrate.migrate(settings)
+    assert migrate.preview(settings) == []
 
 
 @pytest.mark.parametrize("name", ["key_1", "key_2", "old_1", "airy_row", "airy_rows", "found", "new", "old", "tg_op"])
