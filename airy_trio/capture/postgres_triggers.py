@@ -42,6 +42,10 @@ _TRANSITIONS = {
     "delete": "referencing old table as airy_old",
 }
 _TRUNCATED = "airy_truncated"
+_NOT_READ = (
+    "exception when others then raise warning 'airy-trio cannot read % and does not send the deletion of its rows: %', "
+    "tg_relid::regclass, sqlerrm;"
+)
 _KEYS_AND_OLD = "key_1, key_2, old_1, old_2"
 _SAME_TEXT: Collection[ColumnType] = ("integer", "json", "numeric", "text", "uuid")
 """The types whose text is the same in each session."""
@@ -95,8 +99,10 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
     if deletes or table.kind != "messages":
         logged = quote_text(_logged(table, names, "D", _TRUNCATED))
         # The function's search path has no schema of the application, so regclass always writes the table's schema too.
-        truncated = f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text)"
-        bodies["truncate"] = _body(names, truncated, condition="true")
+        read = f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text);"
+        # This reads the application's table, which the owner of the function may not be allowed to do any more, or only
+        # under row level security, whose policies may fail. TRUNCATE is subject to neither.
+        bodies["truncate"] = _body(names, f"begin {read} {_NOT_READ} end", condition="true")
     plain_text = any(column is not None and column.type not in _SAME_TEXT for column in table.logged_columns("D"))
     session = "".join(f" set {name} = '{value}'" for name, value in PLAIN_TEXT.items()) if plain_text else ""
     made = {}

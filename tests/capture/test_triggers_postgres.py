@@ -254,6 +254,35 @@ def test_role_without_rights_on_our_schema_can_write(application: Application, p
     assert logged(application) == [("U", "t1"), ("D", "t1"), ("U", "t2"), ("D", "t2")]
 
 
+@pytest.mark.parametrize("denied", ["the right to read", "row security"])
+def test_truncate_succeeds_if_its_trigger_cannot_read(
+    application: Application, plain_role: psycopg.Connection, denied: str
+) -> None:
+    """Its trigger reads the table as the role that ran the migration."""
+    role = f'"{PASSWORD_ROLE}"'
+    application.tag()
+    application.execute(
+        f"alter function airy_trio.tags_truncate() owner to {role}",
+        f"grant usage on schema airy_trio to {role}",
+        f"grant insert on airy_trio.change_log to {role}",
+    )
+    if denied == "row security":
+        application.execute(
+            "create policy tenant on tags using (id = current_setting('app.tenant'))",
+            "alter table tags enable row level security",
+        )
+    else:
+        application.execute(f"revoke select on tags from {role}")
+    warnings: list[str | None] = []
+    plain_role.add_notice_handler(lambda warning: warnings.append(warning.message_primary))
+    plain_role.execute("truncate tags")
+    assert application.scalar("select count(*) from tags") == 0
+    assert logged(application) == [("U", "t1")]
+    (warning,) = warnings
+    assert warning is not None
+    assert warning.startswith("airy-trio cannot read public.tags and does not send the deletion of its rows: ")
+
+
 def test_lastval_of_the_application_is_unchanged(application: Application, plain_role: psycopg.Connection) -> None:
     """Some object-relational mappers read the id of a new row by it."""
     plain_role.execute("insert into tags values ('t1', 'flag', 'red')")
