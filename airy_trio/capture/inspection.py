@@ -115,14 +115,15 @@ _POSTGRES_RELATION = sa.text(
 # A domain may be based on another domain, so each type is followed down to one that is not a domain.
 _POSTGRES_COLUMNS = sa.text(
     """
-    with recursive type(attribute, name, declared, oid, base) as (
-        select a.attnum, a.attname, t.oid, t.oid, t.typbasetype
+    with recursive type(attribute, name, virtual, declared, oid, base) as (
+        select a.attnum, a.attname, a.attgenerated = 'v', t.oid, t.oid, t.typbasetype
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = :oid and a.attnum > 0 and not a.attisdropped
         union all
-        select attribute, type.name, declared, t.oid, t.typbasetype from type join pg_type t on t.oid = type.base
+        select attribute, type.name, virtual, declared, t.oid, t.typbasetype
+        from type join pg_type t on t.oid = type.base
     )
-    select type.name, declared, format_type(type.oid, -1) as sql_type, t.typname as base_type
+    select type.name, virtual, declared, format_type(type.oid, -1) as sql_type, t.typname as base_type
     from type join pg_type t on t.oid = type.oid where type.base = 0 order by attribute
     """
 )
@@ -226,6 +227,7 @@ def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> 
             type=_POSTGRES_TYPES.get(column.base_type, "other"),
             sql_type=column.sql_type,
             oid=column.declared,
+            virtual=column.virtual,
         )
         for column in connection.execute(_POSTGRES_COLUMNS, {"oid": row.oid})
     }
@@ -299,6 +301,8 @@ def _table(
         faults.append(f'{setting}.name: "{shown}" {relation.unwatchable}')
         return None
     columns = _columns(kind, options, relation, faults)
+    if not watermarks:
+        faults += _virtual_faults(kind, relation, columns)
     constants: dict[str, Value] = {f.name: None for f in FIELDS[kind] if f.optional and f.name not in columns}
     constants |= options.constants
     keys = [f for f in FIELDS[kind] if f.key]
@@ -380,6 +384,19 @@ def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: lis
                 f"{_hint(name, relation.columns)} (columns: {', '.join(sorted(relation.columns))})"
             )
     return columns
+
+
+def _virtual_faults(kind: Kind, relation: _Relation, columns: Mapping[str, Column]) -> Iterator[str]:
+    """Yield a fault for each virtual column that triggers would log. With it, Postgres rejects the application's write.
+
+    On SQLite triggers can read such columns.
+    """
+    for field in FIELDS[kind]:
+        if (field.key or field.carried) and field.name in columns and columns[field.name].virtual:
+            yield (
+                f'database.tables.{kind}.columns.{field.name}: "{columns[field.name].name}" of "{relation.name}" is a '
+                "virtual generated column, which triggers cannot read; create it as STORED, or map another column"
+            )
 
 
 def _reading_faults(connection: sa.Connection, table: Table) -> Iterator[str]:

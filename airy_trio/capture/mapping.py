@@ -182,13 +182,15 @@ class Column:
     """A column of the application that holds one of our fields.
 
     On Postgres, ``sql_type`` is the type as written in a cast, without domain, length and precision, so that a cast to
-    it changes no value, and ``oid`` is the number of the declared type, which may be a domain.
+    it changes no value, and ``oid`` is the number of the declared type, which may be a domain. ``virtual``: it is
+    generated when it is read, so the rows that a trigger gets do not have it.
     """
 
     name: str
     type: ColumnType
     sql_type: str = ""
     oid: int = 0
+    virtual: bool = False
 
 
 @frozen(kw_only=True)

@@ -11,6 +11,7 @@ from airy_trio.errors import MappingError
 from tests.application import Application, application, only
 from tests.postgres import PASSWORD_ROLE, Postgres
 
+VIRTUAL_SINCE = 18
 CHAT = (
     "create table chat (id text, body text, sent_at text, source text)",
     "create view seen as select * from chat",
@@ -209,6 +210,26 @@ def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, p
     (fault,) = faults(other, only(tags=""))
     other.engine.dispose()
     assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')
+
+
+def test_virtual_column_that_triggers_would_log_is_a_fault(postgres: Postgres) -> None:
+    """With it Postgres would reject the writes of the application."""
+    if postgres.binaries.version < VIRTUAL_SINCE:
+        pytest.skip("this Postgres has no virtual generated columns")
+    with application(postgres.url(postgres.create_database())) as generated:
+        generated.execute(
+            "create table channels (id text, source text generated always as ('s' || id) virtual, "
+            "source_channel_id text, connected boolean generated always as (id is not null) virtual, "
+            "updated_at timestamptz)",
+            "create table tags (id text generated always as ('t' || name) virtual, name text, color text)",
+        )
+        assert faults(generated, only(channels="", tags="")) == tuple(
+            f'database.tables.{kind}.columns.{field}: "{field}" of "{kind}" is a virtual generated column, which '
+            "triggers cannot read; create it as STORED, or map another column"
+            for kind, field in (("channels", "source"), ("tags", "id"))
+        )
+        with generated.engine.begin() as connection:
+            assert inspect(connection, generated.settings(only(channels="")).tables, watermarks=True)
 
 
 def test_inspection_that_waits_for_a_locked_table_keeps_no_other(postgres_application: Application) -> None:
