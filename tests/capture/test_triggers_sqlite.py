@@ -207,3 +207,18 @@ def test_a_column_used_by_a_trigger_is_dropped_as_documented(application: Applic
     application.migrate(without)
     application.execute("update messages set content = 'x'", "delete from messages")
     assert logged(application) == [("U", "m1"), ("D", "m1")]
+
+
+def test_a_column_that_was_unique_is_dropped_as_documented(sqlite_application: Application) -> None:
+    sqlite_application.execute(
+        "create table tags (id text primary key, name text, color text, slug text)",
+        "create unique index tag_slugs on tags (slug)",
+    )
+    sqlite_application.migrate(NO_LOG)
+    sqlite_application.execute("drop index tag_slugs")
+    with pytest.raises(sa.exc.OperationalError, match="error in trigger airy_trio_tags_before_insert"):
+        sqlite_application.execute("alter table tags drop column slug")
+    sqlite_application.migrate(NO_LOG)
+    sqlite_application.execute("alter table tags drop column slug")
+    sqlite_application.tag()
+    assert logged(sqlite_application) == [("U", "t1")]
