@@ -13,7 +13,7 @@ from attrs import asdict, frozen
 
 from airy_trio import __version__, migrate
 from airy_trio.admin.endpoints import ClientEndpoint, Sources, node_of
-from airy_trio.admin.readiness import Readiness, Starting
+from airy_trio.admin.readiness import TRIGGERS_TIMEOUT_S, Readiness, Starting
 from airy_trio.auth.authenticator import Authenticator
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
@@ -139,6 +139,10 @@ class TableChecks:
 
         Partitions that were attached or detached are logged.
         """
+        if connection.dialect.name == POSTGRES:
+            # Nothing waits for the check any longer than this. As long as the application has a table locked, each
+            # check would keep its connection.
+            connection.exec_driver_sql(f"set local lock_timeout = {round(TRIGGERS_TIMEOUT_S * 1000)}")
         try:
             tables = self._inspect(connection)
         except MappingError as error:

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from airy_trio import app, migrate
 from airy_trio.admin import readiness
 from airy_trio.admin.readiness import TRIGGERS_PERIOD_S, TRIGGERS_TIMEOUT_S, Readiness
+from airy_trio.app import build
 from airy_trio.database import SQLITE_BUSY_TIMEOUT_S, DatabaseUnavailable, sqlite_path
 from airy_trio.log.memory import MemoryStore
 from airy_trio.migrate import head
@@ -173,6 +174,21 @@ async def test_unreadable_change_log_shows_as_lag(postgres_application: Applicat
             connection.execute(sa.text(f"lock table {log} in access exclusive mode"))
             await port.until_not_ready("lag", "(0.5 s are allowed)")
             assert (await port.ready())[1]["store"]["well"]
+        await port.until_ready()
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_checks_that_wait_for_a_locked_table_do_not_add_up(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (readiness, build):
+        monkeypatch.setattr(module, "TRIGGERS_TIMEOUT_S", QUICKLY_S)
+    async with serving_all(postgres_application.migrate(admin(free_port()))) as (_, port):
+        with postgres_application.engine.begin() as connection:
+            connection.exec_driver_sql("lock table tags in access exclusive mode")
+            await port.until_not_ready("triggers", "the database ")
+            await trio.sleep(20 * QUICKLY_S)
+            assert postgres_application.scalar("select count(*) from pg_locks where not granted") <= 2
         await port.until_ready()
 
 
