@@ -189,6 +189,11 @@ def _read_database(connection: sa.Connection, settings: Settings, subject: Subje
     if table is None:
         report.lines = [f'row       none: database.tables.{subject.kind}.name is "", so no table is mapped']
         return report
+    constant = settings.tables.of(subject.kind).constants.get("subject", subject.subject)
+    if constant != subject.subject:
+        report.row = "absent"
+        report.lines = [f'row       none: database.tables.{subject.kind}.constants.subject is "{constant}"']
+        return report
     key = _key(table, subject)
     report.row, report.body, words = _row(connection, settings, table, key)
     if report.row in ("absent", "excluded"):  # a deletion is recorded only with ``deletes``, or if it is a state
@@ -281,7 +286,10 @@ def _key(table: Table, subject: Subject) -> Key:
     if subject.subject is None:
         return _theirs(table, "id", subject.id), None
     if "identifier" in table.key_fields:
-        return _theirs(table, "subject", subject.subject), _theirs(table, "identifier", subject.id)
+        identifier = _theirs(table, "identifier", subject.id)
+        if "subject" not in table.key_fields:  # it is a constant
+            return identifier, None
+        return _theirs(table, "subject", subject.subject), identifier
     return f"{subject.subject}:{subject.id}", None  # both in one column, as in Airy
 
 

@@ -327,6 +327,20 @@ async def test_metadata_is_found_by_subject_and_identifier(any_application: Appl
     assert (await explain(config, "metadata", "message:a:b"))["row"] == 'there is none in table "metadata"'
 
 
+async def test_metadata_with_a_constant_subject_is_found(any_application: Application, tmp_path: Path) -> None:
+    any_application.execute("create table metadata (identifier integer, key text, value text)")
+    more = only(metadata='constants = { subject = "conversation", value_type = "text" }')
+    any_application.migrate(more, with_tables=False)
+    any_application.execute("insert into metadata values (17, 'plan', 'pro')")
+    config = configure(any_application, tmp_path, more)
+    found = await explain(config, "metadata", "conversation:17")
+    assert found["row"] == 'there is one in table "metadata", which can become an event'
+    assert found["change"].startswith("written ")
+    other = await explain(config, "metadata", "message:17")
+    assert other["row"] == 'none: database.tables.metadata.constants.subject is "conversation"'
+    assert other["verdict"] == "this object is unknown: no row, no change, no event"
+
+
 async def test_missing_installation_and_unmapped_table_are_reported(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
