@@ -111,7 +111,7 @@ def test_faulty_mapping_leaves_nothing_behind(any_application: Application) -> N
 def failing_migrations(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Add a migration that changes something and then fails."""
     for stream in STATES:
-        migrate.revisions(stream)  # which are read once in a process: other tests need those without the added one
+        migrate.revisions(stream)  # cached now: other tests need them without the added one
     folder = tmp_path / "migrations"
     shutil.copytree(migrate.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     newest = max((folder / request.param).glob("0*.py")).read_text()

@@ -63,7 +63,7 @@ class Starting:
             self._what = None
 
     def failed(self, reason: str, what: str) -> None:
-        """Note why the last attempt failed, and what the start waits for therefore."""
+        """Note why the last attempt failed, and what the start waits for now."""
         self._reason, self._what = reason, what
 
     def finish(self) -> None:

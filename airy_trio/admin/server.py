@@ -270,7 +270,7 @@ class _Port:
             return None
         if self._token and request.path not in PROBES:
             return Answer(HTTPStatus.UNAUTHORIZED, b"[admin] token is needed.\n", {**TEXT, **ASK_FOR_TOKEN})
-        # Without the header (HTTP/1.0, as a balancer's check may be) it was not sent by a browser.
+        # A browser always sends the header; a balancer's check may not, because HTTP/1.0 does not require it.
         if self._loopback and "host" in request.headers and not is_loopback(_host_of(request.host)):
             return Answer(HTTPStatus.FORBIDDEN, b"This port is for this machine only.\n")
         return None

@@ -140,8 +140,8 @@ class TableChecks:
         Partitions that were attached or detached are logged.
         """
         if connection.dialect.name == POSTGRES:
-            # Nothing waits for the check any longer than this. As long as the application has a table locked, each
-            # check would keep its connection.
+            # The caller gives up after this time. Without the limit, each check would keep its connection for as long
+            # as the application has a table locked.
             connection.exec_driver_sql(f"set local lock_timeout = {round(TRIGGERS_TIMEOUT_S * 1000)}")
         try:
             tables = self._inspect(connection)
@@ -269,7 +269,7 @@ async def wait_until_available(
             try:
                 return await attempt()
             except Unavailable as error:
-                # The attempt may use both.
+                # An attempt may use both the database and the event store.
                 store = isinstance(error, StoreUnavailable)
                 starting.failed(str(error), _place_of("log.url" if store else setting))
                 if trio.current_time() >= give_up_at:

@@ -359,7 +359,7 @@ def _watermark(kind: Kind, options: TableOptions, relation: _Relation, faults: l
 
 
 def _perhaps(connection: sa.Connection, shown: str) -> str:
-    """Return a hint with the most similar name of a table, which may differ in case or be in another schema."""
+    """Return a hint that names the most similar table, which may differ only in case or be in another schema."""
     names = _POSTGRES_NAMES if connection.dialect.name == POSTGRES else _SQLITE_NAMES
     return _hint(shown, connection.execute(names).scalars().all())
 
@@ -387,7 +387,7 @@ def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: lis
 
 
 def _virtual_faults(kind: Kind, relation: _Relation, columns: Mapping[str, Column]) -> Iterator[str]:
-    """Yield a fault for each virtual column that triggers would log. With it, Postgres rejects the application's write.
+    """Yield a fault for each virtual column that triggers would log: Postgres would reject the application's writes.
 
     On SQLite triggers can read such columns.
     """
@@ -467,8 +467,8 @@ def _row_security(connection: sa.Connection, table: Table) -> str:
 def _refusal(connection: sa.Connection, table: Table) -> str:
     """Run the feed's queries without keys and return the reason if the database rejects them, otherwise ""."""
     # In a savepoint, because on Postgres a refused statement aborts the transaction, in which the other tables are
-    # still to be inspected. It is always rolled back, which releases the table: a migration of the application may have
-    # the next table locked, and need this one before it ends. That would be a deadlock.
+    # still to be inspected. The savepoint is always rolled back, because that releases the table. If this table stayed
+    # locked, a migration of the application that has locked the next one and needs this one would end in a deadlock.
     try:
         with connection.begin_nested() as trial:
             Queries(connection.dialect.name, table).try_out(connection)

@@ -47,7 +47,7 @@ SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_t
 UNLOCK_TIMEOUT_S: Final = 1.0
 
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
-"""Errors of ``open`` that end when the machine has descriptors, memory or room again."""
+"""Errors of ``open`` that end when the machine has descriptors, memory or disk space again."""
 
 _WATCH_CLIENT = sa.text(
     "do $$ begin perform set_config('client_connection_check_interval', '1s', false); "
@@ -156,7 +156,7 @@ class FileLease:
     async def try_acquire(self) -> bool:
         """See ``Lease.try_acquire``. Raises ``DatabaseRefused`` if the file cannot be created.
 
-        Raises ``DatabaseUnavailable`` if the machine has too little of something for that just now.
+        Raises ``DatabaseUnavailable`` if the machine has no descriptor, memory or disk space left for it.
         """
         # Not abandoned if cancelled: an abandoned thread could acquire the lock after ``release``, and would hold it as
         # long as the process lives.

@@ -182,8 +182,8 @@ class Column:
     """A column of the application that holds one of our fields.
 
     On Postgres, ``sql_type`` is the type as written in a cast, without domain, length and precision, so that a cast to
-    it changes no value, and ``oid`` is the number of the declared type, which may be a domain. ``virtual``: it is
-    generated when it is read, so the rows that a trigger gets do not have it.
+    it changes no value, and ``oid`` is the number of the declared type, which may be a domain. ``virtual``: its
+    value is computed when it is read, so the rows that a trigger receives lack it.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Table:
     - ``watermark``: the column with the time of a row's last change, if changes are captured by it.
     - ``by_conversation``: an index begins with the column of ``conversation_id``.
     - ``definition`` (SQLite): the statement that creates the table; if it differs later, the table was altered.
-    - ``oid`` (Postgres): its number in the catalogue, which it keeps under another name.
+    - ``oid`` (Postgres): its number in the catalogue, which stays the same if the table is renamed.
     """
 
     kind: Kind

@@ -58,9 +58,9 @@ COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 LOCK_TIMEOUT: Final = "set local lock_timeout = '500ms'"
 """For each read of several tables on Postgres. After this time the read releases all tables and begins again.
 
-A migration of the application may alter two tables in one transaction. A read that waited for one of them and kept the
-other would be a deadlock. Postgres looks for one when a session has waited for ``deadlock_timeout``, a second by
-default, and ends this session. That would be the migration if the read has waited for longer.
+A migration of the application may alter two tables in one transaction. A read that kept one of them locked while it
+waited for the other would cause a deadlock. A session that has waited for ``deadlock_timeout``, a second by default,
+checks for a deadlock, and fails if it finds one. If the read had already made its check, the migration would fail.
 """
 READS_MAX: Final = 5
 """Attempts to read one batch while the application keeps altering its tables."""

@@ -273,7 +273,7 @@ class UpdatedAtFeed(InspectedFeed):
     def _read_unlocked(
         self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None
     ) -> Batch | None:
-        """Read. None: the application has one of the tables locked (see ``LOCK_TIMEOUT``)."""
+        """Read, or return None if the application has one of the tables locked (see ``LOCK_TIMEOUT``)."""
         if file is not None:
             return self._read(connection, point, limit, file)
         connection.exec_driver_sql(LOCK_TIMEOUT)

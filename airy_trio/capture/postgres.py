@@ -265,7 +265,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch | None:
         """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection.
 
-        None: the application has one of the tables locked (see ``LOCK_TIMEOUT``).
+        Returns None if the application has one of the tables locked (see ``LOCK_TIMEOUT``).
         """
         notified, self.wakeup.notified = self.wakeup.notified, False
         # The notifications are discarded before the snapshot is taken: this read covers every commit that was notified

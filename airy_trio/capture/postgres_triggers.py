@@ -84,8 +84,8 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
     old, new = "airy_old", "airy_new"
     if table.row_triggers:
         # A session keeps its plans of these statements until a table that they depend on is altered. Transition tables
-        # make them depend on the application's table, ``old`` and ``new`` do not, but this constant does. Without it, a
-        # write fails after ``ALTER COLUMN TYPE``, and if columns exchange their names, the wrong one is logged.
+        # make them depend on the application's table; ``old`` and ``new`` do not, so this constant does. Without it,
+        # writes would fail after ``ALTER COLUMN TYPE``, and the wrong column would be logged if two exchange names.
         depends = f"where '{table.oid}'::regclass is not null"
         old, new = f"(select old.* {depends})", f"(select new.* {depends})"
     updated = _logged(table, names, "U", new)
@@ -100,8 +100,8 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
         logged = quote_text(_logged(table, names, "D", _TRUNCATED))
         # The function's search path has no schema of the application, so regclass always writes the table's schema too.
         read = f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text);"
-        # This reads the application's table, which the owner of the function may not be allowed to do any more, or only
-        # under row level security, whose policies may fail. TRUNCATE is subject to neither.
+        # This reads the application's table. The function's owner may have lost the right to do so, or a policy of row
+        # level security may fail. TRUNCATE itself is subject to neither, so neither may make it fail.
         bodies["truncate"] = _body(names, f"begin {read} {_NOT_READ} end", condition="true")
     plain_text = any(column is not None and column.type not in _SAME_TEXT for column in table.logged_columns("D"))
     session = "".join(f" set {name} = '{value}'" for name, value in PLAIN_TEXT.items()) if plain_text else ""

@@ -34,8 +34,8 @@ _OUTDATED: Final = "has triggers of another mapping or version:"
 # A row trigger on a partitioned table has a clone on each partition at any depth, and only clones fire. It counts as
 # enabled only if it and all its clones are. A partition without a clone counts as one with a disabled clone.
 #
-# The function of a row trigger has the oid of its table (``postgres_triggers``), which is another one after a dump was
-# restored. The trigger is right nevertheless. Only a migration compares it exactly, and so renews it.
+# The function of a row trigger contains the oid of its table (see ``postgres_triggers``). In a restored dump the table
+# has another oid, but the trigger still logs its rows. So only a migration compares the oid, and renews the function.
 _POSTGRES_FOUND = sa.text(
     """
     with recursive ours as (
@@ -198,7 +198,10 @@ def _of_table(table: Table, names: Names, *, deletes: bool, always: bool = False
 
 
 def _found(connection: sa.Connection, names: Names, *, exactly: bool = False) -> Mapping[_Place, Trigger]:
-    """Return the triggers in the database that have our names or call our functions. ``exactly``: see the query."""
+    """Return the triggers in the database that have our names or call our functions.
+
+    ``exactly``: with the oids that the functions contain (see ``_POSTGRES_FOUND``).
+    """
     if names.dialect != POSTGRES:
         ours = {names.trigger(kind, event) for kind in KINDS for event in _SQLITE_EVENTS}
         rows = connection.execute(_SQLITE_FOUND)

@@ -356,7 +356,7 @@ def _completeness(settings: Settings, bounds: Bounds) -> Iterator[str]:
         yield f"log.keep_current: replay:current has {whole} completely"
     if missing:
         run = "run: airy-trio backfill --config FILE"
-        # The change log may still have all rows of a backfill, for example after `migrate --backfill`.
+        # All rows of a backfill may still wait in the change log, for example after `migrate --backfill`.
         remedy = f"a server has to record a backfill; if none waits for that, {run}"
         if missing <= state.filling:
             remedy = f"a backfill has begun and is not complete yet; if none is running and a server records, {run}"

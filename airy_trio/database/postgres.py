@@ -5,8 +5,9 @@ nothing arrives and nothing fails, so a thread that waits for an answer may wait
 also end statements that are merely slow (deleting a backlog, a table without an index), and since each retry would end
 the same way, they would never succeed. Therefore, when nothing has arrived for ``answer_timeout_s``, another connection
 checks whether the server is still working on the statement. If it is, the wait goes on. If it is not, or if no other
-connection can be opened, and nothing arrives for another ``LATE_ANSWER_S``, this one is closed, and the caller gets the
-error of a lost connection. The waiting thread does all of this itself, so no thread or connection is left behind.
+connection can be opened, the wait goes on for ``LATE_ANSWER_S``, because an answer may be on its way. If nothing
+arrives, this connection is closed, and the caller gets the error of a lost connection. The waiting thread does all of
+this itself, so no thread or connection is left behind.
 
 Pipelines. A few statements are on the route from a commit to the clients. A thread hop costs more than such a
 statement, and a round trip as much as a small one. So ``Pipeline`` sends several statements in one round trip and waits
@@ -41,7 +42,7 @@ ANSWER_TIMEOUT_POOLED_S: Final = 60.0
 CHECK_TIMEOUT_S: Final = 5.0
 """How long the answer to that check may take."""
 LATE_ANSWER_S: Final = 1.0
-"""How long to wait after a check that says no: a statement may have ended during it, and its answer be on the way."""
+"""How long to wait for an answer that may be on its way, because the statement ended during the check."""
 
 CANCEL_TIMEOUT_S: Final = 10.0
 """How long the request to end a statement may take."""
@@ -68,8 +69,8 @@ class MonitoredConnection(psycopg.Connection[Any]):
     def opened(cls, *arguments: Any, **options: Any) -> Self:  # noqa: ANN401 - those of psycopg.connect
         """Connect; the arguments are those of ``psycopg.connect``."""
         made = cls.connect(*arguments, **options)
-        # The same server, because the URL may list several, and a name may have several addresses, as that of all
-        # standbys. Without an address libpq has connected to a Unix socket.
+        # A check has to reach the same server, but the URL may list several hosts, and a name may have several
+        # addresses, for example one name for all standbys. Without an address libpq has connected to a Unix socket.
         place = {"host": made.info.host, "hostaddr": made.info.hostaddr or None, "port": made.info.port}
         # ``connect``, not this method: a connection that checks another one is not checked over a third one.
         made.open_another = partial(cls.connect, *arguments, **options | place)
@@ -101,8 +102,8 @@ class MonitoredConnection(psycopg.Connection[Any]):
     def is_working(self) -> bool:
         """Check over another connection whether the server is working on a statement of this one.
 
-        Blocks for at most the connect time-out, ``CHECK_TIMEOUT_S`` and ``LATE_ANSWER_S``. Returns False if the server
-        cannot be reached.
+        Blocks for at most the sum of the connect time-out, ``CHECK_TIMEOUT_S`` and ``LATE_ANSWER_S``. Returns False if
+        the server cannot be reached.
         """
         if self.open_another is None:
             return False
@@ -361,7 +362,7 @@ class Pipeline:
             nursery.start_soon(wait, trio.lowlevel.wait_writable)
 
     async def _require_working(self, wait: Callable[[], Awaitable[None]]) -> None:
-        """Raise ``psycopg.OperationalError`` if the server is not working and ``wait`` takes ``LATE_ANSWER_S`` more."""
+        """Raise ``psycopg.OperationalError`` unless the server is working or ``wait`` ends within ``LATE_ANSWER_S``."""
         if not await trio.to_thread.run_sync(self._connection.is_working, abandon_on_cancel=True):
             with trio.move_on_after(LATE_ANSWER_S) as late:
                 await wait()

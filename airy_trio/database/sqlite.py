@@ -67,7 +67,7 @@ _LIMITS: Final[Mapping[int, str]] = {
     errno.EMFILE: "this user or process has no inotify instance left (fs.inotify.max_user_instances)",
     errno.ENOSPC: "this user has no inotify watch left (fs.inotify.max_user_watches)",
 }
-"""What the errors of inotify mean, whose usual texts are about files and disks (inotify(7))."""
+"""What these errors mean for inotify (see inotify(7)); the system's texts for them are about files and disks."""
 
 
 class FileEvents:
@@ -86,7 +86,7 @@ class FileEvents:
 
     @classmethod
     def open(cls, folder: Path, names: Collection[str]) -> Self:
-        """Watch the files of these names, which need not exist. Raises ``OSError``: this system cannot, or no more."""
+        """Watch files by name; they need not exist. Raises ``OSError`` if the system cannot, or a limit is reached."""
         if not sys.platform.startswith("linux"):
             raise _refusal(errno.ENOSYS)
         library = ctypes.CDLL(None, use_errno=True)
@@ -237,12 +237,12 @@ class FileVersions:
 
 
 def _versions(driver: sqlite3.Connection, known: int | None, until: float) -> tuple[int, int]:
-    """Return the versions of data and schema: those of a change of the data ``known``, if there is one in time.
+    """Return the versions of data and schema. Wait until ``until`` for a version of the data other than ``known``.
 
     Without a WAL, a commit locks the file while it is written. SQLite itself would try again after 1, 2, 5, 10 ms and
-    so on, so a look at the moment of a commit would take 8 ms if the commit takes more than 3. The p99 from a commit to
-    its client would be 12.3 instead of 9.3 ms, and the median after an idle second 12.5 instead of 8.9 ms (medians of
-    three interleaved rounds).
+    so on, so a read during a commit of more than 3 ms would take 8 ms. This function tries again sooner. With SQLite's
+    own attempts, the p99 from a commit to its client was 12.3 instead of 9.3 ms, and the median after an idle second
+    12.5 instead of 8.9 ms (medians of three interleaved rounds).
     """
     ((busy_ms,),) = driver.execute("PRAGMA busy_timeout")
     driver.execute("PRAGMA busy_timeout = 0")

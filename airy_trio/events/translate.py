@@ -90,7 +90,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
                 # The pair leaves the state, but ``{}`` is sent: there is no event for deleted metadata.
                 if not changed.entries:
                     if isinstance(changed.subject, str) and changed.subject not in values.SUBJECTS:
-                        continue  # never sent, and no fault: a ``where`` that excludes other subjects leaves such pairs
+                        continue  # not sent, and no fault: a ``where`` that excludes other subjects causes such pairs
                     subject, id_ = values.subject(changed.subject), values.identity(changed.identifier, "identifier")
                     ended.append((MetadataUpdated.type, f"metadata:{subject}:{id_}"))
                 metadata, nested = _metadata(changed)

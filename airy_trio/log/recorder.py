@@ -509,7 +509,7 @@ class Retention:
         self._feed = feed
         self._recorder = recorder
         self._options = options
-        self._trimmed_upto: str | None = None  # the resume point before which there are no changes any more
+        self._trimmed_upto: str | None = None  # all changes before this resume point are trimmed
         self.trimmed = {"events": 0, "changes": 0}
         """How many were deleted since the start."""
 
@@ -545,8 +545,8 @@ class Retention:
             self.trimmed["events"] += count
 
     async def _trim_changes(self) -> None:
-        # Nothing is asked while nothing is recorded: on an idle server this would be the most frequent transaction, and
-        # on SQLite it takes the write lock, which the application may want.
+        # Trim only after something was recorded. Otherwise this would be the most frequent transaction of an idle
+        # server, and on SQLite it takes the write lock, which the application may need.
         while self._recorder.recording and self._recorder.recorded not in (None, self._trimmed_upto):
             upto = self._recorder.recorded
             count = await self._feed.trim(upto, TRIM_CHANGES_MAX)

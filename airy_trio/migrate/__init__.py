@@ -415,7 +415,7 @@ def head(stream: Stream) -> str:
 def revisions(stream: Stream) -> tuple[str, ...]:
     """Return the revisions of a stream, the oldest first: each ends in the number of its file.
 
-    The files are read once. A server that runs still has its own version while another one is being installed.
+    The files are read once: a running server keeps its version while another one is being installed.
     """
     files = (migrations_folder() / stream).glob("[0-9][0-9][0-9][0-9]_*.py")
     return tuple(sorted(f"{stream}_{file.name[:4]}" for file in files))

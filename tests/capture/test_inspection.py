@@ -213,7 +213,7 @@ def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, p
 
 
 def test_virtual_column_that_triggers_would_log_is_a_fault(postgres: Postgres) -> None:
-    """With it Postgres would reject the writes of the application. A stored one is none."""
+    """Postgres would reject the writes of the application. A stored generated column is no fault."""
     form = "virtual" if postgres.binaries.version >= VIRTUAL_SINCE else "stored"
     with application(postgres.url(postgres.create_database())) as generated:
         generated.execute(
@@ -235,7 +235,7 @@ def test_virtual_column_that_triggers_would_log_is_a_fault(postgres: Postgres) -
 
 
 def test_inspection_that_waits_for_a_locked_table_keeps_no_other(postgres_application: Application) -> None:
-    """A server inspects every few seconds. A migration that alters two tables would end as a deadlock."""
+    """If it kept one, a migration of two tables would end in a deadlock. A server inspects every few seconds."""
     postgres_application.migrate()
     waits = sa.text("select count(*) from pg_locks where not granted and relation = cast('tags' as regclass)")
     with ThreadPoolExecutor() as threads:

@@ -255,7 +255,7 @@ async def test_locked_table_does_not_delay_events_of_other_tables(postgres_appli
 
 
 async def test_read_that_waits_for_a_locked_table_keeps_no_other(postgres_application: Application) -> None:
-    """A migration that alters two tables in one transaction would end as a deadlock."""
+    """If it kept one, a migration that alters two tables in one transaction would end in a deadlock."""
     waits = "select count(*) from pg_locks where not granted and relation = 'tags'::regclass"
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         assert isinstance(feed, PostgresFeed)

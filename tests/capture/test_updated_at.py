@@ -39,7 +39,7 @@ from tests.postgres import Postgres
 async def test_poll_that_waits_for_a_locked_table_keeps_no_other(
     postgres_application: Application, first: str, second: str
 ) -> None:
-    """A migration that alters two tables in one transaction would end as a deadlock."""
+    """If it kept one, a migration that alters two tables in one transaction would end in a deadlock."""
     postgres_application.execute(
         "create table channels (id text, source text, source_channel_id text, connected bool, updated_at timestamptz)"
     )

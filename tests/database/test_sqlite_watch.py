@@ -244,7 +244,7 @@ async def test_reports_that_do_not_come_are_noticed(
 
 
 @linux_only
-async def test_limit_of_the_system_on_reports_is_named(
+async def test_reached_limit_of_inotify_is_logged(
     follower: Follower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = FileEvents.open

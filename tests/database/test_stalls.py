@@ -74,7 +74,7 @@ async def test_slow_statement_is_waited_for(ask: Ask) -> None:
     assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
 
 
-async def test_server_of_the_connection_is_checked_and_not_another_one_of_the_url(
+async def test_check_reaches_the_server_of_the_connection(
     postgres: Postgres, own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
@@ -102,12 +102,12 @@ def check_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MonitoredConnection, "is_working", is_working)
 
 
-async def test_statement_that_ends_during_the_check_has_its_answer(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_statement_that_ends_during_the_check_is_answered(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     check_late(monkeypatch)
     assert await ask(f"select cast(pg_sleep({1.5 * LIMIT_S}) as text)") == ""
 
 
-async def test_statement_that_ends_during_the_check_lets_the_next_one_be_sent(
+async def test_next_statement_is_sent_if_one_ends_during_the_check(
     proxy: StallingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_late(monkeypatch)

@@ -174,10 +174,10 @@ async def test_event_stream_through_a_proxy(proxy: Proxy, sqlite_application: Ap
 
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: f"{proxy.program} of {proxy.source}")
-async def test_client_that_leaves_gives_up_its_place(
+async def test_client_that_leaves_frees_its_connection(
     proxy: Proxy, sqlite_application: Application, tmp_path: Path
 ) -> None:
-    """At once: the next heart-beat, at which the proxy would notice it in any case, comes after half a minute."""
+    """Within seconds: at the next heart-beat, after half a minute, any proxy would notice."""
     if shutil.which(proxy.program, path=PATH) is None:
         pytest.skip(f"{proxy.program} is not installed")
     settings = sqlite_application.migrate(

@@ -226,7 +226,7 @@ def test_metadata_whose_owner_cannot_be_read_is_a_fault(column: str) -> None:
 
 
 def test_absent_metadata_of_another_subject_is_no_fault() -> None:
-    """A ``where`` that excludes other subjects makes such a pair of each write of an excluded row."""
+    """If ``where`` excludes other subjects, each write of an excluded row results in such a pair."""
     assert translate([altered(METADATA, subject="Contact")], DELETES) == Translation(
         events=(), faults=(), value_faults=0
     )

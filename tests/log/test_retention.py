@@ -184,7 +184,7 @@ async def test_recorded_changes_are_deleted_in_small_batches(
     nursery.cancel_scope.cancel()
 
 
-async def test_change_log_is_not_asked_while_nothing_is_recorded(
+async def test_change_log_is_trimmed_only_after_recording(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MoodyStore()))

@@ -153,7 +153,7 @@ class SqliteStore(SqlStore):
     def _check(self) -> None:
         """Raise ``StoreReplaced`` if the file is gone, or is another one than at the first check.
 
-        Raises ``StoreUnavailable`` if that cannot be found out now: a right to the folder is missing, or a disk fails.
+        Raises ``StoreUnavailable`` if the file cannot be reached now: a right to the folder is missing or a disk fails.
         """
         try:
             status = self._path.stat()
