@@ -104,7 +104,6 @@ async def test_server_stays_ready_when_schema_moves_ahead(any_application: Appli
 
 
 @pytest.mark.usefixtures("_soon")
-@pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("files", [(), ("9999_newer.py",)], ids=["removed", "newer"])
 async def test_server_stays_ready_while_another_version_is_installed(
     sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...]
@@ -119,6 +118,7 @@ async def test_server_stays_ready_while_another_version_is_installed(
         assert (await port.ready())[0] == 200
 
 
+@pytest.mark.usefixtures("_soon")
 async def test_attached_partition_is_logged_and_server_stays_ready(postgres_application: Application) -> None:
     postgres_application.execute(
         "create table tags (id text, name text, color text) partition by list (name)",
