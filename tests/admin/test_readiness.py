@@ -308,6 +308,9 @@ async def test_locked_file_interrupts_recording(sqlite_application: Application,
     assert lines == ["recording", "recording interrupted", "recording again"]
 
 
+WAITING = "waiting for the database (database.url): "
+
+
 @asynccontextmanager
 async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None]:
     """Start a server, and delay its start during the block. After the block it becomes ready."""
@@ -317,7 +320,7 @@ async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None
             nursery.start_soon(nursery.start, app.serve, settings)
             while not await port.is_open():
                 pass
-            assert words in await port.until_not_ready("start", "waiting for the database (database.url): ")
+            assert (await port.until_not_ready("start", words)).startswith(WAITING)
             assert (await port.get("/livez")).status_code == 200
             assert (await port.get("/metrics")).status_code == 503
             with trio.fail_after(20):
@@ -338,7 +341,7 @@ async def test_start_reports_that_it_waits_for_a_lock(any_application: Applicati
             driver.execute("begin exclusive")
         else:
             driver.execute("lock table messages")
-        async with start_that_waits(settings, ""):
+        async with start_that_waits(settings, WAITING):
             driver.rollback()
 
 

@@ -26,8 +26,8 @@ POSTGRES_URL = f"postgresql://airy:{PASSWORD}@127.0.0.1/airy"
 JSON_LOGS = '[listener]\nport = 0\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
 QUICK = "connect_timeout_s = 0.1\n"
 NO_BACKFILL = (
-    "log.keep_current: replay:current does not have channel.updated, tag.updated completely; run: airy-trio backfill "
-    "--config FILE\n"
+    "log.keep_current: replay:current does not have channel.updated, tag.updated completely; a server has to record a "
+    "backfill; if none waits for that, run: airy-trio backfill --config FILE\n"
 )
 """What ``check`` notes before the first backfill."""
 

@@ -37,7 +37,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     [
         (["airy-trio", "mi"], ["migrate"]),
         (["airy-trio", "migrate", "--re"], ["--remove"]),
-        (["airy-trio", "migrate", "--to", "changes_000"], revisions("changes")),
+        (["airy-trio", "migrate", "--to", "changes_000"], [*revisions("changes")]),
         (["airy-trio", "completion", ""], ["bash", "zsh", "fish"]),
         (["airy-trio", "--ver"], ["--version"]),
     ],
