@@ -61,6 +61,8 @@ LOCK_TIMEOUT: Final = "set local lock_timeout = '500ms'"
 A migration of the application may alter two tables in one transaction. A read that kept one of them locked while it
 waited for the other would cause a deadlock. A session that has waited for ``deadlock_timeout``, a second by default,
 checks for a deadlock, and fails if it finds one. If the read had already made its check, the migration would fail.
+A read that begins again first waits for one table without a limit, because it has no other table locked then. Otherwise
+it would never get a lock for which sessions of the application always queue.
 """
 READS_MAX: Final = 5
 """Attempts to read one batch while the application keeps altering its tables."""

@@ -31,6 +31,7 @@ import json
 import secrets
 import time
 from collections.abc import Container, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -264,28 +265,31 @@ class UpdatedAtFeed(InspectedFeed):
         # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
         version = self._file_version = await self._file.ask() if self._file else None
         begun_at = trio.current_time()
-        batch = None
+        batch, retries = None, 0
         while batch is None:
-            batch = await self._reading.run(lambda connection: self._read_unlocked(connection, point, limit, version))
+            read = partial(self._read_unlocked, point=point, limit=limit, file=version, retries=retries)
+            batch, retries = await self._reading.run(read), retries + 1
         self._pause_s = min(max(POLL_S, REST_SHARE * (trio.current_time() - begun_at)), POLL_MAX_S)
         return batch
 
     def _read_unlocked(
-        self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None
+        self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None, retries: int
     ) -> Batch | None:
-        """Read, or return None if the application has one of the tables locked (see ``LOCK_TIMEOUT``)."""
-        if file is not None:
-            return self._read(connection, point, limit, file)
-        connection.exec_driver_sql(LOCK_TIMEOUT)
+        """Read, or return None if the application has one of the tables locked (see ``LOCK_TIMEOUT``).
+
+        ``retries``: how often that was the case. Each attempt begins with another table.
+        """
         try:
-            return self._read(connection, point, limit, file)
+            return self._read(connection, point, limit, file, retries)
         except (DBAPIError, psycopg.Error) as error:
             if not isinstance(getattr(error, "orig", error), psycopg.errors.LockNotAvailable):
                 raise
             connection.rollback()
             return None
 
-    def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
+    def _read(
+        self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None, retries: int = 0
+    ) -> Batch:
         identity = Identity.of(connection, file)
         # A file that was moved is the same file, and points of older versions have no source.
         is_same = file is not None or point.identity.source in {"", identity.source}
@@ -295,9 +299,12 @@ class UpdatedAtFeed(InspectedFeed):
         now_us = time.time_ns() // 1000 if file is not None else connection.execute(_NOW).scalar_one()
         poll = _Poll(connection=connection, limit=limit, now_us=now_us)
         kinds = list(self._scans)
-        first = point.serial % len(kinds)  # each read starts with another table, so that none starves the others
+        first = (point.serial + retries) % len(kinds)  # each starts with another, so that none starves the others
         marks: dict[Kind, Mark] = {}
         for kind in kinds[first:] + kinds[:first]:
+            # The first table is waited for as long as it takes, while no other one is locked.
+            if file is None and len(marks) == 1:
+                connection.exec_driver_sql(LOCK_TIMEOUT)
             mark = point.marks.get(kind)
             # A table without a mark was mapped since that point: it begins now.
             marks[kind] = self._scan(poll, kind, mark) if mark is not None else self._begin(poll, kind)

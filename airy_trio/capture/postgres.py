@@ -241,9 +241,10 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # A read that is cancelled may leave its transaction open. Then ``run_pipeline`` closes the connection, and the
         # lease ends with it. Nothing is lost: the stored point has not moved, so the next holder of the lease reads the
         # same changes.
-        batch = None
+        batch, retries = None, 0
         while batch is None:
-            batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, here, limit))
+            read = partial(self._read, point=point, here=here, limit=limit, retries=retries)
+            batch, retries = await self._reading.run_pipeline(read), retries + 1
         if batch.changes:
             self._pause_s = 0.0
         return batch
@@ -262,10 +263,13 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # The generation is read within the unit of work, which may open a new connection.
         return self._reading.generation, here
 
-    async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch | None:
+    async def _read(
+        self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int, retries: int
+    ) -> Batch | None:
         """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection.
 
-        Returns None if the application has one of the tables locked (see ``LOCK_TIMEOUT``).
+        Returns None if the application has one of the tables locked (see ``LOCK_TIMEOUT``). ``retries``: how often that
+        was the case.
         """
         notified, self.wakeup.notified = self.wakeup.notified, False
         # The notifications are discarded before the snapshot is taken: this read covers every commit that was notified
@@ -288,7 +292,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         is_disarming = bool(rows) and (self.wakeup.frequent or not notified or len(rows) > FEW)
         ending = [*(self.wakeup.disarming() if is_disarming else ()), (_COMMIT, ())]
         try:
-            answers = await self._answers(pipeline, reading.asked, ending)
+            answers = await self._answers(pipeline, reading.asked, ending, retries)
         except psycopg.errors.LockNotAvailable:
             await pipeline.run((_ROLLBACK, ()), *ending[:-1])
             return None
@@ -327,9 +331,15 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         txid, at = _PLACE(rows[-1])
         return evolve(point, place=now.place, source=now.source, target=target, txid=txid, at=at)
 
-    async def _answers(self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked]) -> list[Rows]:
+    async def _answers(
+        self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked], retries: int
+    ) -> list[Rows]:
         """Run all queries and then ``ending``, in one round trip unless the database refuses a key."""
-        begin = [(_LOCK_TIMEOUT, ()), (_SAVEPOINT, ())] if asked else []
+        begin: list[Asked] = [(_LOCK_TIMEOUT, ()), (_SAVEPOINT, ())] if asked else []
+        if asked and retries:
+            # First wait for one of the tables as long as it takes, while no other one is locked. Otherwise a table for
+            # whose lock several sessions of the application always wait would never be read.
+            begin = [(_SAVEPOINT, ()), _statement(BoundQuery(asked[(retries - 1) % len(asked)].query)), *begin]
         try:
             answers = await pipeline.run(*begin, *map(_statement, asked), *ending)
             return [Rows(rows) for rows in answers[len(begin) : len(begin) + len(asked)]]

@@ -1,6 +1,8 @@
 """A read of Postgres takes two round trips and no thread, whatever happens between the two."""
 
+import threading
 from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -279,6 +281,30 @@ async def test_read_that_waits_for_a_locked_table_keeps_no_other(postgres_applic
         assert len(objects) == 2
         assert not feed.wakeup.armed
         assert postgres_application.scalar(LOCKS) == 0
+
+
+async def test_table_whose_lock_is_always_wanted_is_read(postgres_application: Application) -> None:
+    """Each of these sessions waits for the lock for longer than the first attempt of a read."""
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        after = await opened(feed)
+        postgres_application.message()
+        postgres_application.tag("t1")
+        is_read = threading.Event()
+
+        def lock() -> None:
+            while not is_read.is_set():
+                with transaction(postgres_application, "lock table tags") as connection:
+                    connection.exec_driver_sql("select pg_sleep(0.1)")
+
+        with ThreadPoolExecutor() as threads:
+            for _ in range(8):
+                threads.submit(lock)
+            await trio.sleep(0.2)
+            try:
+                with trio.fail_after(10):
+                    assert len((await feed.read(after, LIMIT)).objects) == 2
+            finally:
+                is_read.set()
 
 
 async def test_feed_reads_again_soon_after_a_change_and_then_sleeps(postgres_application: Application) -> None:
