@@ -42,8 +42,10 @@ _TRANSITIONS = {
     "delete": "referencing old table as airy_old",
 }
 _TRUNCATED = "airy_truncated"
+# A deadlock, a lock that is not free or a full disk is none of these failures to read: the application may try again.
 _NOT_READ = (
-    "exception when others then raise warning 'airy-trio cannot read % and does not send the deletion of its rows: %', "
+    "exception when transaction_rollback or lock_not_available or insufficient_resources or system_error then raise; "
+    "when others then raise warning 'airy-trio cannot read % and does not send the deletion of its rows: %', "
     "tg_relid::regclass, sqlerrm;"
 )
 _KEYS_AND_OLD = "key_1, key_2, old_1, old_2"

@@ -283,6 +283,19 @@ def test_truncate_succeeds_if_its_trigger_cannot_read(
     assert warning.startswith("airy-trio cannot read public.tags and does not send the deletion of its rows: ")
 
 
+def test_truncate_fails_if_its_deletions_cannot_be_logged_now(application: Application) -> None:
+    """As every other write does: the application tries again. Otherwise the deletions would never be sent."""
+    application.tag()
+    application.execute(
+        "create function fill() returns trigger language plpgsql as $$ begin raise disk_full; end $$",
+        "create trigger fill before insert on airy_trio.change_log for each row execute function fill()",
+    )
+    with pytest.raises(sa.exc.OperationalError, match="DiskFull"):
+        application.execute("truncate tags")
+    application.execute("drop trigger fill on airy_trio.change_log", "truncate tags")
+    assert logged(application) == [("U", "t1"), ("D", "t1")]
+
+
 def test_lastval_of_the_application_is_unchanged(application: Application, plain_role: psycopg.Connection) -> None:
     """Some object-relational mappers read the id of a new row by it."""
     plain_role.execute("insert into tags values ('t1', 'flag', 'red')")
