@@ -43,6 +43,8 @@ at 100 commits/s (three rounds), and with this 2.4 to 2.7 ms (two rounds). At 10
 LOOK_EVERY_S: Final = 0.0002
 LOOK_SHARE: Final = 0.25
 """Between two looks after a write, of the time since that write."""
+LOOK_LOCKED_MAX_S: Final = 0.1
+"""Between two looks at a file that stays locked, as SQLite's own attempts."""
 LOOK_UNTIL_S: Final = 0.1
 """For so long after a write its commit is expected."""
 LOOK_QUIET_S: Final = 1.0
@@ -259,7 +261,7 @@ def _versions(driver: sqlite3.Connection, known: int | None, until: float) -> tu
                 waited_s = time.monotonic() - begun_at
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited_s * 1000 >= busy_ms:
                     raise
-                pause_s = max(LOOK_EVERY_S, waited_s * LOOK_SHARE)
+                pause_s = min(max(LOOK_EVERY_S, waited_s * LOOK_SHARE), LOOK_LOCKED_MAX_S)
             time.sleep(pause_s)
     finally:
         driver.execute(f"PRAGMA busy_timeout = {busy_ms}")

@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,15 @@ import trio
 from structlog.testing import capture_logs
 
 from airy_trio.database import DatabaseUnavailable, DedicatedConnection, sqlite, sqlite_engine
-from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileEvents, FileVersion, FileVersions
+from airy_trio.database.sqlite import (
+    LOOK_LOCKED_MAX_S,
+    LOOK_QUIET_S,
+    LOOK_SHARE,
+    LOOK_UNTIL_S,
+    FileEvents,
+    FileVersion,
+    FileVersions,
+)
 from tests.descriptors import no_descriptor_left
 
 SOON_S = 0.3
@@ -139,6 +148,28 @@ async def test_file_that_stays_locked_is_an_error(tmp_path: Path) -> None:
             await versions.ask()
         assert LOCKED_S <= trio.current_time() - begun_at < SOON_S
     await versions.ask()
+    await connection.aclose()
+
+
+async def test_long_lock_is_looked_at_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses_s: list[float] = []
+    sleep = time.sleep
+
+    def sleep_noted(pause_s: float) -> None:
+        pauses_s.append(pause_s)
+        sleep(pause_s)
+
+    path = tmp_path / "app.db"
+    write_table(path, "delete")
+    connection = DedicatedConnection(sqlite_engine(path, busy_timeout_s=2.5 * LOOK_LOCKED_MAX_S / LOOK_SHARE))
+    versions = FileVersions(connection, connection.aclose)
+    await versions.ask()
+    monkeypatch.setattr(time, "sleep", sleep_noted)
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("begin exclusive")
+        with pytest.raises(DatabaseUnavailable, match="locked"):
+            await versions.ask()
+    assert max(pauses_s) == LOOK_LOCKED_MAX_S
     await connection.aclose()
 
 
