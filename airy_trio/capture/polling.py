@@ -267,12 +267,12 @@ class UpdatedAtFeed(InspectedFeed):
         begun_at = trio.current_time()
         batch, retries = None, 0
         while batch is None:
-            read = partial(self._read_unlocked, point=point, limit=limit, file=version, retries=retries)
+            read = partial(self._try_read, point=point, limit=limit, file=version, retries=retries)
             batch, retries = await self._reading.run(read), retries + 1
         self._pause_s = min(max(POLL_S, REST_SHARE * (trio.current_time() - begun_at)), POLL_MAX_S)
         return batch
 
-    def _read_unlocked(
+    def _try_read(
         self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None, retries: int
     ) -> Batch | None:
         """Read, or return None if the application has one of the tables locked (see ``LOCK_TIMEOUT``).

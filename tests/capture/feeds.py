@@ -1,7 +1,9 @@
 """A feed over an application's database, and a reader that reads all of it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
@@ -58,3 +60,23 @@ def before_objects(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) 
         return await run(pipeline, *queries)
 
     monkeypatch.setattr(Pipeline, "run", run_later)
+
+
+@contextmanager
+def queued_for(application: Application, table: str) -> Iterator[None]:
+    """Let eight sessions lock a table of Postgres again and again: each waits for the lock for most of a second."""
+    has_ended = threading.Event()
+
+    def lock() -> None:
+        while not has_ended.is_set():
+            with application.engine.begin() as connection:
+                connection.exec_driver_sql(f"lock table {table}")
+                connection.exec_driver_sql("select pg_sleep(0.1)")
+
+    with ThreadPoolExecutor() as threads:
+        for _ in range(8):
+            threads.submit(lock)
+        try:
+            yield
+        finally:
+            has_ended.set()

@@ -1,8 +1,6 @@
 """A read of Postgres takes two round trips and no thread, whatever happens between the two."""
 
-import threading
 from collections.abc import Awaitable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
@@ -16,7 +14,7 @@ from airy_trio.database import DatabaseUnavailable
 from airy_trio.database.postgres import Pipeline
 from airy_trio.errors import MappingError
 from tests.application import Application
-from tests.capture.feeds import AnyFeed, before_objects, feed_of
+from tests.capture.feeds import AnyFeed, before_objects, feed_of, queued_for
 from tests.capture.test_postgres import ids, transaction
 
 LIMIT = 10 * FEW
@@ -289,22 +287,10 @@ async def test_table_whose_lock_is_always_wanted_is_read(postgres_application: A
         after = await opened(feed)
         postgres_application.message()
         postgres_application.tag("t1")
-        is_read = threading.Event()
-
-        def lock() -> None:
-            while not is_read.is_set():
-                with transaction(postgres_application, "lock table tags") as connection:
-                    connection.exec_driver_sql("select pg_sleep(0.1)")
-
-        with ThreadPoolExecutor() as threads:
-            for _ in range(8):
-                threads.submit(lock)
+        with queued_for(postgres_application, "tags"):
             await trio.sleep(0.2)
-            try:
-                with trio.fail_after(10):
-                    assert len((await feed.read(after, LIMIT)).objects) == 2
-            finally:
-                is_read.set()
+            with trio.fail_after(10):
+                assert len((await feed.read(after, LIMIT)).objects) == 2
 
 
 async def test_feed_reads_again_soon_after_a_change_and_then_sleeps(postgres_application: Application) -> None:

@@ -1,8 +1,6 @@
 """Capture by ``updated_at`` over SQLite and Postgres: the changes that are read, each once, and their order."""
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -22,7 +20,7 @@ from airy_trio.capture.scans import TableScan
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable, sqlite
 from airy_trio.errors import MappingError
 from tests.application import Application, application, only
-from tests.capture.feeds import read_all
+from tests.capture.feeds import queued_for, read_all
 from tests.capture.watched import (
     ON_SQLITE_ONLY,
     OVERLAP_S,
@@ -36,15 +34,17 @@ from tests.capture.watched import (
 )
 from tests.postgres import Postgres
 
+CHANNELS = (
+    "create table channels (id text, source text, source_channel_id text, connected bool, updated_at timestamptz)"
+)
+
 
 @pytest.mark.parametrize("first, second", [("tags", "channels"), ("channels", "tags")])
 async def test_poll_that_waits_for_a_locked_table_keeps_no_other(
     postgres_application: Application, first: str, second: str
 ) -> None:
     """If it kept one, a migration that alters two tables in one transaction would end in a deadlock."""
-    postgres_application.execute(
-        "create table channels (id text, source text, source_channel_id text, connected bool, updated_at timestamptz)"
-    )
+    postgres_application.execute(CHANNELS)
     watched = Watched(postgres_application)
     async with watching(postgres_application, only(tags="", channels="")) as feed:
         after = await feed.origin()
@@ -70,30 +70,15 @@ async def test_poll_that_waits_for_a_locked_table_keeps_no_other(
 @pytest.mark.parametrize("wanted", ["tags", "channels"])
 async def test_table_whose_lock_is_always_wanted_is_polled(postgres_application: Application, wanted: str) -> None:
     """Each of these sessions waits for the lock for longer than the first attempt of a poll."""
-    postgres_application.execute(
-        "create table channels (id text, source text, source_channel_id text, connected bool, updated_at timestamptz)"
-    )
+    postgres_application.execute(CHANNELS)
     watched = Watched(postgres_application)
     async with watching(postgres_application, only(tags="", channels="")) as feed:
         after = await feed.origin()
         watched.tag("t1", START_US)
-        is_read = threading.Event()
-
-        def lock() -> None:
-            while not is_read.is_set():
-                with postgres_application.engine.begin() as connection:
-                    connection.exec_driver_sql(f"lock table {wanted}")
-                    connection.exec_driver_sql("select pg_sleep(0.1)")
-
-        with ThreadPoolExecutor() as threads:
-            for _ in range(8):
-                threads.submit(lock)
+        with queued_for(postgres_application, wanted):
             await trio.sleep(0.2)
-            try:
-                with trio.fail_after(10):
-                    assert names((await feed.read(after, 10)).objects) == [("t1", "flag")]
-            finally:
-                is_read.set()
+            with trio.fail_after(10):
+                assert names((await feed.read(after, 10)).objects) == [("t1", "flag")]
 
 
 @pytest.fixture
