@@ -73,15 +73,18 @@ def test_backfill_continues_over_a_restart() -> None:
     assert (whole(ended), ended.swept) == ({"tag.updated"}, {"tag.updated": 4})
 
 
-@pytest.mark.parametrize("state", [None, "another mapping"])
+OTHER_MARKS = {"another mapping": ('"shape": "shape"', '"shape": "x"'), "another version": ('"begun"', '"renamed"')}
+
+
+@pytest.mark.parametrize("state", [None, *OTHER_MARKS])
 def test_state_that_cannot_be_continued_begins_again(state: str | None) -> None:
-    """The state is missing (an older recorder has appended, or an epoch has begun), or is for another mapping."""
+    """The state is missing (an older recorder has appended, or an epoch has begun), or its marks are other ones."""
     first = begun()
     change(first, backfills=[mark("a")])
     made = change(first, backfills=[mark("a", ended=True)])
     known = None
     if state is not None:
-        known = StoredState(made.generation, made.marks.replace('"shape": "shape"', '"shape": "x"'), 9)
+        known = StoredState(made.generation, made.marks.replace(*OTHER_MARKS[state]), 9)
     again = change(begun(state=known))
     assert again.generation != made.generation
     assert whole(again) == set()
@@ -212,6 +215,8 @@ def test_state_for_a_reader() -> None:
     )
     behind = evolve(stored(made), folded=3)
     assert CurrentState.of(bounds(behind), head).at == StateAt(made.generation, head.at(3))
+    unreadable = evolve(stored(made), marks=made.marks.replace(*OTHER_MARKS["another version"]))
+    assert CurrentState.of(bounds(unreadable), head) == CurrentState(head)
 
 
 def test_type_is_whole_once_the_events_of_its_backfill_are_in_the_state() -> None:
