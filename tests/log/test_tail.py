@@ -163,10 +163,12 @@ def test_events_since_a_time_are_unknown_beyond_the_tail() -> None:
 
 def test_events_since_a_time_are_unknown_after_start_after() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
-    tail.start_after(7)
-    assert tail.since(0) is None
-    tail.extend([stored(8, at_ms=80)])
-    assert (tail.since(80), tail.since(81)) == (None, 8)
+    tail.extend(stored(number, at_ms=number) for number in range(1, 20))
+    assert tail.since(10) is not None  # it knows when the last event before it was appended
+    tail.start_after(37)
+    assert tail.since(10) is None
+    tail.extend([stored(38, at_ms=80)])
+    assert (tail.since(80), tail.since(81)) == (None, 38)
 
 
 def test_newer_events_are_known_while_they_are_in_memory() -> None:
