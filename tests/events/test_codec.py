@@ -131,6 +131,9 @@ def test_content_beyond_the_limit_is_truncated() -> None:
     cut, truncated = encode(larger, len(whole) - 1)
     assert truncated
     assert cut == BODIES[0][1].replace('{"text": "Hello World"}', '{"truncated":true}').encode()
+    assert encode(larger, len(cut)) == (cut, True)
+    with pytest.raises(EventTooLargeError):
+        encode(larger, len(cut) - 1)
 
 
 def test_the_limit_is_in_bytes() -> None:
