@@ -193,7 +193,7 @@ def _json(status: HTTPStatus, body: Mapping[str, object]) -> Answer:
 
 def _figures(sources: Sources) -> Mapping[str, Any]:
     sessions, recorder, log = sources.sessions, sources.recorder, sources.log
-    batches, recorded = sessions.services.batches, recorder.statistics()
+    batches, recorded = sessions.services.batches, recorder.counts
     latencies = batches.latencies
     ready, parts = _readiness(sources.readiness.conditions())
     return {
@@ -423,8 +423,8 @@ class _ServerCollector(Collector):
 
     def _recording(self) -> Iterator[Metric]:
         recorder = self._sources.recorder
-        found = recorder.statistics()
-        yield _counters("events_recorded", "Events appended by this server.", "type", recorder.events_by_type())
+        found = recorder.counts
+        yield _counters("events_recorded", "Events appended by this server.", "type", recorder.events_by_type)
         yield _counter("changes_read", "Rows of the change log that were read.", found["changes"])
         yield _counter("row_faults", "Rows that could not become an event.", found["faults"])
         yield _counter("metadata_value_faults", "Metadata values that did not fit their type.", found["value_faults"])

@@ -242,14 +242,14 @@ async def _serve(
             await sessions.disconnect_all(settings.listener.drain_s)
             await sessions.durables.flush(FLUSH_TIMEOUT_S)
             connections.cancel_scope.cancel()
-    logger.info("stopped", **recorder.statistics())
+    logger.info("stopped", **recorder.counts)
 
 
 async def _disown_replaced_log(recorder: Recorder, broken: ExceptionGroup[Exception]) -> None:
     """If the event log was replaced under this server, record that for the next start."""
     if broken.subgroup(StoreReplaced) is not None:
         try:
-            await recorder.disown()
+            await recorder.consumption.disown()
         except DatabaseError as error:
             logger.warning("the replaced event log could not be noted for the next start", reason=str(error))
 

@@ -30,7 +30,7 @@ from typing import Final
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from airy_trio.capture.feed import Batch, ChangeFeed, Lease, ResumePointLost
 from airy_trio.errors import MappingError, Unavailable, lines_of
@@ -105,13 +105,19 @@ class Recorder:
         self._lease = lease
         self._log = log
         self._options = options
-        self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
+        self.consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         # Begin with the largest, because an object that changes in two batches of a backlog is sent twice.
         self._limit = options.batch_rows_max
         self._state = StateRecorder(options.state)
         self._appends = self._folded = 0  # appends with something to fold, and those of them that are folded
-        self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "value_faults": 0, "kept": 0, "ended": 0})
-        self._types = Counter(dict.fromkeys(TYPES, 0))
+        self.counts = Counter({"events": 0, "changes": 0, "faults": 0, "value_faults": 0, "kept": 0, "ended": 0})
+        """Counts since the start: ``events`` appended, ``changes`` read, row ``faults``.
+
+        ``value_faults``: metadata values that could not be converted to their declared type and became strings.
+        ``kept``: events of types whose current state is kept. ``ended``: objects that left the current state.
+        """
+        self.events_by_type = Counter(dict.fromkeys(TYPES, 0))
+        """The number of events appended since the start, 0 for a type that has not occurred."""
         self._behind_since: float | None = None
         self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
         self._task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -130,18 +136,6 @@ class Recorder:
     def lag_s(self) -> float:
         """For how long there have been changes that are not recorded; 0 also if another node records."""
         return 0.0 if self._behind_since is None else trio.current_time() - self._behind_since
-
-    def statistics(self) -> dict[str, int]:
-        """Counts since the start: ``events`` appended, ``changes`` read, row ``faults``.
-
-        ``value_faults``: metadata values that could not be converted to their declared type and became strings.
-        ``kept``: events of types whose current state is kept. ``ended``: objects that left the current state.
-        """
-        return dict(self._counts)
-
-    def events_by_type(self) -> dict[str, int]:
-        """Return the number of events appended since the start by type, 0 for a type that has not occurred."""
-        return dict(self._types)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114, ASYNC128 - _finish_start calls it
         """Record while this node holds the lease, wait for it otherwise, until cancelled.
@@ -176,10 +170,6 @@ class Recorder:
             finally:
                 self.recording = False
 
-    async def disown(self) -> None:
-        """See ``Consumption.disown``."""
-        await self._consumption.disown()
-
     async def fold(self, *, until: float) -> bool:
         """Add what was appended to the current state, up to a time (Trio's); return whether there is more."""
         while self.recording and self._folded < self._appends:
@@ -199,13 +189,13 @@ class Recorder:
         """
         await self.ahead.discard()
         await self._acquire_lease()
-        if not self._has_started and await self._consumption.foreign() is not None:
+        if not self._has_started and await self.consumption.foreign() is not None:
             # The server whose log is named may only have a short outage. If it is alive it acquires the lease now.
             await self._lease.release()
             await trio.sleep(NEWCOMER_PAUSE_S)
             await self._acquire_lease()
         offer_at = trio.current_time() + STANDBY_TERM_S if self._options.standby else inf
-        head, point = await self._consumption.start_point()
+        head, point = await self.consumption.start_point()
         bounds = await self._log.store.bounds()
         # If the head has moved meanwhile, the first append is stale, and nothing that begins here is stored.
         self._state.begin(bounds if bounds.head == head else None)
@@ -267,7 +257,7 @@ class Recorder:
         ``foreign_s``: for how long it has been another log, if it is one now. ``waited_s``: for how long the lease has
         not been free.
         """
-        foreign = await self._consumption.foreign()
+        foreign = await self.consumption.foreign()
         if foreign is not None:
             if foreign_s >= FOREIGN_PATIENCE_S:
                 error = ForeignConsumerError(foreign)
@@ -277,7 +267,7 @@ class Recorder:
                     self._outage.begin(str(error))
                 self._mark_behind()
             return False
-        if not (self._has_started or waited_s >= BEGINNING_PATIENCE_S or await self._consumption.has_begun()):
+        if not (self._has_started or waited_s >= BEGINNING_PATIENCE_S or await self.consumption.has_begun()):
             return False
         self._behind_since = None
         self._outage.end()
@@ -336,7 +326,7 @@ class Recorder:
         """Begin an epoch after the changes that are visible now."""
         # ``restart`` makes the feed forget changes. A stale recorder must not do that, and this append detects it.
         await self._log.append(head, (), point, replaces=self.recorded)
-        head, self.recorded = await self._consumption.begin_epoch(head, await self._feed.restart())
+        head, self.recorded = await self.consumption.begin_epoch(head, await self._feed.restart())
         self._state.begin(None)
         logger.warning("new epoch: the database has another history", reason=str(reason))
         return head, self.recorded, True
@@ -356,14 +346,14 @@ class Recorder:
 
     def _count(self, batch: Batch, translated: "TranslatedBatch", state: StateChange | None) -> None:
         """Count a batch and log its faults, after the append: a batch that is read again must not count twice."""
-        self._counts["changes"] += batch.changes
-        self._counts["events"] += len(translated.events)
-        self._types.update(map(_TYPE, translated.events))
-        self._counts["value_faults"] += translated.value_faults
+        self.counts["changes"] += batch.changes
+        self.counts["events"] += len(translated.events)
+        self.events_by_type.update(map(_TYPE, translated.events))
+        self.counts["value_faults"] += translated.value_faults
         if state is not None:
-            self._counts["kept"] += sum(event.type in self._options.state.kept for event in translated.events)
-            self._counts["ended"] += len(state.ended)
-        self._counts["faults"] += len(translated.faults)
+            self.counts["kept"] += sum(event.type in self._options.state.kept for event in translated.events)
+            self.counts["ended"] += len(state.ended)
+        self.counts["faults"] += len(translated.faults)
         for fault in translated.faults:
             logger.warning("row fault", table=fault.table, key=fault.key, reason=fault.reason)
 
@@ -435,17 +425,6 @@ def adapted_limit(limit: int, rows_max: int, batch: Batch, translated: Translate
     return limit
 
 
-@define(eq=False)
-class _Read:
-    """One read. ``result``: the batch or the error, once the read has ended."""
-
-    point: str
-    limit: int
-    requested_at: float = field(factory=trio.current_time)
-    ended: trio.Event = field(factory=trio.Event)
-    result: Batch | Exception | None = None
-
-
 class ReadAhead:
     """Reads a feed for one recorder, ahead of it, in the task ``run``.
 
@@ -458,47 +437,44 @@ class ReadAhead:
 
     def __init__(self, feed: ChangeFeed) -> None:
         self._feed = feed
-        self._begun: _Read | None = None
-        # Room for one, so that ``begin`` works even if ``run`` does not wait for the next read yet.
-        self._send, self._receive = trio.open_memory_channel[_Read](1)
+        # Room for one, so that ``begin`` never waits for ``run``, nor ``run`` for ``take``.
+        self._requests, self._requested = trio.open_memory_channel[tuple[str, int]](1)
+        self._results, self._read = trio.open_memory_channel[Batch | Exception](1)
+        self._begun_at: float | None = None  # of the read that was begun and not taken or discarded
 
     async def run(self) -> None:
         """Perform the reads that were begun, until cancelled."""
-        async for read in self._receive:
+        async for point, limit in self._requested:
             try:
-                read.result = await self._feed.read(read.point, read.limit)
+                self._results.send_nowait(await self._feed.read(point, limit))
             except Exception as error:  # noqa: BLE001 - raised by ``take``, in the recorder's task
-                read.result = error
-            read.ended.set()
-            del read  # otherwise its batch stays in memory until the next one is begun
+                self._results.send_nowait(error)
 
     def begin(self, point: str, limit: int) -> None:
-        """Begin to read after a point. The read that was begun before must have been taken or discarded."""
+        """Begin to read after a point. Unless ``discard`` comes first, the next ``take`` has the same arguments."""
         if self._feed.consumed:
-            self._begun = _Read(point, limit)
-            self._send.send_nowait(self._begun)
+            self._begun_at = trio.current_time()
+            self._requests.send_nowait((point, limit))
 
     async def take(self, point: str, limit: int) -> tuple[Batch, float]:
-        """Return the batch after a point and when it was requested; read it now if exactly that was not begun.
+        """Return the batch after a point and when it was requested; read it now if that was not begun.
 
         Raises the errors of ``ChangeFeed.read``.
         """
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            await begun.ended.wait()
-            if (begun.point, begun.limit) == (point, limit):
-                if isinstance(begun.result, Exception):
-                    raise begun.result
-                if begun.result is not None:
-                    return begun.result, begun.requested_at
-        requested_at = trio.current_time()
-        return await self._feed.read(point, limit), requested_at
+        if self._begun_at is None:
+            requested_at = trio.current_time()
+            return await self._feed.read(point, limit), requested_at
+        result, requested_at = await self._read.receive(), self._begun_at
+        self._begun_at = None
+        if isinstance(result, Exception):
+            raise result
+        return result, requested_at
 
     async def discard(self) -> None:
         """Wait until the read that was begun has ended, and drop it: only one task may read a feed at a time."""
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            await begun.ended.wait()
+        if self._begun_at is not None:
+            await self._read.receive()
+            self._begun_at = None
 
 
 class Retention:

@@ -71,7 +71,7 @@ async def test_faults_of_a_batch_read_twice_are_logged_once(nursery: trio.Nurser
     one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=10 * LARGE))
     changes.write(faulty(1000), *(large(number) for number in range(300)))
     await until(lambda: one.log.head.offset == 300, limit_s=10)
-    assert one.recorder.statistics()["faults"] == 1
+    assert one.recorder.counts["faults"] == 1
     nursery.cancel_scope.cancel()
 
 

@@ -161,21 +161,6 @@ async def test_error_of_a_read_ahead_is_raised_by_take(
     nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("point, limit", [(10, 10), (0, 5)])
-async def test_take_reads_now_if_point_or_limit_differ(
-    changes: MemoryChanges, nursery: trio.Nursery, point: int, limit: int
-) -> None:
-    feed = WatchedFeed(changes)
-    ahead = ReadAhead(feed)
-    nursery.start_soon(ahead.run)
-    await wait_all_tasks_blocked()
-    ahead.begin(changes.point(0), 10)
-    batch, _ = await ahead.take(changes.point(point), limit)
-    assert batch == await MemoryFeed(changes).read(changes.point(point), limit)
-    assert feed.read_after == [changes.point(0), changes.point(point)]
-    nursery.cancel_scope.cancel()
-
-
 async def test_unconsumed_feed_is_never_read_ahead(changes: MemoryChanges, nursery: trio.Nursery) -> None:
     """It remembers the objects since the recorded point, and cannot go back by two batches."""
 

@@ -51,7 +51,7 @@ async def test_changes_are_recorded_in_order(
     changes.write(*map(tag, range(1, 26)))
     await until(lambda: one.log.head.offset == 25)
     assert await recorded(one.log.store) == tags(1, 25)
-    assert one.recorder.statistics() == {
+    assert one.recorder.counts == {
         "events": 25,
         "changes": 25,
         "faults": 0,
@@ -59,7 +59,7 @@ async def test_changes_are_recorded_in_order(
         "kept": 0,
         "ended": 0,
     }
-    assert one.recorder.events_by_type() == {**dict.fromkeys(TYPES, 0), "tag.updated": 25}
+    assert one.recorder.events_by_type == {**dict.fromkeys(TYPES, 0), "tag.updated": 25}
     assert one.recorder.recording
     nursery.cancel_scope.cancel()
 
@@ -331,7 +331,7 @@ async def test_only_the_holder_of_the_lease_records(
     two = await started(nursery, node(changes, store))
     changes.write(*map(tag, range(1, 8)))
     await until(lambda: two.log.head.offset == 7)
-    assert (one.recorder.statistics()["events"], two.recorder.statistics()["events"]) == (7, 0)
+    assert (one.recorder.counts["events"], two.recorder.counts["events"]) == (7, 0)
     assert (one.recorder.recording, two.recorder.recording) == (True, False)
     nursery.cancel_scope.cancel()
 
@@ -350,7 +350,7 @@ async def test_another_node_takes_over_the_lease(
     changes.write(*map(tag, range(4, 8)))
     await until(lambda: one.log.head.offset == 7)
     assert await recorded(store) == tags(1, 7)
-    assert two.recorder.statistics()["events"] == 4
+    assert two.recorder.counts["events"] == 4
     assert logs == ["the lease was lost: another server may record"]
     nursery.cancel_scope.cancel()
 
@@ -386,7 +386,7 @@ async def test_row_faults_are_counted_and_skipped(
         changes.write(tag(1), faulty(2), tag(3))
         await until(lambda: one.log.head.offset == 2)
     assert await recorded(one.log.store) == ["tag:t1", "tag:t3"]
-    assert one.recorder.statistics() == {
+    assert one.recorder.counts == {
         "events": 2, "changes": 3, "faults": 1, "value_faults": 0, "kept": 0, "ended": 0,
     }  # fmt: skip
     assert [(line["event"], line["table"]) for line in logs] == [("row fault", "tags")]
@@ -398,7 +398,7 @@ async def test_batch_of_faults_only_is_not_read_again(
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
     changes.write(faulty(1), faulty(2))
-    await until(lambda: one.recorder.statistics()["faults"] == 2)
+    await until(lambda: one.recorder.counts["faults"] == 2)
     assert await one.log.store.resume_point() == one.recorder.recorded == changes.point(2)
     nursery.cancel_scope.cancel()
 
@@ -408,9 +408,9 @@ async def test_body_that_cannot_be_truncated_enough_is_a_fault(
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore(), body_bytes_max=80))
     changes.write(tag(10**80), tag(2))
-    await until(lambda: one.recorder.statistics()["changes"] == 2)
+    await until(lambda: one.recorder.counts["changes"] == 2)
     assert await recorded(one.log.store) == ["tag:t2"]
-    assert one.recorder.statistics()["faults"] == 1
+    assert one.recorder.counts["faults"] == 1
     nursery.cancel_scope.cancel()
 
 
@@ -424,9 +424,9 @@ async def test_fault_read_again_after_an_outage_is_logged_once(
         changes.write(faulty(1))
         await trio.sleep(20)
         store.away = False
-        await until(lambda: one.recorder.statistics()["changes"] == 1)
+        await until(lambda: one.recorder.counts["changes"] == 1)
     assert [line["event"] for line in logs].count("row fault") == 1
-    assert one.recorder.statistics()["faults"] == 1
+    assert one.recorder.counts["faults"] == 1
     nursery.cancel_scope.cancel()
 
 
