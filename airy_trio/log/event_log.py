@@ -23,10 +23,9 @@ therefore reads the store's bounds on its own, sets ``clock`` by them, and measu
 their head.
 """
 
-import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from operator import attrgetter
@@ -77,18 +76,15 @@ class _Append(NamedTuple):
 
 
 class EventLog:
-    """The store and its tail. Call ``open`` first, then run ``follow`` as a task for as long as the log is used.
+    """The store and its tail. Call ``open`` first, then run ``follow`` as a task for as long as the log is used."""
 
-    ``clock``: see ``StoreClock``.
-    """
-
-    def __init__(self, store: EventStore, options: LogOptions, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: EventStore, options: LogOptions) -> None:
         self.store = store
         self.retain_s = options.retain_s
         """How long the store retains an event."""
         self.retain_durables_s = options.retain_durables_s
         """How long the store retains the position of a durable subscription that is not used."""
-        self.clock = StoreClock(clock)
+        self.clock = StoreClock()
         self.tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
         """The newest events. ``wait_grown`` reports the views of those that attach to it."""
         self._head: Position | None = None

@@ -32,7 +32,7 @@ compute the time from the stamp and the age, by what they know of the store's cl
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import chain
 from operator import attrgetter
@@ -352,28 +352,22 @@ class Tail:
 
 
 class StoreClock:
-    """The event store's clock, as of the newest ``Bounds``.
+    """The event store's clock, as of the newest ``Bounds``. Since then it goes on like Trio's, which cannot be set."""
 
-    ``clock`` measures the time since then, in seconds from any beginning. It must be one that cannot be set, such as
-    ``time.monotonic``.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._skew_ms = 0.0
 
     def update(self, bounds: Bounds) -> None:
         """Set the clock by bounds that were read just now."""
-        self._skew_ms = bounds.now_ms - self._clock() * 1000
+        self._skew_ms = bounds.now_ms - trio.current_time() * 1000
 
     def ms_before(self, age_s: float) -> int:
         """Return the store's time ``age_s`` seconds ago, in milliseconds since 1970."""
-        return int(self._clock() * 1000 + self._skew_ms) - milliseconds(age_s)
+        return int(trio.current_time() * 1000 + self._skew_ms) - milliseconds(age_s)
 
     def changed_at(self, event: StoredEvent) -> float:
         """Return when an event's change was made, in Trio's time; if its age is unknown, when it was appended."""
-        changed_at_ms = event.appended_at_ms - (event.age_ms or 0)
-        return trio.current_time() - (self._clock() + (self._skew_ms - changed_at_ms) / 1000)
+        return (event.appended_at_ms - (event.age_ms or 0) - self._skew_ms) / 1000
 
 
 class Latencies:
