@@ -23,7 +23,6 @@ import structlog
 
 from airy_trio.database import Database, DatabaseError, DedicatedConnection, Names, close_all, sqlite_engine
 from airy_trio.database.sqlite import LOOK_FIRST_S, FileVersion, FileVersions
-from airy_trio.events.destinations import Destination
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import SqliteTables, Step, escaped
@@ -34,7 +33,6 @@ from airy_trio.log.store import (
     StoredEvent,
     StoreReplaced,
     StoreUnavailable,
-    is_all,
     stored_after,
 )
 
@@ -67,24 +65,10 @@ class SqliteStore(SqlStore):
         self._identity: tuple[int, int] | None = None
         self._notifications = FileNotifications(self._path)
         self._appended: Position | None = None
-        self._read_upto: Position | None = None
         sa.event.listen(appending.engine, "connect", prepare_writes)
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        events = await super().read(after, limit, destination, bytes_max=bytes_max)
-        if destination is None and events and bytes_max is not None and is_all(events, limit, bytes_max):
-            self._read_upto = after.at(events[-1].offset)
-        return events
-
     async def wait(self, after: Position) -> None:
-        """See ``EventStore.wait``.
-
-        The bounds need not be read if the last read has just found everything up to ``after``: the file is compared
-        with its version at the wait before that.
-        """
-        if after == self._read_upto or (await self.bounds()).head == after:
+        if (await self.bounds()).head == after:
             await self._notifications.wait(seldom=after == self._appended)
 
     async def aclose(self) -> None:
