@@ -356,12 +356,11 @@ def migrate(  # noqa: PLR0913 - one for each option
     if to is not None:
         _parsed(implementation.stream_of, to, "--to")
     settings = load_settings(config)
-    if adopt_log:
-        _adopt_log(settings)
-        return
     options: dict[str, Any] = {"with_tables": with_tables, "grant": grant, "firing": firing}
     with lock_progress() as waiting:
-        if remove:
+        if adopt_log:
+            lines = [_adopt_log(settings)]
+        elif remove:
             implementation.remove(settings, waiting=waiting)
             lines = [*_removed_lines(settings)]
         elif to is not None:
@@ -376,12 +375,11 @@ def migrate(  # noqa: PLR0913 - one for each option
         _run_backfill(settings)
 
 
-def _adopt_log(settings: "Settings") -> None:
+def _adopt_log(settings: "Settings") -> str:
     from airy_trio.app.build import adopt_log
 
     trio.run(adopt_log, settings)
-    where = settings.log_words
-    click.echo(f"began a new epoch in the event log at {where}: its events are gone, and its clients reload")
+    return f"began a new epoch in the event log at {settings.log_words}: its events are gone, and its clients reload"
 
 
 def _removed_lines(settings: "Settings") -> Iterator[str]:
