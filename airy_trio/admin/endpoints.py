@@ -404,7 +404,7 @@ class _ServerCollector(Collector):
         words = "Durable subscriptions with acknowledgements not yet stored."
         yield _gauge("durable_subscriptions_deferred", words, durables.unwritten)
         waited = "Client requests that waited in the fair queue behind others."
-        yield _counter("client_requests_queued", waited, sessions.fair_queue.waited)
+        yield _counter("client_requests_queued", waited, admission.fair_queue.waited)
         yield _counter("deliveries", "Events sent, once for each subscription.", services.batches.deliveries)
         yield _counter("delivered_bytes", "Bytes of the messages that carry events.", services.batches.bytes)
         yield _counter("acks_ignored", "Acknowledgements of unknown messages.", services.acks_ignored)

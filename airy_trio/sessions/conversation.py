@@ -45,7 +45,7 @@ from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.errors import TOO_MANY_SUBSCRIPTIONS, RemoteProtocolError
 from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.admission import AdmissionOptions
-from airy_trio.websocket.fair_queue import FairQueue, Turn
+from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.stream import InputEnded
 
@@ -150,7 +150,6 @@ class Services:
         self.fanout = FanOut(eventlog, self.batches, self.senders)
         self.wheel = TimerWheel(self.senders)
         self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
-        self.fair_queue = FairQueue()
         # Counters begin at 0: an alert on the rate of a counter misses an increase that creates the counter.
         self.requests_refused = Counter({status.value: 0 for status in STATUSES})
         self.started = Counter(dict.fromkeys(RESUMES, 0))

@@ -322,8 +322,8 @@ class Sessions:
 
     def __init__(self, services: Services, console: Console | None = None) -> None:
         self.services = services
-        self.fair_queue, self.wheel, self.durables = services.fair_queue, services.wheel, services.durables
-        self.admission = Admission(services.options, services.fair_queue, console)
+        self.wheel, self.durables = services.wheel, services.durables
+        self.admission = Admission(services.options, console)
         # These counters begin at 0 as well.
         self.disconnects = Counter({reason.name: 0 for reason in CATALOGUE})
         self.client_faults = Counter(dict.fromkeys(CLIENT_FAULT_TOKENS, 0))
@@ -353,7 +353,7 @@ class Sessions:
             nursery.start_soon(self.services.senders.run, connections)
             nursery.start_soon(self.services.senders.watch)
             nursery.start_soon(self.services.fanout.run)
-            nursery.start_soon(self.fair_queue.run)
+            nursery.start_soon(self.admission.fair_queue.run)
             nursery.start_soon(self.admission.handshakes.run)
 
     async def serve(self, transport: Transport, slot: ConnectionSlot) -> DisconnectReason:

@@ -124,8 +124,8 @@ class Admission:
     While ``suspended`` is set, requests are refused, because the event store is unavailable.
     """
 
-    def __init__(self, options: AdmissionOptions, fair_queue: FairQueue, console: Console | None = None) -> None:
-        self.fair_queue = fair_queue
+    def __init__(self, options: AdmissionOptions, console: Console | None = None) -> None:
+        self.fair_queue = FairQueue()
         self.handshakes = FairQueue(HANDSHAKES_PER_PASS)
         self.suspended = False
         self.rules = OriginRules(options, console)

@@ -42,7 +42,9 @@ class CountingQueue(FairQueue):
 
 def slot(queue: FairQueue | None = None) -> ConnectionSlot:
     """Return the slot of a connection that no other connection can affect."""
-    return Admission(AdmissionOptions(), queue or FairQueue()).arrive("192.0.2.1", loopback=False)
+    admission = Admission(AdmissionOptions())
+    admission.fair_queue = queue or admission.fair_queue
+    return admission.arrive("192.0.2.1", loopback=False)
 
 
 class MoodyStore(DelegatingStore):

@@ -18,7 +18,6 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.settings import Settings, load, parse
 from airy_trio.websocket.admission import Admission, is_loopback
-from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import read_head, upgrade_in
 from tests.locks import pins
 from tests.processes import AIRY_TRIO
@@ -253,7 +252,7 @@ def test_settings_named_in_a_proxy_file_admit_its_clients(name: str) -> None:
     listener = parse(f'[database]\nurl = "sqlite:///a.db"\n[listener]\n{named[1]}\n{named[2]}\n', {}).listener
     (host,) = listener.hosts
     assert f"{host} {{" in text or f"server_name {host};" in text
-    admission = Admission(listener, FairQueue())
+    admission = Admission(listener)
     request = read_head(head(f"Origin: https://{host}", "X-Forwarded-For: 192.0.2.1", changed={"Host": host}))
     assert request is not None
 

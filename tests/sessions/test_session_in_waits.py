@@ -442,7 +442,7 @@ async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_c
 
         async def crowd() -> None:  # others keep the fair queue full for a moment
             while True:
-                await server.sessions.fair_queue.enter(HOST)
+                await server.sessions.admission.fair_queue.enter(HOST)
 
         async with trio.open_nursery() as nursery:
             for _ in range(100):

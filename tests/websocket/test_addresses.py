@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.websocket.admission import Admission, AdmissionOptions, address_of, counted
-from airy_trio.websocket.fair_queue import FairQueue
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_nat64_counts_by_the_ipv4_address_within(text: str, expected: str) -> No
 
 
 def behind(*proxies: str) -> Admission:
-    return Admission(AdmissionOptions(trusted_proxies=list(proxies)), FairQueue())
+    return Admission(AdmissionOptions(trusted_proxies=list(proxies)))
 
 
 @pytest.mark.parametrize(

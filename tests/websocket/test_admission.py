@@ -15,7 +15,6 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from airy_trio.websocket.admission import REPORT_EVERY_S, Admission, AdmissionOptions
-from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import RequestRefusedError
 from tests.sessions.serving import HOST, Server, serving
 from tests.websocket.test_request import head
@@ -117,7 +116,7 @@ async def test_subscriptions_are_counted_by_address() -> None:
 @pytest.mark.parametrize("limit, allowed", [(0, 20), (5, 5)])
 def test_default_subscriptions_of_an_address_are_ten_per_connection(limit: int, allowed: int) -> None:
     options = AdmissionOptions(connections_per_address_max=2, subscriptions_per_address_max=limit)
-    admission = Admission(options, FairQueue())
+    admission = Admission(options)
     one, other = (admission.arrive("192.0.2.1", loopback=False) for _ in range(2))
     assert sum(one.subscribe() for _ in range(30)) == allowed
     assert not other.subscribe()
@@ -275,7 +274,7 @@ async def test_refused_client_is_no_longer_counted() -> None:
 
 def test_flood_is_logged_once_per_interval(autojump_clock: MockClock) -> None:
     async def flood() -> None:
-        admission = Admission(AdmissionOptions(connections_max=1), FairQueue())
+        admission = Admission(AdmissionOptions(connections_max=1))
         admission.arrive("192.0.2.1", loopback=False)
         for _ in range(100):
             with pytest.raises(RequestRefusedError):

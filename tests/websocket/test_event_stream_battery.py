@@ -247,4 +247,4 @@ async def test_flood_of_requests_delays_no_event() -> None:
         for number in range(2, 12):
             await server.append(number, number)
             assert (await honest.receive()).json["n"] == number
-    assert server.sessions.fair_queue.waited > 0
+    assert server.sessions.admission.fair_queue.waited > 0

@@ -196,7 +196,7 @@ async def test_crowd_is_answered_over_many_passes_without_delaying_events(autoju
             for _ in range(requests):
                 assert (await client.receive()).command == "RECEIPT"
         trio.lowlevel.remove_instrument(turns)
-        assert server.sessions.fair_queue.waited > crowd * requests / 2
+        assert server.sessions.admission.fair_queue.waited > crowd * requests / 2
     assert sum(turns.answers.values()) == crowd * requests
     assert answered < crowd * requests / 4
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
