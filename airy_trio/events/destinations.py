@@ -4,7 +4,6 @@
 and need not exist.
 """
 
-from functools import lru_cache
 from typing import Final, Protocol, assert_never
 from urllib.parse import quote, unquote_to_bytes
 
@@ -14,8 +13,6 @@ from airy_trio.events.models import TYPES, ChannelUpdated, TagDeleted, TagUpdate
 
 ROOT = "/events"
 _WITHOUT_CHANNEL: Final = frozenset({TagUpdated.type, TagDeleted.type})
-REMEMBERED_MAX: Final = 4096
-"""Pairs of type and channel whose destinations are cached."""
 
 
 class UnknownDestinationError(ValueError):
@@ -140,14 +137,12 @@ def text(destination: Destination) -> str:
 
 def destinations_of(event: Addressed) -> tuple[Destination, ...]:
     """Return all destinations of an event that a client can name: two to four."""
-    of_channel = _of_type_and_channel(event.type, event.channel_id)
-    return of_channel if event.conversation_id is None else (*of_channel, OfConversation(event.conversation_id))
-
-
-@lru_cache(maxsize=REMEMBERED_MAX)
-def _of_type_and_channel(type_: str, channel_id: str | None) -> tuple[Destination, ...]:
-    of_type = (EVERYTHING, OfType(type_))
-    return of_type if channel_id is None else (*of_type, OfChannel(channel_id))
+    found: list[Destination] = [EVERYTHING, OfType(event.type)]
+    if event.channel_id is not None:
+        found.append(OfChannel(event.channel_id))
+    if event.conversation_id is not None:
+        found.append(OfConversation(event.conversation_id))
+    return tuple(found)
 
 
 def covers(destination: Destination, event: Addressed) -> bool:
