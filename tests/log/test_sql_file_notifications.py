@@ -1,6 +1,7 @@
-"""Notifications of an event log in an SQLite file: every commit by others, and always an answer in the end."""
+"""Waiting for an event log in an SQLite file: every commit by others, and always an answer in the end."""
 
 import sqlite3
+from collections.abc import AsyncIterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -8,72 +9,65 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.database.sqlite import SETTLED_S
-from airy_trio.log.sql.sqlite import WRITER_LOOK_S, FileNotifications
+from airy_trio.database import DatabaseOptions, DatabaseUnavailable
+from airy_trio.database.sqlite import SETTLED_S, FileVersion, FileVersions
+from airy_trio.log.sql.sqlite import WRITER_LOOK_S
+from airy_trio.log.store import EventStore, Position
+from tests.log.places import event, migrate_new_file, open_sql
 
 TIMEOUT_S = 10.0
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "events.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("pragma journal_mode = wal")
-    write(path, "create table events (x)")
-    return path
+    return tmp_path / "events.db"
 
 
-def write(path: Path, statement: str = "insert into events values (1)") -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(statement)
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[EventStore]:
+    options = DatabaseOptions(url=f"sqlite:///{path}")
+    await trio.to_thread.run_sync(migrate_new_file, options)
+    async with open_sql(options) as opened:
+        yield opened
 
 
-def remove(path: Path) -> None:
-    path.unlink()
+def write(path: Path) -> None:
+    """Commit something that does not move the head."""
+    with closing(sqlite3.connect(path, timeout=TIMEOUT_S)) as connection, connection:
+        connection.execute("insert into airy_trio_acknowledged select hex(randomblob(8)), '', '', '', 0, 0")
 
 
-def spoil(path: Path) -> None:
-    path.write_bytes(b"no database" * 1000)
-
-
-async def notified(notifications: FileNotifications, *, within_s: float = TIMEOUT_S, seldom: bool = False) -> bool:
+async def notified(store: EventStore, head: Position, *, within_s: float = TIMEOUT_S) -> bool:
     with trio.move_on_after(within_s) as scope:
-        await notifications.wait(seldom=seldom)
+        await store.wait(head)
     return not scope.cancelled_caught
 
 
-async def test_wait_returns_once_for_each_commit(path: Path) -> None:
-    notifications = FileNotifications(path)
-    assert await notified(notifications), "everything may be new at first"
-    assert not await notified(notifications, within_s=2 * SETTLED_S)
-    write(path)
-    assert await notified(notifications)
-    assert not await notified(notifications, within_s=2 * SETTLED_S)
+@pytest.mark.parametrize("appended", [False, True])
+async def test_wait_returns_once_for_each_commit(store: EventStore, path: Path, appended: bool) -> None:
+    head = (await store.bounds()).head
+    if appended:  # by this process, which then looks less often
+        head = head.at((await store.append(head, [event(1)], "point"))[-1].offset)
+    assert await notified(store, head), "everything may be new at first"
+    quiet = partial(notified, store, head, within_s=2 * (SETTLED_S + WRITER_LOOK_S))
+    assert not await quiet()
+    for _ in range(2):
+        write(path)
+        assert await notified(store, head)
+    assert not await quiet()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(notified, notifications)
+        nursery.start_soon(notified, store, head)
         await trio.sleep(2 * SETTLED_S)
         write(path)  # while it is waited for
-    assert not await notified(notifications, within_s=2 * SETTLED_S)
-    write(path)
-    async with trio.open_nursery() as nursery:
-        for _ in range(2):
-            write(path)
-            assert await notified(notifications, seldom=True)
-        nursery.start_soon(partial(notified, notifications, seldom=True))
-        await trio.sleep(2 * WRITER_LOOK_S)
-        write(path)
-    await notifications.aclose()
+    assert not await quiet()
 
 
-async def test_wait_returns_if_the_file_is_missing_or_unreadable(path: Path) -> None:
-    notifications = FileNotifications(path)
-    assert await notified(notifications)
-    remove(path)
+async def test_wait_returns_if_the_version_cannot_be_read(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unavailable(_versions: FileVersions, *, other_than: FileVersion | None = None) -> FileVersion:
+        raise DatabaseUnavailable("locked")
+
+    head = (await store.bounds()).head
+    assert await notified(store, head)
+    monkeypatch.setattr(FileVersions, "ask", unavailable)
     for _ in range(3):
-        assert await notified(notifications)
-    await notifications.aclose()
-    notifications = FileNotifications(path)
-    spoil(path)
-    for _ in range(3):
-        assert await notified(notifications)
-    await notifications.aclose()
+        assert await notified(store, head)

@@ -5,9 +5,8 @@ open, wherever its name points to: events appended then are in a file that canno
 is opened later reads another history. So every unit of work ends with a comparison of device and inode, which takes
 microseconds, and a difference ends the server (``StoreReplaced``).
 
-Followers. SQLite sends no notifications. A follower asks for the data version of the file instead, which a connection
-of its own returns at a fraction of the cost of reading the bounds. ``database.sqlite``
-says when asking is worth it.
+Followers. SQLite sends no notifications. A follower waits for another data version of the file instead, which a
+connection of its own returns at a fraction of the cost of reading the bounds. ``database.sqlite`` says when to ask.
 """
 # ruff: noqa: D102 - the port documents each method
 
@@ -63,17 +62,28 @@ class SqliteStore(SqlStore):
         self._write = appending.write
         self._path = Path(reading.engine.url.database or "")
         self._identity: tuple[int, int] | None = None
-        self._notifications = FileNotifications(self._path)
+        self._watching = DedicatedConnection(sqlite_engine(self._path))  # only for the version of the file
+        self._versions = FileVersions(self._watching, self._watching.aclose)
+        self._seen: FileVersion | None = None
         self._appended: Position | None = None
         sa.event.listen(appending.engine, "connect", prepare_writes)
 
     async def wait(self, after: Position) -> None:
-        if (await self.bounds()).head == after:
-            await self._notifications.wait(seldom=after == self._appended)
+        if (await self.bounds()).head != after:
+            return
+        after_s = WRITER_LOOK_S if after == self._appended else LOOK_FIRST_S
+        try:
+            # Other than the version at the end of the previous call, not than one that is read now. The caller has read
+            # the log after that call, so a commit that it has not seen has changed the version since. A version that is
+            # read now may already include such a commit, and the caller would wait for the next one.
+            self._seen = await self._versions.wait_for_other(self._seen, after_s=after_s)
+        except DatabaseError:  # the caller's next read of the log finds out what is wrong
+            self._seen = None
+            await self._versions.pause()
 
     async def aclose(self) -> None:
         """Close files and connections. Idempotent."""
-        await close_all(self._notifications.aclose, *(pool.aclose for pool in self._pools))
+        await close_all(self._watching.aclose, *(pool.aclose for pool in self._pools))
 
     async def append(
         self,
@@ -170,40 +180,6 @@ def _row_of(event: StoredEvent) -> Sequence[Any]:
 
 def _expected(head: Position, resume_point: str | None) -> dict[str, Any]:
     return {"expected_epoch": head.epoch, "expected_last": head.offset, "point": resume_point}
-
-
-class FileNotifications:
-    """Waits for commits to the file, with one connection, which the first waiting task opens."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection = DedicatedConnection(sqlite_engine(path))
-        self._versions = FileVersions(self._connection, self.aclose)
-        self._seen: FileVersion | None = None
-
-    async def wait(self, *, seldom: bool = False) -> None:
-        """Return when something was committed since the last call, or if that cannot be found out.
-
-        ``seldom``: look ``WRITER_LOOK_S`` after a write only.
-        """
-        # The version at the end of the previous call, not one that is read now. The caller has read the log after that
-        # call, so a commit that it has not seen has changed the version since. A version that is read now may already
-        # include such a commit, and the caller would wait for the next one.
-        before = self._seen
-        while True:
-            try:
-                version = await self._versions.ask()
-            except DatabaseError:  # the caller's next look at the log finds out what is wrong
-                self._seen = None
-                await self._versions.pause()
-                return
-            self._seen = version
-            if version != before:
-                return
-            await self._versions.pause(after_s=WRITER_LOOK_S if seldom else LOOK_FIRST_S)
-
-    async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        await self._connection.aclose()
 
 
 def prepare_writes(connection: sqlite3.Connection, _record: object) -> None:
