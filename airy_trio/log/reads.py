@@ -161,14 +161,6 @@ class Page:
         return self.events[bisect_right(self.events, offset, key=_OFFSET) :]
 
 
-@frozen
-class _Newest:
-    """The newest event of one destination up to a position, without its body; None if there is none."""
-
-    upto: Position
-    event: StoredEvent | None
-
-
 @define(eq=False)
 class _StateRead:
     """A read of the current state that other clients wait for. ``fault``: why the store was unavailable."""
@@ -194,7 +186,8 @@ class Reads:
         self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
         # Both are LRU caches: the destination that was used last is the last.
         self._remembered: OrderedDict[Destination, Page] = OrderedDict()
-        self._newest: OrderedDict[Destination, _Newest] = OrderedDict()
+        # The newest event up to a position, without its body; None if there is none.
+        self._newest: OrderedDict[Destination, tuple[Position, StoredEvent | None]] = OrderedDict()
         # Both with the time when they were read, in Trio's time.
         self._state: tuple[float, CurrentState] | None = None
         self._recent_end: tuple[float, Position] | None = None
@@ -469,19 +462,17 @@ class Reads:
         what was appended since. A remembered event may have been trimmed. Raises what ``EventStore.newest`` does.
         """
         head = self._log.head
-        newest = self._newest.get(destination)
-        if newest is None or await self._has_grown(newest.upto, head, destination):
-            event = await self._store.newest(head, destination)
-            newest = _Newest(head, None if event is None else event._replace(body=b""))
-        elif newest.upto < head:
-            newest = _Newest(head, newest.event)
+        upto, newest = self._newest.get(destination, (None, None))
+        if upto is None or await self._has_grown(upto, head, destination):
+            found = await self._store.newest(head, destination)
+            newest = None if found is None else found._replace(body=b"")
         # Another read may have stored a newer result meanwhile. The older one is true as well, and only makes the next
         # check read a little more.
-        self._newest[destination] = newest
+        self._newest[destination] = head, newest
         self._newest.move_to_end(destination)
         if len(self._newest) > REMEMBERED_MAX:
             self._newest.popitem(last=False)
-        return newest.event
+        return newest
 
     async def _has_grown(self, after: Position, head: Position, destination: Destination) -> bool:
         """Return whether a destination has an event after a position, or may have because the position is gone."""
