@@ -4,7 +4,6 @@ Wire contract, "Positions and resuming". Reads the log; sends nothing.
 """
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -62,11 +61,6 @@ class Start:
         return ("position", str(self.position)), ("resume", self.resume), *self.state
 
 
-async def start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
-    """Decide where a subscription to a view starts. Waits while the store is unavailable."""
-    return await until_available(partial(_start, eventlog, view, request, options))
-
-
 def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start | None:
     """Decide where a subscription starts if the tail is enough for that; None if the store must be asked."""
     if request.last_event_id is not None:
@@ -92,7 +86,8 @@ async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
             await trio.sleep(backoff.next_s())
 
 
-async def _start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
+async def start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
+    """Decide where a subscription to a view starts. Raises ``StoreUnavailable``."""
     resume = LIVE
     if request.last_event_id is not None:
         position = Position.parse(request.last_event_id)

@@ -433,7 +433,8 @@ class Conversation:
         found = start_at_once(services.eventlog, subscription.view, wanted, services.replay)
         if found is not None:
             return found
-        return await self.inbox.unless_gone(start(services.eventlog, subscription.view, wanted, services.replay))
+        look_up = partial(start, services.eventlog, subscription.view, wanted, services.replay)
+        return await self.inbox.unless_gone(until_available(look_up))
 
     def _unsubscribe(self, number: int) -> None:
         client, services = self._client, self._services

@@ -1,5 +1,6 @@
 """Where a subscription starts: the verdicts of the wire contract, "Positions and resuming"."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
-from airy_trio.delivery.start import LIVE, Start, StartRequest, start
+from airy_trio.delivery.start import LIVE, Start, StartRequest, start, until_available
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.events.models import TYPES
 from airy_trio.log.event_log import EventLog
@@ -33,7 +34,7 @@ async def started(
     log: EventLog, last_event_id: str | None = None, replay: str | None = None, options: ReplayOptions = OPTIONS
 ) -> tuple[int, str]:
     view = log.tail.attach(EVERYTHING, log)
-    found: Start = await start(log, view, StartRequest(last_event_id, replay), options)
+    found: Start = await until_available(partial(start, log, view, StartRequest(last_event_id, replay), options))
     assert found.position.epoch == log.epoch
     return found.position.offset, found.resume
 
