@@ -201,7 +201,6 @@ class UpdatedAtFeed(InspectedFeed):
         self._from_the_beginning = from_the_beginning
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading, self.aclose)
-        self._file_version: FileVersion | None = None
         self._pause_s = POLL_S
         self._life = secrets.token_hex(8)
         self._serial = 0  # of the newest resume point
@@ -215,11 +214,11 @@ class UpdatedAtFeed(InspectedFeed):
         """
         await trio.sleep(self._pause_s)
         if self._file is not None:
-            await self._file.wait_for_other(self._file_version)
+            await self._file.wait()
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``: now, or for some tables the beginning. Other rows that exist are not sent."""
-        version = self._file_version = await self._file.ask() if self._file else None
+        version = await self._file.ask() if self._file else None
 
         def begin(connection: sa.Connection) -> str:
             identity = Identity.of(connection, version)
@@ -263,7 +262,7 @@ class UpdatedAtFeed(InspectedFeed):
     async def _read_once(self, after: str, limit: int) -> Batch:
         point = Watermarks.parse(after)
         # The version is read before the rows. A commit in between then changes the version, which ends the next wait.
-        version = self._file_version = await self._file.ask() if self._file else None
+        version = await self._file.ask() if self._file else None
         begun_at = trio.current_time()
         batch, retries = None, 0
         while batch is None:

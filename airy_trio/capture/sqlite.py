@@ -83,7 +83,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         """
         # The feed's own writes (trims and marks) end the wait too, because they are made over other connections. The
         # read that follows finds nothing.
-        self._version = await self._file.wait_for_other(self._version, after_s=0.0)
+        self._version = await self._file.wait(after_s=0.0)
         self._woken = True  # the next read sees at least this version
 
     def _old(self, point: SqlitePoint, limit: int) -> sa.Select[tuple[int]]:

@@ -154,15 +154,15 @@ class FileVersions:
         self._polling = False  # the system does not report writes
         self._touched_at = 0.0  # when a write was last reported or, while polling, a change was found
 
-    async def ask(self, *, other_than: FileVersion | None = None) -> FileVersion:
+    async def ask(self, *, closely: bool = False) -> FileVersion:
         """Return the version, which changes with every commit by others.
 
-        If another file has taken its place, call ``close`` and return the version of the new file. ``other_than``: wait
-        for a version other than this one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable`` if
-        the file is gone.
+        If another file has taken its place, call ``close`` and return the version of the new file. ``closely``: wait
+        for a version other than the last one, for up to ``LOOK_CLOSELY_S`` after a write. Raises
+        ``DatabaseUnavailable`` if the file is gone.
         """
-        closely_s = 0.0 if other_than is None else self._touched_at + LOOK_CLOSELY_S - trio.current_time()
-        ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
+        closely_s = self._touched_at + LOOK_CLOSELY_S - trio.current_time() if closely else 0.0
+        ask = partial(self._ask, known=self._last if closely else None, until=time.monotonic() + closely_s)
         version = await self._connection.run(ask, transaction=False)
         before, self._last = self._last, version
         # The path already leads to the new file, but the connection still has the old one open. So the versions in this
@@ -176,11 +176,16 @@ class FileVersions:
             self._changed()
         return version
 
-    async def wait_for_other(self, known: FileVersion | None, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
-        """Wait for a version other than ``known``, and return it. ``after_s``: see ``pause``."""
+    async def wait(self, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
+        """Wait for a version other than the last one, and return it. ``after_s``: see ``pause``.
+
+        The caller has read the file after it asked for the last one, so what it has not seen has changed the version
+        since. If the version was asked for once more here, it might already include such a commit.
+        """
+        known = self._last
         while True:
             await self.pause(after_s=after_s)
-            version = await self.ask(other_than=known)
+            version = await self.ask(closely=True)
             if version != known:
                 return version
 

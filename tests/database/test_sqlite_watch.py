@@ -49,7 +49,7 @@ class Follower:
         while True:
             await self.versions.pause(after_s=0.0)
             self.looks += 1
-            version = await self.versions.ask(other_than=self._seen)
+            version = await self.versions.ask(closely=True)
             if version != self._seen:
                 self._seen = version
                 return
@@ -205,13 +205,13 @@ async def test_look_after_a_write_lasts_until_the_commit(
     known = await follower.versions.ask()
     await follower.versions.pause(after_s=0.0)  # the first one, which counts as a write
     begun_at = trio.current_time()
-    assert await follower.versions.ask(other_than=known) == known
+    assert await follower.versions.ask(closely=True) == known
     assert trio.current_time() - begun_at > 0.5
     begun_at = trio.current_time()
-    assert await follower.versions.ask(other_than=known) == known
+    assert await follower.versions.ask(closely=True) == known
     assert trio.current_time() - begun_at < 0.5, "long after a write a look does not wait"
     write(path)
-    assert await follower.versions.ask(other_than=known) != known
+    assert await follower.versions.ask(closely=True) != known
 
 
 @linux_only

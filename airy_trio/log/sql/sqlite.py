@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import structlog
 
 from airy_trio.database import Database, DatabaseError, DedicatedConnection, Names, close_all, sqlite_engine
-from airy_trio.database.sqlite import LOOK_FIRST_S, FileVersion, FileVersions
+from airy_trio.database.sqlite import LOOK_FIRST_S, FileVersions
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore, digest, state_values
 from airy_trio.log.sql.tables import SqliteTables, Step, escaped
@@ -64,7 +64,6 @@ class SqliteStore(SqlStore):
         self._identity: tuple[int, int] | None = None
         self._watching = DedicatedConnection(sqlite_engine(self._path))  # only for the version of the file
         self._versions = FileVersions(self._watching, self._watching.aclose)
-        self._seen: FileVersion | None = None
         self._appended: Position | None = None
         sa.event.listen(appending.engine, "connect", prepare_writes)
 
@@ -73,12 +72,8 @@ class SqliteStore(SqlStore):
             return
         after_s = WRITER_LOOK_S if after == self._appended else LOOK_FIRST_S
         try:
-            # Other than the version at the end of the previous call, not than one that is read now. The caller has read
-            # the log after that call, so a commit that it has not seen has changed the version since. A version that is
-            # read now may already include such a commit, and the caller would wait for the next one.
-            self._seen = await self._versions.wait_for_other(self._seen, after_s=after_s)
+            await self._versions.wait(after_s=after_s)
         except DatabaseError:  # the caller's next read of the log finds out what is wrong
-            self._seen = None
             await self._versions.pause()
 
     async def aclose(self) -> None:
