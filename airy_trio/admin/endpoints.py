@@ -121,7 +121,8 @@ def pages(sources: Sources) -> Mapping[str, Page]:
         return _json(HTTPStatus.OK, recipients(sources.sessions.clients, position, event))
 
     def figures(request: PageRequest) -> Answer:
-        clients = {"url": endpoint.url(request.host), "token": endpoint.token}
+        origins = sources.sessions.services.options.allowed_origins
+        clients = {"url": endpoint.url(request.host), "token": endpoint.token, "allowed_origins": origins}
         return _json(HTTPStatus.OK, {"clients": clients, "node": sources.node, **_figures(sources)})
 
     def connections(request: PageRequest) -> Answer:

@@ -75,7 +75,7 @@ async def test_figures_count_clients_and_deliveries(sqlite_application: Applicat
             await client.receive()
             answer = await port.get("/api/figures")
             found = answer.json()
-            assert found["clients"] == {"url": address.url, "token": True}
+            assert found["clients"] == {"url": address.url, "token": True, "allowed_origins": []}
             assert (found["connections"], found["subscriptions"], found["behind"]) == (1, 1, 0)
             assert (found["deliveries"], found["events"], found["row_faults"]) == (1, 1, 0)
             assert sum(found["latency"]["counts"]) == 1

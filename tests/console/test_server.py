@@ -193,6 +193,16 @@ async def test_closed_port_for_clients_is_shown_at_the_connections(
                 await tab.until(reads("#connected-faults", "listener: this server is shutting down"))
 
 
+async def test_console_names_the_setting_that_refuses_it(sqlite_application: Application) -> None:
+    text = settings_text().replace("[admin]", 'allowed_origins = ["https://app.example.org"]\n[admin]')
+    settings = sqlite_application.migrate(text)
+    page = f"http://{HOST}:{settings.admin.port}"
+    with trio.fail_after(TIMEOUT_S):
+        async with serving_all(settings), browsing() as tab:
+            await tab.open(page)
+            await tab.until(reads("#trouble", f"[listener] allowed_origins does not list this page, {page}."))
+
+
 async def test_open_page_shows_that_the_server_starts_or_ends(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(settings_text())
     starting = Starting()

@@ -127,11 +127,20 @@ async function refreshStats() {
   showState(body.ready ? "ready" : "not ready", body.ready);
   showParts(body.parts, body.head);
   stats.show(body);
-  showTrouble(moved ? "The server now listens at another address; reload this page." : "");
+  showTrouble(moved ? "The server now listens at another address; reload this page." : refusal(body.clients.allowed_origins));
   $("url").textContent = body.clients.url ?? "";
   if (body.clients.url !== null) {
     subscriber.aim(body.clients.url, body.clients.token);
   }
+}
+
+/** Explain that the port for clients refuses this page. A browser hides why a WebSocket failed, so the settings tell. */
+function refusal(origins) {
+  const listed = origins.some((one) => one === "*" || (URL.canParse(one) && new URL(one).origin === location.origin));
+  if (link.phase === "live" || origins.length === 0 || listed) {
+    return "";
+  }
+  return `No events here: the setting [listener] allowed_origins does not list this page, ${location.origin}.`;
 }
 
 async function refreshConnections() {
