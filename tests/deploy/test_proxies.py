@@ -7,7 +7,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -62,8 +62,10 @@ def nginx(text: str, folder: Path, port: int, server: int) -> list[str]:
 
 def caddy(text: str, folder: Path, port: int, server: int) -> list[str]:
     text = text.replace(f"{HOST}:8080", f"{HOST}:{server}")
-    own = f"{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n{NAME}:{port} {{\n"
-    text = text.replace(f"{NAME} {{\n", f"{own}\tbind {HOST}\n\ttls {folder}/fullchain.pem {folder}/privkey.pem\n")
+    own = "{\n\tadmin off\n\tauto_https disable_redirects\n"
+    site = f"{NAME}:{port} {{\n\tbind {HOST}\n\ttls {folder}/fullchain.pem {folder}/privkey.pem\n"
+    text = text.replace(f"{NAME} {{\n", site)
+    text = text.replace("\n{\n", f"\n{own}", 1) if "\n{\n" in text else f"{own}}}\n{text}"
     (folder / "Caddyfile").write_text(text)
     return ["run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
 
@@ -196,6 +198,23 @@ async def test_client_that_leaves_frees_its_connection(
                 while not await is_subscribed(dial):
                     pass
         nursery.cancel_scope.cancel()
+
+
+async def test_caddy_stops_while_a_client_reads_events(sqlite_application: Application, tmp_path: Path) -> None:
+    """Without a limit it would end only after its last client, and accept no others meanwhile."""
+    if shutil.which("caddy", path=PATH) is None:
+        pytest.skip("caddy is not installed")
+    settings = sqlite_application.migrate(
+        f'[listener]\nport = 0\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\ndrain_s = 0\n'
+    )
+    deployed = next(proxy for proxy in PROXIES if proxy.program == "caddy" and proxy.source == "deploy")
+    with trio.fail_after(TIMEOUT_S / 2):  # `proxied` waits for twice this time until the proxy has ended
+        async with trio.open_nursery() as nursery:
+            address: app.Address = await nursery.start(app.serve, settings)
+            async with AsyncExitStack() as clients, proxied(deployed, tmp_path, address.port) as dial:
+                found = EventStream(await clients.enter_async_context(await dial()))
+                await (await found.request("/events?replay=none", host=NAME)).subscribed()
+            nursery.cancel_scope.cancel()
 
 
 async def is_subscribed(dial: Dial) -> bool:
