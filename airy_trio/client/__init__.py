@@ -68,7 +68,8 @@ __all__ = [
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 """The pause before an attempt is random, between 0 and a bound that doubles from the first to the second of these. The
-bound is the first again once a connection has received an event."""
+bound is the first again once a connection has received an event, or has lasted for ``STEADY_S``."""
+STEADY_S: Final = 10.0
 LATER_S: Final = 15.0
 """Added to the pause if a limit of the server is reached and the server does not say how long to wait."""
 TOKEN_TRIES_MAX: Final = 3
@@ -304,8 +305,10 @@ class Follower:
         ``next`` event, with the ``oldest`` retained one, or with the ``current`` state.
 
         A client has one loop at a time: the loop over earlier ``events`` raises ``ClientError``. Raises
-        ``trio.ClosedResourceError`` after the end of the client.
+        ``ValueError`` for another ``begin``, and ``trio.ClosedResourceError`` after the end of the client.
         """
+        if begin not in _REPLAYS:
+            raise ValueError(f"begin is {begin!r}; allowed: {', '.join(map(repr, _REPLAYS))}")
         loop = _Loop(destination, position, _REPLAYS[begin])
         # First, because it raises after the end of the client, whose last loop must not get this fault.
         self._loops.send_nowait(loop)
@@ -367,12 +370,17 @@ class _Connector:
             if self._lost:
                 logger.info("connected to %s", self._address.host_header)
                 self._lost = False
-            while True:
-                message = await connection.receive("MESSAGE")
-                # Not at CONNECTED: if a server accepts each connection and then ends it, the pauses have to go on
-                # growing.
-                self._backoff.reset()
-                await loop.deliver(message)
+            steady_at = trio.current_time() + STEADY_S
+            try:
+                while True:
+                    message = await connection.receive("MESSAGE")
+                    # Not at CONNECTED: if a server accepts each connection and then ends it, the pauses have to go on
+                    # growing.
+                    self._backoff.reset()
+                    await loop.deliver(message)
+            finally:
+                if trio.current_time() >= steady_at:  # a quiet destination may have no event for days
+                    self._backoff.reset()
 
     def _wait_s(self, refused: Refused) -> float:
         """Return the least pause before the next attempt. Raises ``refused`` if no attempt can succeed."""

@@ -411,6 +411,12 @@ async def test_loop_may_end_by_break_and_begin_again(autojump_clock: MockClock) 
                 break
 
 
+async def test_unknown_begin_is_one_error(autojump_clock: MockClock) -> None:
+    async with client.open(f"ws://{HOST}:9") as inbox:
+        with pytest.raises(ValueError, match="begin is 'all'; allowed: 'next', 'oldest', 'current'"):
+            inbox.events(begin="all")  # type: ignore[arg-type]
+
+
 async def test_closed_events_raise_and_close_the_connection(autojump_clock: MockClock) -> None:
     async with serving() as server, opened(server) as inbox:
         await append(server, 1, 1)
@@ -483,6 +489,24 @@ async def test_pauses_are_short_again_after_an_event(autojump_clock: MockClock) 
                 await append(server, number, number)
                 assert await take(events, 1) == [number]
                 assert trio.current_time() - begun <= client.RETRY_FIRST_S
+
+
+async def test_pauses_are_short_again_after_a_quiet_connection_that_lasted(autojump_clock: MockClock) -> None:
+    port = free_ports(1)
+    async with (
+        serving(options=ListenerOptions(port=port)) as server,
+        cutting(port, Random(SEED)) as cutter,
+        client.open(f"ws://{HOST}:{cutter.port}") as inbox,
+    ):
+        events = inbox.events()
+        for _ in range(10):  # as a proxy that ends every connection after a time
+            before = cutter.connections
+            await cutter.cut()
+            await trio.sleep(client.RETRY_FIRST_S)
+            assert cutter.connections == before + 1
+            await trio.sleep(25)
+        await append(server, 1, 1)
+        assert await take(events, 1) == [1]
 
 
 class CancelAtStep(trio.abc.Instrument):
