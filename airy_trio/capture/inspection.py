@@ -312,7 +312,6 @@ def _table(
     return Table(
         kind=kind,
         schema=relation.schema,
-        name=relation.name,
         constants=constants,
         values=options.values,
         where=options.where,
@@ -332,6 +331,7 @@ def _from_catalogue(relation: _Relation, columns: Mapping[str, Column], kind: Ki
     """
     keys = {columns[field.name].name for field in FIELDS[kind] if field.key and field.name in columns}
     return {
+        "name": relation.name,  # SQLite finds a table in any case, and a migration may change the case
         "columns": columns,
         "row_triggers": relation.row_triggers,
         "unique": tuple(

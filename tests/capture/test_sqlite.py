@@ -193,13 +193,15 @@ RECREATED = (
 )
 
 
+@pytest.mark.parametrize("name", ["tags", "Tags"])
 async def test_triggers_of_a_recreated_table_are_restored(
-    application: Application, log_output: list[dict[str, Any]]
+    application: Application, log_output: list[dict[str, Any]], name: str
 ) -> None:
+    """Also if its name has another case now."""
     async with feed_of(application, application.settings()) as feed:
         application.tag("t1", name="one")
         _, after, _ = await read_all(feed, await feed.origin())
-        application.execute(*RECREATED)
+        application.execute(*RECREATED[:-1], f"alter table new_tags rename to {name}")
         await feed.wait()
         assert (await feed.read(after, 10)).changes == 0
         application.tag("t2", name="two")
