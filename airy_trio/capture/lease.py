@@ -37,6 +37,7 @@ from airy_trio.database import (
     DatabaseUnavailable,
     DedicatedConnection,
     Names,
+    create_private_file,
 )
 
 logger = structlog.get_logger(__name__)
@@ -172,7 +173,10 @@ class FileLease:
 
     def _try_lock(self) -> bool:
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                file = create_private_file(self._path)
+            except FileExistsError:
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             kind = DatabaseUnavailable if error.errno in _SHORTAGES else DatabaseRefused
             raise kind(f"the lock file {self._path} cannot be opened: {error.strerror}") from None

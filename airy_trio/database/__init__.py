@@ -42,6 +42,7 @@ from airy_trio.database.engines import (
     Names,
     canonical_url,
     close_all,
+    create_private_file,
     dialect_of,
     discard,
     escape_colons,

@@ -153,9 +153,18 @@ def sqlite_engine(
 
     def connect() -> sqlite3.Connection:
         # Units of work use a connection one after the other, but in different threads.
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, factory=_Connection
-        )
+        try:
+            connection = sqlite3.connect(
+                uri,
+                uri=True,
+                timeout=busy_timeout_s,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=_Connection,
+            )
+        except sqlite3.OperationalError as error:
+            error.args = (f"{error} {path}",)  # SQLite does not name the file; its error code is an attribute
+            raise
         opened.add(connection)
         try:
             connection.execute("PRAGMA synchronous = FULL")  # the default of most builds; durability depends on it
@@ -183,6 +192,21 @@ def sqlite_engine(
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+def create_private_file(path: Path) -> int:
+    """Create a file that only its owner may read, and return its descriptor. Raises ``OSError``.
+
+    If root creates it, it gets the owner of its folder. Otherwise a server that runs as this user could not open what
+    an administrator's ``migrate`` has created. SQLite itself does the same with the WAL of a file.
+    """
+    # O_EXCL follows no symbolic link, so the owner of the folder cannot make root give away another file.
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    if os.geteuid() == 0:
+        with suppress(OSError):  # root without this right, as in some containers
+            folder = path.parent.stat()
+            os.fchown(file, folder.st_uid, folder.st_gid)
+    return file
 
 
 class _Connection(sqlite3.Connection):

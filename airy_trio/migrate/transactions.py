@@ -22,6 +22,7 @@ from airy_trio.database import (
     POSTGRES,
     DatabaseError,
     DatabaseOptions,
+    create_private_file,
     dialect_of,
     postgres_engine,
     quote_text,
@@ -44,7 +45,6 @@ Waiting = Callable[[int], None]
 """Receives the number of the attempt that found no lock."""
 LOCK_NOT_AVAILABLE: Final = "55P03"
 """The SQLSTATE of a lock time-out."""
-FILE_MODE: Final = 0o600
 _CHANGING: Final = ("create", "alter", "drop", "insert", "update", "delete", "grant")
 
 
@@ -130,7 +130,7 @@ def errors_of(url: str, options: DatabaseOptions) -> Iterator[None]:
 def _create_file(path: Path) -> Path | None:
     """Create an empty file that only its owner may read, or return None if it exists. Raises ``StartError``."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE))
+        os.close(create_private_file(path))
     except FileExistsError:
         return None
     except OSError as error:

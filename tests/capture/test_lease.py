@@ -1,5 +1,6 @@
 """The lease has at most one holder, and is free once the holder has ended."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
+from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease, lock_file
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable, DedicatedConnection, Names, postgres_engine
 from tests.application import Application
 from tests.descriptors import no_descriptor_left
@@ -160,6 +161,20 @@ async def test_a_killed_process_releases_the_lock_file(tmp_path: Path) -> None:
         assert await lease.try_acquire()
     await lease.release()
     await process.stdout.aclose()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a file for another user")
+async def test_files_created_by_root_belong_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    """Otherwise the server, which runs as this user, could not open them."""
+    os.chown(tmp_path, 65534, 65534)
+    application = Application(f"sqlite:///{tmp_path}/app.db")
+    application.run_migration(with_tables=True)
+    lease = FileLease(lock_file(tmp_path / "app.db"))
+    assert await lease.try_acquire()
+    await lease.release()
+    names = {"app.db", "app.db.airy-trio.db", "app.db.airy-trio.lock"}
+    assert {name: (tmp_path / name).stat().st_uid for name in names} == dict.fromkeys(names, 65534)
+    application.engine.dispose()
 
 
 async def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
