@@ -206,8 +206,9 @@ def expanded(text: str, environ: Mapping[str, str]) -> str:
     A ``${`` in a value is not expanded again. Raises ``SettingFault``.
     """
     references = list(_REFERENCE.finditer(text))
-    unset = [each["name"] for each in references if each["rest"] is None and each["name"] not in environ]
-    if any(each["name"] is None for each in references):
+    named = [each for each in references if each["name"] is not None]  # ``os.environ`` raises TypeError for None
+    unset = [each["name"] for each in named if each["rest"] is None and each["name"] not in environ]
+    if len(named) < len(references):
         fault = 'found "${" that begins neither ${NAME} nor ${NAME:-default}'
     elif unset:
         fault = f"not set in the environment: {', '.join(dict.fromkeys(unset))}"

@@ -1,5 +1,7 @@
 """References to environment variables: each is replaced once, or all faults are reported."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_all_unset_variables_are_named_once() -> None:
 @pytest.mark.parametrize("text", ["${", "${}", "${1A}", "${A B}", "${A:default}", "${A:-${B}}", "${NAME", "${ NAME}"])
 def test_incomplete_reference_is_refused(text: str) -> None:
     with pytest.raises(SettingFault, match="begins neither") as caught:
-        expanded(f"hunter2{text}", ENVIRON)
+        expanded(f"hunter2{text}", os.environ)  # unlike a dict, it rejects keys that are not text
     assert "hunter2" not in str(caught.value)
 
 
