@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -242,6 +244,19 @@ def test_folder_or_missing_folder_is_rejected(tmp_path: Path) -> None:
             Application(url).run_migration(with_tables=False)
     with pytest.raises(StartError, match="cannot be created: No such file or directory"):
         Application(f"sqlite:///{tmp_path}/no/x.db").run_migration(with_tables=True)
+
+
+@pytest.mark.slow
+def test_file_that_is_mounted_without_its_folder_is_rejected(tmp_path: Path) -> None:
+    file = tmp_path / "the app.db"
+    file.touch()
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount --bind "$0" "$0" && exec "$@"', str(file)]
+    if subprocess.run([*mounted, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not allow user namespaces")
+    code = "import sys, pathlib; from airy_trio.migrate import require_file as r; r(pathlib.Path(sys.argv[1]))"
+    ended = subprocess.run([*mounted, sys.executable, "-c", code, file], capture_output=True, text=True, check=False)
+    assert "the app.db is mounted without its folder" in ended.stderr
+    migrate.require_file(file)
 
 
 def test_existing_event_file_is_retained(sqlite_application: Application) -> None:

@@ -17,6 +17,8 @@ triggers and with their own. A migration that only adds something (expands) does
 removes something that older programs need (contracts) raises it, in the row and in the column's default.
 """
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -183,10 +185,30 @@ def migrate_log(url: str, options: DatabaseOptions) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Raise ``StartError`` if an SQLite file does not exist: only ``migrate --with-tables`` creates one."""
+    """Raise ``StartError`` if an SQLite file does not exist: only ``migrate --with-tables`` creates one.
+
+    Also if it is mounted alone, without its folder, as by ``docker run -v ./app.db:/data/app.db``: the application and
+    this process would each have a WAL or a journal of their own. No change would arrive, and the file may be corrupted.
+    """
     if not path.is_file():
         fault = "is not a file" if path.exists() else "does not exist"
         raise StartError([f"database.url: the SQLite file {path} {fault} (and is not created)"])
+    if _is_mount_point(path.resolve()):
+        fault = (
+            "is mounted without its folder, so the application and the server would not share the files that SQLite "
+            "keeps next to it; mount the folder instead"
+        )
+        raise StartError([f"database.url: the SQLite file {path} {fault}"])
+
+
+def _is_mount_point(path: Path) -> bool:
+    """Return whether a file is mounted itself. Known on Linux only."""
+    escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
+    try:
+        with Path("/proc/self/mountinfo").open("rb") as mounts:
+            return any(mount.split(b" ", 5)[4] == escaped for mount in mounts)
+    except OSError:
+        return False
 
 
 def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
