@@ -27,6 +27,7 @@ from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.connections import DRIVER_ERRORS
 from airy_trio.errors import listed
 from airy_trio.events import values
+from airy_trio.events.models import MessageUpdated
 from airy_trio.events.translate import EventTooLargeError, encode, translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
@@ -42,6 +43,9 @@ TIMEOUT_S: Final = 5.0
 """For each statement on Postgres, and for each table on SQLite."""
 YEAR_US: Final = 365 * 86_400 * SECOND_US
 """A time before this is probably a number of seconds, read as milliseconds."""
+YEAR_END: Final = "1971"
+"""The same, for comparison with times as text."""
+TIME_FORMS: Final = "numbers are milliseconds since 1970, and text is ISO 8601"
 SHOWN_MAX: Final = 5
 """How many unlisted values of a field are shown, each with at most the following number of characters."""
 SHOWN_CHARACTERS_MAX: Final = 40
@@ -84,12 +88,14 @@ class NewestRows:
 class _Seen:
     """Findings in the newest rows of one table, by reason and by field. ``objects``: metadata has several rows each.
 
-    ``order``: the names of the columns by which these rows are the newest.
+    ``order``: the names of the columns by which these rows are the newest. ``sent_at``: the newest time of their
+    messages, "" if there is none.
     """
 
     rows: int
     objects: int
     order: str = ""
+    sent_at: str = ""
     bodies: list[str] = field(factory=list)
     faults: dict[str, list[RowFault]] = field(factory=lambda: defaultdict(list))
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
@@ -130,11 +136,11 @@ def _watermark_findings(connection: sa.Connection, table: Table, name: str) -> I
             raise
         return
     setting = f'database.tables.{table.kind}.columns.{WATERMARK}: "{name}"'
-    forms = "numbers are milliseconds since 1970, and text is ISO 8601"
     if newest_us is None:
-        yield "problem", f"{setting} has no time in any row, so the server would send nothing of this table; {forms}"
+        finding = "has no time in any row, so the server would send nothing of this table"
+        yield "problem", f"{setting} {finding}; {TIME_FORMS}"
     elif newest_us < YEAR_US:
-        yield "warning", f"{setting} has no time after 1970, so a row that has a future time hides others; {forms}"
+        yield "warning", f"{setting} has no time after 1970, so a row that has a future time hides others; {TIME_FORMS}"
 
 
 def _in_newest_order(connection: sa.Connection, settings: Settings, objects: Objects, table: Table) -> _Seen | None:
@@ -195,6 +201,8 @@ def _read(connection: sa.Connection, settings: Settings, objects: Objects, table
         meaning = translate(changed, settings.events)
         for fault in meaning.faults:
             seen.faults[fault.reason].append(fault)
+        times = (event.sent_at for event in meaning.events if isinstance(event, MessageUpdated))
+        seen.sent_at = max([seen.sent_at, *times])
         for event in islice(meaning.events, BODIES_MAX - len(seen.bodies)):
             with suppress(EventTooLargeError):
                 seen.bodies.append(encode(event, settings.listener.message_bytes_max)[0].decode())
@@ -229,6 +237,9 @@ def _warnings(table: Table, seen: _Seen) -> Iterator[str]:
     for reason, faults in seen.faults.items():
         finding = f"{len(faults)} of {where} cannot be converted and would not be sent"
         yield f"{setting}: {finding}: {reason}; one is {faults[0].key}"
+    if seen.rows >= ALL_MIN and "sent_at" in table.columns and "" < seen.sent_at < YEAR_END:
+        column = table.columns["sent_at"].name
+        yield f'{setting}.columns.sent_at: "{column}" has no time after 1970 in {where}; {TIME_FORMS}'
     for name, found in seen.unlisted.items():
         shown = listed((f'"{text}"' for text in found), SHOWN_MAX)
         effect = "would not be sent" if name in _CLOSED else "is sent unchanged"

@@ -75,6 +75,18 @@ def test_unit_of_updated_at_is_checked(any_application: Application, unit: int, 
     assert [line.startswith(f"{column} {reported}") for line in found] == ([] if reported is None else [True])
 
 
+@pytest.mark.parametrize("unit, is_reported", [(1000, False), (1, True)])
+def test_unit_of_sent_at_is_checked(any_application: Application, unit: int, is_reported: bool) -> None:
+    any_application.execute(f"create table messages {COLUMNS.format(time='bigint')}")
+    for number in range(rows.ALL_MIN):
+        row = f"'m{number}', 'c', 'ch', 'x', 'pending', true, {(1_600_000_000 + number) * unit}, 'here', 'me'"
+        any_application.execute(f"insert into messages values ({row})")
+    found = [line for line in of_tables(check(any_application.migrate())) if "sent_at" in line]
+    newest = f"the newest {rows.ALL_MIN} by sent_at; numbers are milliseconds since 1970, and text is ISO 8601"
+    line = f'{MESSAGES}.columns.sent_at: "sent_at" has no time after 1970 in {newest}'
+    assert found == ([line] if is_reported else [])
+
+
 def test_metadata_of_several_rows_counts_once(any_application: Application) -> None:
     settings = any_application.migrate()
     for number in range(rows.ALL_MIN):

@@ -160,10 +160,11 @@ def test_column_with_null_is_not_proposed_for_a_required_field() -> None:
     assert columns_of(found["messages"])["sent_at"] == "created_at"
 
 
-def test_time_in_seconds_is_not_taken() -> None:
+@pytest.mark.parametrize("time", ["1714557600", "1714557600000000"])
+def test_time_in_seconds_or_microseconds_is_not_taken(time: str) -> None:
     found, questions = proposed(
         table("comment", "id issue_id poster_id content:text created_at"),
-        rows={"comment": [{"created_at": "1714557600"}]},
+        rows={"comment": [{"created_at": time}]},
     )
     assert columns_of(found["messages"])["sent_at"] == (0,)
     assert any("which column is its sent_at" in question for question in questions)
