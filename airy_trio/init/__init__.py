@@ -158,6 +158,7 @@ _TAIL: Final = """
 #tokens = { agent = "${AGENT_TOKEN}" }
 """
 _WHERE_WHY: Final = "# Excludes messages that clients should not see, judging by the names of these columns.\n"
+_CLASSES_WHY: Final = "# Leaves out rows about other classes.\n"
 _CONTENT_WHY: Final = "# What people write is sent as text, even if it looks like JSON.\n"
 
 
@@ -191,7 +192,8 @@ def _section(kind: Kind, proposal: Proposal) -> str:
         pair = f"[{_toml(table.schema or 'main')}, {_toml(table.name)}]"
         lines.append(f"name = {_toml(table.label) if is_plain else pair}\n")
     if proposal.where:
-        lines.append(f"{_WHERE_WHY}where = {_toml(proposal.where)}\n")
+        why = _CLASSES_WHY if kind == "metadata" else _WHERE_WHY
+        lines.append(f"{why}where = {_toml(proposal.where)}\n")
     if proposal.content != "auto":
         lines.append(f"{_CONTENT_WHY}content = {_toml(proposal.content)}\n")
     sources = proposal.sources.items()

@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 
 from airy_trio.capture.feed import ContentForm, Kind
 from airy_trio.capture.mapping import FIELDS, KINDS, SINGULAR, MessagesOptions, Scalar, TableOptions, TablesOptions
-from airy_trio.database import quote_identifier
+from airy_trio.database import quote_identifier, quote_text
 from airy_trio.events.values import ANONYMOUS
 from airy_trio.init.catalogue import FoundTable, Row
 from airy_trio.init.columns import (
@@ -129,7 +129,7 @@ class _Proposer:
             why=f"{reason}, score {scores[table.label]:.1f}{more}",
             table=table,
             sources=columns.sources,
-            where=_where(table) if kind == "messages" else "",
+            where=_where(table) if kind == "messages" else _of_known_classes(columns),
             content=columns.content_form,
         )
 
@@ -211,8 +211,10 @@ class _Proposer:
                 continue
             # A polymorphic reference, as in Rails: the class and the id of what the row is about.
             classes = class_of.labels or [str(row[class_of.name]) for row in self._sample(table)]
-            if values := translated(classes, SUBJECTS):
-                unseen = {} if class_of.labels else unseen_words(values, SUBJECTS)
+            # Rows about other classes, such as a person, are left out (``_of_known_classes``).
+            known = [one for one in classes if squashed(one) in SUBJECTS]
+            if values := translated(known, SUBJECTS):
+                unseen = {} if class_of.labels or len(known) < len(classes) else unseen_words(values, SUBJECTS)
                 why = "the class of what the row is about"
                 return {
                     "subject": Source(column=class_of.name, values=values, unseen=unseen, why=why),
@@ -306,6 +308,17 @@ def _where(table: FoundTable) -> str:
         found = ((column, by_family.get(column.family)) for column in with_names(table, names))
         conditions += [form.format(quote_identifier(column.name)) for column, form in found if form]
     return " and ".join(conditions)
+
+
+def _of_known_classes(columns: Columns) -> str:
+    """Return a condition for the rows that are about a known class, if some are about another; "" otherwise."""
+    subject = columns.sources.get("subject")
+    if subject is None or subject.column is None:
+        return ""
+    classes = columns.table.columns[subject.column].labels or [str(row[subject.column]) for row in columns.rows]
+    if subject.values.keys() >= {*classes}:
+        return ""
+    return f"{quote_identifier(subject.column)} in ({', '.join(map(quote_text, subject.values))})"
 
 
 _KNOWN: Final = (

@@ -180,6 +180,18 @@ def test_polymorphic_metadata() -> None:
     assert columns_of(metadata) == {"subject": "owner_type", "identifier": "owner_id", "key": "name", "value": "value"}
     assert metadata.sources["subject"].values == {"Conversation": "conversation", "Message": "message"}
     assert metadata.sources["subject"].unseen["Channel"] == "channel"
+    assert metadata.where == ""
+
+
+def test_metadata_about_other_classes_is_left_out() -> None:
+    found, _ = proposed(
+        table("messages", "id conversation_id body:text user_id created_at:time"),
+        table("notes", "id Notable_type:text Notable_id name:text value:text"),
+        rows={"notes": [{"Notable_type": "Conversation"}, {"Notable_type": "Contact"}, {"Notable_type": "Message"}]},
+    )
+    assert found["metadata"].sources["subject"].values == {"Conversation": "conversation", "Message": "message"}
+    assert found["metadata"].where == """"Notable_type" in ('Conversation', 'Message')"""
+    assert "# Leaves out rows about other classes.\nwhere =" in text_of("sqlite:///a.db", found)
 
 
 def test_metadata_of_the_parent_of_messages() -> None:
