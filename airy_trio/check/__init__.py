@@ -190,7 +190,7 @@ class _Check:
                 return None
             if not self.settings.changes.reads_only:
                 self.report.add("problem", place.named(servers.missing_file_rights(path)))
-                self.connected(place, servers.try_to_write)
+                self.connected(place, servers.try_to_write, immediate=True)
         elif options.direct_url:
             pooled, place = place, _Place(options.direct_url, "database.direct_url")
             found = self.connected(pooled, Identity.of)
@@ -289,7 +289,7 @@ class _Check:
                 found = f"the SQLite file {path} does not exist; the server creates it"
                 self.report.add("note", place.named([found]))
                 return None
-            self.connected(place, servers.try_to_write)
+            self.connected(place, servers.try_to_write, immediate=True)
         return self.connected(place, lambda connection: self.log(connection, place))
 
     def log(self, connection: sa.Connection, place: _Place) -> _Log | None:
@@ -334,13 +334,16 @@ class _Check:
             self.report.add("problem", _faults_of(error))
         return None
 
-    def connected(self, place: _Place, work: Callable[[sa.Connection], T]) -> T | None:
-        """Do the work with a connection; if the database is unavailable or refuses it, report a problem."""
+    def connected(self, place: _Place, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T | None:
+        """Do the work with a connection; if the database is unavailable or refuses it, report a problem.
+
+        ``immediate``: see ``Database.run_sync``.
+        """
         read_only = self.settings.changes.reads_only and place.setting == "database.url"
         timeout_s = self.settings.database.connect_timeout_s
         try:
             with servers.opened(place.url, timeout_s, setting=place.setting, read_only=read_only) as database:
-                return database.run_sync(work)
+                return database.run_sync(work, immediate=immediate)
         except StartError as error:
             self.report.add("problem", error.faults)
             return None

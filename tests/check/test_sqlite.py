@@ -1,11 +1,15 @@
 """Checks of an SQLite file, its folder and its library."""
 
 import os
+import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from airy_trio.check import servers
+from airy_trio.check import check, servers
+from tests.application import Application
 
 
 @pytest.mark.parametrize("synchronous, lines", [(0, 1), (1, 1), (2, 0), (3, 0)])
@@ -28,3 +32,17 @@ def test_folder_without_write_permission_is_reported(tmp_path: Path, monkeypatch
         f"the file {path} cannot be written by this user",
         f"this user cannot create files in {tmp_path}",
     ]
+
+
+def test_file_that_is_being_written_is_not_a_problem(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate()
+    path = str(sqlite_application.engine.url.database)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as application:
+        application.execute("pragma journal_mode = wal")
+        application.execute("begin immediate")
+        application.execute("insert into tags values ('t1', 'flag', 'red')")
+        commit = threading.Timer(1.0, application.execute, ("commit",))
+        commit.start()
+        report = check(settings)
+        commit.join()
+    assert report.of("problem") == ()
