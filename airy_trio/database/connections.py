@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import trio
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from airy_trio.database.engines import THREADS_MAX, OpenConnections, close_all, close_in_time, discard
+from airy_trio.database.engines import SQLITE, THREADS_MAX, OpenConnections, close_all, close_in_time, discard
 from airy_trio.database.postgres import Parameter, Pipeline, Statement
 from airy_trio.errors import AiryTrioError, Unavailable
 
@@ -66,10 +66,11 @@ class DatabaseRefused(DatabaseError):
     """The database has answered that the statement is not possible."""
 
 
-def translated(error: Exception) -> Exception:
+def translated(error: Exception, engine: sa.Engine | None = None) -> Exception:
     """Return an error of SQLAlchemy or of a driver as a ``DatabaseError``, without parameters.
 
     An error that is neither an answer of the database nor its absence is a bug of ours and is returned unchanged.
+    ``engine``: names the SQLite file in the message, which SQLite itself does not, not even if a disk is full.
     """
     match error:
         case sa.exc.TimeoutError():
@@ -89,7 +90,10 @@ def translated(error: Exception) -> Exception:
         case _:
             return error
     kind = DatabaseUnavailable if unavailable else DatabaseRefused
-    return kind(_primary_message(driver), getattr(driver, "sqlstate", None))
+    message = _primary_message(driver)
+    if engine is not None and engine.dialect.name == SQLITE:
+        message = f"{message} ({engine.url.database})"
+    return kind(message, getattr(driver, "sqlstate", None))
 
 
 def is_refusal(error: Exception) -> bool:
@@ -147,7 +151,7 @@ class DedicatedConnection:
             except DRIVER_ERRORS as error:
                 self._drop()
                 # Without the original error: its message may quote values, and a traceback would show it.
-                raise translated(error) from None
+                raise translated(error, self._engine) from None
             finally:
                 if self._closings != closings:
                     self._drop()
@@ -309,7 +313,7 @@ class Database:
             ):
                 return work(connection)
         except DRIVER_ERRORS as error:
-            raise translated(error) from None
+            raise translated(error, self.engine) from None
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work that writes. Raises the errors of ``run``."""

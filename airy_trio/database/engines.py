@@ -153,18 +153,9 @@ def sqlite_engine(
 
     def connect() -> sqlite3.Connection:
         # Units of work use a connection one after the other, but in different threads.
-        try:
-            connection = sqlite3.connect(
-                uri,
-                uri=True,
-                timeout=busy_timeout_s,
-                isolation_level=None,
-                check_same_thread=False,
-                factory=_Connection,
-            )
-        except sqlite3.OperationalError as error:
-            error.args = (f"{error} {path}",)  # SQLite does not name the file; its error code is an attribute
-            raise
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, factory=_Connection
+        )
         opened.add(connection)
         try:
             connection.execute("PRAGMA synchronous = FULL")  # the default of most builds; durability depends on it

@@ -168,7 +168,8 @@ def test_sqlite_file_without_write_permission(sqlite_application: Application, t
         file.write(b"\x7f")  # a format for which every SQLite may read but not write
     (finding,) = problems(check(settings))
     assert finding == (
-        "database.url: the database cannot be used: OperationalError: attempt to write a readonly database"
+        f"database.url: the database cannot be used: "
+        f"OperationalError: attempt to write a readonly database ({tmp_path / 'app.db'})"
     )
 
 

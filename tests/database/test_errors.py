@@ -103,7 +103,7 @@ def test_unreachable_database_is_unavailable(postgres: Postgres, tmp_path: Path)
         with pytest.raises(DatabaseUnavailable) as caught:
             run(Database(postgres_engine(url, connect_timeout_s=2)), "select 1")
         assert not any(secret in str(caught.value) for secret in (SECRET, "wr0ng"))
-    with pytest.raises(DatabaseUnavailable, match=f"unable to open database file {tmp_path}/none.db$"):
+    with pytest.raises(DatabaseUnavailable, match=rf"unable to open database file \({tmp_path}/none.db\)$"):
         run(Database(sqlite_engine(tmp_path / "none.db")), "select 1")
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("this is no database, but a text that is longer than the header of one" * 9)
