@@ -32,6 +32,7 @@ from airy_trio.capture import mapping, postgres_triggers, triggers
 from airy_trio.capture.change_log import STATE, TABLE, ChangeLog, first_point
 from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.lease import lock_file
+from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import (
     POSTGRES,
@@ -59,6 +60,7 @@ _IS_USED: Final = sa.text(
     "select exists (select from pg_class where relnamespace = to_regnamespace(:schema)) "
     "or exists (select from pg_proc where pronamespace = to_regnamespace(:schema))"
 )
+_HAS_ROLE: Final = sa.text("select exists (select from pg_roles where rolname = :role)")
 ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 """The encodings of a Postgres database that can store any text."""
 
@@ -237,14 +239,14 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
         with _store(connection, settings, record) as store:
             left = (newer, None if store is None else _upgrade_log(store, settings))
             if grant is not None and store not in (None, connection) and store.dialect.name == POSTGRES:
-                triggers.execute(store, postgres_triggers.grant_statements(grant, {}, names))
+                _grant(store, grant, {}, names, "log.url")
             # Otherwise the store's transaction, which encloses this, would report errors of this database as its own.
             with errors_of(settings.database.session_url, settings.database):
                 # After the event log, which may be far away or need time: this may lock the application's tables.
                 if newer is None:
                     upgrade(connection, "changes", names)
                 if grant is not None:
-                    triggers.execute(connection, postgres_triggers.grant_statements(grant, tables, names))
+                    _grant(connection, grant, tables, names, "database.url")
                 if newer is None:
                     triggers.install(connection, tables, names, deletes=settings.logs_deletes, firing=options.firing)
                     log = ChangeLog(names)
@@ -253,6 +255,13 @@ def _migrate_all(settings: Settings, options: _Options, record: list[str] | None
                     if log.origin(connection) is None:
                         log.set_origin(connection, first_point(connection, names.quoted(TABLE)))
     return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(filter(None, left)))
+
+
+def _grant(connection: sa.Connection, role: str, tables: Tables, names: Names, setting: str) -> None:
+    """Grant a server's role its rights in the database of a setting. Raises ``StartError`` if there is no such role."""
+    if not connection.execute(_HAS_ROLE, {"role": role}).scalar_one():
+        raise StartError([f'--grant {role}: the Postgres at {setting} has no role "{role}"'])
+    triggers.execute(connection, postgres_triggers.grant_statements(role, tables, names))
 
 
 def _migrate_log_only(settings: Settings, record: list[str] | None) -> Migrated:
