@@ -178,6 +178,14 @@ async def test_migrate_installs_what_the_server_needs(here: Here) -> None:
             assert await serving.terminate() == 0
 
 
+def test_preview_without_anything_to_do_is_a_comment(
+    sqlite_application: Application, here: Here, command_line: CommandLine
+) -> None:
+    sqlite_application.migrate()
+    finished = command_line("migrate", "--sql", "--config", here.on(sqlite_application.url))
+    assert (finished.code, finished.out) == (0, "-- nothing to do: everything is up to date\n")
+
+
 # Check
 
 
