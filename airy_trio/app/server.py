@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -37,7 +37,7 @@ from airy_trio.admin.readiness import Starting
 from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, wait_until_available
 from airy_trio.auth.authenticator import Authenticator, load_file_keys
 from airy_trio.auth.keys import Key
-from airy_trio.database import DatabaseError
+from airy_trio.database import DatabaseError, DatabaseRefused
 from airy_trio.delivery.disconnects import INTERNAL
 from airy_trio.errors import FaultsError, SettingsError, StartError, single_error
 from airy_trio.log.recorder import Recorder
@@ -52,6 +52,8 @@ logger = structlog.get_logger(__name__)
 
 FLUSH_TIMEOUT_S: Final = 5.0
 """Time at shutdown to store the acknowledgements of durable subscriptions."""
+_UNDEFINED_TABLE: Final = "42P01"
+"""The SQLSTATE of Postgres; its message may be in any language."""
 
 
 async def serve(  # noqa: ASYNC128 - _serve reports that it has started
@@ -170,7 +172,21 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
                 await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, start)
             port.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise single_error(group) from None
+        raise _removed(group, settings.database.schema) or single_error(group) from None
+
+
+def _removed(group: BaseExceptionGroup[Any], schema: str) -> StartError | None:
+    """Return the error to report if a table of ours has gone, which only a removal causes under a running server."""
+
+    def is_missing(error: BaseException) -> bool:
+        if not isinstance(error, DatabaseRefused) or schema not in str(error):
+            return False
+        return error.sqlstate == _UNDEFINED_TABLE or "no such table" in str(error)
+
+    if group.subgroup(is_missing) is None:
+        return None
+    remedy = "run airy-trio migrate --config FILE, and start the server again"
+    return StartError([f"the tables of {schema} were removed while this server ran (migrate --remove); {remedy}"])
 
 
 @frozen(kw_only=True)
