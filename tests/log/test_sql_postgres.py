@@ -38,7 +38,7 @@ from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import check_event_store
 from tests.log.places import event, fold, open_postgres, open_sql, postgres_places
 from tests.pgbouncer import through
-from tests.postgres import Postgres
+from tests.postgres import PASSWORD_ROLE, Postgres
 from tests.stalling_proxy import stalling
 
 STATE = "airy_trio.log_state"
@@ -194,6 +194,17 @@ async def test_next_append_ends_the_session_that_hangs(postgres_database: str) -
                 await store.append(head, [event(1)], "point")
             assert [stored.offset for stored in await store.append(head, [event(1)], "point")] == [1]
             assert await store.resume_point() == "point"
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_session_of_another_role_that_hangs_is_an_outage(postgres: Postgres, postgres_database: str) -> None:
+    with psycopg.connect(conninfo(postgres_database)) as owner:
+        owner.execute(f"grant usage on schema airy_trio to {PASSWORD_ROLE}")
+        owner.execute(f"grant select, update, insert on all tables in schema airy_trio to {PASSWORD_ROLE}")
+    url = postgres.password_url(sa.make_url(postgres_database).database or "")
+    async with open_sql(DatabaseOptions(url=url)) as store:
+        with trio.fail_after(10), pytest.raises(StoreUnavailable, match="may not be ended: InsufficientPrivilege"):
+            await store.append((await store.bounds()).head, [event(1)], "point")
 
 
 @pytest.mark.usefixtures("hanging")
