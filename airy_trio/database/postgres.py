@@ -110,6 +110,8 @@ class MonitoredConnection(psycopg.Connection[Any]):
         try:
             with self.open_another() as other:
                 other.answer_timeout_s = CHECK_TIMEOUT_S
+                # If ALTER ROLE sets another role for each session, that one does not see what the login role runs.
+                other.execute("set role none")
                 [(is_working,)] = other.execute(_WORKING, [self.info.backend_pid]).fetchall()
         except psycopg.Error:
             return False

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 import trio
+from psycopg.sql import SQL
 
 from airy_trio.database import Database, DatabaseUnavailable, DedicatedConnection, postgres_engine
 from airy_trio.database.engines import THREADS_MAX
@@ -72,6 +73,21 @@ async def test_unanswered_statement_fails_and_the_next_one_reconnects(ask: Ask, 
 
 async def test_slow_statement_is_waited_for(ask: Ask) -> None:
     assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
+
+
+async def test_slow_statement_of_a_role_that_sets_another_is_waited_for(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
+    roles = "create role airy_owner; create role airy_login login in role airy_owner"
+    postgres.execute(SQL(f"{roles}; alter role airy_login set role = airy_owner"))
+    url = f"postgresql://airy_login@127.0.0.1:{postgres.port}/postgres"
+    session = DedicatedConnection(postgres_engine(url, connect_timeout_s=CONNECT_TIMEOUT_S))
+    slow = sa.text(f"select current_user || pg_sleep({SLOW_S})")
+    with trio.fail_after(TIMEOUT_S):
+        assert await session.run(lambda connection: connection.scalar(slow)) == "airy_owner"
+    await session.aclose()
+    postgres.execute(SQL("drop role airy_login, airy_owner"))
 
 
 async def test_check_reaches_the_server_of_the_connection(
