@@ -205,6 +205,8 @@ async def test_session_of_another_role_that_hangs_is_an_outage(postgres: Postgre
     async with open_sql(DatabaseOptions(url=url)) as store:
         with trio.fail_after(10), pytest.raises(StoreUnavailable, match="may not be ended: InsufficientPrivilege"):
             await store.append((await store.bounds()).head, [event(1)], "point")
+        assert isinstance(store, PostgresStore)
+        assert store.patience_s == PATIENCE_FIRST_S
 
 
 @pytest.mark.usefixtures("hanging")

@@ -201,7 +201,7 @@ class PostgresStore(SqlStore):
                 break
             await trio.sleep(min(pause_s, give_up_at - trio.current_time()))
             pause_s = min(2 * pause_s, FENCE_POLL_MAX_S)
-        waited_s, self.patience_s = self.patience_s, min(2 * self.patience_s, PATIENCE_MAX_S)
+        waited_s = self.patience_s
         try:
             [[(count,)]] = await self._pool.run((self._statements.end_session_inside, ()))
         except DatabaseRefused as error:
@@ -209,6 +209,7 @@ class PostgresStore(SqlStore):
             # ends by itself, at the latest when its connection is found to be lost.
             message = f"the append of another session did not end within {waited_s:g} s, and may not be ended: {error}"
             raise StoreUnavailable(message) from None
+        self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
         logger.warning("ended the database session of an append that hung", sessions=count)
         message = f"the append of another session did not end within {waited_s:g} s; its session was ended"
         raise StoreUnavailable(message)
