@@ -324,9 +324,9 @@ class EventLog:
                 return
 
     async def _compare(self) -> None:
-        """Settle doubts: begin an epoch if the store is truncated, and follow the store into a new one.
+        """Settle doubts: begin an epoch if the store is truncated. Raises ``StoreUnavailable``.
 
-        Raises ``StoreUnavailable``.
+        ``_read_on``, which comes next, follows the store into a new epoch.
         """
         # Read all three before asking the store. If this node appends while it waits, the new event must not be the one
         # that is compared.
@@ -341,10 +341,8 @@ class EventLog:
             except StaleAppend:  # another node has begun an epoch, or has appended to what is left
                 bounds = await self.store.bounds()
         self._doubts_settled = doubts
-        if bounds.epoch != self.epoch:
-            if known.offset:  # no client can have missed an event of an epoch without events
-                logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
-            await self._start(bounds)
+        if bounds.epoch != self.epoch and known.offset:  # no client can have missed an event of an epoch without events
+            logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
 
     async def _is_truncated(self, bounds: Bounds, known: Position, newest: StoredEvent | None) -> bool:
         """Return whether the store has lost events up to ``known``, which is of the epoch of its ``bounds``.

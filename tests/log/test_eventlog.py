@@ -650,6 +650,16 @@ async def test_exact_times_of_the_oldest_own_appends_are_forgotten(store: Outage
     assert [trio.current_time() - log.changed_at(one) for one in oldest] == pytest.approx([0, 0.0004])
 
 
+async def test_exact_times_of_own_appends_are_of_one_epoch(store: Outages, autojump_clock: MockClock) -> None:
+    log = await opened(store)
+    await log.append(log.head, [event(1)], "point", changed_at=trio.current_time() - 5)
+    head = await log.begin_epoch(log.head, "other")
+    await store.add(event(2))
+    await log.catch_up()
+    (stored,) = await store.read(head, 1)
+    assert (stored.offset, trio.current_time() - log.changed_at(stored)) == (1, 0)
+
+
 async def test_changed_at_of_an_event_read_before_its_append_returns(store: Outages, autojump_clock: MockClock) -> None:
     log = await opened(store)
     head = log.head
