@@ -22,6 +22,7 @@ from airy_trio.log.sql.postgres import (
     PATIENCE_FIRST_S,
     Notifications,
 )
+from airy_trio.log.sql.tables import PostgresTables
 from airy_trio.log.store import (
     Acknowledgement,
     Claim,
@@ -520,6 +521,20 @@ async def test_a_conversation_with_few_objects_is_found_by_its_index(postgres_da
             assert not await store.current(StateAt("first0", head), head.at(0), limit, none, bytes_max=1000)
 
     assert await scanned(postgres_database, work) <= 100
+
+
+def test_old_versions_of_the_state_are_not_read(postgres_database: str, locking: Other, other: Other) -> None:
+    """A dump or a report of an hour keeps Postgres from removing the versions that each append leaves."""
+    migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
+    locking.execute("set transaction isolation level repeatable read")
+    locking.execute("select 1")
+    other.execute(f"do $$ begin for number in 1..5000 loop update {STATE} set last = number; end loop; end $$")
+    bounds = PostgresTables(Names.of(postgres_database, "airy_trio")).bounds.compile(
+        dialect=sa.make_url(postgres_database).get_dialect()(), compile_kwargs={"literal_binds": True}
+    )
+    (plan,) = other.execute(f"explain (analyze, buffers, format json) {bounds}").fetchone() or ("",)
+    assert isinstance(plan, list)
+    assert plan[0]["Plan"]["Shared Hit Blocks"] < 10  # of more than 50
 
 
 @pytest.mark.parametrize(

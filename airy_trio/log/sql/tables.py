@@ -90,7 +90,8 @@ class LogTables:
             of = (sa.column(column, type_) for column, type_ in columns.items())
             return sa.table(names.bare(name), *of, schema=names.table_schema)
 
-        texts, numbers = ("epoch", "resume_point", "generation", "marks", "state_at"), ("first", "last", "folded")
+        texts = ("epoch", "resume_point", "generation", "marks", "state_at")
+        numbers = ("id", "first", "last", "folded")
         self.events = table(EVENTS, COLUMNS)
         self.state = table(STATE, dict.fromkeys(texts, sa.Text) | dict.fromkeys(numbers, sa.BigInteger))
         self.current = table(CURRENT, {"digest": sa.LargeBinary, "generation": sa.Text, **COLUMNS})
@@ -109,6 +110,10 @@ class LogTables:
             state.epoch, state.first, state.last, state.resume_point, now_ms.label("now_ms"),
             state.generation, state.marks, state.folded, self._in_step.label("in_step"),
         )  # fmt: skip
+        # There is one row. But while a transaction stays open for long, Postgres keeps each version of it. A scan would
+        # read all of them (1.5 ms with 100,000), while the index has the newest ones at its end (0.16 ms; 0.12 with one
+        # version, either way).
+        self.bounds = self.bounds.order_by(state.id.desc()).limit(1)
         self.aged = self.bounds.add_columns(self._last_before(now_ms - given("age_ms", type_=sa.BigInteger)))
         self._prepare_fold()
         self._prepare_trim()
