@@ -179,9 +179,10 @@ def _removed(group: BaseExceptionGroup[Any], schema: str) -> StartError | None:
     """Return the error to report if a table of ours has gone, which only a removal causes under a running server."""
 
     def is_missing(error: BaseException) -> bool:
-        if not isinstance(error, DatabaseRefused) or schema not in str(error):
+        if not isinstance(error, DatabaseRefused):
             return False
-        return error.sqlstate == _UNDEFINED_TABLE or "no such table" in str(error)
+        text = str(error)
+        return (error.sqlstate == _UNDEFINED_TABLE and schema in text) or f"no such table: {schema}_" in text
 
     if group.subgroup(is_missing) is None:
         return None
