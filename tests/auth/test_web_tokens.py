@@ -100,6 +100,14 @@ def test_algorithm_missing_in_the_settings_is_refused(wanted: str) -> None:
             assert judged(signer.token(), keys, options(wanted)) is RefusalKind.UNAUTHORIZED
 
 
+def test_key_with_alg_verifies_no_other_algorithm() -> None:
+    both = options("RS256", "RS512")
+    signers = {algorithm: issuer(algorithm) for algorithm in both.jwt_algorithms}  # they share one RSA key
+    keys = read_jwks(jwks(jwk(key_pair("RS256"), alg="RS512")), both.jwt_algorithms)
+    assert isinstance(judged(signers["RS512"].token(), keys, both), User)
+    assert judged(signers["RS256"].token(), keys, both) is None
+
+
 @pytest.mark.parametrize("alg", ["none", "None", "NONE", "", None, 7, ["HS256"], "hs256", "HS1", "PS256", "EdDSA"])
 @pytest.mark.parametrize("signature", ["", None])
 def test_unknown_algorithm_is_refused(alg: object, signature: str | None) -> None:
