@@ -53,7 +53,7 @@ logger = structlog.get_logger(__name__)
 FLUSH_TIMEOUT_S: Final = 5.0
 """Time at shutdown to store the acknowledgements of durable subscriptions."""
 _UNDEFINED_TABLE: Final = "42P01"
-"""The SQLSTATE of Postgres; its message may be in any language."""
+"""The SQLSTATE of a missing table. It is compared because Postgres may write its message in any language."""
 
 
 async def serve(  # noqa: ASYNC128 - _serve reports that it has started
@@ -172,11 +172,11 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
                 await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, start)
             port.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise _removed(group, settings.database.schema) or single_error(group) from None
+        raise _removal_error(group, settings.database.schema) or single_error(group) from None
 
 
-def _removed(group: BaseExceptionGroup[Any], schema: str) -> StartError | None:
-    """Return the error to report if a table of ours has gone, which only a removal causes under a running server."""
+def _removal_error(group: BaseExceptionGroup[Any], schema: str) -> StartError | None:
+    """Return the error to report if a table of ours is missing: while a server runs, only a removal causes that."""
 
     def is_missing(error: BaseException) -> bool:
         if not isinstance(error, DatabaseRefused):

@@ -331,7 +331,7 @@ def _from_catalogue(relation: _Relation, columns: Mapping[str, Column], kind: Ki
     """
     keys = {columns[field.name].name for field in FIELDS[kind] if field.key and field.name in columns}
     return {
-        "name": relation.name,  # SQLite finds a table in any case, and a migration may change the case
+        "name": relation.name,  # SQLite ignores the case of names, and a migration may change it
         "columns": columns,
         "row_triggers": relation.row_triggers,
         "unique": tuple(

@@ -44,7 +44,7 @@ TIMEOUT_S: Final = 5.0
 YEAR_US: Final = 365 * 86_400 * SECOND_US
 """A time before this is probably a number of seconds, read as milliseconds."""
 YEAR_END: Final = "1971"
-"""The same, for comparison with times as text."""
+"""The same limit, for times as ISO 8601 text."""
 TIME_FORMS: Final = "numbers are milliseconds since 1970, and text is ISO 8601"
 SHOWN_MAX: Final = 5
 """How many unlisted values of a field are shown, each with at most the following number of characters."""

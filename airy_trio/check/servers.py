@@ -258,8 +258,9 @@ def missing_file_rights(path: Path) -> Iterator[str]:
 def try_to_write(connection: sa.Connection) -> None:
     """Write something and roll it back. Raises the driver's error if that is not possible.
 
-    The transaction must be ``immediate``: in WAL mode a commit of the application between the two statements would
-    otherwise be an error. To begin it is not enough: on a read-only file it succeeds, and only reads.
+    The caller must have begun an ``immediate`` transaction. In any other, in WAL mode, the second statement fails if
+    the application commits after the first one. Beginning the transaction is not enough as a test: on a read-only file
+    that succeeds, with a transaction that only reads.
     """
     version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
     connection.exec_driver_sql(f"PRAGMA user_version = {version}")

@@ -34,7 +34,7 @@ SECONDS_MIN, SECONDS_MAX = 2, 3600
 PROGRESS_CHARS: Final = 78
 """The width of the line that shows the progress of a backfill."""
 NOTHING_TO_DO: Final = "-- nothing to do: everything is up to date"
-"""What `migrate --sql` prints instead of statements: a comment, because its output is SQL."""
+"""Printed by `migrate --sql` if there are no statements. A comment, because the output is SQL."""
 EXAMPLES_MAX: Final = 10
 """How many lost, duplicated or reordered events ``verify`` names."""
 
@@ -371,7 +371,7 @@ def migrate(  # noqa: PLR0913 - one for each option
             lines = implementation.preview(settings, waiting=waiting, **options)
         else:
             lines = [*_migrated_lines(settings, implementation.migrate(settings, waiting=waiting, **options))]
-    for line in lines or [NOTHING_TO_DO]:  # only a preview can be empty
+    for line in lines or [NOTHING_TO_DO]:  # only a preview can have no lines
         click.echo(line)
     if then_backfill:
         _run_backfill(settings)

@@ -67,8 +67,8 @@ __all__ = [
 
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
-"""The pause before an attempt is random, between 0 and a bound that doubles from the first to the second of these. The
-bound is the first again once a connection has received an event, or has lasted for ``STEADY_S``."""
+"""The pause before an attempt is random, between 0 and a bound that doubles from ``RETRY_FIRST_S`` to ``RETRY_MAX_S``.
+A connection that has received an event, or has lasted for ``STEADY_S``, sets the bound back to ``RETRY_FIRST_S``."""
 STEADY_S: Final = 10.0
 LATER_S: Final = 15.0
 """Added to the pause if a limit of the server is reached and the server does not say how long to wait."""
@@ -305,7 +305,7 @@ class Follower:
         ``next`` event, with the ``oldest`` retained one, or with the ``current`` state.
 
         A client has one loop at a time: the loop over earlier ``events`` raises ``ClientError``. Raises
-        ``ValueError`` for another ``begin``, and ``trio.ClosedResourceError`` after the end of the client.
+        ``ValueError`` for any other ``begin``, and ``trio.ClosedResourceError`` after the end of the client.
         """
         if begin not in _REPLAYS:
             raise ValueError(f"begin is {begin!r}; allowed: {', '.join(map(repr, _REPLAYS))}")
@@ -374,7 +374,7 @@ class _Connector:
             try:
                 while True:
                     message = await connection.receive("MESSAGE")
-                    # Not at CONNECTED: if a server accepts each connection and then ends it, the pauses have to go on
+                    # Not at CONNECTED: if a server accepts each connection and then ends it, the pauses must keep
                     # growing.
                     self._backoff.reset()
                     await loop.deliver(message)

@@ -70,7 +70,8 @@ def translated(error: Exception, engine: sa.Engine | None = None) -> Exception:
     """Return an error of SQLAlchemy or of a driver as a ``DatabaseError``, without parameters.
 
     An error that is neither an answer of the database nor its absence is a bug of ours and is returned unchanged.
-    ``engine``: names the SQLite file in the message, which SQLite itself does not, not even if a disk is full.
+    ``engine``: of the connection that raised the error. If it is of SQLite, its file is added to the message, because
+    SQLite itself does not name the file, not even if a disk is full.
     """
     match error:
         case sa.exc.TimeoutError():

@@ -188,13 +188,14 @@ def sqlite_engine(
 def create_private_file(path: Path) -> int:
     """Create a file that only its owner may read, and return its descriptor. Raises ``OSError``.
 
-    If root creates it, it gets the owner of its folder. Otherwise a server that runs as this user could not open what
-    an administrator's ``migrate`` has created. SQLite itself does the same with the WAL of a file.
+    If root creates the file, it belongs to the owner of its folder. Otherwise a server that runs as this owner could
+    not open a file that an administrator's ``migrate`` has created. SQLite likewise gives a WAL to the owner of its
+    database.
     """
     # O_EXCL follows no symbolic link, so the owner of the folder cannot make root give away another file.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     if os.geteuid() == 0:
-        with suppress(OSError):  # root without this right, as in some containers
+        with suppress(OSError):  # in some containers root lacks this right
             folder = path.parent.stat()
             os.fchown(file, folder.st_uid, folder.st_gid)
     return file

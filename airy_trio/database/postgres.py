@@ -110,7 +110,7 @@ class MonitoredConnection(psycopg.Connection[Any]):
         try:
             with self.open_another() as other:
                 other.answer_timeout_s = CHECK_TIMEOUT_S
-                # If ALTER ROLE sets another role for each session, that one does not see what the login role runs.
+                # If ALTER ROLE … SET role applies, this session has a role that cannot see what the login role runs.
                 other.execute("set role none")
                 [(is_working,)] = other.execute(_WORKING, [self.info.backend_pid]).fetchall()
         except psycopg.Error:

@@ -158,7 +158,7 @@ class FileVersions:
         """Return the version, which changes with every commit by others.
 
         If another file has taken its place, call ``close`` and return the version of the new file. ``closely``: wait
-        for a version other than the last one, for up to ``LOOK_CLOSELY_S`` after a write. Raises
+        for a version other than the one returned last, for up to ``LOOK_CLOSELY_S`` after a write. Raises
         ``DatabaseUnavailable`` if the file is gone.
         """
         closely_s = self._touched_at + LOOK_CLOSELY_S - trio.current_time() if closely else 0.0
@@ -177,10 +177,11 @@ class FileVersions:
         return version
 
     async def wait(self, *, after_s: float = LOOK_FIRST_S) -> FileVersion:
-        """Wait for a version other than the last one, and return it. ``after_s``: see ``pause``.
+        """Wait for a version other than the one returned last, and return it. ``after_s``: see ``pause``.
 
-        The caller has read the file after it asked for the last one, so what it has not seen has changed the version
-        since. If the version was asked for once more here, it might already include such a commit.
+        The caller has read the file since then, so a commit that it has not read has changed the version.
+        This method must not first ask for the version again: that answer might already include such a commit, and the
+        caller would wait for the next one.
         """
         known = self._last
         while True:

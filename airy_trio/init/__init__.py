@@ -158,7 +158,7 @@ _TAIL: Final = """
 #tokens = { agent = "${AGENT_TOKEN}" }
 """
 _WHERE_WHY: Final = "# Excludes messages that clients should not see, judging by the names of these columns.\n"
-_CLASSES_WHY: Final = "# Leaves out rows about other classes.\n"
+_CLASSES_WHY: Final = "# Only rows about these classes are sent.\n"
 _CONTENT_WHY: Final = "# What people write is sent as text, even if it looks like JSON.\n"
 
 

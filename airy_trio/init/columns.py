@@ -16,7 +16,8 @@ from airy_trio.init.vocabulary import CODED, FAMILIES, NAMES, NOUNS, USERS, Flag
 MILLISECONDS_MIN: Final = 10**11
 """Smaller numbers are times in seconds, which the server would read as milliseconds, of the year 1973 or earlier."""
 MILLISECONDS_MAX: Final = 10**14
-"""Larger numbers are times in microseconds or nanoseconds, which the server would read as those of later millennia."""
+"""Larger numbers are times in microseconds or nanoseconds, which the server would read as milliseconds, of the year
+5138 or later."""
 _NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]*)?")
 MISSING: Final[Mapping[str, str]] = {
     "conversation_id": "no column groups messages",

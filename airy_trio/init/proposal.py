@@ -311,7 +311,7 @@ def _where(table: FoundTable) -> str:
 
 
 def _of_known_classes(columns: Columns) -> str:
-    """Return a condition for the rows that are about a known class, if some are about another; "" otherwise."""
+    """Return a condition that excludes the rows about unknown classes; "" if there are none."""
     subject = columns.sources.get("subject")
     if subject is None or subject.column is None:
         return ""

@@ -326,7 +326,7 @@ class EventLog:
     async def _compare(self) -> None:
         """Settle doubts: begin an epoch if the store is truncated. Raises ``StoreUnavailable``.
 
-        ``_read_on``, which comes next, follows the store into a new epoch.
+        The caller then calls ``_read_on``, which follows the store into a new epoch.
         """
         # Read all three before asking the store. If this node appends while it waits, the new event must not be the one
         # that is compared.

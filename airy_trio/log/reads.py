@@ -186,7 +186,7 @@ class Reads:
         self._pages_being_read: dict[tuple[Position, Destination, Replay | None], trio.Event] = {}
         # Both are LRU caches: the destination that was used last is the last.
         self._remembered: OrderedDict[Destination, Page] = OrderedDict()
-        # The newest event up to a position, without its body; None if there is none.
+        # The newest event of a destination up to a position, without its body; None if there is none.
         self._newest: OrderedDict[Destination, tuple[Position, StoredEvent | None]] = OrderedDict()
         # Both with the time when they were read, in Trio's time.
         self._state: tuple[float, CurrentState] | None = None

@@ -117,7 +117,7 @@ class Recorder:
         ``kept``: events of types whose current state is kept. ``ended``: objects that left the current state.
         """
         self.events_by_type = Counter(dict.fromkeys(TYPES, 0))
-        """The number of events appended since the start, 0 for a type that has not occurred."""
+        """The number of events of each type appended since the start, 0 for a type that has not occurred."""
         self._behind_since: float | None = None
         self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
         self._task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -440,7 +440,7 @@ class ReadAhead:
         # Room for one, so that ``begin`` never waits for ``run``, nor ``run`` for ``take``.
         self._requests, self._requested = trio.open_memory_channel[tuple[str, int]](1)
         self._results, self._read = trio.open_memory_channel[Batch | Exception](1)
-        self._begun_at: float | None = None  # of the read that was begun and not taken or discarded
+        self._begun_at: float | None = None  # of the read that is not yet taken or discarded
 
     async def run(self) -> None:
         """Perform the reads that were begun, until cancelled."""
@@ -451,13 +451,13 @@ class ReadAhead:
                 self._results.send_nowait(error)
 
     def begin(self, point: str, limit: int) -> None:
-        """Begin to read after a point. Unless ``discard`` comes first, the next ``take`` has the same arguments."""
+        """Begin to read after a point. The next call must be ``take`` with the same arguments, or ``discard``."""
         if self._feed.consumed:
             self._begun_at = trio.current_time()
             self._requests.send_nowait((point, limit))
 
     async def take(self, point: str, limit: int) -> tuple[Batch, float]:
-        """Return the batch after a point and when it was requested; read it now if that was not begun.
+        """Return the batch after a point and when it was requested; if no read was begun, read it now.
 
         Raises the errors of ``ChangeFeed.read``.
         """

@@ -352,7 +352,7 @@ class Tail:
 
 
 class StoreClock:
-    """The event store's clock, as of the newest ``Bounds``. Since then it goes on like Trio's, which cannot be set."""
+    """The event store's clock, as of the newest ``Bounds``. It then advances with Trio's, which cannot be set."""
 
     def __init__(self) -> None:
         self._skew_ms = 0.0

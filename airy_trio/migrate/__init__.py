@@ -189,8 +189,9 @@ def migrate_log(url: str, options: DatabaseOptions) -> None:
 def require_file(path: Path) -> None:
     """Raise ``StartError`` if an SQLite file does not exist: only ``migrate --with-tables`` creates one.
 
-    Also if it is mounted alone, without its folder, as by ``docker run -v ./app.db:/data/app.db``: the application and
-    this process would each have a WAL or a journal of their own. No change would arrive, and the file may be corrupted.
+    Raise it also if the file is mounted without its folder, as by ``docker run -v ./app.db:/data/app.db``. Then the
+    application and this process would each have a WAL or a journal of their own: no change would arrive, and the file
+    might be corrupted.
     """
     if not path.is_file():
         fault = "is not a file" if path.exists() else "does not exist"
@@ -204,7 +205,7 @@ def require_file(path: Path) -> None:
 
 
 def _is_mount_point(path: Path) -> bool:
-    """Return whether a file is mounted itself. Known on Linux only."""
+    """Return whether the file itself is a mount point. Only Linux can report that; elsewhere False."""
     escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
     try:
         with Path("/proc/self/mountinfo").open("rb") as mounts:

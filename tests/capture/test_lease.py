@@ -165,7 +165,7 @@ async def test_a_killed_process_releases_the_lock_file(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a file for another user")
 async def test_files_created_by_root_belong_to_the_owner_of_the_folder(tmp_path: Path) -> None:
-    """Otherwise the server, which runs as this user, could not open them."""
+    """Otherwise a server that runs as this owner could not open them."""
     os.chown(tmp_path, 65534, 65534)
     application = Application(f"sqlite:///{tmp_path}/app.db")
     application.run_migration(with_tables=True)

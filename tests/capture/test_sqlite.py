@@ -197,7 +197,7 @@ RECREATED = (
 async def test_triggers_of_a_recreated_table_are_restored(
     application: Application, log_output: list[dict[str, Any]], name: str
 ) -> None:
-    """Also if its name has another case now."""
+    """Also if the new name differs in case."""
     async with feed_of(application, application.settings()) as feed:
         application.tag("t1", name="one")
         _, after, _ = await read_all(feed, await feed.origin())

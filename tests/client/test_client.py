@@ -411,7 +411,7 @@ async def test_loop_may_end_by_break_and_begin_again(autojump_clock: MockClock) 
                 break
 
 
-async def test_unknown_begin_is_one_error(autojump_clock: MockClock) -> None:
+async def test_unknown_begin_raises_value_error(autojump_clock: MockClock) -> None:
     async with client.open(f"ws://{HOST}:9") as inbox:
         with pytest.raises(ValueError, match="begin is 'all'; allowed: 'next', 'oldest', 'current'"):
             inbox.events(begin="all")  # type: ignore[arg-type]
@@ -499,7 +499,7 @@ async def test_pauses_are_short_again_after_a_quiet_connection_that_lasted(autoj
         client.open(f"ws://{HOST}:{cutter.port}") as inbox,
     ):
         events = inbox.events()
-        for _ in range(10):  # as a proxy that ends every connection after a time
+        for _ in range(10):  # like a proxy that ends every connection after a time
             before = cutter.connections
             await cutter.cut()
             await trio.sleep(client.RETRY_FIRST_S)

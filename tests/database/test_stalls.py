@@ -75,9 +75,7 @@ async def test_slow_statement_is_waited_for(ask: Ask) -> None:
     assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
 
 
-async def test_slow_statement_of_a_role_that_sets_another_is_waited_for(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_statement_is_waited_for_under_set_role(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
     roles = "create role airy_owner; create role airy_login login in role airy_owner"
     postgres.execute(SQL(f"{roles}; alter role airy_login set role = airy_owner"))

@@ -201,14 +201,14 @@ async def test_client_that_leaves_frees_its_connection(
 
 
 async def test_caddy_stops_while_a_client_reads_events(sqlite_application: Application, tmp_path: Path) -> None:
-    """Without a limit it would end only after its last client, and accept no others meanwhile."""
+    """Without a limit Caddy would accept no more clients, and end only after the last one has left."""
     if shutil.which("caddy", path=PATH) is None:
         pytest.skip("caddy is not installed")
     settings = sqlite_application.migrate(
         f'[listener]\nport = 0\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\ndrain_s = 0\n'
     )
     deployed = next(proxy for proxy in PROXIES if proxy.program == "caddy" and proxy.source == "deploy")
-    with trio.fail_after(TIMEOUT_S / 2):  # `proxied` waits for twice this time until the proxy has ended
+    with trio.fail_after(TIMEOUT_S / 2):  # `proxied` waits up to twice this time for the proxy to end
         async with trio.open_nursery() as nursery:
             address: app.Address = await nursery.start(app.serve, settings)
             async with AsyncExitStack() as clients, proxied(deployed, tmp_path, address.port) as dial:

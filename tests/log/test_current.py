@@ -78,7 +78,7 @@ OTHER_MARKS = {"another mapping": ('"shape": "shape"', '"shape": "x"'), "another
 
 @pytest.mark.parametrize("state", [None, *OTHER_MARKS])
 def test_state_that_cannot_be_continued_begins_again(state: str | None) -> None:
-    """The state is missing (an older recorder has appended, or an epoch has begun), or its marks are other ones."""
+    """The state is missing (an older recorder has appended, or an epoch has begun), or its marks do not fit."""
     first = begun()
     change(first, backfills=[mark("a")])
     made = change(first, backfills=[mark("a", ended=True)])

@@ -650,7 +650,7 @@ async def test_exact_times_of_the_oldest_own_appends_are_forgotten(store: Outage
     assert [trio.current_time() - log.changed_at(one) for one in oldest] == pytest.approx([0, 0.0004])
 
 
-async def test_exact_times_of_own_appends_are_of_one_epoch(store: Outages, autojump_clock: MockClock) -> None:
+async def test_exact_times_of_own_appends_end_with_their_epoch(store: Outages, autojump_clock: MockClock) -> None:
     log = await opened(store)
     await log.append(log.head, [event(1)], "point", changed_at=trio.current_time() - 5)
     head = await log.begin_epoch(log.head, "other")

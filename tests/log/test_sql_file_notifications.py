@@ -1,4 +1,4 @@
-"""Waiting for an event log in an SQLite file: every commit by others, and always an answer in the end."""
+"""``wait`` of an event log in an SQLite file returns after each commit, and if the version cannot be read."""
 
 import sqlite3
 from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ async def test_wait_returns_once_for_each_commit(store: EventStore, path: Path, 
     head = (await store.bounds()).head
     if appended:  # by this process, which then looks less often
         head = head.at((await store.append(head, [event(1)], "point"))[-1].offset)
-    assert await notified(store, head), "everything may be new at first"
+    assert await notified(store, head), "the first wait has no version to compare"
     quiet = partial(notified, store, head, within_s=2 * (SETTLED_S + WRITER_LOOK_S))
     assert not await quiet()
     for _ in range(2):
@@ -58,7 +58,7 @@ async def test_wait_returns_once_for_each_commit(store: EventStore, path: Path, 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notified, store, head)
         await trio.sleep(2 * SETTLED_S)
-        write(path)  # while it is waited for
+        write(path)  # while a task waits
     assert not await quiet()
 
 

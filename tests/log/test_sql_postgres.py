@@ -204,7 +204,7 @@ async def test_session_of_another_role_that_hangs_is_an_outage(postgres: Postgre
         owner.execute(f"grant select, update, insert on all tables in schema airy_trio to {PASSWORD_ROLE}")
     url = postgres.password_url(sa.make_url(postgres_database).database or "")
     async with open_sql(DatabaseOptions(url=url)) as store:
-        with trio.fail_after(10), pytest.raises(StoreUnavailable, match="may not be ended: InsufficientPrivilege"):
+        with trio.fail_after(10), pytest.raises(StoreUnavailable, match="not end that session: InsufficientPrivilege"):
             await store.append((await store.bounds()).head, [event(1)], "point")
         assert isinstance(store, PostgresStore)
         assert store.patience_s == PATIENCE_FIRST_S

@@ -164,7 +164,7 @@ def test_events_since_a_time_are_unknown_beyond_the_tail() -> None:
 def test_events_since_a_time_are_unknown_after_start_after() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=number) for number in range(1, 20))
-    assert tail.since(10) is not None  # it knows when the last event before it was appended
+    assert tail.since(10) is not None  # the tail knows when the event before its first one was appended
     tail.start_after(37)
     assert tail.since(10) is None
     tail.extend([stored(38, at_ms=80)])

@@ -134,7 +134,10 @@ async function refreshStats() {
   }
 }
 
-/** Explain that the port for clients refuses this page. A browser hides why a WebSocket failed, so the settings tell. */
+/**
+ * Return a line for the user if the port for clients refuses this page, "" otherwise. A browser does not report why a
+ * WebSocket failed, so this compares the page's origin with the setting.
+ */
 function refusal(origins) {
   const listed = origins.some((one) => one === "*" || (URL.canParse(one) && new URL(one).origin === location.origin));
   if (link.phase === "live" || origins.length === 0 || listed) {

@@ -205,9 +205,10 @@ class PostgresStore(SqlStore):
         try:
             [[(count,)]] = await self._pool.run((self._statements.end_session_inside, ()))
         except DatabaseRefused as error:
-            # A role may end only sessions of its own login role, and the other server may use another one. That session
-            # ends by itself, at the latest when its connection is found to be lost.
-            message = f"the append of another session did not end within {waited_s:g} s, and may not be ended: {error}"
+            # The other server may log in as another role, whose sessions this role may not end. That session ends by
+            # itself, at the latest when Postgres finds that its connection is lost.
+            refusal = f"this role may not end that session: {error}"
+            message = f"the append of another session did not end within {waited_s:g} s, and {refusal}"
             raise StoreUnavailable(message) from None
         self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
         logger.warning("ended the database session of an append that hung", sessions=count)

@@ -5,8 +5,9 @@ open, wherever its name points to: events appended then are in a file that canno
 is opened later reads another history. So every unit of work ends with a comparison of device and inode, which takes
 microseconds, and a difference ends the server (``StoreReplaced``).
 
-Followers. SQLite sends no notifications. A follower waits for another data version of the file instead, which a
-connection of its own returns at a fraction of the cost of reading the bounds. ``database.sqlite`` says when to ask.
+Followers. SQLite sends no notifications. Instead a follower waits until the data version of the file changes. It asks
+for the version over a separate connection, which costs a fraction of reading the bounds. ``database.sqlite`` explains
+how often it asks.
 """
 # ruff: noqa: D102 - the port documents each method
 
@@ -73,7 +74,7 @@ class SqliteStore(SqlStore):
         after_s = WRITER_LOOK_S if after == self._appended else LOOK_FIRST_S
         try:
             await self._versions.wait(after_s=after_s)
-        except DatabaseError:  # the caller's next read of the log finds out what is wrong
+        except DatabaseError:  # the caller's next read of the log raises what is wrong
             await self._versions.pause()
 
     async def aclose(self) -> None:
