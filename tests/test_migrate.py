@@ -3,9 +3,9 @@
 import hashlib
 import shutil
 import subprocess
-import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tests.capture.feeds import feed_of, read_all
 from tests.newer_schema import STATES, home_of
 from tests.older_schema import downgrade
 from tests.postgres import PASSWORD_ROLE, Postgres
+from tests.processes import AIRY_TRIO
 
 NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
 ONLY_TAGS = only(tags="")
@@ -247,15 +248,19 @@ def test_folder_or_missing_folder_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_file_that_is_mounted_without_its_folder_is_rejected(tmp_path: Path) -> None:
-    file = tmp_path / "the app.db"
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="only Linux has it")
+@pytest.mark.parametrize("options", [(), ("--with-tables",)])
+def test_file_that_is_mounted_without_its_folder_is_rejected(tmp_path: Path, options: Sequence[str]) -> None:
+    file, settings = tmp_path / "the app.db", tmp_path / "airy-trio.toml"
     file.touch()
+    settings.write_text(f'[database]\nurl = "sqlite:///{file}"\n')
     mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount --bind "$0" "$0" && exec "$@"', str(file)]
     if subprocess.run([*mounted, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine does not allow user namespaces")
-    code = "import sys, pathlib; from airy_trio.migrate import require_file as r; r(pathlib.Path(sys.argv[1]))"
-    ended = subprocess.run([*mounted, sys.executable, "-c", code, file], capture_output=True, text=True, check=False)
+    command = [*mounted, *AIRY_TRIO, "migrate", *options, "--config", str(settings)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "the app.db is mounted without its folder" in ended.stderr
+    assert file.stat().st_size == 0
     migrate.require_file(file)
 
 

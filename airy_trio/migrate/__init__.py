@@ -133,7 +133,7 @@ def _migrated(
             raise StartError([f"{option}: {on_sqlite}"])
         if is_given and reads_only:
             raise StartError([f"{option}: {_BY_UPDATED_AT} {if_reads_only}"])
-    if path is not None and not options.with_tables:
+    if path is not None and (path.exists() or not options.with_tables):
         require_file(path)
 
     def attempt() -> Migrated:
