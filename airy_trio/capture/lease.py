@@ -174,7 +174,7 @@ class FileLease:
     def _try_lock(self) -> bool:
         try:
             try:
-                file = create_private_file(self._path)
+                file = create_private_file(self._path, self._path.with_suffix("").with_suffix(""))  # see ``lock_file``
             except FileExistsError:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:

@@ -185,19 +185,21 @@ def sqlite_engine(
     return engine
 
 
-def create_private_file(path: Path) -> int:
+def create_private_file(path: Path, database: Path) -> int:
     """Create a file that only its owner may read, and return its descriptor. Raises ``OSError``.
 
-    If root creates the file, it belongs to the owner of its folder. Otherwise a server that runs as this owner could
-    not open a file that an administrator's ``migrate`` has created. SQLite likewise gives a WAL to the owner of its
-    database.
+    If root creates the file, it belongs to the owner of the database, or of its folder if the database is not in this
+    folder. Otherwise a server that runs as this owner could not open a file that an administrator's ``migrate`` has
+    created. SQLite likewise gives a WAL to the owner of its database.
     """
+    # The folder of a database may belong to root, and be writable for a group.
+    model = database if database.parent == path.parent and database.is_file() else path.parent
     # O_EXCL follows no symbolic link, so the owner of the folder cannot make root give away another file.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     if os.geteuid() == 0:
         with suppress(OSError):  # in some containers root lacks this right
-            folder = path.parent.stat()
-            os.fchown(file, folder.st_uid, folder.st_gid)
+            owner = model.stat()
+            os.fchown(file, owner.st_uid, owner.st_gid)
     return file
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from airy_trio.database import (
     LEASE_CLASS,
     POSTGRES,
+    SQLITE,
     DatabaseError,
     DatabaseOptions,
     create_private_file,
@@ -85,7 +86,8 @@ def transaction(
         engine = postgres_engine(url, connect_timeout_s=options.connect_timeout_s, settings=settings)
     else:
         path = sqlite_path(url)
-        created = None if read_only else _create_file(path)
+        database = sqlite_path(options.url) if dialect_of(options.url) == SQLITE else path
+        created = None if read_only else _create_file(path, database)
         engine = sqlite_engine(path, mode="ro" if read_only else "rw")
     if record is not None:
         _record(engine, f"-- {shown(url)}", record)
@@ -127,10 +129,10 @@ def errors_of(url: str, options: DatabaseOptions) -> Iterator[None]:
         raise StartError([f"{setting}: the database cannot be used: {fault}"]) from None
 
 
-def _create_file(path: Path) -> Path | None:
-    """Create an empty file that only its owner may read, or return None if it exists. Raises ``StartError``."""
+def _create_file(path: Path, database: Path) -> Path | None:
+    """See ``create_private_file``. Return None if the file exists. Raises ``StartError``."""
     try:
-        os.close(create_private_file(path))
+        os.close(create_private_file(path, database))
     except FileExistsError:
         return None
     except OSError as error:

@@ -177,6 +177,21 @@ async def test_files_created_by_root_belong_to_the_owner_of_the_folder(tmp_path:
     application.engine.dispose()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a file for another user")
+async def test_files_created_by_root_belong_to_the_owner_of_the_database(tmp_path: Path) -> None:
+    """Its folder may belong to root, and be writable for a group."""
+    application = Application(f"sqlite:///{tmp_path}/app.db", create=True)
+    application.execute("create table theirs (id text)")
+    os.chown(tmp_path / "app.db", 65534, 65534)
+    application.run_migration(with_tables=True)
+    lease = FileLease(lock_file(tmp_path / "app.db"))
+    assert await lease.try_acquire()
+    await lease.release()
+    for name in ("app.db.airy-trio.db", "app.db.airy-trio.lock"):
+        assert ((tmp_path / name).stat().st_uid, (tmp_path / name).stat().st_gid) == (65534, 65534)
+    application.engine.dispose()
+
+
 async def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatabaseRefused, match="cannot be opened: No such file or directory"):
         await FileLease(tmp_path / "no" / "lock").try_acquire()
