@@ -151,7 +151,7 @@ def test_preview_shows_the_step_and_changes_nothing(
                 connection.exec_driver_sql(statement.replace("%", "%%") if home.dialect == "postgresql" else statement)
     assert revision_of(any_application, stream) == f"{stream}_0002"
     nothing = command_line("migrate", "--sql", "--to", f"{stream}_0002", "--config", config)
-    assert nothing == Finished(0, "-- nothing to do: everything is up to date\n", "")
+    assert nothing == Finished(0, "-- nothing to do\n", "")
     home.engine.dispose()
 
 

@@ -33,7 +33,7 @@ TYPES: Final = ("message", "metadata", "channel", "tag")  # as in ``capture.mapp
 SECONDS_MIN, SECONDS_MAX = 2, 3600
 PROGRESS_CHARS: Final = 78
 """The width of the line that shows the progress of a backfill."""
-NOTHING_TO_DO: Final = "-- nothing to do: everything is up to date"
+NOTHING_TO_DO: Final = "-- nothing to do"
 """Printed by `migrate --sql` if there are no statements. A comment, because the output is SQL."""
 EXAMPLES_MAX: Final = 10
 """How many lost, duplicated or reordered events ``verify`` names."""
