@@ -158,7 +158,7 @@ _TAIL: Final = """
 #tokens = { agent = "${AGENT_TOKEN}" }
 """
 _WHERE_WHY: Final = "# Excludes messages that clients should not see, judging by the names of these columns.\n"
-_CLASSES_WHY: Final = "# Only rows about these classes are sent. They are those of the newest rows; add others if you need them.\n"
+_CLASSES_WHY: Final = "# Only rows about these classes, those of the newest rows, are sent. Add others that you need.\n"
 _CONTENT_WHY: Final = "# What people write is sent as text, even if it looks like JSON.\n"
 
 

@@ -61,6 +61,8 @@ _IS_USED: Final = sa.text(
     "or exists (select from pg_proc where pronamespace = to_regnamespace(:schema))"
 )
 _HAS_ROLE: Final = sa.text("select exists (select from pg_roles where rolname = :role)")
+MOUNTS: Final = Path("/proc/self/mountinfo")
+"""The mount points that this process sees, one in each line (proc(5)); on Linux only."""
 ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 """The encodings of a Postgres database that can store any text."""
 
@@ -205,10 +207,10 @@ def require_file(path: Path) -> None:
 
 
 def _is_mount_point(path: Path) -> bool:
-    """Return whether the file itself is a mount point. Only Linux can report that; elsewhere False."""
+    """Return whether the file itself is a mount point; False if the system does not report that."""
     escaped = re.sub(rb"[ \t\n\\]", lambda found: b"\\%03o" % ord(found[0]), os.fsencode(path))
     try:
-        with Path("/proc/self/mountinfo").open("rb") as mounts:
+        with MOUNTS.open("rb") as mounts:
             return any(mount.split(b" ", 5)[4] == escaped for mount in mounts)
     except OSError:
         return False

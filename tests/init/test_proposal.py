@@ -191,7 +191,7 @@ def test_metadata_about_other_classes_is_left_out() -> None:
     )
     assert found["metadata"].sources["subject"].values == {"Conversation": "conversation", "Message": "message"}
     assert found["metadata"].where == """"Notable_type" in ('Conversation', 'Message')"""
-    assert "add others if you need them.\nwhere =" in text_of("sqlite:///a.db", found)
+    assert "Add others that you need.\nwhere =" in text_of("sqlite:///a.db", found)
 
 
 def test_metadata_of_the_parent_of_messages() -> None:

@@ -274,8 +274,8 @@ class LogTables:
         """Select the newest offset appended before a time, by bisection: times never fall as offsets grow."""
         event, state = self.events.c, self.state.c
         # The limit lets Postgres know that there is one row; it would expect so many that it would compile the query.
-        only = sa.select((state.first - 1).label("low"), state.last.label("high")).limit(1).subquery()
-        span = sa.select(only).cte("span", recursive=True)
+        only = sa.select((state.first - 1).label("low"), state.last.label("high")).order_by(state.id.desc()).limit(1)
+        span = sa.select(only.subquery()).cte("span", recursive=True)
         is_older = event.appended_at_ms < before_ms
         halves = sa.select(
             sa.case((is_older, event.offset), else_=span.c.low),
