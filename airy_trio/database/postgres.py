@@ -111,7 +111,8 @@ class MonitoredConnection(psycopg.Connection[Any]):
             with self.open_another() as other:
                 other.answer_timeout_s = CHECK_TIMEOUT_S
                 # If ALTER ROLE … SET role applies, this session has a role that cannot see what the login role runs.
-                other.execute("set role none")
+                # Local, because a pooler may lend the session to other programs, which rely on that role.
+                other.execute("set local role none")
                 [(is_working,)] = other.execute(_WORKING, [self.info.backend_pid]).fetchall()
         except psycopg.Error:
             return False

@@ -88,6 +88,19 @@ async def test_slow_statement_is_waited_for_under_set_role(postgres: Postgres, m
     postgres.execute(SQL("drop role airy_login, airy_owner"))
 
 
+def test_check_through_a_pooler_leaves_the_role_of_the_session(
+    postgres: Postgres, postgres_database: str, pgbouncer: int
+) -> None:
+    """The pooler lends it to other programs, which rely on the role."""
+    url = sa.make_url(postgres_database).set(drivername="postgresql", port=pgbouncer)
+    setting = f"alter role {SUPERUSER} in database {url.database} set role = airy_lent"
+    postgres.execute(SQL(f"create role airy_lent; {setting}"))
+    with MonitoredConnection.opened(url.render_as_string()) as checked:
+        checked.is_working()
+        assert checked.execute("select current_user").fetchall() == [("airy_lent",)]
+    postgres.execute(SQL("drop role airy_lent"))
+
+
 async def test_check_reaches_the_server_of_the_connection(
     postgres: Postgres, own_postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
