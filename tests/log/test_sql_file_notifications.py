@@ -63,7 +63,7 @@ async def test_wait_returns_once_for_each_commit(store: EventStore, path: Path, 
 
 
 async def test_wait_returns_if_the_version_cannot_be_read(store: EventStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def unavailable(_versions: FileVersions, *, closely: bool = False) -> FileVersion:
+    async def unavailable(_versions: FileVersions, *, closely: bool = False) -> FileVersion:  # noqa: ASYNC124 - awaited
         raise DatabaseUnavailable("locked")
 
     head = (await store.bounds()).head
