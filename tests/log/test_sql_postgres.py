@@ -1,5 +1,6 @@
 """The ``sql`` store in Postgres: its fence, its connections, poolers, and a server that hangs."""
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -234,6 +235,20 @@ async def test_slow_append_that_ends_in_time_is_left_alone(
                 assert other.execute(WAITING).fetchone() == (0,)  # and has locked nothing
     assert (await store.bounds()).last == count
     assert await store.resume_point() == "point"
+
+
+async def test_session_that_left_before_it_could_be_ended_is_no_outage(store: EventStore, locking: Other) -> None:
+    head = (await store.bounds()).head
+    await store.append(head, [], "point")  # opens the connection
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            with locking.transaction():
+                locking.execute(ENTER)
+                nursery.start_soon(store.append, head, [event(1)], "point")
+                await trio.testing.wait_all_tasks_blocked()  # the append has been sent
+                # This process stalls, so it learns too late that another session is inside.
+                time.sleep(2 * PATIENCE_FIRST_S)  # noqa: ASYNC251
+    assert (await store.bounds()).last == 1
 
 
 async def test_patience_doubles_until_an_append_succeeds(

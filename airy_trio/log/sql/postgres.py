@@ -197,23 +197,27 @@ class PostgresStore(SqlStore):
             if entered:
                 self.patience_s = PATIENCE_FIRST_S
                 return moved_at_ms  # type: ignore[no-any-return]
-            if trio.current_time() >= give_up_at:
-                break
-            await trio.sleep(min(pause_s, give_up_at - trio.current_time()))
+            left_s = give_up_at - trio.current_time()
+            if left_s <= 0:
+                await self._end_session_inside()
+            await trio.sleep(min(pause_s, max(left_s, FENCE_POLL_S)))
             pause_s = min(2 * pause_s, FENCE_POLL_MAX_S)
+
+    async def _end_session_inside(self) -> None:
+        """End the session inside the fence and raise ``StoreUnavailable``; return if it has left meanwhile."""
         waited_s = self.patience_s
+        message = f"the append of another session did not end within {waited_s:g} s"
         try:
             [[(count,)]] = await self._pool.run((self._statements.end_session_inside, ()))
         except DatabaseRefused as error:
             # The other server may log in as another role, whose sessions this role may not end. That session ends by
             # itself, at the latest when Postgres finds that its connection is lost.
-            refusal = f"this role may not end that session: {error}"
-            message = f"the append of another session did not end within {waited_s:g} s, and {refusal}"
-            raise StoreUnavailable(message) from None
-        self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
+            raise StoreUnavailable(f"{message}, and this role may not end that session: {error}") from None
+        if count == 0:
+            return
+        self.patience_s = min(2 * waited_s, PATIENCE_MAX_S)
         logger.warning("ended the database session of an append that hung", sessions=count)
-        message = f"the append of another session did not end within {waited_s:g} s; its session was ended"
-        raise StoreUnavailable(message)
+        raise StoreUnavailable(f"{message}; its session was ended")
 
     async def _run(self, pool: PipelinePool, *steps: Step, repeatable: bool = False) -> list[Any]:
         statements = [compiled(step.statement, step.values) for step in steps]
