@@ -74,10 +74,10 @@ async def test_message_octet_by_octet_is_answered_and_costs_no_memory(autojump_c
         plugged = await server.plug_connected()
         tracemalloc.start()
         try:
-            for octet in frame(TEXT, ask(FRAME_BYTES_MAX)):
+            for octet in frame(TEXT, ask(FRAME_BYTES_MAX // 4)):
                 await plugged.client.stream.send_all(bytes([octet]))
             assert (await plugged.client.receive()).command == "RECEIPT"
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert peak_bytes < 1_000_000
+        assert peak_bytes < 250_000
