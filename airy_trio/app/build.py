@@ -19,7 +19,7 @@ from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
 from airy_trio.capture.feed import CANNOT_SEE, ChangeFeed, Lease
 from airy_trio.capture.inspection import inspect
-from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease, lock_file
+from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
 from airy_trio.capture.mapping import KINDS, Tables
 from airy_trio.capture.polling import UpdatedAtFeed
 from airy_trio.capture.postgres import PostgresFeed
@@ -187,7 +187,7 @@ def _feed(
             raise StartError(schema.faults)
         return schema.newer is not None
 
-    return SqliteFeed(changes, newer_schema), FileLease(lock_file(sqlite_path(options.url), names.schema))
+    return SqliteFeed(changes, newer_schema), FileLease(sqlite_path(options.url), names.schema)
 
 
 def _may_lose_events(settings: Settings) -> bool:
@@ -221,8 +221,8 @@ def _feed_by_updated_at(
     if path is None:
         return feed, LogLease(reading, epoch)
     # Only a log in SQL has tables for each schema; all other servers of this database share one log.
-    locked = lock_file(path, names.schema) if log.store == "sql" else lock_file(path)
-    return feed, FileLease(locked)
+    lease = FileLease(path, names.schema) if log.store == "sql" else FileLease(path)
+    return feed, lease
 
 
 def _reading_connection(settings: Settings) -> DedicatedConnection:

@@ -145,13 +145,14 @@ class LogLease(_AdvisoryLease):
 
 
 class FileLease:
-    """``Lease`` by an exclusive lock on a file, which the system releases when the process dies."""
+    """``Lease`` by an exclusive lock on ``lock_file``, which the system releases when the process dies."""
 
     # ``flock``, not a POSIX lock: a process loses its POSIX locks on a file when it closes any descriptor of the file,
     # and two leases in one process would not exclude each other. For the same reason the lock is not on the database
     # file, on which SQLite holds POSIX locks: to open and close that file here would release them.
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, database: Path, schema: str = "airy_trio") -> None:
+        self._database = database.resolve()
+        self._path = lock_file(database, schema)
         self._file: int | None = None
 
     async def try_acquire(self) -> bool:
@@ -174,7 +175,7 @@ class FileLease:
     def _try_lock(self) -> bool:
         try:
             try:
-                file = create_private_file(self._path, self._path.with_suffix("").with_suffix(""))  # see ``lock_file``
+                file = create_private_file(self._path, self._database)
             except FileExistsError:
                 file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:

@@ -131,11 +131,11 @@ async def test_the_lease_of_a_log_in_memory_is_always_held() -> None:
 
 
 async def test_only_one_lease_on_a_file_is_acquired(tmp_path: Path) -> None:
-    first, second = FileLease(tmp_path / "lock"), FileLease(tmp_path / "lock")
+    first, second = FileLease(tmp_path / "app.db"), FileLease(tmp_path / "app.db")
     assert await first.try_acquire()
     assert await first.try_acquire()
     assert not await second.try_acquire()
-    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+    assert lock_file(tmp_path / "app.db").stat().st_mode & 0o777 == 0o600
     await first.release()
     await first.release()
     assert await second.try_acquire()
@@ -145,10 +145,10 @@ async def test_only_one_lease_on_a_file_is_acquired(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_killed_process_releases_the_lock_file(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    lease = FileLease(path)
+    database = tmp_path / "app.db"
+    lease = FileLease(database)
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, str(lock_file(database))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
     with trio.fail_after(30):
@@ -169,7 +169,7 @@ async def test_files_created_by_root_belong_to_the_owner_of_the_folder(tmp_path:
     os.chown(tmp_path, 65534, 65534)
     application = Application(f"sqlite:///{tmp_path}/app.db")
     application.run_migration(with_tables=True)
-    lease = FileLease(lock_file(tmp_path / "app.db"))
+    lease = FileLease(tmp_path / "app.db")
     assert await lease.try_acquire()
     await lease.release()
     names = {"app.db", "app.db.airy-trio.db", "app.db.airy-trio.lock"}
@@ -184,7 +184,7 @@ async def test_files_created_by_root_belong_to_the_owner_of_the_database(tmp_pat
     application.execute("create table theirs (id text)")
     os.chown(tmp_path / "app.db", 65534, 65534)
     application.run_migration(with_tables=True)
-    lease = FileLease(lock_file(tmp_path / "app.db"))
+    lease = FileLease(tmp_path / "app.db")
     assert await lease.try_acquire()
     await lease.release()
     for name in ("app.db.airy-trio.db", "app.db.airy-trio.lock"):
@@ -194,11 +194,11 @@ async def test_files_created_by_root_belong_to_the_owner_of_the_database(tmp_pat
 
 async def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatabaseRefused, match="cannot be opened: No such file or directory"):
-        await FileLease(tmp_path / "no" / "lock").try_acquire()
+        await FileLease(tmp_path / "no" / "app.db").try_acquire()
 
 
 async def test_a_shortage_of_descriptors_is_an_outage(tmp_path: Path) -> None:
-    lease = FileLease(tmp_path / "lock")
+    lease = FileLease(tmp_path / "app.db")
     with no_descriptor_left(), pytest.raises(DatabaseUnavailable, match="cannot be opened: Too many open files"):
         await lease.try_acquire()
     assert await lease.try_acquire()
