@@ -1,9 +1,11 @@
-"""Retrying while another system is unavailable: how long to pause, and what to log.
+"""Failures that repeat: how long to pause until the next attempt, and which of them to log.
 
 A task that retries has a ``Backoff`` for its pauses, or an ``Outage`` if it also logs: the first failure and the
-recovery are a line each, and the failures between them are silent.
+recovery are a line each, and the failures between them are silent. Where other programs cause the failures, thousands
+of them if they like, a ``Sample`` decides which are logged.
 """
 
+import math
 from typing import Final
 
 import structlog
@@ -13,6 +15,8 @@ from attrs import define, field
 FIRST_S: Final = 0.05
 MAX_S: Final = 1.0
 """Pauses between two attempts to reach a database or an event store, from the first to the longest."""
+LOG_EVERY_S: Final = 10.0
+"""Between two log lines about occurrences of one ``Sample``."""
 
 
 @define(eq=False)
@@ -62,3 +66,20 @@ class Outage:
             self.logger.info(self.available)
         self.reason = self.since = None
         self.backoff.reset()
+
+
+@define(eq=False)
+class Sample:
+    """Selects the occurrences that are logged: the first one, then one in each ``LOG_EVERY_S``."""
+
+    _count: int = field(default=0, init=False)
+    _log_at: float = field(default=-math.inf, init=False)
+
+    def take(self) -> int:
+        """Count an occurrence; return how many there were since the last one that was logged, or 0: do not log it."""
+        self._count += 1
+        now = trio.current_time()
+        if now < self._log_at:
+            return 0
+        count, self._count, self._log_at = self._count, 0, now + LOG_EVERY_S
+        return count

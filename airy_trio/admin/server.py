@@ -33,6 +33,7 @@ from attrs import Attribute, define, field, frozen
 
 from airy_trio.errors import StartError
 from airy_trio.options import PORT_MAX, NotAllowedError, between, matching, more_than, satisfying
+from airy_trio.retry import Sample
 from airy_trio.websocket.admission import is_loopback
 
 logger = structlog.get_logger(__name__)
@@ -44,8 +45,6 @@ PAGE_PAUSE_S: Final = 0.01
 """Before each page but the probes. Making a page has no checkpoint, so pages without a pause would leave clients and
 the recorder's threads little of the interpreter: twenty peers that request pages without end take 0.84 of a core (2,400
 pages a second); with it 0.08 (85 pages)."""
-REPORT_EVERY_S: Final = 10.0
-"""Between two log lines about replaced connections."""
 CONNECTION_S: Final = 60.0
 """The maximum life of a connection."""
 IDLE_S: Final = 5.0
@@ -203,8 +202,7 @@ class _Port:
         self._loopback = loopback
         self._turn = trio.StrictFIFOLock()
         self._addresses: dict[trio.CancelScope, str] = {}  # of the peers, the oldest connection first
-        self._evicted = 0
-        self._report_at = -REPORT_EVERY_S
+        self._evicted = Sample()
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection, which ``trio.serve_listeners`` closes afterwards.
@@ -236,16 +234,13 @@ class _Port:
         # not evict it again.
         del self._addresses[oldest]
         oldest.cancel()
-        self._evicted += 1
-        now = trio.current_time()
-        if now >= self._report_at:
+        if count := self._evicted.take():
             logger.warning(
                 "admin connections closed to make room for new ones",
                 address=most,
-                count=self._evicted,
+                count=count,
                 connections_max=CONNECTIONS_MAX,
             )
-            self._report_at, self._evicted = now + REPORT_EVERY_S, 0
 
     async def _answer(self, request: PageRequest) -> Answer:
         if request.path not in PROBES:

@@ -10,7 +10,7 @@ after wrong credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends t
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final, NoReturn, TypeVar, assert_never
@@ -39,6 +39,7 @@ from airy_trio.events.destinations import Destination, OfConversation, UnknownDe
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
+from airy_trio.retry import Sample
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
 from airy_trio.stomp.codec import Limits, header
 from airy_trio.stomp.connection import ConnectionOptions
@@ -61,8 +62,6 @@ ACKS_PER_TURN: Final = 64
 MESSAGE_BYTES: Final = 64
 # The timer wheel is not precise enough for shorter intervals.
 HEARTBEAT_MS_MIN: Final = 500
-# For each event and reason, one line in this time is logged at level info.
-LOG_SAMPLE_EVERY_S: Final = 10.0
 
 _REFUSED: Final = {
     RefusalKind.UNAUTHORIZED: UNAUTHORIZED,
@@ -97,25 +96,20 @@ class SessionOptions(AdmissionOptions):
 class SampledLog:
     """Log lines about connections that end before CONNECT is accepted, of which any client can cause thousands.
 
-    One line for each event and reason in ``LOG_SAMPLE_EVERY_S`` is logged at level info, with ``not_logged``, the
-    number of lines since the one before it, which are logged at level debug. Memory is kept for each event and reason,
-    so a reason must come from a small, fixed set and contain nothing that a client sends.
+    A ``Sample`` of the lines for each event and reason is logged at level info, with ``not_logged``, the number of
+    lines since the one before it, which are logged at level debug. Memory is kept for each event and reason, so a
+    reason must come from a small, fixed set and contain nothing that a client sends.
     """
 
     def __init__(self) -> None:
-        self._logged_at: dict[tuple[str, str], float] = {}
-        self._not_logged: Counter[tuple[str, str]] = Counter()
+        self._samples: defaultdict[tuple[str, str], Sample] = defaultdict(Sample)
 
     def log(self, event: str, reason: str, /, **fields: object) -> None:
         """Log an event; ``reason`` selects the sample that it belongs to."""
-        now = trio.current_time()
-        key = event, reason
-        if now < self._logged_at.get(key, -math.inf) + LOG_SAMPLE_EVERY_S:
-            self._not_logged[key] += 1
-            logger.debug(event, **fields)
+        if count := self._samples[event, reason].take():
+            logger.info(event, **fields, not_logged=count - 1)
         else:
-            self._logged_at[key] = now
-            logger.info(event, **fields, not_logged=self._not_logged.pop(key, 0))
+            logger.debug(event, **fields)
 
 
 class Services:

@@ -22,10 +22,10 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Any, Final
 
 import structlog
-import trio
 from attrs import Attribute, define, field, frozen
 
 from airy_trio.options import NotAllowedError, at_least, matching
+from airy_trio.retry import Sample
 from airy_trio.websocket.fair_queue import HANDSHAKES_PER_PASS, FairQueue
 from airy_trio.websocket.request import Request, RequestRefusedError, quoted
 
@@ -34,8 +34,6 @@ logger = structlog.get_logger(__name__)
 ANY: Final = "*"
 """In ``allowed_origins``: any origin."""
 RETRY_AFTER_S: Final = 5
-REPORT_EVERY_S: Final = 10.0
-"""Between two log lines about connections that were turned away, so that a flood of them does not flood the log."""
 SUBSCRIPTIONS_PER_CONNECTION: Final = 10
 """Times ``connections_per_address_max``: the subscriptions of one address, unless set."""
 CACHED_MAX: Final = 256
@@ -142,8 +140,7 @@ class Admission:
         """Connections turned away since the start, by limit."""
         self._options = options
         self._proxies = tuple(ip_network(text) for text in options.trusted_proxies)
-        self._unreported = 0
-        self._report_at = -REPORT_EVERY_S
+        self._logged = Sample()
 
     def arrive(self, peer: str, *, loopback: bool) -> "ConnectionSlot":
         """Count a new connection; the caller must call ``leave`` of the slot when it ends.
@@ -192,13 +189,8 @@ class Admission:
 
     def _beyond(self, limit: str, address: str) -> RequestRefusedError:
         self.turned_away[limit] += 1
-        self._unreported += 1
-        now = trio.current_time()
-        if now >= self._report_at:
-            logger.warning(
-                "connections turned away", setting=f"listener.{limit}", address=address, count=self._unreported
-            )
-            self._report_at, self._unreported = now + REPORT_EVERY_S, 0
+        if count := self._logged.take():
+            logger.warning("connections turned away", setting=f"listener.{limit}", address=address, count=count)
         details = f"listener.{limit} is {getattr(self._options, limit)}"
         words = "There are too many connections."
         return RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, words, _RETRY, details=details)

@@ -10,7 +10,7 @@ from airy_trio.auth.authenticator import Authenticator
 from airy_trio.auth.users import ANONYMOUS, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
 from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
-from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
+from airy_trio.retry import LOG_EVERY_S
 from airy_trio.stomp.frames import Connect, Frame, HeartBeat, Version
 from airy_trio.testing.client import Closed
 from tests.sessions.serving import serving
@@ -183,7 +183,7 @@ async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockCloc
         with capture_logs() as logs:
             await connect(4, ("passcode", "wrong"))
             await connect(1)
-            await trio.sleep(LOG_SAMPLE_EVERY_S)
+            await trio.sleep(LOG_EVERY_S)
             await connect(1, ("passcode", "wrong"))
     lines = [line for line in logs if line["event"] == "credentials refused"]
     assert [(line["reason"], line["not_logged"]) for line in lines if line["log_level"] == "info"] == [

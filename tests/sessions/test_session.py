@@ -21,7 +21,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
+from airy_trio.retry import LOG_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.sessions.session import CHECK_STORE_EVERY_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
@@ -310,7 +310,7 @@ async def test_connections_that_end_before_connect_do_not_flood_the_log(
         refused = server.plug()
         await refused.client.stream.send_all(b"GET /nowhere HTTP/1.1\r\n\r\n")
         await refused.ending.wait()
-        await trio.sleep(LOG_SAMPLE_EVERY_S)
+        await trio.sleep(LOG_EVERY_S)
         await connect_and_leave(2)
     lines = [line for line in logs if line["log_level"] != "debug"]
     assert [(line["event"], line["disconnect"], line["not_logged"]) for line in lines] == [

@@ -9,12 +9,13 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.retry import LOG_EVERY_S
 from airy_trio.sessions import listener
 from airy_trio.sessions.heartbeats import UNANSWERED_MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
-from airy_trio.websocket.admission import REPORT_EVERY_S, Admission, AdmissionOptions
+from airy_trio.websocket.admission import Admission, AdmissionOptions
 from airy_trio.websocket.request import RequestRefusedError
 from tests.sessions.serving import HOST, Server, serving
 from tests.websocket.test_request import head
@@ -235,7 +236,7 @@ async def test_distinct_headers_share_one_line_of_the_log(name: str) -> None:
                 request = head(f"Origin: {value}") if name == "Origin" else head(changed={"Host": value})
                 await answer_to(server, request if name != "no Host" else head(changed={"Host": f"/{value}"}))
             await server.ended()
-        sampled = server.sessions.services.sampled_log._logged_at  # noqa: SLF001 - no counter shows its size
+        sampled = server.sessions.services.sampled_log._samples  # noqa: SLF001 - no counter shows its size
         assert len(sampled) == 1
     closed = [line for line in logs if line["event"] == "connection closed"]
     assert len(closed) == len(values)
@@ -279,7 +280,7 @@ def test_flood_is_logged_once_per_interval(autojump_clock: MockClock) -> None:
         for _ in range(100):
             with pytest.raises(RequestRefusedError):
                 admission.arrive("192.0.2.2", loopback=False)
-        await trio.sleep(REPORT_EVERY_S)
+        await trio.sleep(LOG_EVERY_S)
         with pytest.raises(RequestRefusedError):
             admission.arrive("192.0.2.2", loopback=False)
 
