@@ -17,9 +17,8 @@ import sqlalchemy as sa
 import trio
 from attrs import define, evolve, field, frozen
 
-from airy_trio import health, migrate
-from airy_trio.app.build import opened_store, wait_until_available
-from airy_trio.capture import triggers
+from airy_trio import health
+from airy_trio.app.build import TableChecks, opened_store, wait_until_available
 from airy_trio.capture.change_log import ChangeLog, PostgresPoint, SqlitePoint
 from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata, ResumePointLost
 from airy_trio.capture.inspection import inspect
@@ -205,15 +204,11 @@ def _read_database(connection: sa.Connection, settings: Settings, subject: Subje
         words = f'not known: changes.capture is "{settings.changes.capture}", which keeps no change log'
         report.lines.append(f"change    {words}")
         return report
-    schema = migrate.schema_of(connection, "changes", settings.database)
+    schema, faults = TableChecks(settings).installed(connection, {subject.kind: table})
+    report.captured = not faults
     if schema.faults:
-        report.captured = False
         report.lines += (f"change    not known: {line}" for line in schema.faults)
         return report
-    newer = schema.newer is not None
-    deletes = settings.logs_deletes
-    faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=deletes, newer_schema=newer))
-    report.captured = not faults
     report.lines += (f"triggers  {fault}" for fault in faults)
     resume_point = None if found is None else found.resume_point
     change = newest_change(connection, names, subject.kind, key, resume_point)

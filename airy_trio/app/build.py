@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -123,14 +124,14 @@ class TableChecks:
 
     def require_tables(self, connection: sa.Connection) -> Tables:
         """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
-        tables = self._inspect(connection)
+        tables = self.inspect(connection)
         if self._settings.changes.reads_only:
             return tables
-        if faults := self._faults_of_ours(connection, tables):
+        schema, faults = self.installed(connection, tables)
+        if faults:
             raise StartError(faults)
-        newer = migrate.schema_of(connection, "changes", self._settings.database).newer
-        if newer is not None:
-            logger.info("working with the schema of a newer version", database=newer)
+        if schema.newer is not None:
+            logger.info("working with the schema of a newer version", database=schema.newer)
         self._partitions.check(connection, tables)
         return tables
 
@@ -144,29 +145,35 @@ class TableChecks:
             # as the application has a table locked.
             connection.exec_driver_sql(f"set local lock_timeout = {round(TRIGGERS_TIMEOUT_S * 1000)}")
         try:
-            tables = self._inspect(connection)
+            tables = self.inspect(connection)
         except MappingError as error:
             return error.faults
         if self._settings.changes.reads_only:
             return ()
         self._partitions.check(connection, tables)
-        return self._faults_of_ours(connection, tables)
+        _, faults = self.installed(connection, tables)
+        return faults
 
-    def _inspect(self, connection: sa.Connection) -> Tables:
+    def inspect(self, connection: sa.Connection) -> Tables:
+        """Return the mapped tables. Raises ``MappingError``."""
         here, reads_only = self._settings.log_is_here, self._settings.changes.reads_only
         return inspect(connection, self._settings.tables, watermarks=reads_only, holds_log=here)
 
-    def _faults_of_ours(self, connection: sa.Connection, tables: Tables) -> list[str]:
-        """Return the faults of our tables, or else of our triggers, which the migrations create."""
+    def installed(self, connection: sa.Connection, tables: Tables) -> tuple[migrate.Schema, list[str]]:
+        """Return the schema of our tables and its faults; if it has none, those of the triggers on these tables."""
         options, deletes = self._settings.database, self._settings.logs_deletes
         names = Names.of(options.url, options.schema)
-        if missing := migrate.schema_of(connection, "changes", options).faults:
-            return [f"database: {fault}" for fault in missing]
-        faults = list(triggers.faults(connection, tables, names, deletes=deletes))
-        # The revision is read after the triggers: a newer version may migrate in between.
-        if faults and migrate.schema_of(connection, "changes", options).newer is not None:
-            return list(triggers.faults(connection, tables, names, deletes=deletes, newer_schema=True))
-        return faults
+        find = partial(triggers.faults, connection, tables, names, deletes=deletes)
+        schema = migrate.schema_of(connection, "changes", options)
+        if schema.faults:
+            return schema, [f"database: {fault}" for fault in schema.faults]
+        faults = list(find(newer_schema=schema.newer is not None))
+        if faults and schema.newer is None:
+            # A newer version may have migrated before the triggers were read.
+            schema = migrate.schema_of(connection, "changes", options)
+            if schema.newer is not None:
+                faults = list(find(newer_schema=True))
+        return schema, faults
 
 
 def _feed(

@@ -9,19 +9,19 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 import trio
 from attrs import field, frozen
 
 from airy_trio import migrate
+from airy_trio.app.build import TableChecks
 from airy_trio.app.server import load_certificate
 from airy_trio.auth.keys import KeyServer, KeysFault, source_of
 from airy_trio.capture import polling, triggers
 from airy_trio.capture.change_log import ChangeLog, identified_point
 from airy_trio.capture.feed import CANNOT_SEE, Consumer, ResumePointTooNew
-from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.polling import Identity
 from airy_trio.capture.queries import Queries
@@ -46,6 +46,8 @@ from airy_trio.settings import Settings
 from airy_trio.websocket.tls import CERTIFICATE, KEY
 
 T = TypeVar("T")
+_Log: TypeAlias = tuple[Bounds, str | None]
+"""The bounds of an event store, and its resume point."""
 
 STORE_TIMEOUT_S: Final = 10.0
 
@@ -85,14 +87,6 @@ class _Place:
 
 
 @frozen
-class _Log:
-    """The state of an event store."""
-
-    bounds: Bounds
-    resume_point: str | None
-
-
-@frozen
 class _Application:
     """The event log that records the changes, and a synchronous ``ChangeFeed.identified``."""
 
@@ -119,19 +113,21 @@ class _Check:
         self.credentials()
         self.report.add("warning", self.settings.exposures())
         application, log = self.application(), self.store()
-        if log is not None:
-            self.report.add("note", _completeness(self.settings, log.bounds))
-        if application is None or log is None:
+        if log is None:
             return
-        if self.settings.log_is_shareable and log.resume_point is not None:
+        bounds, resume_point = log
+        self.report.add("note", _completeness(self.settings, bounds))
+        if application is None:
+            return
+        if self.settings.log_is_shareable and resume_point is not None:
             try:
-                if application.identified(log.resume_point) is None:
+                if application.identified(resume_point) is None:
                     raise ForeignLogError(self.settings.log_words)  # noqa: TRY301 - both are reported below
             except (ForeignLogError, ResumePointTooNew) as error:
                 self.report.add("problem", [f"log: {error}"])
                 return
         consumer = application.consumer
-        if consumer is not None and consumer.epoch != log.bounds.epoch:
+        if consumer is not None and consumer.epoch != bounds.epoch:
             finding = f"the changes are recorded into another event log ({consumer.store})"
             again = "with these settings a new epoch begins, and clients must reload"
             self.report.add("warning", [f"log: {finding}; {again}"])
@@ -205,11 +201,10 @@ class _Check:
     def tables(self, connection: sa.Connection, place: _Place) -> _Application | None:
         """Check the mapped tables and the server, then the change log. Return as ``application`` does."""
         settings, report = self.settings, self.report
-        names = Names.of(settings.database.url, settings.database.schema)
+        names, reads_only = Names.of(settings.database.url, settings.database.schema), settings.changes.reads_only
         tables: Tables = {}
-        reads_only, here = settings.changes.reads_only, settings.log_is_here
         try:
-            tables = inspect(connection, settings.tables, watermarks=reads_only, holds_log=here)
+            tables = TableChecks(settings).inspect(connection)
         except MappingError as error:
             report.add("problem", error.faults)
         for newest in rows.newest_rows(connection, settings, tables):
@@ -231,16 +226,13 @@ class _Check:
 
     def change_log(self, connection: sa.Connection, names: Names, tables: Tables) -> _Application | None:
         """Check our tables and triggers in the application's database. Return as ``application`` does."""
-        options, deletes, report = self.settings.database, self.settings.logs_deletes, self.report
-        schema = migrate.schema_of(connection, "changes", options)
-        missing, newer = [f"database: {line}" for line in schema.faults], schema.newer
-        if not missing:
-            missing += triggers.faults(connection, tables, names, deletes=deletes, newer_schema=newer is not None)
-            if newer is not None:
-                report.add("note", [f"database: {newer}, with which this version works"])
-                report.add("note", triggers.outdated(connection, tables, names, deletes=deletes))
+        settings, report = self.settings, self.report
+        schema, missing = TableChecks(settings).installed(connection, tables)
+        if schema.newer is not None and not schema.faults:
+            report.add("note", [f"database: {schema.newer}, with which this version works"])
+            report.add("note", triggers.outdated(connection, tables, names, deletes=settings.logs_deletes))
         if missing:
-            if newer is None and options.migrate:
+            if schema.newer is None and settings.database.migrate:
                 report.add("note", [f"{line} (database.migrate is true: the server does it)" for line in missing])
             else:
                 report.add("problem", missing)
@@ -274,7 +266,7 @@ class _Check:
         return not problems
 
     def store(self) -> _Log | None:
-        """Check the event store. Return its state, or None if not known."""
+        """Check the event store. Return its bounds and resume point, or None if they are not known."""
         settings = self.settings
         if settings.log.store == "memory":
             self.report.add("note", ['log.store: "memory" ends with the process; after each start clients must reload'])
@@ -317,7 +309,7 @@ class _Check:
         if schema.newer is not None:
             report.add("note", [f"log: {schema.newer}, with which this version works"])
         state = StateRow(*connection.execute(log_tables(names).bounds).one())
-        return _Log(state.bounds, state.resume_point)
+        return state.bounds, state.resume_point
 
     def opened_store(self) -> _Log | None:
         """Check a store that is opened by its URL: Redis, or one of another package. Return as ``store`` does."""
@@ -326,7 +318,7 @@ class _Check:
         async def read() -> _Log:
             with trio.fail_after(STORE_TIMEOUT_S):
                 async with find_store(options.store)(options.url) as store:
-                    return _Log(await store.bounds(), await store.resume_point())
+                    return await store.bounds(), await store.resume_point()
 
         try:
             return trio.run(read)
