@@ -453,7 +453,7 @@ class _ServerCollector(Collector):
         yield _gauges("backfill_running", words, "type", filling)
         behind = self._sources.log.state_behind
         yield _gauge("current_state_behind_events", "Events that are not in the current state yet.", behind)
-        pages = self._sources.log.reads.state_pages
+        pages = self._sources.sessions.services.reads.state_pages
         yield _counter("current_state_pages_read", "Pages of the current state read from the event store.", pages)
         yield _histogram("store_append_seconds", "Time of an append to the event store.", self._sources.log.appending)
 

@@ -28,7 +28,7 @@ from attrs import define, field
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.reads import Page
+from airy_trio.log.reads import Page, Reads
 from airy_trio.log.store import Position, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import Latencies, View
 
@@ -302,8 +302,9 @@ class Senders:
     whose position has expired: a send task cannot find that out while it waits for the socket.
     """
 
-    def __init__(self, eventlog: EventLog, batches: Batches) -> None:
-        self._eventlog = eventlog
+    def __init__(self, reads: Reads, batches: Batches) -> None:
+        self._reads = reads
+        self._eventlog = reads.log
         self._batches = batches
         self._waiting: deque[Client] = deque()
         self._handed_over = trio.Event()
@@ -354,7 +355,7 @@ class Senders:
                 await self._busy.wait()
             await trio.sleep(WATCH_EVERY_S)
             try:
-                floor = await self._eventlog.reads.floor()
+                floor = await self._reads.floor()
             except StoreUnavailable:
                 continue  # the send tasks wait for the store as well, and the event log reports the outage
             self._disconnect_expired(floor)
@@ -416,7 +417,7 @@ class Senders:
         if trio.current_time() < subscription.retry_at:
             return False
         try:
-            page = await self._eventlog.reads.page(
+            page = await self._reads.page(
                 subscription.position,
                 subscription.view.destination,
                 subscription.replay,

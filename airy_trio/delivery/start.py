@@ -13,7 +13,7 @@ from airy_trio.delivery.client import ReplayOptions
 from airy_trio.events.destinations import types_of
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.reads import Replay
+from airy_trio.log.reads import Reads, Replay
 from airy_trio.log.store import Position, PositionExpired, StoreUnavailable
 from airy_trio.log.tail import View
 from airy_trio.retry import Backoff
@@ -61,19 +61,19 @@ class Start:
         return ("position", str(self.position)), ("resume", self.resume), *self.state
 
 
-def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start | None:
+def start_at_once(reads: Reads, view: View, request: StartRequest, options: ReplayOptions) -> Start | None:
     """Decide where a subscription starts if the tail is enough for that; None if the store must be asked."""
     if request.last_event_id is not None:
         position = Position.parse(request.last_event_id)
-        if position is None or not _is_known(eventlog, position) or position.offset < view.evicted:
+        if position is None or not _is_known(reads.log, position) or position.offset < view.evicted:
             return None
         return Start(position, RESUMED)
     if request.replay == "none":
-        return Start(eventlog.head, LIVE)
+        return Start(reads.log.head, LIVE)
     if request.replay in ("all", "current"):
         return None
-    since = eventlog.reads.since_in_tail(options.window_s)
-    return None if since is None else _recent(eventlog, view, since, LIVE, options)
+    since = reads.since_in_tail(options.window_s)
+    return None if since is None else _recent(reads, view, since, LIVE, options)
 
 
 async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
@@ -86,31 +86,31 @@ async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
             await trio.sleep(backoff.next_s())
 
 
-async def start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
+async def start(reads: Reads, view: View, request: StartRequest, options: ReplayOptions) -> Start:
     """Decide where a subscription to a view starts. Raises ``StoreUnavailable``."""
     resume = LIVE
     if request.last_event_id is not None:
         position = Position.parse(request.last_event_id)
-        resume = await _verdict(eventlog, view, position, request.address)
+        resume = await _verdict(reads, view, position, request.address)
         if position is not None and resume == RESUMED:
             return Start(position, resume)
     if request.replay == "current":
-        return await _current(eventlog, view, resume, options, request.address)
+        return await _current(reads, view, resume, options, request.address)
     if request.replay == "none":
-        return Start(eventlog.head, resume)
+        return Start(reads.log.head, resume)
     if request.replay == "all":
-        async with eventlog.reads.gate.place(request.address):
-            return Start(await eventlog.reads.floor(), resume)
-    since = await eventlog.reads.since(options.window_s, address=request.address)
-    return _recent(eventlog, view, since, resume, options)
+        async with reads.gate.place(request.address):
+            return Start(await reads.floor(), resume)
+    since = await reads.since(options.window_s, address=request.address)
+    return _recent(reads, view, since, resume, options)
 
 
-def _recent(eventlog: EventLog, view: View, since: Position, resume: str, options: ReplayOptions) -> Start:
+def _recent(reads: Reads, view: View, since: Position, resume: str, options: ReplayOptions) -> Start:
     """Start where the recent window begins, or later if the window would have more than ``events_max`` events."""
-    begin = _limited(since.offset, eventlog.head, options)
+    begin = _limited(since.offset, reads.log.head, options)
     # It may be older than the head. Later events are sent after the replay, as live events are.
-    until = eventlog.reads.recent_end()
-    replay = Replay(until=until) if begin < until.offset and eventlog.tail.may_have_newer(view, begin) else None
+    until = reads.recent_end()
+    replay = Replay(until=until) if begin < until.offset and reads.log.tail.may_have_newer(view, begin) else None
     return Start(since.at(begin), resume, replay, (("state", "partial"),) if begin > since.offset else ())
 
 
@@ -118,10 +118,10 @@ def _limited(since: int, head: Position, options: ReplayOptions) -> int:
     return max(since, head.offset - options.events_max) if options.events_max else since
 
 
-async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayOptions, address: str) -> Start:
+async def _current(reads: Reads, view: View, resume: str, options: ReplayOptions, address: str) -> Start:
     """Start with the current state. Reads its first page now, so that the RECEIPT can report an empty state."""
     while True:
-        state = await eventlog.reads.current_state(options.window_s)
+        state = await reads.current_state(options.window_s)
         types = types_of(view.destination)
         missing = sorted(state.missing(STATE_TYPES & types))
         headers = [("state", "partial" if missing else "current"), ("until", str(state.until))]
@@ -135,7 +135,7 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
         begin = state.until.at(since if state.at is None else 0)
         try:
             # The send task usually finds this page in memory, because the newest pages are retained.
-            page = await eventlog.reads.page(begin, view.destination, replay, address=address)
+            page = await reads.page(begin, view.destination, replay, address=address)
         except PositionExpired:  # another epoch or generation has begun
             # Not reported to the client, which has not received anything of that state yet.
             continue
@@ -144,22 +144,22 @@ async def _current(eventlog: EventLog, view: View, resume: str, options: ReplayO
         return Start(begin, resume, replay, tuple(headers))
 
 
-async def _verdict(eventlog: EventLog, view: View, position: Position | None, address: str) -> str:
+async def _verdict(reads: Reads, view: View, position: Position | None, address: str) -> str:
     if position is None:
         return RESET_EPOCH
-    if not _is_known(eventlog, position):
-        async with eventlog.reads.gate.place(address):
+    if not _is_known(reads.log, position):
+        async with reads.gate.place(address):
             # Another node may have sent the client a position that this node has not read yet. The position is compared
             # again, because this node may have read it while the client waited for its place.
-            if not _is_known(eventlog, position):
-                await eventlog.catch_up()
-        if not _is_known(eventlog, position):
+            if not _is_known(reads.log, position):
+                await reads.log.catch_up()
+        if not _is_known(reads.log, position):
             return RESET_EPOCH
     # The tail has everything after the position, so the store, which may be slow or unavailable, need not be read.
     if position.offset >= view.evicted:
         return RESUMED
-    async with eventlog.reads.gate.place(address):
-        floor = await eventlog.reads.floor()
+    async with reads.gate.place(address):
+        floor = await reads.floor()
     if floor.epoch != position.epoch:  # a new epoch began during the read
         return RESET_EPOCH
     return RESUMED if position >= floor else RESET_EXPIRED

@@ -36,7 +36,6 @@ import trio
 
 from airy_trio.log.current import CurrentState
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import Reads
 from airy_trio.log.store import (
     Bounds,
     EventStore,
@@ -93,8 +92,6 @@ class EventLog:
         self._append_ended: trio.Event | None = None
         self._grown: set[View] = set()
         self._any_grown = trio.Event()
-        self.reads = Reads(self)
-        """Reads on behalf of clients."""
         self._kept = frozenset(options.keep_current)
         self._missing, self._filling = self._kept, frozenset[str]()
         self.state_behind = 0

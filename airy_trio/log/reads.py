@@ -32,16 +32,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 from operator import attrgetter
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 from attrs import define, evolve, field, frozen
 
 from airy_trio.events.destinations import Destination, OfConversation
 from airy_trio.log.current import CurrentState, Marks, fold
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import (
     Bounds,
-    EventStore,
     Position,
     PositionExpired,
     StateAt,
@@ -49,7 +49,6 @@ from airy_trio.log.store import (
     StoreUnavailable,
     is_all,
 )
-from airy_trio.log.tail import StoreClock, Tail
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""
@@ -66,22 +65,6 @@ REMEMBERED_BYTES_MAX: Final = 4096
 STATE_AGE_S: Final = 1.0
 """Clients that request the current state within this time get the same one; their recent windows end together."""
 _OFFSET = attrgetter("offset")
-
-
-class FollowedLog(Protocol):
-    """The attributes and methods of ``EventLog`` that ``Reads`` uses."""
-
-    store: EventStore
-    tail: Tail
-    clock: StoreClock
-    retain_s: float
-
-    @property
-    def head(self) -> Position: ...  # noqa: D102 - see EventLog
-    @property
-    def epoch(self) -> str: ...  # noqa: D102
-    async def bounds(self) -> Bounds: ...  # noqa: D102
-    async def catch_up(self) -> None: ...  # noqa: D102
 
 
 class Gate:
@@ -175,8 +158,8 @@ class Reads:
     Within an epoch nothing is added below the head, so what is remembered stays true until the epoch ends.
     """
 
-    def __init__(self, log: FollowedLog, events_max: int = PAGE_EVENTS_MAX, bytes_max: int = PAGE_BYTES_MAX) -> None:
-        self._log, self._store, self._tail = log, log.store, log.tail
+    def __init__(self, log: EventLog, events_max: int = PAGE_EVENTS_MAX, bytes_max: int = PAGE_BYTES_MAX) -> None:
+        self.log, self._store, self._tail = log, log.store, log.tail
         self._events_max, self._bytes_max = events_max, bytes_max
         self.gate = Gate(READS_MAX)
         """Every read of the store that a client causes takes a place in it, except that of the current state, which one
@@ -217,7 +200,7 @@ class Reads:
                 page = self._page_at_once(after, destination, replay)
                 if page is None:
                     if replay is None:
-                        page = await self._read(after, self._log.head, destination)
+                        page = await self._read(after, self.log.head, destination)
                     else:
                         page = await self._read_replay(after, destination, replay)
                     self._pages.append(page)
@@ -227,7 +210,7 @@ class Reads:
             finally:
                 del self._pages_being_read[key]
                 ended.set()
-            if after.epoch != self._log.epoch:  # a new epoch began during the read: a replay may have read events of it
+            if after.epoch != self.log.epoch:  # a new epoch began during the read: a replay may have read events of it
                 raise PositionExpired(f"{after} is of an epoch that has ended")
             return page
 
@@ -243,23 +226,23 @@ class Reads:
                 return position
             async with self.gate.place(address):
                 position = await self._store.since(age_s)
-            if position.epoch == self._log.epoch:
-                return min(position, self._log.head)  # another node may have appended events that this one has not read
-            await self._log.catch_up()
+            if position.epoch == self.log.epoch:
+                return min(position, self.log.head)  # another node may have appended events that this one has not read
+            await self.log.catch_up()
 
     def since_in_tail(self, age_s: float) -> Position | None:
         """Return what ``since`` returns if the tail reaches back far enough; None if the store must be asked."""
-        offset = self._tail.since(self._log.clock.ms_before(age_s))
-        return None if offset is None else self._log.head.at(offset)
+        offset = self._tail.since(self.log.clock.ms_before(age_s))
+        return None if offset is None else self.log.head.at(offset)
 
     def recent_end(self) -> Position:
         """Return the end of a recent window: the head as of at most ``STATE_AGE_S`` ago.
 
         Clients that subscribe at about the same time get the same end, so that they read the same pages.
         """
-        read_at, end = self._recent_end or (-inf, self._log.head)
-        if trio.current_time() >= read_at + STATE_AGE_S or end.epoch != self._log.epoch:
-            end = self._log.head
+        read_at, end = self._recent_end or (-inf, self.log.head)
+        if trio.current_time() >= read_at + STATE_AGE_S or end.epoch != self.log.epoch:
+            end = self.log.head
             self._recent_end = trio.current_time(), end
         return end
 
@@ -281,12 +264,12 @@ class Reads:
             try:
                 bounds = await self._folded()
                 since = self.since_in_tail(window_s) or await self._store.since(window_s)
-                if bounds.epoch == since.epoch == self._log.epoch:
+                if bounds.epoch == since.epoch == self.log.epoch:
                     # This node may not have read the newest events yet; those are sent after the state.
-                    new = CurrentState.of(bounds, min(bounds.head, self._log.head))
+                    new = CurrentState.of(bounds, min(bounds.head, self.log.head))
                     self._state = trio.current_time(), evolve(new, since=min(since.offset, new.until.offset))
                 else:
-                    await self._log.catch_up()
+                    await self.log.catch_up()
             except StoreUnavailable as error:
                 reading.fault = str(error)
                 raise
@@ -302,14 +285,14 @@ class Reads:
         ``StoreUnavailable`` if that fails.
         """
         while True:
-            since_ms = self._log.clock.ms_before(self._log.retain_s)
+            since_ms = self.log.clock.ms_before(self.log.retain_s)
             newest = self._tail.newest_of(conversation)
             if newest is None and not self._tail.reaches_back_to(since_ms):
                 async with self.gate.place(address):
                     try:
                         newest = await self._read_newest(conversation)
                     except PositionExpired:  # an epoch has begun; after this the tail is in it
-                        await self._log.catch_up()
+                        await self.log.catch_up()
                         continue
             if newest is None or newest.channel_id is None or newest.appended_at_ms < since_ms:
                 return frozenset()
@@ -320,15 +303,15 @@ class Reads:
 
         Raises ``StoreUnavailable``.
         """
-        while (bounds := await self._log.bounds()).epoch != self._log.epoch:  # it has just begun
-            await self._log.catch_up()
+        while (bounds := await self.log.bounds()).epoch != self.log.epoch:  # it has just begun
+            await self.log.catch_up()
         return bounds.floor
 
     def _fresh_state(self) -> CurrentState | None:
         if self._state is None:
             return None
         read_at, state = self._state
-        fresh = trio.current_time() < read_at + STATE_AGE_S and state.until.epoch == self._log.epoch
+        fresh = trio.current_time() < read_at + STATE_AGE_S and state.until.epoch == self.log.epoch
         return state if fresh else None
 
     async def _folded(self) -> Bounds:
@@ -337,12 +320,12 @@ class Reads:
         Without it a client could receive the state without an object that has ended, and then an event of that object
         which was not added yet. If deletions are not sent, nothing would correct that.
         """
-        bounds = await self._log.bounds()
+        bounds = await self.log.bounds()
         head, more = bounds.head, True
         while more and bounds.epoch == head.epoch and (state := bounds.state) and state.folded < head.offset:
             marks = Marks.parse(state.marks)
             more = marks is not None and await fold(self._store, state.generation, marks.kept)
-            bounds = await self._log.bounds()
+            bounds = await self.log.bounds()
         return bounds
 
     def _page_at_once(self, after: Position, destination: Destination, replay: Replay | None) -> Page | None:
@@ -358,8 +341,8 @@ class Reads:
                 and page.destination == destination
                 and page.replay == replay
             ):
-                return page if after.epoch == self._log.epoch else None
-        if replay is None or replay.announced or after.epoch != self._log.epoch:
+                return page if after.epoch == self.log.epoch else None
+        if replay is None or replay.announced or after.epoch != self.log.epoch:
             return None
         recent = self._read_tail(after, replay.until, destination)
         if recent is not None:
@@ -461,7 +444,7 @@ class Reads:
         Only the first call for a destination makes a store without an index scan its log from the end. Later calls scan
         what was appended since. A remembered event may have been trimmed. Raises what ``EventStore.newest`` does.
         """
-        head = self._log.head
+        head = self.log.head
         upto, newest = self._newest.get(destination, (None, None))
         if upto is None or await self._has_grown(upto, head, destination):
             found = await self._store.newest(head, destination)

@@ -37,6 +37,7 @@ from airy_trio.delivery.fanout import Batches, FanOut, Senders
 from airy_trio.delivery.start import LIVE, RESUMES, Start, StartRequest, start, start_at_once, until_available
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.event_log import EventLog
+from airy_trio.log.reads import Reads
 from airy_trio.log.store import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.retry import Sample
@@ -140,7 +141,8 @@ class Services:
             subscriptions_max=options.subscriptions_max,
         )
         self.batches = Batches(eventlog)
-        self.senders = Senders(eventlog, self.batches)
+        self.reads = Reads(eventlog)
+        self.senders = Senders(self.reads, self.batches)
         self.fanout = FanOut(eventlog, self.batches, self.senders)
         self.wheel = TimerWheel(self.senders)
         self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
@@ -409,8 +411,8 @@ class Conversation:
         """
         if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
             return None
-        eventlog, address = self._services.eventlog, self._client.slot.key
-        look_up = partial(eventlog.reads.channels_of, granted.destination, address=address)
+        reads, address = self._services.reads, self._client.slot.key
+        look_up = partial(reads.channels_of, granted.destination, address=address)
         if await self.inbox.unless_gone(until_available(look_up)) <= granted.channels:
             return None
         reason = "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event"
@@ -424,10 +426,10 @@ class Conversation:
         wanted = StartRequest(last_event_id, request.replay, self._client.slot.key)
         services = self._services
         # For most clients, and without the tasks of `unless_gone`, which cost more than all the rest.
-        found = start_at_once(services.eventlog, subscription.view, wanted, services.replay)
+        found = start_at_once(services.reads, subscription.view, wanted, services.replay)
         if found is not None:
             return found
-        look_up = partial(start, services.eventlog, subscription.view, wanted, services.replay)
+        look_up = partial(start, services.reads, subscription.view, wanted, services.replay)
         return await self.inbox.unless_gone(until_available(look_up))
 
     def _unsubscribe(self, number: int) -> None:

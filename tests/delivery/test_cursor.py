@@ -21,7 +21,7 @@ from airy_trio.log.current import Marks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import STATE_AGE_S
+from airy_trio.log.reads import STATE_AGE_S, Reads
 from airy_trio.log.store import NewEvent, Position, PositionExpired, StateChange
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import AckMode, Frame, Subscribe
@@ -38,10 +38,14 @@ UPDATED, DELETED = "message.updated", "message.deleted"
 class World:
     """The log, and the table that it describes: the newest body of each object that exists."""
 
-    log: EventLog
+    reads: Reads
     table: dict[str, bytes] = field(factory=dict)
     generation: int = 0
     count: int = 0
+
+    @property
+    def log(self) -> EventLog:
+        return self.reads.log
 
     def update(self, name: str) -> NewEvent:
         self.count += 1
@@ -104,7 +108,7 @@ class Viewer:
         client.subscriptions[new.number] = new
         client.state = ClientState.BEHIND
         position = None if self.position is None else str(self.position)
-        begin = self.start = await start(log, new.view, StartRequest(position, "current"), ReplayOptions())
+        begin = self.start = await start(self.world.reads, new.view, StartRequest(position, "current"), ReplayOptions())
         if begin.resume != "resumed":
             self.table.clear()
         self.position = begin.position
@@ -117,7 +121,7 @@ class Viewer:
         subscription = self.subscription
         assert subscription is not None
         try:
-            senders = Senders(self.world.log, batches)
+            senders = Senders(self.world.reads, batches)
             served = await senders._serve_subscription(subscription)  # noqa: SLF001 - without its loop
         except PositionExpired:
             await self.subscribe()
@@ -217,7 +221,7 @@ steps = st.lists(
 async def schedule(ack: AckMode, first: int, schedule: Sequence[tuple[str, list[int]]]) -> None:
     log = EventLog(MemoryStore(trio.current_time), LogOptions(store="memory", tail_events=4))
     await log.open()
-    world = World(log)
+    world = World(Reads(log))
     await world.append([world.update(f"o{number % OBJECTS}") for number in range(first)])
     viewer, batches = Viewer(world, ack), Batches(log)
     await viewer.subscribe()

@@ -14,7 +14,7 @@ from airy_trio.events.models import TYPES
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.reads import STATE_AGE_S, Replay
+from airy_trio.log.reads import STATE_AGE_S, Reads, Replay
 from airy_trio.log.store import Bounds, Position, StateAt, StoreUnavailable
 from airy_trio.log.tail import COMPARED_MAX
 from tests.delivery.kept import GENERATION, keep
@@ -34,7 +34,7 @@ async def started(
     log: EventLog, last_event_id: str | None = None, replay: str | None = None, options: ReplayOptions = OPTIONS
 ) -> tuple[int, str]:
     view = log.tail.attach(EVERYTHING, log)
-    found: Start = await until_available(partial(start, log, view, StartRequest(last_event_id, replay), options))
+    found: Start = await until_available(partial(start, Reads(log), view, StartRequest(last_event_id, replay), options))
     assert found.position.epoch == log.epoch
     return found.position.offset, found.resume
 
@@ -60,7 +60,7 @@ async def test_events_max_does_not_lengthen_the_window() -> None:
 async def test_a_window_that_is_cut_is_partial(events_max: int, position: int, state: str | None) -> None:
     log = await filled()
     view = log.tail.attach(EVERYTHING, log)
-    found = await start(log, view, StartRequest(None, None), ReplayOptions(window_s=3600, events_max=events_max))
+    found = await start(Reads(log), view, StartRequest(None, None), ReplayOptions(window_s=3600, events_max=events_max))
     assert found.position.offset == position
     assert dict(found.headers).get("state") == state
 
@@ -152,8 +152,10 @@ async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, mon
 MAPPED = "message.updated tag.updated channel.updated metadata.updated"
 
 
-async def found_state(log: EventLog, destination: Destination = EVERYTHING, last_event_id: str | None = None) -> Start:
-    return await start(log, log.tail.attach(destination, log), StartRequest(last_event_id, "current"), OPTIONS)
+async def found_state(reads: Reads, destination: Destination = EVERYTHING, last_event_id: str | None = None) -> Start:
+    return await start(
+        reads, reads.log.tail.attach(destination, reads), StartRequest(last_event_id, "current"), OPTIONS
+    )
 
 
 def state_of(found: Start) -> StateAt | None:
@@ -177,8 +179,9 @@ def state_of(found: Start) -> StateAt | None:
 async def test_missing_types_are_named(types: str, whole: str, destination: Destination, missing: str) -> None:
     """A type is missing if it is mapped, belongs to the destination, and has had no backfill."""
     log = await open_log()
+    reads = Reads(log)
     await keep(log, "ab", types=types, whole=whole)
-    headers = dict((await found_state(log, destination)).headers)
+    headers = dict((await found_state(reads, destination)).headers)
     assert headers["until"] == str(log.head)
     assert (headers["state"], headers.get("state-missing", "")) == (
         "partial" if missing else "current",
@@ -188,7 +191,8 @@ async def test_missing_types_are_named(types: str, whole: str, destination: Dest
 
 async def test_without_a_recorded_state_every_type_is_missing() -> None:
     log = await filled()
-    assert dict((await found_state(log)).headers) == {
+    reads = Reads(log)
+    assert dict((await found_state(reads)).headers) == {
         "position": str(log.head.at(log.head.offset - 3)),
         "resume": "live",
         "state": "partial",
@@ -199,59 +203,64 @@ async def test_without_a_recorded_state_every_type_is_missing() -> None:
 
 async def test_an_empty_state_ends_where_it_begins() -> None:
     log = await filled()
+    reads = Reads(log)
     await keep(log, "ab", types=MAPPED, whole=MAPPED)
-    begin = await found_state(log, OfType("tag.updated"))
+    begin = await found_state(reads, OfType("tag.updated"))
     assert (begin.replay, begin.position, until_of(begin)) == (None, log.head, log.head)
     assert dict(begin.headers)["state"] == "current"
-    begin = await found_state(log)
+    begin = await found_state(reads)
     assert (state_of(begin), begin.position) == (StateAt(GENERATION, log.head), log.head.at(0))
 
 
 async def test_resumable_position_has_precedence_over_the_state() -> None:
     log = await filled(tail_events=3)
+    reads = Reads(log)
     await keep(log, "ab")
-    begin = await found_state(log, last_event_id=str(log.head.at(5)))
+    begin = await found_state(reads, last_event_id=str(log.head.at(5)))
     assert begin.headers == (("position", str(log.head.at(5))), ("resume", "resumed"))
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
-    begin = await found_state(log, last_event_id=str(log.head.at(5)))
+    begin = await found_state(reads, last_event_id=str(log.head.at(5)))
     assert (begin.resume, begin.position.offset, state_of(begin)) == ("reset-expired", 0, StateAt(GENERATION, log.head))
 
 
 async def test_another_generation_or_epoch_during_the_read_is_followed(autojump_clock: MockClock) -> None:
     log = await filled()
+    reads = Reads(log)
     await keep(log, "ab")
-    assert state_of(await found_state(log)) == StateAt(GENERATION, log.head)
+    assert state_of(await found_state(reads)) == StateAt(GENERATION, log.head)
     before = log.head
     await keep(log, "c", generation="second")
     other = OfType("message.updated")  # its pages are not retained yet
-    assert state_of(await found_state(log, other)) == StateAt("second", log.head)
+    assert state_of(await found_state(reads, other)) == StateAt("second", log.head)
     await log.begin_epoch(log.head, "point")
-    begin = await found_state(log)
+    begin = await found_state(reads)
     assert (begin.replay, until_of(begin)) == (None, log.head)
     assert dict(begin.headers)["state"] == "partial"
     assert log.epoch != before.epoch
     await log.begin_epoch(log.head, "point")
-    assert until_of(await found_state(log)) == log.head
+    assert until_of(await found_state(reads)) == log.head
 
 
 async def test_clients_that_come_together_get_the_same_state(autojump_clock: MockClock) -> None:
     log = await filled()
+    reads = Reads(log)
     await keep(log, "ab")
-    first = until_of(await found_state(log))
+    first = until_of(await found_state(reads))
     await keep(log, "c")
-    assert until_of(await found_state(log)) == first
+    assert until_of(await found_state(reads)) == first
     await trio.sleep(STATE_AGE_S)
-    assert until_of(await found_state(log)) == log.head
+    assert until_of(await found_state(reads)) == log.head
 
 
 async def test_the_state_ends_at_the_head_of_this_node() -> None:
     """The node may not have read the newest events of the store; they follow the state."""
     store = MemoryStore()
     log, other = await open_log(store), await open_log(store)
+    reads = Reads(log)
     await keep(other, "ab")
     await log.catch_up()
     await keep(other, "bc")
-    begin = await found_state(log)
+    begin = await found_state(reads)
     assert until_of(begin) == log.head == other.head.at(2)
 
 
@@ -259,8 +268,8 @@ def until_of(begin: Start) -> Position | None:
     return Position.parse(dict(begin.headers)["until"])
 
 
-async def recent(log: EventLog, options: ReplayOptions = WINDOW) -> Start:
-    return await start(log, log.tail.attach(EVERYTHING, log), StartRequest(None, None), options)
+async def recent(reads: Reads, options: ReplayOptions = WINDOW) -> Start:
+    return await start(reads, reads.log.tail.attach(EVERYTHING, reads), StartRequest(None, None), options)
 
 
 @pytest.mark.parametrize("tail_events", [20_000, 2])
@@ -269,36 +278,39 @@ async def test_recent_window_with_repeated_objects_is_read_in_pages(
 ) -> None:
     """Clients that come together read the same pages, up to a position that is a second old at most."""
     log = await open_log(options=LogOptions(store="memory", tail_events=tail_events))
+    reads = Reads(log)
     await keep(log, "abab")
-    await recent(log)
+    await recent(reads)
     await keep(log, "bc")
-    found = await recent(log)
+    found = await recent(reads)
     assert (found.position, found.replay) == (log.head.at(0), Replay(until=log.head.at(4)))
     assert [name for name, _ in found.headers] == ["position", "resume"]
     await trio.sleep(STATE_AGE_S)
-    assert (await recent(log)).replay == Replay(until=log.head)
+    assert (await recent(reads)).replay == Replay(until=log.head)
     await log.begin_epoch(log.head, "point")
     await keep(log, "aa")
-    assert (await recent(log)).replay == Replay(until=log.head)
+    assert (await recent(reads)).replay == Replay(until=log.head)
 
 
 async def test_recent_window_without_repeated_objects_is_a_position(autojump_clock: MockClock) -> None:
     log = await open_log()
+    reads = Reads(log)
     await keep(log, "abc")
-    assert await recent(log) == Start(log.head.at(0), LIVE)
+    assert await recent(reads) == Start(log.head.at(0), LIVE)
     await keep(log, "a")
     await trio.sleep(STATE_AGE_S)
-    assert (await recent(log)).replay is not None
-    assert (await recent(log, ReplayOptions(window_s=3600, events_max=3))).replay is None
+    assert (await recent(reads)).replay is not None
+    assert (await recent(reads, ReplayOptions(window_s=3600, events_max=3))).replay is None
     await log.begin_epoch(log.head, "point")
-    assert await recent(log) == Start(log.head, LIVE)
+    assert await recent(reads) == Start(log.head, LIVE)
 
 
 @pytest.mark.parametrize("count", [COMPARED_MAX - 1, COMPARED_MAX])
 async def test_large_recent_window_is_not_searched_for_repeated_objects(count: int) -> None:
     log = await open_log()
+    reads = Reads(log)
     await keep(log, [str(number) for number in range(count)])
-    assert ((await recent(log)).replay is None) == (count < COMPARED_MAX)
+    assert ((await recent(reads)).replay is None) == (count < COMPARED_MAX)
 
 
 WINDOW_TYPES = {"message.updated", "message.deleted", "metadata.updated"}
@@ -320,11 +332,12 @@ async def test_current_state_has_the_recent_window_of_types_that_are_not_kept(
     log = await open_log()
     await keep(log, "abcdefghij", kept="channel.updated tag.updated")
     options = ReplayOptions(window_s=3600, events_max=2)
-    found = await log.reads.current_state(options.window_s)
+    reads = Reads(log)
+    found = await reads.current_state(options.window_s)
     assert found.at is not None
     replay = Replay(until=log.head, since=since, state=found.at, types=frozenset(types), announced=True)
-    begun = await start(log, log.tail.attach(destination, log), StartRequest(None, "current"), options)
-    page = await log.reads.page(log.head.at(0), destination, replay)
+    begun = await start(reads, log.tail.attach(destination, log), StartRequest(None, "current"), options)
+    page = await reads.page(log.head.at(0), destination, replay)
     sent = [event.offset for event in page.events]
     assert sent == ([9, 10] if "message.updated" in types else [])
     assert (begun.position, begun.replay) == ((log.head.at(0), replay) if sent else (log.head, None))
@@ -337,19 +350,20 @@ async def test_window_within_the_current_state_ends_with_the_deletion(tail_event
     kinds = [("a", "message.updated"), ("a", "message.deleted"), ("b", "message.updated")]
     new = [event(number, obj=name, kind=kind) for number, (name, kind) in enumerate(kinds, start=1)]
     await log.append(log.head, new, "point")
-    begin = await start(log, log.tail.attach(EVERYTHING, log), StartRequest(None, "current"), WINDOW)
-    page = await log.reads.page(begin.position, EVERYTHING, begin.replay)
+    begin = await start(Reads(log), log.tail.attach(EVERYTHING, log), StartRequest(None, "current"), WINDOW)
+    page = await Reads(log).page(begin.position, EVERYTHING, begin.replay)
     assert [event.offset for event in page.events] == sent
 
 
 async def test_without_a_state_only_the_recent_window_is_sent() -> None:
     log = await filled()
-    begin = await found_state(log)
+    reads = Reads(log)
+    begin = await found_state(reads)
     replay = Replay(until=log.head, since=7, types=frozenset(TYPES), announced=True)
     assert (begin.position, begin.replay) == (log.head.at(7), replay)
     assert dict(begin.headers)["state"] == "partial"
     await trio.sleep(0.01)
     log, options = await open_log(log.store), ReplayOptions(window_s=0)
-    begin = await start(log, log.tail.attach(EVERYTHING, log), StartRequest(None, "current"), options)
+    begin = await start(Reads(log), log.tail.attach(EVERYTHING, log), StartRequest(None, "current"), options)
     assert (begin.position, begin.replay) == (log.head, None)
     assert dict(begin.headers)["state"] == "partial"

@@ -326,7 +326,7 @@ async def test_position_below_the_floor_does_not_expire_within_the_state(autojum
             await wait_all_tasks_blocked()
             await log.store.trim(age_s=3600, keep=0, limit=100, unused_s=10**6)
             await trio.sleep(2 * WATCH_EVERY_S)
-            assert rig.client.subscriptions[1].position.offset < (await log.reads.floor()).offset
+            assert rig.client.subscriptions[1].position.offset < (await log.bounds()).floor.offset
             assert rig.client.reason is None
             await rig.read_all()
         assert (offsets(rig.frames), completed(rig.frames)) == ([*range(1, 31)], [30])

@@ -20,6 +20,7 @@ from airy_trio.log.event_log import (
 )
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
+from airy_trio.log.reads import Reads
 from airy_trio.log.store import Bounds, NewEvent, Position, StaleAppend, StateChange, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
 from tests.delegating_store import Append, DelegatingStore, Read
@@ -140,9 +141,10 @@ async def test_open_fills_the_tail(store: Outages, count: int) -> None:
 async def test_older_events_are_read_from_the_store(store: Outages) -> None:
     await store.add(*numbered(1, 250))
     log = await opened(store)
+    paged = Reads(log)
     view = log.tail.attach(EVERYTHING, "reader")
     assert (view.evicted, log.head.offset) == (150, 250)
-    assert [one.offset for one in (await log.reads.page(log.head.at(0), EVERYTHING)).events][:3] == [1, 2, 3]
+    assert [one.offset for one in (await paged.page(log.head.at(0), EVERYTHING)).events][:3] == [1, 2, 3]
 
 
 async def test_open_reads_few_more_bytes_than_the_tail_has() -> None:
@@ -172,7 +174,8 @@ async def test_open_after_all_events_were_trimmed(store: Outages) -> None:
     await store.add(*numbered(1, 5))
     await store.trim(age_s=10**6, keep=0, limit=10, unused_s=10**6)
     log = await opened(store)
-    assert (log.head.offset, await log.reads.floor()) == (5, log.head)
+    paged = Reads(log)
+    assert (log.head.offset, await paged.floor()) == (5, log.head)
 
 
 async def test_open_can_be_retried(store: Outages) -> None:
@@ -538,7 +541,7 @@ async def test_an_append_during_catch_up_is_no_loss(store: Outages, nursery: tri
 
 class TestSince:
     async def since(self, log: EventLog, age_s: float) -> int:
-        position = await log.reads.since(age_s)
+        position = await Reads(log).since(age_s)
         assert position.epoch == log.epoch
         return position.offset
 
@@ -566,7 +569,7 @@ class TestSince:
         log = await opened(store, tail_events=5)
         store.away = True
         with pytest.raises(StoreUnavailable):
-            await log.reads.since(60)
+            await Reads(log).since(60)
 
     async def test_it_is_never_after_the_head_of_this_node(self, store: Outages) -> None:
         await store.add(*numbered(1, 20))
@@ -581,7 +584,7 @@ class TestSince:
         log = await opened(store, tail_events=5)
         await store.begin_epoch(log.head, "again")
         await store.add(event(1))
-        assert await log.reads.since(60) == (await store.bounds()).head.at(0)
+        assert await Reads(log).since(60) == (await store.bounds()).head.at(0)
 
 
 async def test_no_growth_is_lost_between_two_calls(store: Outages, nursery: trio.Nursery) -> None:
@@ -726,10 +729,11 @@ class SlowBounds(MemoryStore):
 async def test_crowd_that_asks_for_the_state_reads_it_once(fails: bool, autojump_clock: MockClock) -> None:
     store, results = SlowBounds(), list[str]()
     log = await opened(store)
+    paged = Reads(log)
 
     async def ask() -> None:
         try:
-            await log.reads.current_state(window_s=60)
+            await paged.current_state(window_s=60)
         except StoreUnavailable as error:
             results.append(str(error))
         else:
@@ -746,21 +750,23 @@ async def test_crowd_that_asks_for_the_state_reads_it_once(fails: bool, autojump
 async def test_cancelled_read_of_the_state_is_taken_over(autojump_clock: MockClock) -> None:
     store = SlowBounds()
     log = await opened(store)
+    paged = Reads(log)
     store.slow = True
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.5):
-            await log.reads.current_state(window_s=60)
-        nursery.start_soon(log.reads.current_state, 60)
-        nursery.start_soon(log.reads.current_state, 60)
-    assert log.reads._state_being_read is None  # noqa: SLF001 - the next client reads again
+            await paged.current_state(window_s=60)
+        nursery.start_soon(paged.current_state, 60)
+        nursery.start_soon(paged.current_state, 60)
+    assert paged._state_being_read is None  # noqa: SLF001 - the next client reads again
 
 
 async def test_node_that_lags_has_no_state_that_is_complete_later() -> None:
     """Its state ends at its own head, and the backfill after that."""
     store, tags = MemoryStore(), frozenset({"tag.updated"})
     log = await opened(store)
+    paged = Reads(log)
     marks = Marks(types=tags, kept=tags, whole={"tag.updated": 2})
     new = [NewEvent("tag.updated", f"tag:{number}", None, None, b"") for number in range(2)]
     await store.append(log.head, new, "point", state=StateChange(generation="first0", marks=str(marks)))
-    found = await log.reads.current_state(window_s=60)
+    found = await paged.current_state(window_s=60)
     assert (found.until, found.missing(tags)) == (log.head, tags)

@@ -117,11 +117,11 @@ async def test_a_cancelled_read_leaves_the_queue(nursery: trio.Nursery) -> None:
     assert served == ["c", "d"]
 
 
-async def read_on(log: EventLog, offset: int, destination: Destination) -> list[StoredEvent]:
+async def read_on(paged: Reads, offset: int, destination: Destination) -> list[StoredEvent]:
     """Read page after page, up to the head."""
     found: list[StoredEvent] = []
-    while offset < log.head.offset:
-        page = await log.reads.page(log.head.at(offset), destination)
+    while offset < paged.log.head.offset:
+        page = await paged.page(paged.log.head.at(offset), destination)
         assert page.upto > offset
         found += page.events_after(offset)
         offset = page.upto
@@ -138,11 +138,12 @@ async def test_a_quiet_destination_is_scanned_once() -> None:
     store = Scanned()
     store.go_on.set()
     log = await opened(store, 20)
+    paged = Reads(log)
     await log.append(log.head, [event(21, channel_id="quiet")], "point")
     quiet, busy = OfChannel("quiet"), OfChannel("ch1")
 
     async def read(offset: int, destination: Destination = quiet) -> list[int]:
-        return [one.offset for one in await read_on(log, offset, destination)]
+        return [one.offset for one in await read_on(paged, offset, destination)]
 
     assert [await read(0), await read(5), await read(0), await read(21)] == [[21], [21], [21], []]
     assert [position.offset for position in store.scans] == [0]
@@ -157,11 +158,12 @@ async def test_no_event_is_remembered_beyond_its_epoch() -> None:
     store = Scanned()
     store.go_on.set()
     log = await opened(store)
+    paged = Reads(log)
     before = log.head
-    assert (await log.reads.page(before.at(0), OfChannel("quiet"))).events == ()
+    assert (await paged.page(before.at(0), OfChannel("quiet"))).events == ()
     await log.begin_epoch(before, "again")
     with pytest.raises(PositionExpired):
-        await log.reads.page(before.at(0), OfChannel("quiet"))
+        await paged.page(before.at(0), OfChannel("quiet"))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -183,9 +185,10 @@ async def test_pages_agree_with_the_store(seed: int) -> None:
 
 async def test_a_replay_has_no_events_after_its_end_that_an_earlier_read_has_found() -> None:
     log = await opened(MemoryStore(), 3, tail_events=1)
+    paged = Reads(log)
     begin = log.head.at(0)
-    assert (await log.reads.page(begin, EVERYTHING)).upto == 3
-    page = await log.reads.page(begin, EVERYTHING, Replay(until=log.head.at(2)))
+    assert (await paged.page(begin, EVERYTHING)).upto == 3
+    page = await paged.page(begin, EVERYTHING, Replay(until=log.head.at(2)))
     assert ([one.offset for one in page.events], page.upto) == ([1, 2], 2)
 
 
@@ -248,10 +251,11 @@ async def test_replays_agree_with_a_list(tail_events: int, seed: int) -> None:
 async def test_a_recent_window_in_memory_waits_for_no_read() -> None:
     """Two reads of a store that does not answer hold all places."""
     log = await opened(MemoryStore(), 0)
+    paged = Reads(log)
     await log.append(log.head, [event(number, object="a") for number in (1, 2)], "point")
-    async with log.reads.gate.place("first"), log.reads.gate.place("second"):
+    async with paged.gate.place("first"), paged.gate.place("second"):
         with trio.fail_after(1):
-            page = await log.reads.page(log.head.at(0), EVERYTHING, Replay(until=log.head))
+            page = await paged.page(log.head.at(0), EVERYTHING, Replay(until=log.head))
     assert ([one.offset for one in page.events], page.upto) == ([2], 2)
 
 
@@ -269,13 +273,14 @@ async def test_a_page_of_the_recent_window_is_one_read_of_the_store() -> None:
 async def test_a_replay_has_no_events_of_the_next_epoch() -> None:
     """The new epoch begins while the read waits for its place, and the tail has events at the same offsets."""
     log = await opened(MemoryStore(), 3)
+    paged = Reads(log)
     begin, replay = log.head.at(0), Replay(until=log.head, announced=True)
 
     async def read() -> None:
         with pytest.raises(PositionExpired):
-            await log.reads.page(begin, EVERYTHING, replay)
+            await paged.page(begin, EVERYTHING, replay)
 
-    async with trio.open_nursery() as nursery, log.reads.gate.place("first"), log.reads.gate.place("second"):
+    async with trio.open_nursery() as nursery, paged.gate.place("first"), paged.gate.place("second"):
         nursery.start_soon(read)
         await wait_all_tasks_blocked()
         head = await log.begin_epoch(log.head, "point")
@@ -311,10 +316,11 @@ async def test_last_page_of_a_replay_has_events(events_max: int, bytes_max: int)
 async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -> None:
     store = Scanned()
     log = await opened(store)
+    paged = Reads(log)
     found: list[int] = []
 
     async def read(offset: int) -> None:
-        page = await log.reads.page(log.head.at(offset), EVERYTHING, address="a")
+        page = await paged.page(log.head.at(offset), EVERYTHING, address="a")
         found.append(len(page.events_after(offset)))
 
     for offset in (0, 1, 2, 0, 1, 2):
@@ -330,11 +336,12 @@ async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -
 async def test_clients_at_one_position_share_one_read(nursery: trio.Nursery) -> None:
     store = Scanned()
     log = await opened(store)
+    paged = Reads(log)
     found: list[Page] = []
 
     async def read(scope: trio.CancelScope) -> None:
         with scope:
-            found.append(await log.reads.page(log.head.at(0), EVERYTHING))
+            found.append(await paged.page(log.head.at(0), EVERYTHING))
 
     first = trio.CancelScope()
     for scope in (first, trio.CancelScope(), trio.CancelScope()):
@@ -353,12 +360,13 @@ async def test_clients_at_one_position_share_one_read(nursery: trio.Nursery) -> 
 async def test_each_client_learns_that_the_store_is_unavailable(nursery: trio.Nursery) -> None:
     store = Scanned()
     log = await opened(store)
+    paged = Reads(log)
     store.away = True
     failed: list[str] = []
 
     async def read() -> None:
         with pytest.raises(StoreUnavailable):
-            await log.reads.page(log.head.at(0), EVERYTHING)
+            await paged.page(log.head.at(0), EVERYTHING)
         failed.append("unavailable")
 
     for _ in range(3):
@@ -368,16 +376,17 @@ async def test_each_client_learns_that_the_store_is_unavailable(nursery: trio.Nu
     await wait_all_tasks_blocked()
     assert len(failed) == 3
     store.away = False
-    assert len((await log.reads.page(log.head.at(0), EVERYTHING)).events) == 3
+    assert len((await paged.page(log.head.at(0), EVERYTHING)).events) == 3
 
 
 async def test_a_crowd_at_one_address_does_not_delay_another_address(nursery: trio.Nursery) -> None:
     store = Scanned()
     log = await opened(store)
+    paged = Reads(log)
     served: list[str] = []
 
     async def read(destination: Destination, address: str) -> None:
-        await log.reads.page(log.head.at(0), destination, address=address)
+        await paged.page(log.head.at(0), destination, address=address)
         served.append(address)
 
     channels = [OfChannel(f"quiet{number}") for number in range(READS_MAX + 5)]
@@ -401,12 +410,13 @@ class Steps(trio.abc.Instrument):
 async def test_failed_read_does_not_wake_all_waiting_tasks(nursery: trio.Nursery) -> None:
     store, crowd, steps = Scanned(), 300, Steps()
     log = await opened(store)
+    paged = Reads(log)
     store.away = True
     failed: list[StoreUnavailable] = []
 
     async def read() -> None:
         try:
-            await log.reads.page(log.head.at(0), EVERYTHING)
+            await paged.page(log.head.at(0), EVERYTHING)
         except StoreUnavailable as error:
             failed.append(error)
 
@@ -424,11 +434,12 @@ async def test_failed_read_does_not_wake_all_waiting_tasks(nursery: trio.Nursery
 async def test_a_page_ends_at_the_head_of_this_node() -> None:
     store = MemoryStore()
     log = await opened(store)
+    paged = Reads(log)
     await store.append(log.head, [event(4)], "point")  # by another node; this node has not read it
-    page = await log.reads.page(log.head.at(1), EVERYTHING)
+    page = await paged.page(log.head.at(1), EVERYTHING)
     assert (page.upto, [one.offset for one in page.events]) == (3, [2, 3])
     await log.catch_up()
-    assert [one.offset for one in await read_on(log, 1, EVERYTHING)] == [2, 3, 4]
+    assert [one.offset for one in await read_on(paged, 1, EVERYTHING)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize("others, scans", [(PAGES_MAX - 1, 0), (PAGES_MAX, 1)])
@@ -436,11 +447,12 @@ async def test_the_last_retained_page_and_one_more(others: int, scans: int) -> N
     store = Scanned()
     store.go_on.set()
     log = await opened(store, PAGE_EVENTS_MAX + 1)
-    await log.reads.page(log.head.at(0), EVERYTHING)
+    paged = Reads(log)
+    await paged.page(log.head.at(0), EVERYTHING)
     for number in range(others):
-        await log.reads.page(log.head.at(0), OfChannel(f"quiet{number}"))
+        await paged.page(log.head.at(0), OfChannel(f"quiet{number}"))
     store.scans.clear()
-    await log.reads.page(log.head.at(1), EVERYTHING)
+    await paged.page(log.head.at(1), EVERYTHING)
     assert len(store.scans) == scans
 
 
@@ -449,9 +461,10 @@ async def scans_after_two_reads(made: Sequence[NewEvent]) -> list[int]:
     store = Scanned()
     store.go_on.set()
     log = await opened(store, 20)
+    paged = Reads(log)
     await log.append(log.head, made, "point")
     for _ in range(2):
-        assert len((await log.reads.page(log.head.at(0), OfChannel("quiet"))).events) == len(made)
+        assert len((await paged.page(log.head.at(0), OfChannel("quiet"))).events) == len(made)
     return [position.offset for position in store.scans]
 
 
@@ -475,9 +488,10 @@ async def test_the_last_remembered_destination_and_one_more(others: int, scans: 
     store = Scanned()
     store.go_on.set()
     log = await opened(store)
+    paged = Reads(log)
 
     async def read(number: int) -> None:
-        assert (await log.reads.page(log.head.at(0), OfChannel(f"quiet{number}"))).events == ()
+        assert (await paged.page(log.head.at(0), OfChannel(f"quiet{number}"))).events == ()
 
     for number in range(others + 1):
         await read(number)
@@ -490,10 +504,11 @@ async def test_the_last_remembered_destination_and_one_more(others: int, scans: 
 async def test_the_last_remembered_conversation_and_one_more(others: int, scans: int) -> None:
     store = Scanned()
     log = await opened(store, tail_events=1)
+    paged = Reads(log)
     for number in range(others + 1):
-        assert await log.reads.channels_of(OfConversation(f"unknown{number}")) == frozenset()
+        assert await paged.channels_of(OfConversation(f"unknown{number}")) == frozenset()
     store.backwards.clear()
-    await log.reads.channels_of(OfConversation("unknown0"))
+    await paged.channels_of(OfConversation("unknown0"))
     assert len(store.backwards) == scans
 
 
@@ -502,28 +517,30 @@ async def test_the_whole_log_is_scanned_once_for_a_conversation(conversation: st
     store = Scanned()
     store.go_on.set()
     log = await opened(store, 0, tail_events=1)
+    paged = Reads(log)
     first = event(1, conversation_id="old", channel_id="ch2")
     await log.append(log.head, [first, *(event(number) for number in range(2, 20))], "point")
     destination = OfConversation(conversation)
-    assert [await log.reads.channels_of(destination) for _ in range(3)] == [channels] * 3
+    assert [await paged.channels_of(destination) for _ in range(3)] == [channels] * 3
     await log.append(log.head, [event(20), event(21)], "point")
-    assert [await log.reads.channels_of(destination) for _ in range(3)] == [channels] * 3
+    assert [await paged.channels_of(destination) for _ in range(3)] == [channels] * 3
     assert [position.offset for position in store.backwards] == [19]
     assert [position.offset for position in store.scans] == [19], "only what is new is scanned"
     moved = event(22, conversation_id=conversation, channel_id="ch3")
     await log.append(log.head, [moved, event(23), event(24)], "point")
-    assert [await log.reads.channels_of(destination) for _ in range(3)] == [{"ch3"}] * 3
+    assert [await paged.channels_of(destination) for _ in range(3)] == [{"ch3"}] * 3
     assert [position.offset for position in store.backwards] == [19, 24]
 
 
 async def test_no_channel_is_remembered_beyond_its_epoch() -> None:
     store = Scanned()
     log = await opened(store, tail_events=1)
+    paged = Reads(log)
     destination = OfConversation("c1")
     await log.append(log.head, [event(4, conversation_id="c2")], "point")
-    assert await log.reads.channels_of(destination) == {"ch1"}
+    assert await paged.channels_of(destination) == {"ch1"}
     await log.append(await log.begin_epoch(log.head, "again"), [event(5, conversation_id="c2")] * 2, "point")
-    assert await log.reads.channels_of(destination) == frozenset()
+    assert await paged.channels_of(destination) == frozenset()
     assert len(store.backwards) == 2
 
 
@@ -531,8 +548,9 @@ async def test_no_channel_is_remembered_longer_than_events_are_retained(autojump
     store = MemoryStore(trio.current_time)
     log = EventLog(store, LogOptions(store="memory", tail_events=1, retain_s=3600))
     await log.open()
+    paged = Reads(log)
     await log.append(log.head, [event(1), event(2, conversation_id="c2")], "point")
-    assert await log.reads.channels_of(OfConversation("c1")) == {"ch1"}
+    assert await paged.channels_of(OfConversation("c1")) == {"ch1"}
     await trio.sleep(3601)
     await log.append(log.head, [event(3, conversation_id="c2")], "point")
-    assert await log.reads.channels_of(OfConversation("c1")) == frozenset()
+    assert await paged.channels_of(OfConversation("c1")) == frozenset()

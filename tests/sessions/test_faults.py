@@ -107,11 +107,10 @@ class FaultyLog(EventLog):
 
     def __init__(self, store: EventStore, options: LogOptions) -> None:
         super().__init__(store, options)
-        self.tail.attach = self._failing(self.tail.attach)  # type: ignore[method-assign]
-        self.tail.after = self._failing(self.tail.after)  # type: ignore[method-assign]
-        self.reads.page = self._failing(self.reads.page)  # type: ignore[method-assign]
+        self.tail.attach = self.failing(self.tail.attach)  # type: ignore[method-assign]
+        self.tail.after = self.failing(self.tail.after)  # type: ignore[method-assign]
 
-    def _failing(self, use: Callable[P, T]) -> Callable[P, T]:
+    def failing(self, use: Callable[P, T]) -> Callable[P, T]:
         def use_or_fail(*args: P.args, **kwargs: P.kwargs) -> T:
             if self.fuse is not None and parse(PLACE) in [getattr(one, "destination", one) for one in args]:
                 self.fuse.use()
@@ -158,6 +157,8 @@ async def test_fault_at_any_await_ends_only_its_session(
     log = FaultyLog(MemoryStore(), LogOptions(store="memory", tail_events=4))
     await log.open()
     async with serving(log, listen=False) as server:
+        reads = server.sessions.services.reads
+        reads.page = log.failing(reads.page)  # type: ignore[method-assign]
         await log.append(log.head, [event(number, channel="ch9") for number in range(1, 21)], "point")
         bystander = (await server.plug_connected(headers=[("heart-beat", "0,1000")])).client
         await bystander.subscribe(headers=[("replay", "none")])

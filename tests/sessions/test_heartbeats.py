@@ -13,6 +13,7 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.fanout import Batches, Senders
 from airy_trio.delivery.framing import StompFraming
+from airy_trio.log.reads import Reads
 from airy_trio.sessions.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S, ClientTimers, TimerWheel
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.frames import HeartBeat
@@ -27,7 +28,7 @@ from tests.sessions.serving import open_log
 @pytest.fixture
 async def senders() -> Senders:
     log = await open_log()
-    return Senders(log, Batches(log))
+    return Senders(Reads(log), Batches(log))
 
 
 @pytest.fixture
