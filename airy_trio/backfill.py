@@ -21,7 +21,6 @@ some.
 
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -50,7 +49,7 @@ from airy_trio.database import (
 )
 from airy_trio.errors import AiryTrioError, StartError, Unavailable
 from airy_trio.log.current import TYPE_OF
-from airy_trio.retry import Backoff
+from airy_trio.retry import FIRST_S, until_available
 from airy_trio.settings import Settings
 from airy_trio.terminal import ProgressReport
 
@@ -332,7 +331,8 @@ class _Backfill:
                 progress = await self._page(unit, progress)
             except Unavailable as error:
                 self.report.note(f"{table.kind}: trying again: {error}")
-                progress = await self._stored(unit)
+                await trio.sleep(FIRST_S)
+                progress = await until_available(partial(self._begin, unit))  # the page may have been written or not
                 continue
             took_s = max(trio.current_time() - begun_at, 1e-9)
             self.report.progress(table.kind, progress.rows, about, (progress.rows - before) / took_s)
@@ -344,14 +344,6 @@ class _Backfill:
         """Begin, or continue, in up to two transactions."""
         progress = await self.database.write(partial(unit.begin, restart=restart))
         return progress if progress.bounded else await self.database.write(partial(unit.bound, progress=progress))
-
-    async def _stored(self, unit: TableBackfill) -> Progress:
-        """Return the stored progress after an outage: the last page may have been written or not."""
-        backoff = Backoff()
-        while True:
-            await trio.sleep(backoff.next_s())
-            with suppress(Unavailable):
-                return await self._begin(unit)
 
     async def _page(self, unit: TableBackfill, progress: Progress) -> Progress:
         """Write a page, and pause."""

@@ -1,16 +1,21 @@
 """Failures that repeat: how long to pause until the next attempt, and which of them to log.
 
-A task that retries has a ``Backoff`` for its pauses, or an ``Outage`` if it also logs: the first failure and the
-recovery are a line each, and the failures between them are silent. Where other programs cause the failures, thousands
-of them if they like, a ``Sample`` decides which are logged.
+A task that retries calls ``until_available``. If it counts attempts itself it has a ``Backoff`` for its pauses, and if
+it also logs, an ``Outage``: the first failure and the recovery are a line each, and the failures between them are
+silent. Where other programs cause the failures, thousands of them if they like, a ``Sample`` decides which are logged.
 """
 
 import math
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 import structlog
 import trio
 from attrs import define, field
+
+from airy_trio.errors import Unavailable
+
+T = TypeVar("T")
 
 FIRST_S: Final = 0.05
 MAX_S: Final = 1.0
@@ -35,6 +40,16 @@ class Backoff:
     def reset(self) -> None:
         """Start again with ``first_s``, after a success."""
         self._pause_s = 0.0
+
+
+async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Return the result of the first attempt that is not ``Unavailable``, with pauses between the attempts."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await attempt()
+        except Unavailable:
+            await trio.sleep(backoff.next_s())
 
 
 @define(eq=False)

@@ -11,7 +11,6 @@ import json
 from datetime import UTC, datetime
 from typing import Final
 
-import trio
 from attrs import define, frozen
 
 from airy_trio import client
@@ -19,7 +18,7 @@ from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.errors import StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, text
 from airy_trio.log.store import EventStore, Position, PositionExpired, StoreUnavailable
-from airy_trio.retry import Backoff
+from airy_trio.retry import until_available
 from airy_trio.settings import Settings
 from airy_trio.terminal import Stdout, line
 
@@ -149,15 +148,9 @@ class _Printer:
 
 async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) -> None:
     """Wait until the store answers. Often it does at once, because only the connection for notifications was lost."""
-    backoff, noted = Backoff(), False
-    while True:
-        try:
-            await store.bounds()
-            break
-        except StoreUnavailable:
-            if not noted:
-                output.note(f"event store unavailable; retrying: {error}")
-            noted = True
-        await trio.sleep(backoff.next_s())
-    if noted:
+    try:
+        await store.bounds()
+    except StoreUnavailable:
+        output.note(f"event store unavailable; retrying: {error}")
+        await until_available(store.bounds)
         output.note("event store available again")

@@ -3,10 +3,8 @@
 Wire contract, "Positions and resuming". Reads the log; sends nothing.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
-import trio
 from attrs import frozen
 
 from airy_trio.delivery.client import ReplayOptions
@@ -14,11 +12,8 @@ from airy_trio.events.destinations import types_of
 from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Reads, Replay
-from airy_trio.log.store import Position, PositionExpired, StoreUnavailable
+from airy_trio.log.store import Position, PositionExpired
 from airy_trio.log.tail import View
-from airy_trio.retry import Backoff
-
-T = TypeVar("T")
 
 # The values of the header ``resume``.
 LIVE: Final = "live"
@@ -74,16 +69,6 @@ def start_at_once(reads: Reads, view: View, request: StartRequest, options: Repl
         return None
     since = reads.since_in_tail(options.window_s)
     return None if since is None else _recent(reads, view, since, LIVE, options)
-
-
-async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
-    """Return the store's answer; retry with backoff while the store is unavailable."""
-    backoff = Backoff()
-    while True:
-        try:
-            return await ask()
-        except StoreUnavailable:
-            await trio.sleep(backoff.next_s())
 
 
 async def start(reads: Reads, view: View, request: StartRequest, options: ReplayOptions) -> Start:

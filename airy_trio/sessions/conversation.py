@@ -34,13 +34,13 @@ from airy_trio.delivery.disconnects import (
 )
 from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables
 from airy_trio.delivery.fanout import Batches, FanOut, Senders
-from airy_trio.delivery.start import LIVE, RESUMES, Start, StartRequest, start, start_at_once, until_available
+from airy_trio.delivery.start import LIVE, RESUMES, Start, StartRequest, start, start_at_once
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.reads import Reads
 from airy_trio.log.store import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
-from airy_trio.retry import Sample
+from airy_trio.retry import Sample, until_available
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
 from airy_trio.stomp.codec import Limits, header
 from airy_trio.stomp.connection import ConnectionOptions

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
-from airy_trio.delivery.start import LIVE, Start, StartRequest, start, until_available
+from airy_trio.delivery.start import LIVE, Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.events.models import TYPES
 from airy_trio.log.event_log import EventLog
@@ -17,6 +17,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import STATE_AGE_S, Reads, Replay
 from airy_trio.log.store import Bounds, Position, StateAt, StoreUnavailable
 from airy_trio.log.tail import COMPARED_MAX
+from airy_trio.retry import until_available
 from tests.delivery.kept import GENERATION, keep
 from tests.sessions.serving import event, events, open_log
 
