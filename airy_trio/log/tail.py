@@ -78,7 +78,6 @@ class Tail:
         self.events_max = events_max
         self.bytes_max = bytes_max
         self._events: list[StoredEvent] = []
-        self._viewed: list[tuple[View, ...]] = []  # the views of each event, so that eviction need not find them again
         self._newest: dict[str, int] = {}  # the offset of the newest event of each object
         self._bytes = 0
         self._views: dict[Destination, View] = {}
@@ -110,7 +109,6 @@ class Tail:
     def start_after(self, offset: int) -> frozenset[View]:
         """Drop all events and continue after another offset. Return the views with readers: each has lost its past."""
         self._events.clear()
-        self._viewed.clear()
         self._newest.clear()
         self._bytes = 0
         self.evicted = offset
@@ -145,7 +143,6 @@ class Tail:
             newest[event.object] = offset
             self._bytes += len(event.body)
             viewed = self._views_of(event)
-            self._viewed.append(viewed)
             for view in viewed:
                 view.offsets.append(offset)
                 view.last = offset
@@ -331,24 +328,25 @@ class Tail:
         if not count:
             return
         gone = self._events[:count]
+        viewed = list(map(self._views_of, gone))
         for event in gone:
             if self._newest[event.object] == event.offset:
                 del self._newest[event.object]
-        cut = Counter(chain.from_iterable(self._viewed[:count]))
+        cut = Counter(chain.from_iterable(viewed))
         for view, number in cut.items():
             # Events are evicted in their order, so those of a view are its first offsets.
             view.evicted = view.offsets[number - 1]
             del view.offsets[:number]
             self._forget_if_unused(view)
         if self._narrow:
-            for event, viewed in zip(gone, self._viewed, strict=False):
+            for event, views in zip(gone, viewed, strict=True):
                 # The events ascend, so the last assignment to a view is its newest evicted event.
-                for view in self._narrow_views_of(event, viewed):
+                for view in self._narrow_views_of(event, views):
                     view.evicted = event.offset
         self.evicted = gone[-1].offset
         self.evicted_at_ms = gone[-1].appended_at_ms
         self._bytes -= size
-        del self._events[:count], self._viewed[:count]
+        del self._events[:count]
 
 
 class StoreClock:
