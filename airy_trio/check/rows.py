@@ -128,19 +128,15 @@ def newest_rows(connection: sa.Connection, settings: Settings, tables: Tables) -
 
 def _watermark_findings(connection: sa.Connection, table: Table, name: str) -> Iterator[Finding]:
     """Report a column for ``updated_at`` that has another unit or format than expected. Raises the driver's error."""
-    try:
-        with bounded(connection):
-            newest_us, _ = TableScan(connection.dialect.name, table, 1).newest(connection, None)
-    except DRIVER_ERRORS as error:
-        if not took_too_long(error):
-            raise
-        return
     setting = f'database.tables.{table.kind}.columns.{WATERMARK}: "{name}"'
-    if newest_us is None:
-        finding = "has no time in any row, so the server would send nothing of this table"
-        yield "problem", f"{setting} {finding}; {TIME_FORMS}"
-    elif newest_us < YEAR_US:
-        yield "warning", f"{setting} has no time after 1970, so a row that has a future time hides others; {TIME_FORMS}"
+    with bounded(connection):
+        newest_us, _ = TableScan(connection.dialect.name, table, 1).newest(connection, None)
+        if newest_us is None:
+            finding = "has no time in any row, so the server would send nothing of this table"
+            yield "problem", f"{setting} {finding}; {TIME_FORMS}"
+        elif newest_us < YEAR_US:
+            finding = "has no time after 1970, so a row that has a future time hides others"
+            yield "warning", f"{setting} {finding}; {TIME_FORMS}"
 
 
 def _in_newest_order(connection: sa.Connection, settings: Settings, objects: Objects, table: Table) -> _Seen | None:
@@ -154,13 +150,8 @@ def _in_newest_order(connection: sa.Connection, settings: Settings, objects: Obj
     time_column = updated_at or sent_at
     for order in ((time_column,), table.keys) if time_column is not None else (table.keys,):
         nulls: Literal["first", "last"] = "last" if updated_at is not None and order is not table.keys else "first"
-        try:
-            with bounded(connection):
-                seen = _read(connection, settings, objects, table, queries.newest(order, ROWS_MAX, nulls=nulls))
-        except DRIVER_ERRORS as error:
-            if not took_too_long(error):
-                raise
-        else:
+        with bounded(connection):
+            seen = _read(connection, settings, objects, table, queries.newest(order, ROWS_MAX, nulls=nulls))
             seen.order = " and ".join(column.name for column in order)
             return seen
     return None
@@ -168,25 +159,31 @@ def _in_newest_order(connection: sa.Connection, settings: Settings, objects: Obj
 
 @contextmanager
 def bounded(connection: sa.Connection) -> Iterator[None]:
-    """Run a block in a savepoint with a time limit for statements, then roll it back; on Postgres forbid writes too."""
-    with connection.begin_nested() as reading:
-        if connection.dialect.name == POSTGRES:
-            connection.exec_driver_sql("set transaction read only")
-            connection.exec_driver_sql(f"set local statement_timeout = {round(TIMEOUT_S * 1000)}")
-            yield
-        else:
-            driver: Any = connection.connection.driver_connection
-            give_up_at = time.monotonic() + TIMEOUT_S
-            driver.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
-            try:
+    """Run a block in a savepoint, then roll it back; on Postgres forbid writes too.
+
+    A statement that takes longer than ``TIMEOUT_S`` ends the block without an error.
+    """
+    try:
+        with connection.begin_nested() as reading:
+            if connection.dialect.name == POSTGRES:
+                connection.exec_driver_sql("set transaction read only")
+                connection.exec_driver_sql(f"set local statement_timeout = {round(TIMEOUT_S * 1000)}")
                 yield
-            finally:
-                driver.set_progress_handler(None, 0)
-        reading.rollback()
+            else:
+                driver: Any = connection.connection.driver_connection
+                give_up_at = time.monotonic() + TIMEOUT_S
+                driver.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
+                try:
+                    yield
+                finally:
+                    driver.set_progress_handler(None, 0)
+            reading.rollback()
+    except DRIVER_ERRORS as error:
+        if not _took_too_long(getattr(error, "orig", error)):
+            raise
 
 
-def took_too_long(error: Exception) -> bool:
-    """Return whether a statement failed because of ``bounded``."""
+def _took_too_long(error: BaseException | None) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
     return isinstance(error, psycopg.errors.QueryCanceled)

@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 
 from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import quoted_name
-from airy_trio.check.rows import bounded, took_too_long
+from airy_trio.check.rows import bounded
 from airy_trio.database import POSTGRES, Names, escape_colons, is_refusal, quote_identifier
 
 Family = Literal["text", "json", "time", "flag", "integer", "number", "uuid", "other"]
@@ -118,11 +118,11 @@ def sample(connection: sa.Connection, table: FoundTable) -> Sequence[Row]:
     try:
         with bounded(connection):
             rows = connection.execute(sa.text(escape_colons(sql))).all()
+            return [dict(zip(table.columns, row, strict=True)) for row in rows]
     except DBAPIError as error:
-        if is_refusal(error) or (isinstance(error.orig, Exception) and took_too_long(error.orig)):
-            return ()
-        raise
-    return [dict(zip(table.columns, row, strict=True)) for row in rows]
+        if not is_refusal(error):
+            raise
+    return ()
 
 
 def _beginning(connection: sa.Connection, name: str) -> str:
