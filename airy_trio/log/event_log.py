@@ -54,8 +54,6 @@ from airy_trio.retry import Outage
 READ_EVENTS_MAX: Final = 1000
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 """One page of events, in events and in bytes of their bodies."""
-FIRST_PAGE_EVENTS: Final = 64
-"""The first page when the tail is filled; the pages double. A tail of large events needs few of them."""
 OWN_APPEND_S: Final = 0.1
 """How long ``follow`` waits for an append of this node to return, before it reads the events from the store."""
 LAG_EVERY_S: Final = 1.0
@@ -372,7 +370,7 @@ class EventLog:
         caller's next read finds that.
         """
         events: list[StoredEvent] = []  # the newest first
-        size, offset, count = 0, bounds.last, FIRST_PAGE_EVENTS
+        size, offset, count = 0, bounds.last, READ_EVENTS_MAX
         while offset >= bounds.first and len(events) < self.tail.events_max and size < self.tail.bytes_max:
             count = min(count, offset + 1 - bounds.first)
             page = []
