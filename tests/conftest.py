@@ -50,8 +50,8 @@ SERVER_PARAMETERS = frozenset({"postgres", "redis"})
 """Parameters with which a test or a fixture requests such a fixture."""
 QUICK_MIN = 3000
 """With fewer tests in a whole run, a rule selects less than it should."""
-QUICK_SEEDS = 2
-QUICK_EXAMPLES = 10
+QUICK_SEEDS = 1
+QUICK_EXAMPLES = 5
 PROGRAM_FOLDERS = frozenset({"clients", "console", "demo", "docs", "drill", "e2e"})
 REDIS_MODULE = "test_redis_streams.py"
 """All its tests need Redis, and each worker would take 0.2 s to import the driver."""
