@@ -114,8 +114,7 @@ class Consumption:
         # name next to the changes and begins an epoch again (the last row of the table in ``start_point``). Then
         # clients reload twice, and no change is skipped.
         begun = await self._log.begin_epoch(head, sealed)
-        if self._feed.consumed:
-            await self._feed.adopt(Consumer(begun.epoch, self._store))
+        await self._feed.adopt(Consumer(begun.epoch, self._store))
         return begun, sealed
 
     async def foreign(self) -> Consumer | None:
@@ -145,5 +144,4 @@ class Consumption:
         For the end of a server whose store was replaced: the new store may be an older copy, in which positions that
         clients have received belong to other events. Raises ``DatabaseError``.
         """
-        if self._feed.consumed:
-            await self._feed.adopt(Consumer(new_epoch(), self._store))
+        await self._feed.adopt(Consumer(new_epoch(), self._store))

@@ -746,6 +746,9 @@ async def test_log_of_an_unconsumed_feed_continues_or_starts_now(
     class Unconsumed(MemoryFeed):
         consumed = False
 
+        async def adopt(self, consumer: Consumer) -> None:  # noqa: ARG002 - as the port says
+            await trio.lowlevel.checkpoint()
+
     changes.write(tag(1))
     changes.origin = 1
     store = MemoryStore()
