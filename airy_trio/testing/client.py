@@ -15,6 +15,7 @@ from typing import Final, Self
 
 import trio
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -140,10 +141,9 @@ class WebSocketClient:
         try:
             data = self._websocket.send(event)
         except LocalProtocolError:
-            for one in self._events:
-                if isinstance(one, CloseConnection):
-                    raise Closed(one.code, one.reason) from None
-            raise
+            if self._closed is None:
+                raise
+            raise self._closed from None
         await self.stream.send_all(data)
 
     async def _next_event(self) -> Event:
@@ -151,11 +151,7 @@ class WebSocketClient:
             if self._closed is not None:
                 raise self._closed
             await self._read()
-        event = self._events.popleft()
-        if isinstance(event, CloseConnection):
-            self._closed = Closed(event.code, event.reason)
-            raise self._closed
-        return event
+        return self._events.popleft()
 
     async def _read(self) -> None:
         try:
@@ -167,8 +163,11 @@ class WebSocketClient:
             return
         self._websocket.receive_data(bytes(data))
         for event in self._websocket.events():
-            self._events.append(event)
-            if isinstance(event, CloseConnection) and self._websocket.state.name == "REMOTE_CLOSING":
+            if not isinstance(event, CloseConnection):
+                self._events.append(event)
+                continue
+            self._closed = Closed(event.code, event.reason)
+            if self._websocket.state is ConnectionState.REMOTE_CLOSING:
                 with suppress(trio.BrokenResourceError):  # the server may not have waited for the answer
                     await self.stream.send_all(self._websocket.send(event.response()))
 
