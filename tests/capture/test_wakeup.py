@@ -129,13 +129,15 @@ async def test_statement_without_rows_and_rollback_do_not_notify(
 async def test_recorder_polls_while_a_transaction_will_not_notify(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
-        after = await feed.origin()
+        after, begun_at = await feed.origin(), trio.current_time()
         with application.engine.connect() as connection, connection.begin():
             connection.exec_driver_sql("insert into tags values ('open', 'flag', 'red')")
             for _ in range(10):
                 await feed.wait()
                 assert not feed.wakeup.armed
                 after = (await feed.read(after, 100)).resume_point
+            # Its pauses grow: without them it would use a whole core for as long as the transaction is open.
+            assert trio.current_time() - begun_at > 3 * postgres.POLL_MAX_S
         assert (await next_batch(feed, after)).changes == 1
 
 
