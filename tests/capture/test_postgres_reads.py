@@ -217,14 +217,15 @@ async def test_key_refused_by_the_database_is_found_in_the_same_snapshot(
         before_objects(monkeypatch, lambda: postgres_application.execute(later))
         threads.clear()
         batch = await feed.read(point, LIMIT)
+        following = await feed.read(batch.resume_point, LIMIT)
+        assert len(threads) == 1, "that of the update: the feed has kept its connection and used no thread"
         refused = [changed.key for changed in batch.objects if isinstance(changed, Unreadable)]
         assert refused == [(f"t{number}",) for number in range(1, count + 1) if number % 3 == 1]
         read = [changed.name for changed in batch.objects if isinstance(changed, Tag)]
         assert read == ["x"] * (count - len(refused))
-        assert len(threads) == 1, "that of the update: the feed has kept its connection and used no thread"
+        assert ids(following.objects) == [f"t{n}" for n in range(1, count + 1)]
         assert not feed.wakeup.armed
         assert postgres_application.scalar(LOCKS) == 0
-        assert ids((await feed.read(batch.resume_point, LIMIT)).objects) == [f"t{n}" for n in range(1, count + 1)]
 
 
 async def test_missing_column_is_reported(postgres_application: Application) -> None:
