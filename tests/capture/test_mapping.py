@@ -352,6 +352,17 @@ async def test_metadata_of_one_subject_only(any_application: Application) -> Non
     assert (str(found.conversation_id), str(found.channel_id)) == ("6", "7")
 
 
+async def test_metadata_excluded_by_where_is_left_out_of_its_pair(any_application: Application) -> None:
+    any_application.execute("create table metadata (subject text, identifier text, key text, value text)")
+    (found,) = await read(
+        any_application,
+        only(metadata="where = \"key <> 'secret'\""),
+        "insert into metadata values ('channel', '1', 'secret', 's'), ('channel', '1', 'shown', 'v')",
+    )
+    assert isinstance(found, Metadata)
+    assert entries(found) == [("shown", "v", None)]
+
+
 @pytest.mark.parametrize("type_", ["smallint", "uuid", "numeric(4, 1)", "varchar(1)", "inet"])
 async def test_metadata_of_an_impossible_id_does_not_fail_the_batch(
     postgres_application: Application, type_: str
