@@ -300,7 +300,7 @@ class ChangeLog:
         self.state = sa.Table(
             names.bare(STATE),
             metadata,
-            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("id", sa.Integer),
             *(sa.Column(name, sa.Text) for name in ("origin", "consumer_epoch", "consumer_store")),
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark", "backfill")),
         )
