@@ -25,7 +25,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.capture.feeds import AnyFeed
+from tests.capture.feeds import AnyFeed, feed_of
 from tests.capture.feeds import source_of as changes_of
 from tests.log.recording import until
 
@@ -102,6 +102,17 @@ async def test_a_restart_without_a_new_epoch_loses_the_old_point(any_application
     any_application.tag("later")
     with pytest.raises(ResumePointLost):
         await feed.read(recorded, 10)
+
+
+async def test_nothing_is_sealed_for_an_event_log_in_the_same_database(any_application: Application) -> None:
+    """It would cost the application's disk two more commits for each batch."""
+    state = any_application.log_table("change_state")
+    async with feed_of(any_application, any_application.migrate()) as feed:
+        point = await feed.origin()
+        any_application.execute(f"update {state} set replaced_mark = 'other'")
+        assert await feed.seal(point, point) == point
+        await feed.settle(point)
+    assert any_application.scalar(f"select replaced_mark from {state}") == "other"
 
 
 @pytest.mark.slow
