@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import trio
 
 from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease, lock_file
@@ -39,6 +40,22 @@ async def test_one_of_two_sessions_holds_the_lease_until_release(postgres_applic
     assert not await first.try_acquire()
     await second.release()
     await first.release()
+
+
+async def test_holding_makes_no_query_and_release_unlocks_before_the_session_ends(
+    postgres_application: Application,
+) -> None:
+    postgres_application.migrate()
+    engine = postgres_engine(postgres_application.url, connect_timeout_s=5)
+    lease, statements = PostgresLease(DedicatedConnection(engine), postgres_application.names), list[str]()
+    sa.event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    for _ in range(3):
+        assert await lease.try_acquire()
+    await lease.release()
+    assert [statement.split("(")[0] for statement in statements if "advisory" in statement] == [
+        "select pg_try_advisory_lock",
+        "select pg_advisory_unlock_all",
+    ]
 
 
 async def test_a_holder_loses_the_lease_with_its_session(postgres_application: Application) -> None:
