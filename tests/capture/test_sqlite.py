@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import structlog
 import trio
 
 from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag, TagGone
+from airy_trio.capture.queries import BoundQuery, Query
 from airy_trio.database import DatabaseUnavailable, sqlite_path
 from tests.application import Application
 from tests.capture.feeds import feed_of, read_all
@@ -183,6 +185,18 @@ async def test_odd_keys_do_not_fail_a_batch(application: Application) -> None:
         "good",
     }
     assert len(objects) == 6
+
+
+def test_outage_during_a_query_refuses_none_of_its_keys(sqlite_application: Application) -> None:
+    """An object whose key is refused is skipped for good."""
+    bound = BoundQuery(Query(sa.text("select value from json_each(:keys)")), ["one", "two"])
+    with sqlite_application.engine.connect() as connection:
+        interrupts = iter([1])
+        driver: Any = connection.connection.driver_connection
+        driver.set_progress_handler(lambda: next(interrupts, 0), 1)
+        with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+            bound.answer(connection)
+        assert bound.answer(connection).rows == [("one",), ("two",)]
 
 
 RECREATED = (
