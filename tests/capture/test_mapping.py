@@ -363,15 +363,26 @@ async def test_metadata_excluded_by_where_is_left_out_of_its_pair(any_applicatio
     assert entries(found) == [("shown", "v", None)]
 
 
-@pytest.mark.parametrize("type_", ["smallint", "uuid", "numeric(4, 1)", "varchar(1)", "inet"])
+@pytest.mark.parametrize(
+    "type_, another",
+    [
+        ("smallint", "7"),
+        ("uuid", "00000000-0000-0000-0000-000000000007"),
+        ("numeric(4, 1)", "7"),
+        ("varchar(1)", "7"),
+        ("inet", "::7"),
+    ],
+)
 async def test_metadata_of_an_impossible_id_does_not_fail_the_batch(
-    postgres_application: Application, type_: str
+    postgres_application: Application, type_: str, another: str
 ) -> None:
     postgres_application.execute(
         MESSAGES.format(id=type_, content="text", time="text"),
         "create table metadata (subject text, identifier text, key text, value text)",
     )
     settings = postgres_application.migrate(only(metadata="", messages=""), with_tables=False)
+    # Postgres casts the wanted key only if there is a row to compare it with.
+    postgres_application.execute("insert into messages (id, conversation_id) values (:id, :id)", id=another)
     async with feed_of(postgres_application, settings) as feed:
         point = await feed.origin()
         for identifier in ("x", "99999999999999999999", "00000000-0000-0000-0000-00000000000g", "1.5", "", "ä\\"):
