@@ -212,6 +212,17 @@ def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, p
     assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')
 
 
+def test_times_without_an_order_are_a_fault(postgres_application: Application) -> None:
+    """The owner of a conversation's metadata is that of its newest message."""
+    postgres_application.migrate()
+    postgres_application.execute(
+        "drop index messages_conversation", "alter table messages alter sent_at type json using to_json(sent_at)"
+    )
+    (fault,) = faults(postgres_application)
+    assert fault.startswith('database.tables.messages.name: "messages" cannot be read: ')
+    assert "ordering operator" in fault
+
+
 def test_virtual_column_that_triggers_would_log_is_a_fault(postgres: Postgres) -> None:
     """Postgres would reject the writes of the application. A stored generated column is no fault."""
     form = "virtual" if postgres.binaries.version >= VIRTUAL_SINCE else "stored"
