@@ -432,9 +432,9 @@ class Queries:
     def _epoch(self, column: Column) -> str:
         """Epoch milliseconds of a timestamp; the text of any other column, which may be ISO or epoch milliseconds."""
         name = _name(column)
-        if self._postgres and column.type == "timestamp":  # or a date, hence the cast: else it would get a time zone
+        if column.type == "timestamp":  # or a date, hence the cast: else it would get a time zone
             name = f"(cast({name} as timestamp) at time zone {escape_colons(quote_text(self._table.time_zone))})"
-        elif not self._postgres or column.type != "timestamptz":
+        elif column.type != "timestamptz":
             return self.text(column)
         return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
 
