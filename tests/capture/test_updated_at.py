@@ -12,7 +12,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 
 from airy_trio.capture.change_log import SqlitePoint
-from airy_trio.capture.feed import ChangedObject, ResumePointLost
+from airy_trio.capture.feed import ChangedObject, Channel, ResumePointLost, Tag
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.polling import Mark, Watermarks
 from airy_trio.capture.queries import TEXT_CHARS_MAX
@@ -179,6 +179,24 @@ async def test_rows_of_one_time_come_in_pages_each_once(
         objects, after, batches = await read_all(feed, after, limit)
         assert [name for name, _ in names(objects)] == [f"t{number}" for number in range(7)]
         assert max(batch.changes for batch in batches) <= limit
+        assert (await feed.read(after, limit)).changes == 0
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+async def test_backlogs_of_two_tables_share_the_limit(watched: Watched, limit: int) -> None:
+    """A batch that the first table has filled stops before the first row of the second one."""
+    watched.application.execute(CHANNELS)
+    async with watching(watched.application, only(tags="", channels="")) as feed:
+        after = await feed.origin()
+        for number in range(4):
+            watched.tag(f"t{number}", START_US + number * SECOND_US)
+            watched.application.execute(
+                f"insert into channels values ('c{number}', 's', 's', true, '2020-10-25 21:24:5{number}+00:00')"
+            )
+        objects, after, batches = await read_all(feed, after, limit)
+        found = sorted(str(one.id) for one in objects if isinstance(one, Channel | Tag))
+        assert found == [f"{kind}{number}" for kind in "ct" for number in range(4)]
+        assert max(batch.changes for batch in batches) == limit
         assert (await feed.read(after, limit)).changes == 0
 
 
