@@ -303,7 +303,7 @@ def _table(
     columns = _columns(kind, options, relation, faults)
     if not watermarks:
         faults += _virtual_faults(kind, relation, columns)
-    constants: dict[str, Value] = {f.name: None for f in FIELDS[kind] if f.optional and f.name not in columns}
+    constants: dict[str, Value] = {f.name: None for f in FIELDS[kind] if f.name not in columns}
     constants |= options.constants
     keys = [f for f in FIELDS[kind] if f.key]
     if all(f.name in options.constants or (f.optional and f.name not in columns) for f in keys):
