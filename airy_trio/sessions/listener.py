@@ -143,9 +143,7 @@ def _rejections_max(room: int) -> int:
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     """Bind and listen on the first address of the host; the caller owns the socket. Raises ``StartError``."""
     try:
-        found = await trio.socket.getaddrinfo(
-            options.host or None, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = await trio.socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
