@@ -260,6 +260,7 @@ async def test_a_failure_in_one_session_ends_only_that_session(
 
 
 async def test_a_connection_is_logged_without_its_input(server: Server, autojump_clock: MockClock) -> None:
+    await trio.sleep(100)  # the clock does not begin with the connection
     with capture_logs() as logs:
         plugged = server.plug()
         await plugged.client.upgrade()
@@ -310,15 +311,22 @@ async def test_connections_that_end_before_connect_do_not_flood_the_log(
         refused = server.plug()
         await refused.client.stream.send_all(b"GET /nowhere HTTP/1.1\r\n\r\n")
         await refused.ending.wait()
+        for frame in Frame("CONNECT", (("accept-version", "9"),)), Frame("SUBSCRIBE"), Frame("SUBSCRIBE"):  # two faults
+            wrong = server.plug()
+            await wrong.client.upgrade()
+            await wrong.client.send(frame)
+            await wrong.ending.wait()
         await trio.sleep(LOG_EVERY_S)
         await connect_and_leave(2)
     lines = [line for line in logs if line["log_level"] != "debug"]
     assert [(line["event"], line["disconnect"], line["not_logged"]) for line in lines] == [
         ("connection closed", "gone", 0),
         ("connection closed", "refused", 0),
+        ("connection closed", "protocol error", 0),
+        ("connection closed", "protocol error", 0),
         ("connection closed", "gone", 99),
     ]
-    assert len(logs) == 103
+    assert len(logs) == 106
 
 
 async def test_only_client_faults_are_counted_by_token(server: Server, autojump_clock: MockClock) -> None:
