@@ -12,6 +12,8 @@ import sqlalchemy as sa
 import trio
 import trio.testing
 from attrs import evolve
+from psycopg import sql
+from structlog.testing import capture_logs
 
 from airy_trio.database import FENCE_CLASS, Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
 from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection, Parameter, Pipeline, Row, Statement
@@ -192,8 +194,9 @@ async def test_next_append_ends_the_session_that_hangs(postgres_database: str) -
     async with open_sql(DatabaseOptions(url=postgres_database)) as store:
         head = (await store.bounds()).head
         with trio.fail_after(10):
-            with pytest.raises(StoreUnavailable, match=r"did not end within 0\.15 s"):
+            with capture_logs() as logs, pytest.raises(StoreUnavailable, match=r"did not end within 0\.15 s"):
                 await store.append(head, [event(1)], "point")
+            assert [line["event"] for line in logs] == ["ended the database session of an append that hung"]
             assert [stored.offset for stored in await store.append(head, [event(1)], "point")] == [1]
             assert await store.resume_point() == "point"
 
@@ -333,6 +336,24 @@ async def test_connections_lost_while_idle_are_no_outage(store: EventStore, othe
     other.execute(CUT)
     assert [one.offset for one in await store.read(head, 9)] == [2]
     assert [one.offset for one in await store.read(head, 9, OfChannel("ch1"))] == [2]
+
+
+async def test_outage_found_by_a_read_is_not_reported_again_by_the_wait(
+    store: PostgresStore, other: Other, postgres: Postgres, postgres_database: str
+) -> None:
+    head = (await store.bounds()).head
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.wait, head)
+        await until(other, f"select count(*) {OURS} and query like 'listen%'", 1)
+        nursery.cancel_scope.cancel()
+    database = sql.Identifier(sa.make_url(postgres_database).database or "")
+    postgres.execute(sql.SQL("alter database {} allow_connections false").format(database))
+    other.execute(CUT)
+    with pytest.raises(StoreUnavailable):
+        await store.bounds()
+    postgres.execute(sql.SQL("alter database {} allow_connections true").format(database))
+    with trio.move_on_after(0.2):
+        await store.wait(head)  # its connection was lost as well
 
 
 async def test_cancelled_verbs_leave_neither_statement_nor_connection(
