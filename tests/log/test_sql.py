@@ -150,43 +150,37 @@ async def test_append_on_postgres_wakes_a_waiting_node(postgres_database: str) -
     assert min(took_s[1:]) < POLL_NOTIFIED_S / 4  # after the first notification the store is polled no more often
 
 
-async def test_notified_head_on_postgres_needs_no_query(postgres_database: str) -> None:
-    options = DatabaseOptions(url=postgres_database)
-    await trio.to_thread.run_sync(migrate_log, options.url, options)
-    queries: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        queries.append(statement)
-
-    async with open_sql(options) as store:
-        head = (await store.bounds()).head
-        for number in range(3):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(store.wait, head)
-                await trio.sleep(0.1)  # until it listens
-                head = head.at((await store.append(head, [event(number)], "point"))[-1].offset)
-        sa.event.listen(sa.Engine, "before_cursor_execute", note)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(store.wait, head)
-                await trio.sleep(0.1)
-                assert not queries
-                await store.append(head, [event(4)], "point")
-        finally:
-            sa.event.remove(sa.Engine, "before_cursor_execute", note)
-
-
-async def test_idle_store_on_postgres_is_seldom_polled(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = DatabaseOptions(url=postgres_database)
-    await trio.to_thread.run_sync(migrate_log, options.url, options)
-    queried_at: list[float] = []
+@pytest.fixture
+def queried_at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Collect the times at which a pipeline of statements is sent to Postgres."""
+    times: list[float] = []
     run = Pipeline.run
 
     async def recorded(pipeline: Pipeline, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
-        queried_at.append(trio.current_time())
+        times.append(trio.current_time())
         return await run(pipeline, *statements)
 
     monkeypatch.setattr(Pipeline, "run", recorded)
+    return times
+
+
+async def test_notified_head_on_postgres_needs_no_query(postgres_database: str, queried_at: list[float]) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        for number in range(4):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.wait, head)
+                await trio.sleep(0.1)  # until it listens
+                queried_at.clear()
+                head = head.at((await store.append(head, [event(number)], "point"))[-1].offset)
+    assert len(queried_at) == 1, "the append"
+
+
+async def test_idle_store_on_postgres_is_seldom_polled(postgres_database: str, queried_at: list[float]) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         with trio.move_on_after(2 * POLL_NOTIFIED_S):

@@ -356,6 +356,21 @@ async def test_outage_found_by_a_read_is_not_reported_again_by_the_wait(
         await store.wait(head)  # its connection was lost as well
 
 
+async def test_head_that_moves_without_a_notification_is_found(
+    store: PostgresStore, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network may swallow a notification, and a connection may be dead without an error."""
+    monkeypatch.setattr(postgres, "POLL_NOTIFIED_S", 0.05)
+    head = (await store.bounds()).head
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.wait, head)
+            await until(other, f"select count(*) {OURS} and query like 'listen%'", 1)
+            head = head.at((await store.append(head, [event(1)], "point"))[-1].offset)
+        other.execute(f"update {STATE} set last = last + 1")
+        await store.wait(head)
+
+
 async def test_cancelled_verbs_leave_neither_statement_nor_connection(
     store: PostgresStore, other: Other, locking: Other
 ) -> None:
