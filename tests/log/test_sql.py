@@ -17,10 +17,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.database.postgres import Parameter, Pipeline, Row, Statement
 from airy_trio.events.destinations import OfChannel, OfConversation
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
-from airy_trio.log.sql.tables import log_tables, values_of
+from airy_trio.log.sql.tables import FOLD_BYTES, log_tables, values_of
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StateChange, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, fold, migrate_new_file, open_sql
@@ -93,6 +94,18 @@ async def test_nothing_is_left_of_objects_that_have_ended(options: DatabaseOptio
         await store.append(head.at(20), [event(number) for number in range(20)], "two", state=change)
         await fold(store, limit=5)
         assert [execute(options, f"select 1 from {{{table}}}") for table in ("current", "ended")] == [[], []]
+
+
+async def test_large_events_are_folded_in_parts_and_none_is_left_out(options: DatabaseOptions) -> None:
+    async with open_sql(options) as store:
+        head, body = (await store.bounds()).head, b"x" * (FOLD_BYTES // 2)
+        large = [event(number)._replace(body=body) for number in range(5)]
+        await store.append(head, large, "one", state=StateChange(generation="first0"))
+        folded = []
+        for _ in range(3):
+            await store.fold("first0", STATE_TYPES, 250)
+            folded.append(len(execute(options, "select 1 from {current}")))
+    assert folded == [2, 4, 5]
 
 
 async def test_trims_delete_former_generations_in_slices(options: DatabaseOptions) -> None:
