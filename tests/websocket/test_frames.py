@@ -178,7 +178,7 @@ def test_small_fragments_at_the_limit_and_one_beyond(content: bytes) -> None:
     for _ in range(1000):
         assert reader.next() == (PING, b"")
     reader.feed(frame(CONTINUATION, content, fin=False))
-    with pytest.raises(TooManyFragmentsError):
+    with pytest.raises(TooManyFragmentsError, match=r"^a message has more than 256 small fragments$"):
         reader.next()
 
 
