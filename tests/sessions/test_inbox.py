@@ -45,9 +45,14 @@ async def test_leaving_cancels_the_work(autojump_clock: MockClock) -> None:
 
 
 async def test_reading_ahead_is_bounded(autojump_clock: MockClock) -> None:
-    client = Client(100)
-    await Inbox(client.receive, trio.lowlevel.checkpoint, bytes_max=200).unless_gone(answer_after(50))
-    assert client.received < 5
+    client, received = Client(100), []
+    inbox = Inbox(client.receive, trio.lowlevel.checkpoint, bytes_max=200)
+    for _ in range(2):
+        await inbox.unless_gone(answer_after(50))
+        received.append(client.received)
+        for _ in range(4):
+            await inbox.next()
+    assert received == [4, 8]
 
 
 async def test_an_exception_of_the_work_is_not_wrapped(autojump_clock: MockClock) -> None:
