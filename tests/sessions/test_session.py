@@ -170,6 +170,18 @@ async def test_an_unanswered_close_is_aborted_in_time(server: Server, autojump_c
     await server.ended()
 
 
+async def test_disconnect_ends_the_subscriptions_before_its_receipt(server: Server, autojump_clock: MockClock) -> None:
+    client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
+    await client.subscribe()
+    await client.send(Frame("DISCONNECT", (("receipt", "bye"),)))
+    await trio.testing.wait_all_tasks_blocked()
+    assert server.sessions.subscriptions == 0  # although the client has not read the RECEIPT
+    await server.append(1, 1)
+    assert (await client.receive()).get("receipt-id") == "bye"
+    with pytest.raises(Closed):
+        await client.receive()
+
+
 @pytest.mark.parametrize("before", [0, 1, 100])
 async def test_disconnect_and_immediate_close_get_a_close_frame(
     before: int, server: Server, autojump_clock: MockClock
