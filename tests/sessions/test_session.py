@@ -170,6 +170,19 @@ async def test_an_unanswered_close_is_aborted_in_time(server: Server, autojump_c
     await server.ended()
 
 
+async def test_stream_ends_only_after_the_close_frame_of_the_client(server: Server, autojump_clock: MockClock) -> None:
+    """A client for which it ends before its answer may take this for a broken connection."""
+    plugged = await server.plug_connected()
+    stream = plugged.client.stream
+    await plugged.client.send(Frame("DISCONNECT"))
+    assert (await stream.receive_some()).startswith(b"\x88")
+    with trio.move_on_after(CLOSE_TIMEOUT_S / 2) as waiting:
+        await stream.receive_some()
+    assert waiting.cancelled_caught
+    await stream.send_all(Connection(ConnectionType.CLIENT).send(CloseConnection(code=1000)))
+    assert not await stream.receive_some()
+
+
 async def test_disconnect_ends_the_subscriptions_before_its_receipt(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
     await client.subscribe()
