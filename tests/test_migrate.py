@@ -158,7 +158,7 @@ def test_fault_of_the_application_database_is_not_that_of_the_event_log(any_appl
     """On SQLite the event log is in a file of its own, whose transaction is open meanwhile."""
     any_application.run_migration(ONLY_TAGS, with_tables=True)
     state = "airy_trio_change_state" if any_application.dialect == "sqlite" else "airy_trio.change_state"
-    any_application.execute(f"drop table {state}")
+    any_application.execute(f"alter table {state} rename column origin to gone")
     with pytest.raises(StartError, match=r"^database\.url: the database cannot be used: "):
         any_application.run_migration(ONLY_TAGS, with_tables=False)
 
@@ -636,6 +636,25 @@ def test_removing_restores_the_previous_state(any_application: Application, stor
     assert [item for item in contents(any_application) if item[1] != "sqlite_sequence"] == before
     if any_application.dialect == "sqlite":
         assert [path.name for path in event_file(any_application).parent.iterdir()] == ["app.db"]
+    migrate.remove(settings)
+    migrate.migrate(settings)
+
+
+@pytest.mark.parametrize(
+    "stream, lost",
+    [("changes", "change_log"), ("changes", "changes_version"), ("log", "log_state"), ("log", "acknowledged")],
+)
+def test_dropped_table_of_ours_needs_a_removal(any_application: Application, stream: migrate.Stream, lost: str) -> None:
+    settings = any_application.migrate()
+    home = home_of(any_application, stream)
+    home.execute(f"drop table {home.log_table(lost)}")
+    reason = f"airy_trio is without its table {home.names.bare(lost)}; run: airy-trio migrate --remove "
+    with home.engine.connect() as connection:
+        schema = migrate.schema_of(connection, stream, settings.database)
+    assert schema.incomplete
+    assert schema.faults[0].startswith(reason)
+    with pytest.raises(StartError, match=f"^(database|log): {reason}"):
+        migrate.migrate(settings)
     migrate.remove(settings)
     migrate.migrate(settings)
 

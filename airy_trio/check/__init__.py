@@ -232,7 +232,7 @@ class _Check:
             report.add("note", [f"database: {schema.newer}, with which this version works"])
             report.add("note", triggers.outdated(connection, tables, names, deletes=settings.logs_deletes))
         if missing:
-            if schema.newer is None and settings.database.migrate:
+            if schema.newer is None and settings.database.migrate and not schema.incomplete:
                 report.add("note", [f"{line} (database.migrate is true: the server does it)" for line in missing])
             else:
                 report.add("problem", missing)
@@ -303,7 +303,8 @@ class _Check:
             return None
         schema = migrate.schema_of(connection, "log", options)
         if schema.faults:
-            weight: Weight = "note" if options.migrate and schema.newer is None else "problem"
+            is_due = options.migrate and schema.newer is None and not schema.incomplete
+            weight: Weight = "note" if is_due else "problem"
             report.add(weight, [f"log: {line}" for line in schema.faults])
             return None
         if schema.newer is not None:

@@ -53,6 +53,11 @@ if TYPE_CHECKING:
 
 Stream = Literal["changes", "log"]
 _STATES: Final[Mapping[Stream, str]] = {"changes": STATE, "log": log_tables.STATE}
+_TABLES: Final[Mapping[Stream, tuple[str, ...]]] = {
+    "changes": (TABLE, STATE),
+    "log": (log_tables.EVENTS, log_tables.STATE, log_tables.CURRENT, log_tables.ENDED, log_tables.ACKNOWLEDGED),
+}
+"""The tables of the newest revision, which include those of the older ones."""
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
 """The table of the settings with which a line about a stream begins, as in ``check``."""
 _BY_UPDATED_AT: Final = 'changes.capture is "updated_at", which'
@@ -332,11 +337,9 @@ def _remove_stream(connection: sa.Connection, stream: Stream, settings: Settings
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
     if stream == "changes":
         triggers.remove(connection, names)
-    if revision_of(connection, stream, names) is not None:
-        from alembic import command  # noqa: PLC0415 - slow to import, see above
-
-        command.downgrade(_config(connection, stream, names), "base")
-        connection.exec_driver_sql(f"drop table {names.quoted(_version_table(stream))}")
+    # Not by the migrations: a table may have been dropped by hand, and this is the remedy.
+    for table in (*_TABLES[stream], _version_table(stream)):
+        connection.exec_driver_sql(f"drop table if exists {names.quoted(table)}")
     if names.dialect == POSTGRES:
         schema = quote_identifier(names.schema)
         if not connection.execute(_IS_USED, {"schema": schema}).scalar_one():
@@ -396,8 +399,10 @@ def upgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "
     """Bring a stream up to a revision, in the connection's transaction; by default up to date.
 
     The schema must not be newer than that. Raises ``StartError`` if this version does not know the revision of the
-    schema.
+    schema, or if a table was dropped by hand: the migrations would not create it again.
     """
+    if fault := _incomplete(connection, stream, names, revision_of(connection, stream, names)):
+        raise StartError([f"{_SETTINGS[stream]}: {fault}"])
     # Not by ``if not exists``, for which Postgres requires the right to create schemas even if this one exists.
     if names.dialect == POSTGRES and names.schema not in sa.inspect(connection).get_schema_names():
         connection.exec_driver_sql(f"create schema {quote_identifier(names.schema)}")
@@ -413,18 +418,22 @@ def upgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "
 class Schema:
     """The schema of a stream in one database.
 
-    ``faults``: a line if this version cannot work with it: it is missing, older, or too new. ``newer``: the beginning
-    of a line if it is of a newer version, whether we work with it or not.
+    ``faults``: a line if this version cannot work with it: it is missing, incomplete, older, or too new. ``newer``: the
+    beginning of a line if it is of a newer version, whether we work with it or not. ``incomplete``: a table of it was
+    dropped by hand, and ``migrate`` cannot bring it up to date.
     """
 
     faults: tuple[str, ...] = ()
     newer: str | None = None
+    incomplete: bool = False
 
 
 def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Schema:
     """Compare the revision of a database with the newest one that this version knows."""
     names = _names(connection, options)
     current, newest = revision_of(connection, stream, names), head(stream)
+    if fault := _incomplete(connection, stream, names, current):
+        return Schema((fault,), incomplete=True)
     if current is None:
         return Schema((f"{names.schema} has not been installed here; run: airy-trio migrate --config FILE",))
     begin = f"{names.schema} is at {current}"
@@ -438,6 +447,20 @@ def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOption
     if compatible_from is None or compatible_from > newest:
         return Schema((f"{newer}, with which this version does not work; install the newer version",), newer)
     return Schema(newer=newer)
+
+
+def _incomplete(connection: sa.Connection, stream: Stream, names: Names, revision: str | None) -> str | None:
+    """Return a line if some of a stream's tables are missing at this revision, but not all."""
+    tables = {names.bare(table) for table in _TABLES[stream]}
+    missing = tables.difference(sa.inspect(connection).get_table_names(schema=names.table_schema))
+    if revision is None:
+        missing = {names.bare(_version_table(stream))} if missing != tables else set()
+    elif revision != head(stream):
+        return None  # an older schema may have fewer tables, and a newer one may have others
+    if not missing:
+        return None
+    remedy = "airy-trio migrate --remove --config FILE, which deletes the events, and then without --remove"
+    return f"{names.schema} is without its table {', '.join(sorted(missing))}; run: {remedy}"
 
 
 def head(stream: Stream) -> str:

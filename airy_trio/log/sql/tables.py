@@ -33,6 +33,7 @@ EVENTS: Final = "event_log"
 STATE: Final = "log_state"
 CURRENT: Final = "log_current"
 ENDED: Final = "log_ended"
+ACKNOWLEDGED: Final = "acknowledged"
 STATE_FORM: Final = "2 "
 """The prefix of ``state_at``. Servers before ``log_0009`` write none: neither version continues the other's state."""
 COLUMNS: Final[Mapping[str, Any]] = {
@@ -96,7 +97,7 @@ class LogTables:
         self.state = table(STATE, dict.fromkeys(texts, sa.Text) | dict.fromkeys(numbers, sa.BigInteger))
         self.current = table(CURRENT, {"digest": sa.LargeBinary, "generation": sa.Text, **COLUMNS})
         self.ended = table(ENDED, {"digest": sa.LargeBinary, "offset": sa.BigInteger})
-        self.acknowledged = table("acknowledged", {**_GIVEN, "used_at_ms": sa.BigInteger})
+        self.acknowledged = table(ACKNOWLEDGED, {**_GIVEN, "used_at_ms": sa.BigInteger})
         self._now_ms = now_ms
         self._insert = insert
         self._made = cache(lambda make, values: make(values))  # the statements for destinations
