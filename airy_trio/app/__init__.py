@@ -3,7 +3,7 @@
 ``build`` makes the parts, ``server`` runs them and has the nursery tree, ``supervisor`` runs several processes.
 """
 
-from airy_trio.app.server import run, serve
+from airy_trio.app.server import run, serve, trio_run
 from airy_trio.sessions.listener import Address
 
-__all__ = ["Address", "run", "serve"]
+__all__ = ["Address", "run", "serve", "trio_run"]

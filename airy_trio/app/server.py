@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 import trio
@@ -47,6 +47,8 @@ from airy_trio.sessions.session import Sessions
 from airy_trio.settings import Settings, contradictions
 from airy_trio.websocket import tls
 from airy_trio.websocket.tls import Certificate, Encryption
+
+T = TypeVar("T")
 
 logger = structlog.get_logger(__name__)
 
@@ -71,6 +73,26 @@ async def serve(  # noqa: ASYNC128 - _serve reports that it has started
     cannot go on.
     """
     await serve_process(settings, stopping=stopping, task_status=task_status)
+
+
+def trio_run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run ``run``, or another function that receives signals itself, in Trio. Afterwards the handlers are as before.
+
+    Between the end of the receiver and that of Trio, further signals are ignored. The receiver restores the handlers
+    that it found, and those of a command raise, which Trio would report as an internal error.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    async def ignoring() -> T:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        return await work()
+
+    try:
+        return trio.run(ignoring)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def run(

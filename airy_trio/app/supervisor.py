@@ -54,8 +54,8 @@ async def supervise(settings: Settings, config: Path) -> int:
     Raises ``StartError`` if the port is taken, or if the system does not start a process.
     """
     with ExitStack() as stack:
-        port = await _reserve_port(settings.listener, stack)
         signals = stack.enter_context(trio.open_signal_receiver(*PASSED_ON))
+        port = await _reserve_port(settings.listener, stack)
         return await Workers(settings, config, port).run(signals)
 
 

@@ -14,7 +14,6 @@ from typing import Final, NoReturn, cast
 
 import click
 import structlog
-import trio
 
 from airy_trio import __version__
 from airy_trio.cli.commands import COMMANDS, CONFIG, load_settings
@@ -87,11 +86,11 @@ def airy_trio(context: click.Context, config: Path | None, worker: tuple[int, in
         this = supervisor.Worker(*worker)
         structlog.contextvars.bind_contextvars(worker=supervisor.RECORDER if this.records else this.number)
         serve = partial(app.run, this.settings(settings), this.stay_with_parent, worker=this.number)
-        trio.run(partial(serve, reread=lambda: this.reread(load(file, os.environ))))
+        app.trio_run(partial(serve, reread=lambda: this.reread(load(file, os.environ))))
     elif settings.listener.workers > 1:
-        sys.exit(trio.run(supervisor.supervise, settings, file))
+        sys.exit(app.trio_run(partial(supervisor.supervise, settings, file)))
     else:
-        trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ)))
+        app.trio_run(partial(app.run, settings, reread=lambda: load(file, os.environ)))
 
 
 for command in (*COMMANDS, init):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -59,7 +60,7 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
                 output.note("no browser found; open the console by hand")
             await _show(address, database, events_max, output)
 
-        trio.run(app.run, parsed, show)
+        app.trio_run(partial(app.run, parsed, show))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -132,7 +132,7 @@ def verify(settings: Settings, seconds: float, progress: Progress) -> LossCertif
     with make_scratch(settings) as scratch:
         migrate.migrate(scratch.settings)
         run = _Run(scratch, seconds, progress)
-        trio.run(app.run, scratch.settings, run.run)
+        app.trio_run(partial(app.run, scratch.settings, run.run))
         return run.certificate() if run.finished else None
 
 

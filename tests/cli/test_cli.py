@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from attrs import frozen
 
-from airy_trio import __version__
+from airy_trio import __version__, app
 from airy_trio.cli.commands import run_until_signalled
 from airy_trio.cli.logs import configure_logging
 from tests.application import Application
@@ -121,6 +121,32 @@ def test_further_signals_at_the_end_of_a_command() -> None:
     before = signal.signal(signal.SIGTERM, end)
     try:
         run_until_signalled(work)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_further_signals_at_the_end_of_a_server() -> None:
+    def end(_number: int, _frame: object) -> None:
+        sys.exit(1)
+
+    async def at_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    async def work() -> str:
+        trio.lowlevel.spawn_system_task(at_the_end)
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(signal.SIGTERM)
+            await anext(signals)
+        return "stopped"
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        assert app.trio_run(work) == "stopped"
         assert signal.getsignal(signal.SIGTERM) is end
     finally:
         signal.signal(signal.SIGTERM, before)
