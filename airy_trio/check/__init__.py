@@ -39,9 +39,9 @@ from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartErro
 from airy_trio.log.current import TYPE_OF, CurrentState
 from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.options import find_store
-from airy_trio.log.sql.store import StateRow
+from airy_trio.log.sql.store import state_row
 from airy_trio.log.sql.tables import log_tables
-from airy_trio.log.store import Bounds
+from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.settings import Settings
 from airy_trio.websocket.tls import CERTIFICATE, KEY
 
@@ -309,7 +309,11 @@ class _Check:
             return None
         if schema.newer is not None:
             report.add("note", [f"log: {schema.newer}, with which this version works"])
-        state = StateRow(*connection.execute(log_tables(names).bounds).one())
+        try:
+            state = state_row(connection.execute(log_tables(names).bounds))
+        except StoreUnavailable as error:
+            report.add("problem", [f"log: {error}"])
+            return None
         return state.bounds, state.resume_point
 
     def opened_store(self) -> _Log | None:

@@ -327,6 +327,16 @@ async def test_missing_tables_are_refused(options: DatabaseOptions) -> None:
             await store.bounds()
 
 
+async def test_store_without_its_state_is_unavailable(options: DatabaseOptions) -> None:
+    """As for a moment while a dump is loaded."""
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        await trio.to_thread.run_sync(execute, options, "delete from {}")
+        for attempt in (store.bounds(), store.append(head, [event(1)], "point"), store.read(head.at(0), 1)):
+            with pytest.raises(StoreUnavailable, match="log_state has no row"):
+                await attempt
+
+
 async def test_quiet_conversation_is_found_by_its_index(options: DatabaseOptions) -> None:
     async with open_sql(options) as store:
         head = (await store.bounds()).head

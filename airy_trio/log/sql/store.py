@@ -93,7 +93,7 @@ class SqlStore:
     def __init__(self, tables: LogTables, reading: Run, replaying: Run, writing: Run) -> None:
         self._tables = tables
         self._reading, self._replaying, self._writing = reading, replaying, writing
-        self._state = Step(tables.bounds, convert=_state_row)
+        self._state = Step(tables.bounds, convert=state_row)
         self._used_since_ms = 0  # no durable subscription was last used before this time
         self._clean_epoch: str | None = None  # there are no rows below the ``first`` of this epoch
         self._clean_generation: str | None = None  # the current state has no rows of other generations than this
@@ -247,7 +247,7 @@ class SqlStore:
         """Raise ``StoreReplaced`` if the database is not the one that was opened."""
 
     def _aged(self, age_s: float) -> Step:
-        return Step(self._tables.aged, {"age_ms": milliseconds(age_s)}, _state_row)
+        return Step(self._tables.aged, {"age_ms": milliseconds(age_s)}, state_row)
 
     async def _events(
         self,
@@ -350,6 +350,11 @@ def _position(epoch: str, offset: int) -> Position | None:
     return None if epoch == _NO_EPOCH else Position(epoch, offset)
 
 
-def _state_row(rows: Iterable[Any]) -> StateRow:
-    [row] = rows
-    return StateRow(*row)
+def state_row(rows: Iterable[Any]) -> StateRow:
+    """Return the only row of ``LogTables.bounds`` or ``LogTables.aged``. Raises ``StoreUnavailable`` if it is missing.
+
+    While a dump is loaded, the tables exist for a moment before they have their rows.
+    """
+    for row in rows:
+        return StateRow(*row)
+    raise StoreUnavailable("log_state has no row: a dump is being loaded, or the table was emptied")
