@@ -644,11 +644,13 @@ def test_removing_restores_the_previous_state(any_application: Application, stor
     "stream, lost",
     [("changes", "change_log"), ("changes", "changes_version"), ("log", "log_state"), ("log", "acknowledged")],
 )
-def test_dropped_table_of_ours_needs_a_removal(any_application: Application, stream: migrate.Stream, lost: str) -> None:
+def test_missing_table_is_reported_until_removal(
+    any_application: Application, stream: migrate.Stream, lost: str
+) -> None:
     settings = any_application.migrate()
     home = home_of(any_application, stream)
     home.execute(f"drop table {home.log_table(lost)}")
-    reason = f"airy_trio is without its table {home.names.bare(lost)}; run: airy-trio migrate --remove "
+    reason = f"airy_trio is incomplete; missing tables: {home.names.bare(lost)}; run: airy-trio migrate --remove "
     with home.engine.connect() as connection:
         schema = migrate.schema_of(connection, stream, settings.database)
     assert schema.incomplete

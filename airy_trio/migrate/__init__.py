@@ -337,7 +337,7 @@ def _remove_stream(connection: sa.Connection, stream: Stream, settings: Settings
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
     if stream == "changes":
         triggers.remove(connection, names)
-    # Not by the migrations: a table may have been dropped by hand, and this is the remedy.
+    # Without the migrations: their downgrades fail if a table was dropped by hand, and this command is the remedy.
     for table in (*_TABLES[stream], _version_table(stream)):
         connection.exec_driver_sql(f"drop table if exists {names.quoted(table)}")
     if names.dialect == POSTGRES:
@@ -419,8 +419,8 @@ class Schema:
     """The schema of a stream in one database.
 
     ``faults``: a line if this version cannot work with it: it is missing, incomplete, older, or too new. ``newer``: the
-    beginning of a line if it is of a newer version, whether we work with it or not. ``incomplete``: a table of it was
-    dropped by hand, and ``migrate`` cannot bring it up to date.
+    beginning of a line if it is of a newer version, whether we work with it or not. ``incomplete``: a table was dropped
+    by hand, and ``migrate`` does not create it again.
     """
 
     faults: tuple[str, ...] = ()
@@ -450,7 +450,7 @@ def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOption
 
 
 def _incomplete(connection: sa.Connection, stream: Stream, names: Names, revision: str | None) -> str | None:
-    """Return a line if some of a stream's tables are missing at this revision, but not all."""
+    """Return a fault if some of a stream's tables exist and others are missing; None for an older or newer schema."""
     tables = {names.bare(table) for table in _TABLES[stream]}
     missing = tables.difference(sa.inspect(connection).get_table_names(schema=names.table_schema))
     if revision is None:
@@ -459,8 +459,8 @@ def _incomplete(connection: sa.Connection, stream: Stream, names: Names, revisio
         return None  # an older schema may have fewer tables, and a newer one may have others
     if not missing:
         return None
-    remedy = "airy-trio migrate --remove --config FILE, which deletes the events, and then without --remove"
-    return f"{names.schema} is without its table {', '.join(sorted(missing))}; run: {remedy}"
+    remedy = "airy-trio migrate --remove --config FILE, which deletes the events, and then the same without --remove"
+    return f"{names.schema} is incomplete; missing tables: {', '.join(sorted(missing))}; run: {remedy}"
 
 
 def head(stream: Stream) -> str:

@@ -327,8 +327,8 @@ async def test_missing_tables_are_refused(options: DatabaseOptions) -> None:
             await store.bounds()
 
 
-async def test_store_without_its_state_is_unavailable(options: DatabaseOptions) -> None:
-    """As for a moment while a dump is loaded."""
+async def test_store_without_a_state_row_is_unavailable(options: DatabaseOptions) -> None:
+    """The row may be missing while a dump is being restored."""
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         await trio.to_thread.run_sync(execute, options, "delete from {}")

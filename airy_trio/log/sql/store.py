@@ -353,8 +353,8 @@ def _position(epoch: str, offset: int) -> Position | None:
 def state_row(rows: Iterable[Any]) -> StateRow:
     """Return the only row of ``LogTables.bounds`` or ``LogTables.aged``. Raises ``StoreUnavailable`` if it is missing.
 
-    While a dump is loaded, the tables exist for a moment before they have their rows.
+    While a dump is being restored, the table may exist before its row does.
     """
     for row in rows:
         return StateRow(*row)
-    raise StoreUnavailable("log_state has no row: a dump is being loaded, or the table was emptied")
+    raise StoreUnavailable("log_state has no row: a dump is being restored, or the table was emptied")
