@@ -1,8 +1,8 @@
 """Failures that repeat: how long to pause until the next attempt, and which of them to log.
 
-A task that retries calls ``until_available``. If it counts attempts itself it has a ``Backoff`` for its pauses, and if
-it also logs, an ``Outage``: the first failure and the recovery are a line each, and the failures between them are
-silent. Where other programs cause the failures, thousands of them if they like, a ``Sample`` decides which are logged.
+A task that retries calls ``until_available``. A task with a loop of its own has a ``Backoff`` for the pauses, or an
+``Outage`` if it also logs: the first failure and the recovery are logged, the failures between them are not. If other
+programs can cause thousands of failures, a ``Sample`` decides which of them are logged.
 """
 
 import math
@@ -21,7 +21,7 @@ FIRST_S: Final = 0.05
 MAX_S: Final = 1.0
 """Pauses between two attempts to reach a database or an event store, from the first to the longest."""
 LOG_EVERY_S: Final = 10.0
-"""Between two log lines about occurrences of one ``Sample``."""
+"""Minimum time between two logged occurrences of one ``Sample``."""
 
 
 @define(eq=False)
@@ -43,7 +43,7 @@ class Backoff:
 
 
 async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of the first attempt that is not ``Unavailable``, with pauses between the attempts."""
+    """Return the result of ``attempt``; retry with backoff while it raises ``Unavailable``."""
     backoff = Backoff()
     while True:
         try:
@@ -85,13 +85,16 @@ class Outage:
 
 @define(eq=False)
 class Sample:
-    """Selects the occurrences that are logged: the first one, then one in each ``LOG_EVERY_S``."""
+    """Selects the occurrences to log: the first one, then at most one in ``LOG_EVERY_S``."""
 
     _count: int = field(default=0, init=False)
     _log_at: float = field(default=-math.inf, init=False)
 
     def take(self) -> int:
-        """Count an occurrence; return how many there were since the last one that was logged, or 0: do not log it."""
+        """Count an occurrence; return 0 if it must not be logged.
+
+        Otherwise return the number of occurrences since the last one that was logged, including this one.
+        """
         self._count += 1
         now = trio.current_time()
         if now < self._log_at:

@@ -275,7 +275,7 @@ async def test_failed_first_start_ends_the_command(sqlite_application: Applicati
 @pytest.mark.timeout(3 * TIMEOUT_S)
 async def test_command_ends_if_no_worker_listens_or_starts(sqlite_application: Application, tmp_path: Path) -> None:
     config = config_of(sqlite_application, tmp_path)
-    with trio.fail_after(2 * TIMEOUT_S):  # each worker is started up to six times, after longer and longer pauses
+    with trio.fail_after(2 * TIMEOUT_S):  # each worker is started up to six times, with growing pauses
         async with two_workers(config) as server:
             config.unlink()
             for number in range(2):

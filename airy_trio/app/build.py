@@ -160,7 +160,7 @@ class TableChecks:
         return inspect(connection, self._settings.tables, watermarks=reads_only, holds_log=here)
 
     def installed(self, connection: sa.Connection, tables: Tables) -> tuple[migrate.Schema, list[str]]:
-        """Return the schema of our tables and its faults; if it has none, those of the triggers on these tables."""
+        """Return the schema of our tables, and faults: of the schema, or else of the triggers on ``tables``."""
         options, deletes = self._settings.database, self._settings.logs_deletes
         names = Names.of(options.url, options.schema)
         find = partial(triggers.faults, connection, tables, names, deletes=deletes)
@@ -169,7 +169,7 @@ class TableChecks:
             return schema, [f"database: {fault}" for fault in schema.faults]
         faults = list(find(newer_schema=schema.newer is not None))
         if faults and schema.newer is None:
-            # A newer version may have migrated before the triggers were read.
+            # A newer version may have migrated between the reads of the schema and of the triggers.
             schema = migrate.schema_of(connection, "changes", options)
             if schema.newer is not None:
                 faults = list(find(newer_schema=True))

@@ -76,10 +76,10 @@ async def serve(  # noqa: ASYNC128 - _serve reports that it has started
 
 
 def trio_run(work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``run``, or another function that receives signals itself, in Trio. Afterwards the handlers are as before.
+    """Run ``run``, or another function that opens its own signal receiver, in Trio; then restore the signal handlers.
 
-    Between the end of the receiver and that of Trio, further signals are ignored. The receiver restores the handlers
-    that it found, and those of a command raise, which Trio would report as an internal error.
+    SIGINT and SIGTERM are ignored before the receiver opens and after it closes. Otherwise the receiver would restore
+    the command's handlers while Trio still runs. They raise an exception, which Trio would report as an internal error.
     """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

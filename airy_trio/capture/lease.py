@@ -145,7 +145,7 @@ class LogLease(_AdvisoryLease):
 
 
 class FileLease:
-    """``Lease`` by an exclusive lock on ``lock_file``, which the system releases when the process dies."""
+    """``Lease`` by an exclusive lock on the database's ``lock_file``. The system releases it when the process dies."""
 
     # ``flock``, not a POSIX lock: a process loses its POSIX locks on a file when it closes any descriptor of the file,
     # and two leases in one process would not exclude each other. For the same reason the lock is not on the database

@@ -432,7 +432,7 @@ class Queries:
     def _epoch(self, column: Column) -> str:
         """Epoch milliseconds of a timestamp; the text of any other column, which may be ISO or epoch milliseconds."""
         name = _name(column)
-        if column.type == "timestamp":  # or a date, hence the cast: else it would get a time zone
+        if column.type == "timestamp":  # or a date, which without the cast would become a timestamptz
             name = f"(cast({name} as timestamp) at time zone {escape_colons(quote_text(self._table.time_zone))})"
         elif column.type != "timestamptz":
             return self.text(column)

@@ -161,7 +161,8 @@ def _in_newest_order(connection: sa.Connection, settings: Settings, objects: Obj
 def bounded(connection: sa.Connection) -> Iterator[None]:
     """Run a block in a savepoint, then roll it back; on Postgres forbid writes too.
 
-    A statement that takes longer than ``TIMEOUT_S`` ends the block without an error.
+    A statement that takes longer than ``TIMEOUT_S`` ends the block without an error. On SQLite the limit applies
+    to the block as a whole.
     """
     try:
         with connection.begin_nested() as reading:

@@ -97,9 +97,9 @@ class SessionOptions(AdmissionOptions):
 class SampledLog:
     """Log lines about connections that end before CONNECT is accepted, of which any client can cause thousands.
 
-    A ``Sample`` of the lines for each event and reason is logged at level info, with ``not_logged``, the number of
-    lines since the one before it, which are logged at level debug. Memory is kept for each event and reason, so a
-    reason must come from a small, fixed set and contain nothing that a client sends.
+    For each event and reason, a ``Sample`` of the lines is logged at level info, and the others at level debug.
+    ``not_logged`` is the number of lines at level debug since the last one at level info. Memory is kept for each event
+    and reason, so a reason must come from a small, fixed set and contain nothing that a client sends.
     """
 
     def __init__(self) -> None:

@@ -212,8 +212,8 @@ def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, p
     assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')
 
 
-def test_times_without_an_order_are_a_fault(postgres_application: Application) -> None:
-    """The owner of a conversation's metadata is that of its newest message."""
+def test_time_column_that_postgres_cannot_order_is_a_fault(postgres_application: Application) -> None:
+    """The query for the channel of a conversation's metadata orders the messages by time."""
     postgres_application.migrate()
     postgres_application.execute(
         "drop index messages_conversation", "alter table messages alter sent_at type json using to_json(sent_at)"

@@ -42,9 +42,7 @@ async def test_one_of_two_sessions_holds_the_lease_until_release(postgres_applic
     await first.release()
 
 
-async def test_holding_makes_no_query_and_release_unlocks_before_the_session_ends(
-    postgres_application: Application,
-) -> None:
+async def test_lease_is_locked_once_and_unlocked_by_release(postgres_application: Application) -> None:
     postgres_application.migrate()
     engine = postgres_engine(postgres_application.url, connect_timeout_s=5)
     lease, statements = PostgresLease(DedicatedConnection(engine), postgres_application.names), list[str]()

@@ -352,7 +352,7 @@ async def test_metadata_of_one_subject_only(any_application: Application) -> Non
     assert (str(found.conversation_id), str(found.channel_id)) == ("6", "7")
 
 
-async def test_metadata_excluded_by_where_is_left_out_of_its_pair(any_application: Application) -> None:
+async def test_metadata_row_excluded_by_where_is_not_sent(any_application: Application) -> None:
     any_application.execute("create table metadata (subject text, identifier text, key text, value text)")
     (found,) = await read(
         any_application,
@@ -381,7 +381,7 @@ async def test_metadata_of_an_impossible_id_does_not_fail_the_batch(
         "create table metadata (subject text, identifier text, key text, value text)",
     )
     settings = postgres_application.migrate(only(metadata="", messages=""), with_tables=False)
-    # Postgres casts the wanted key only if there is a row to compare it with.
+    # Postgres casts the requested id only if there is a row to compare it with.
     postgres_application.execute("insert into messages (id, conversation_id) values (:id, :id)", id=another)
     async with feed_of(postgres_application, settings) as feed:
         point = await feed.origin()

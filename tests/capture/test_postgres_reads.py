@@ -218,7 +218,7 @@ async def test_key_refused_by_the_database_is_found_in_the_same_snapshot(
         threads.clear()
         batch = await feed.read(point, LIMIT)
         following = await feed.read(batch.resume_point, LIMIT)
-        assert len(threads) == 1, "that of the update: the feed has kept its connection and used no thread"
+        assert len(threads) == 1, "only the update used a thread: the feed has kept its connection"
         refused = [changed.key for changed in batch.objects if isinstance(changed, Unreadable)]
         assert refused == [(f"t{number}",) for number in range(1, count + 1) if number % 3 == 1]
         read = [changed.name for changed in batch.objects if isinstance(changed, Tag)]

@@ -105,7 +105,7 @@ async def test_a_restart_without_a_new_epoch_loses_the_old_point(any_application
 
 
 async def test_nothing_is_sealed_for_an_event_log_in_the_same_database(any_application: Application) -> None:
-    """It would cost the application's disk two more commits for each batch."""
+    """Sealing and settling would cost the application's disk two more commits for each batch."""
     state = any_application.log_table("change_state")
     async with feed_of(any_application, any_application.migrate()) as feed:
         point = await feed.origin()

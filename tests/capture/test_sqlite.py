@@ -187,8 +187,8 @@ async def test_odd_keys_do_not_fail_a_batch(application: Application) -> None:
     assert len(objects) == 6
 
 
-def test_outage_during_a_query_refuses_none_of_its_keys(sqlite_application: Application) -> None:
-    """An object whose key is refused is skipped for good."""
+def test_no_key_counts_as_refused_after_an_outage(sqlite_application: Application) -> None:
+    """The recorder skips the object of a refused key permanently."""
     bound = BoundQuery(Query(sa.text("select value from json_each(:keys)")), ["one", "two"])
     with sqlite_application.engine.connect() as connection:
         interrupts = iter([1])

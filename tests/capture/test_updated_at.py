@@ -184,7 +184,7 @@ async def test_rows_of_one_time_come_in_pages_each_once(
 
 @pytest.mark.parametrize("limit", [2, 3])
 async def test_backlogs_of_two_tables_share_the_limit(watched: Watched, limit: int) -> None:
-    """A batch that the first table has filled stops before the first row of the second one."""
+    """If the first table fills a batch, the batch has no row of the second one."""
     watched.application.execute(CHANNELS)
     async with watching(watched.application, only(tags="", channels="")) as feed:
         after = await feed.origin()

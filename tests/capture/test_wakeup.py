@@ -136,7 +136,7 @@ async def test_recorder_polls_while_a_transaction_will_not_notify(application: A
                 await feed.wait()
                 assert not feed.wakeup.armed
                 after = (await feed.read(after, 100)).resume_point
-            # Its pauses grow: without them it would use a whole core for as long as the transaction is open.
+            # The pauses grow. Without them the recorder would use a whole core while the transaction is open.
             assert trio.current_time() - begun_at > 3 * postgres.POLL_MAX_S
         assert (await next_batch(feed, after)).changes == 1
 

@@ -126,7 +126,7 @@ def test_further_signals_at_the_end_of_a_command() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_further_signals_at_the_end_of_a_server() -> None:
+def test_further_signals_at_the_end_of_a_server_are_ignored() -> None:
     def end(_number: int, _frame: object) -> None:
         sys.exit(1)
 

@@ -76,14 +76,14 @@ async def assert_another_epoch(serving: Server, application: Application, seen: 
 
 
 async def resumed(serving: Server, event: Event) -> str | None:
-    """Resume after an event, and return how.
+    """Resume after an event, and return the header ``resume`` of the receipt.
 
-    A recorder logs the new epoch before its server follows it. A client that resumes in between is disconnected.
+    A recorder logs the new epoch before its server switches to it. A client that resumes in between is disconnected.
     """
     async with await connect(HOST, serving.port) as returning:
         receipt = await returning.subscribe(headers=[("last-event-id", event.position)])
         if receipt.get("resume") == "resumed":
-            with pytest.raises(Closed) as closed:  # noqa: PT012 - events of the old epoch may arrive before it
+            with pytest.raises(Closed) as closed:  # noqa: PT012 - events of the old epoch may precede the Close
                 while True:
                     await returning.receive()
             assert closed.value.code == 4410, "410-position-expired"

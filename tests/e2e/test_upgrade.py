@@ -147,7 +147,7 @@ async def test_sqlite_server_restores_only_missing_triggers(sqlite_application: 
 
 
 def older_schemas() -> list[tuple[str, ...]]:
-    """Return older revisions, at most one of each stream, so that each occurs: those of both streams in turn."""
+    """Return the older revisions in groups: the first of each stream, the second of each, and so on."""
     older: list[list[str]] = []
     for stream in STREAMS:
         files = sorted((migrate.migrations_folder() / stream).glob("[0-9]*.py"))
@@ -215,7 +215,7 @@ async def assert_goes_on_after_upgrade(
             assert [event.object[-1] for event in events] == ["t2", "t3", "t4"]
             assert [event.offset for event in events] == list(range(seen.offset + 1, seen.offset + 4))
             assert_in_order([seen, *events])
-            if "log_0001" not in revisions:  # which had no durable subscriptions
+            if "log_0001" not in revisions:  # log_0001 had no durable subscriptions
                 async with await connect(HOST, serving.port, headers=passcode) as other:
                     assert (await subscribe_durably(other)).get("resume") == "resumed"
                     assert event_of(await other.receive()) == events[0]

@@ -746,7 +746,7 @@ async def test_log_of_an_unconsumed_feed_continues_or_starts_now(
     class Unconsumed(MemoryFeed):
         consumed = False
 
-        async def adopt(self, consumer: Consumer) -> None:  # noqa: ARG002 - as the port says
+        async def adopt(self, consumer: Consumer) -> None:  # noqa: ARG002 - the signature of the port
             await trio.lowlevel.checkpoint()
 
     changes.write(tag(1))

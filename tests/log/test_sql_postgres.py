@@ -240,7 +240,7 @@ async def test_slow_append_that_ends_in_time_is_left_alone(
     assert await store.resume_point() == "point"
 
 
-async def test_session_that_left_before_it_could_be_ended_is_no_outage(store: EventStore, locking: Other) -> None:
+async def test_session_that_leaves_by_itself_is_no_outage(store: EventStore, locking: Other) -> None:
     head = (await store.bounds()).head
     await store.append(head, [], "point")  # opens the connection
     with trio.fail_after(10):
@@ -249,7 +249,7 @@ async def test_session_that_left_before_it_could_be_ended_is_no_outage(store: Ev
                 locking.execute(ENTER)
                 nursery.start_soon(store.append, head, [event(1)], "point")
                 await trio.testing.wait_all_tasks_blocked()  # the append has been sent
-                # This process stalls, so it learns too late that another session is inside.
+                # This process stalls beyond its patience before it reads that another session is inside.
                 time.sleep(2 * PATIENCE_FIRST_S)  # noqa: ASYNC251
     assert (await store.bounds()).last == 1
 
@@ -359,7 +359,7 @@ async def test_outage_found_by_a_read_is_not_reported_again_by_the_wait(
 async def test_head_that_moves_without_a_notification_is_found(
     store: PostgresStore, other: Other, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network may swallow a notification, and a connection may be dead without an error."""
+    """A notification may be lost in the network, and a connection may be dead without an error."""
     monkeypatch.setattr(postgres, "POLL_NOTIFIED_S", 0.05)
     head = (await store.bounds()).head
     with trio.fail_after(10):

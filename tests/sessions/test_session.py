@@ -171,7 +171,7 @@ async def test_an_unanswered_close_is_aborted_in_time(server: Server, autojump_c
 
 
 async def test_stream_ends_only_after_the_close_frame_of_the_client(server: Server, autojump_clock: MockClock) -> None:
-    """A client for which it ends before its answer may take this for a broken connection."""
+    """A client that finds the stream ended before it has answered may report a broken connection."""
     plugged = await server.plug_connected()
     stream = plugged.client.stream
     await plugged.client.send(Frame("DISCONNECT"))
@@ -285,7 +285,7 @@ async def test_a_failure_in_one_session_ends_only_that_session(
 
 
 async def test_a_connection_is_logged_without_its_input(server: Server, autojump_clock: MockClock) -> None:
-    await trio.sleep(100)  # the clock does not begin with the connection
+    await trio.sleep(100)  # so that a time of the clock differs from a time since the connection began
     with capture_logs() as logs:
         plugged = server.plug()
         await plugged.client.upgrade()

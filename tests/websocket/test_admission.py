@@ -236,7 +236,7 @@ async def test_distinct_headers_share_one_line_of_the_log(name: str) -> None:
                 request = head(f"Origin: {value}") if name == "Origin" else head(changed={"Host": value})
                 await answer_to(server, request if name != "no Host" else head(changed={"Host": f"/{value}"}))
             await server.ended()
-        sampled = server.sessions.services.sampled_log._samples  # noqa: SLF001 - no counter shows its size
+        sampled = server.sessions.services.sampled_log._samples  # noqa: SLF001 - its size is not public
         assert len(sampled) == 1
     closed = [line for line in logs if line["event"] == "connection closed"]
     assert len(closed) == len(values)

@@ -204,7 +204,7 @@ class PostgresStore(SqlStore):
             pause_s = min(2 * pause_s, FENCE_POLL_MAX_S)
 
     async def _end_session_inside(self) -> None:
-        """End the session inside the fence and raise ``StoreUnavailable``; return if it has left meanwhile."""
+        """End the session inside the fence and raise ``StoreUnavailable``; return if that session has already left."""
         waited_s = self.patience_s
         message = f"the append of another session did not end within {waited_s:g} s"
         try:
