@@ -661,6 +661,28 @@ def test_missing_table_is_reported_until_removal(
     migrate.migrate(settings)
 
 
+def test_tables_of_the_application_with_our_names_are_not_removed(any_application: Application) -> None:
+    if any_application.dialect != SQLITE:
+        any_application.execute("create schema airy_trio")
+    table = any_application.log_table("change_log")
+    any_application.execute(f"create table {table} (id text)")
+    settings = any_application.settings()
+    migrate.remove(settings)
+    assert any_application.scalar(f"select count(*) from {table}") == 0
+    with any_application.engine.connect() as connection:
+        assert not migrate.schema_of(connection, "changes", settings.database).incomplete
+
+
+def test_version_without_a_row_is_named(any_application: Application) -> None:
+    """While a dump is being restored, the tables exist before they have their rows."""
+    settings = any_application.migrate()
+    any_application.execute(f"delete from {any_application.log_table('changes_version')}")
+    with any_application.engine.connect() as connection:
+        (fault,) = migrate.schema_of(connection, "changes", settings.database).faults
+    version = any_application.names.bare("changes_version")
+    assert fault.startswith(f"airy_trio is incomplete; {version} has no row; run: ")
+
+
 def test_removing_by_a_symbolic_link_includes_the_lock_file(tmp_path: Path) -> None:
     link = tmp_path / "link.db"
     (tmp_path / "app.db").touch()

@@ -337,9 +337,10 @@ def _remove_stream(connection: sa.Connection, stream: Stream, settings: Settings
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
     if stream == "changes":
         triggers.remove(connection, names)
-    # Without the migrations: their downgrades fail if a table was dropped by hand, and this command is the remedy.
-    for table in (*_TABLES[stream], _version_table(stream)):
-        connection.exec_driver_sql(f"drop table if exists {names.quoted(table)}")
+    if revision_of(connection, stream, names) is not None or _has_our_state(connection, stream, names):
+        # Without the migrations: their downgrades fail if a table was dropped by hand, and this command is the remedy.
+        for table in (*_TABLES[stream], _version_table(stream)):
+            connection.exec_driver_sql(f"drop table if exists {names.quoted(table)}")
     if names.dialect == POSTGRES:
         schema = quote_identifier(names.schema)
         if not connection.execute(_IS_USED, {"schema": schema}).scalar_one():
@@ -451,16 +452,31 @@ def schema_of(connection: sa.Connection, stream: Stream, options: DatabaseOption
 
 def _incomplete(connection: sa.Connection, stream: Stream, names: Names, revision: str | None) -> str | None:
     """Return a fault if some of a stream's tables exist and others are missing; None for an older or newer schema."""
-    tables = {names.bare(table) for table in _TABLES[stream]}
-    missing = tables.difference(sa.inspect(connection).get_table_names(schema=names.table_schema))
+    present = sa.inspect(connection).get_table_names(schema=names.table_schema)
+    version = names.bare(_version_table(stream))
+    missing = {names.bare(table) for table in _TABLES[stream]}.difference(present)
     if revision is None:
-        missing = {names.bare(_version_table(stream))} if missing != tables else set()
-    elif revision != head(stream):
-        return None  # an older schema may have fewer tables, and a newer one may have others
-    if not missing:
+        if not _has_our_state(connection, stream, names):
+            return None
+        # If the table is there, a dump is being restored, or the table was emptied.
+        fault = f"{version} has no row" if version in present else f"missing tables: {version}"
+    elif revision == head(stream) and missing:
+        fault = f"missing tables: {', '.join(sorted(missing))}"
+    else:
         return None
     remedy = "airy-trio migrate --remove --config FILE, which deletes the events, and then the same without --remove"
-    return f"{names.schema} is incomplete; missing tables: {', '.join(sorted(missing))}; run: {remedy}"
+    return f"{names.schema} is incomplete; {fault}; run: {remedy}"
+
+
+def _has_our_state(connection: sa.Connection, stream: Stream, names: Names) -> bool:
+    """Return whether the state table of a stream is there and ours.
+
+    Without a revision its name does not show that: the schema may be the application's, for example ``public``.
+    """
+    inspector, state, schema = sa.inspect(connection), names.bare(_STATES[stream]), names.table_schema
+    if not inspector.has_table(state, schema=schema):
+        return False
+    return any(column["name"] == "compatible_from" for column in inspector.get_columns(state, schema=schema))
 
 
 def head(stream: Stream) -> str:
