@@ -118,7 +118,7 @@ class WebSocketClient:
 
     async def close(self, code: int = 1000) -> None:
         """Send a Close frame. When the server answers, ``receive`` raises ``Closed``."""
-        await self.stream.send_all(self._websocket.send(CloseConnection(code=code)))
+        await self._write(CloseConnection(code=code))
 
     async def receive_text(self) -> str:
         """Return the next message, which may be a heart-beat. Raises ``Closed``, ``BrokenPromiseError``."""

@@ -106,7 +106,8 @@ async def test_promises_of_the_server_are_checked(scripted: Scripted, event: Eve
 async def test_end_is_reported_after_earlier_messages_and_again(scripted: Scripted) -> None:
     await scripted.send(TextMessage(data=CONNECTED), CloseConnection(code=4410, reason="410-position-expired"))
     assert (await scripted.client.receive()).command == "CONNECTED"
-    for method in (scripted.client.receive, scripted.client.receive, scripted.client.ping):
+    client = scripted.client
+    for method in (client.receive, client.receive, client.ping, client.close):
         with pytest.raises(Closed) as closed:
             await method()
         assert (closed.value.code, closed.value.reason) == (4410, "410-position-expired")
