@@ -661,6 +661,23 @@ def test_missing_table_is_reported_until_removal(
     migrate.migrate(settings)
 
 
+def test_removal_and_an_append_lock_in_the_same_order(postgres_application: Application) -> None:
+    """An append changes the state and then adds events, so the removal locks these tables in the same order."""
+    settings = postgres_application.migrate()
+    state, engine = "airy_trio.log_state", postgres_application.engine
+    with engine.connect() as appending:
+        appending.exec_driver_sql(f"update {state} set last = last")
+        removing = threading.Thread(target=migrate.remove, args=[settings])
+        removing.start()
+        while postgres_application.scalar(WAITING.replace("messages", state)) == 0:
+            time.sleep(0.01)
+        appending.exec_driver_sql("set local lock_timeout = '100ms'")
+        appending.exec_driver_sql("select from airy_trio.event_log")
+        appending.commit()
+        removing.join()
+    assert postgres_application.scalar("select to_regclass('airy_trio.event_log')") is None
+
+
 def test_tables_of_the_application_with_our_names_are_not_removed(any_application: Application) -> None:
     if any_application.dialect != SQLITE:
         any_application.execute("create schema airy_trio")

@@ -54,10 +54,11 @@ if TYPE_CHECKING:
 Stream = Literal["changes", "log"]
 _STATES: Final[Mapping[Stream, str]] = {"changes": STATE, "log": log_tables.STATE}
 _TABLES: Final[Mapping[Stream, tuple[str, ...]]] = {
-    "changes": (TABLE, STATE),
-    "log": (log_tables.EVENTS, log_tables.STATE, log_tables.CURRENT, log_tables.ENDED, log_tables.ACKNOWLEDGED),
+    "changes": (STATE, TABLE),
+    "log": (log_tables.STATE, log_tables.EVENTS, log_tables.CURRENT, log_tables.ENDED, log_tables.ACKNOWLEDGED),
 }
-"""The tables of the newest revision, which include those of the older ones."""
+"""The tables of the newest revision, which include those of the older ones. The state is first, as in an append: a
+removal that locked them in another order would wait for the recorder, and the recorder for it."""
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
 """The table of the settings with which a line about a stream begins, as in ``check``."""
 _BY_UPDATED_AT: Final = 'changes.capture is "updated_at", which'
