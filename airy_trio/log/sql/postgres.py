@@ -200,6 +200,7 @@ class PostgresStore(SqlStore):
             left_s = give_up_at - trio.current_time()
             if left_s <= 0:
                 await self._end_session_inside()
+                give_up_at = trio.current_time() + self.patience_s  # for the next session, if one is inside by now
             await trio.sleep(min(pause_s, max(left_s, FENCE_POLL_S)))
             pause_s = min(2 * pause_s, FENCE_POLL_MAX_S)
 
