@@ -231,6 +231,7 @@ async def test_equal_rows_of_a_key_that_is_not_unique_hide_no_other(any_applicat
         assert [name for name, _ in names(objects)] == [f"new{number}" for number in range(4)]
 
 
+@pytest.mark.slow
 async def test_unchanged_file_is_not_read_again(sqlite_application: Application) -> None:
     watched = Watched(sqlite_application)
     async with watching(sqlite_application) as feed:
@@ -317,6 +318,7 @@ async def test_batch_that_could_not_be_read_is_read_again(watched: Watched) -> N
         assert names((await read_all(feed, after))[0]) == [("t1", "flag")]
 
 
+@pytest.mark.slow
 async def test_commit_between_a_wait_and_a_read_does_not_end_the_trust_in_reports(
     sqlite_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,7 @@ async def test_file_that_stays_locked_is_an_error(tmp_path: Path) -> None:
     await connection.aclose()
 
 
+@pytest.mark.slow
 async def test_long_lock_is_looked_at_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses_s: list[float] = []
     sleep = time.sleep
