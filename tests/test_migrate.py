@@ -681,11 +681,12 @@ def test_removal_and_an_append_lock_in_the_same_order(postgres_application: Appl
 def test_tables_of_the_application_with_our_names_are_not_removed(any_application: Application) -> None:
     if any_application.dialect != SQLITE:
         any_application.execute("create schema airy_trio")
-    table = any_application.log_table("change_log")
-    any_application.execute(f"create table {table} (id text)")
+    tables = [any_application.log_table(name) for name in ("change_log", "change_state")]
+    for table in tables:
+        any_application.execute(f"create table {table} (id text)")
     settings = any_application.settings()
     migrate.remove(settings)
-    assert any_application.scalar(f"select count(*) from {table}") == 0
+    assert [any_application.scalar(f"select count(*) from {table}") for table in tables] == [0, 0]
     with any_application.engine.connect() as connection:
         assert not migrate.schema_of(connection, "changes", settings.database).incomplete
 

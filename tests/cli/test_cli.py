@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,54 +103,48 @@ def test_version_and_help(command_line: CommandLine) -> None:
     assert all(command in shown.out for command in ("demo", "migrate", "--config"))
 
 
-def test_further_signals_at_the_end_of_a_command() -> None:
+@pytest.fixture
+def raising() -> Iterator[Callable[[int, object], None]]:
+    """Set a handler of SIGTERM that raises, as the command line does."""
+
     def end(_number: int, _frame: object) -> None:
         sys.exit(1)
 
-    async def at_the_end() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            signal.raise_signal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, end)
+    yield end
+    signal.signal(signal.SIGTERM, before)
 
+
+async def signal_at_the_end() -> None:
+    """Send SIGTERM while Trio ends, as a system task."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_further_signals_at_the_end_of_a_command_are_ignored(raising: Callable[[int, object], None]) -> None:
     async def work() -> None:
-        trio.lowlevel.spawn_system_task(at_the_end)
+        trio.lowlevel.spawn_system_task(signal_at_the_end)
         await trio.testing.wait_all_tasks_blocked()
         signal.raise_signal(signal.SIGTERM)
         await trio.sleep_forever()
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        run_until_signalled(work)
-        assert signal.getsignal(signal.SIGTERM) is end
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    run_until_signalled(work)
+    assert signal.getsignal(signal.SIGTERM) is raising
 
 
-def test_further_signals_at_the_end_of_a_server_are_ignored() -> None:
-    def end(_number: int, _frame: object) -> None:
-        sys.exit(1)
-
-    async def at_the_end() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-
+def test_further_signals_at_the_end_of_a_server_are_ignored(raising: Callable[[int, object], None]) -> None:
     async def work() -> str:
-        trio.lowlevel.spawn_system_task(at_the_end)
+        trio.lowlevel.spawn_system_task(signal_at_the_end)
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             await trio.testing.wait_all_tasks_blocked()
             signal.raise_signal(signal.SIGTERM)
             await anext(signals)
         return "stopped"
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        assert app.trio_run(work) == "stopped"
-        assert signal.getsignal(signal.SIGTERM) is end
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert app.trio_run(work) == "stopped"
+    assert signal.getsignal(signal.SIGTERM) is raising
 
 
 # The database: exit 1
